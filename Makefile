@@ -1,0 +1,64 @@
+# Every target works on a fresh machine: the environment is built first, once, and again only when its inputs change.
+# On a fresh Linux machine PyPI's torch may be a CUDA build of several GB; CONTRIBUTING.md says how to take the CPU build.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := constraints-cpu.txt
+NAMESPACE := build/namespace/starflow
+BUNDLE ?= out/demo/bundle
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint format docs bench clean
+.DELETE_ON_ERROR:
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/installed ## Create .venv with everything the other targets need
+
+demo: $(VENV)/installed ## Export the shipped digits model, sample from it with guidance into out/demo/samples.png
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/installed ## Run the fast tests
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(VENV)/installed ## Run the slow tests, and those that need a GPU where there is one
+	$(BIN)/python -m pytest -m "slow or gpu"
+
+lint: $(VENV)/installed $(NAMESPACE) ## Check format, lint and types
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+format: $(VENV)/installed ## Format, and mend what the linter can mend
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+docs: $(VENV)/installed-docs $(NAMESPACE) ## Build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+bench: demo ## Time the demo's bundle (BUNDLE=... for another one)
+	$(BIN)/starflow bench $(BUNDLE)
+
+clean: ## Remove what the targets made, except .venv
+	rm -rf build dist site out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "make: '$(PYTHON)' is not Python 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/pip
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,docs]'
+	@touch $@
+
+# The editable install maps the four folders with an import hook, which mypy cannot follow; links it can.
+$(NAMESPACE):
+	mkdir -p $@
+	for folder in calibration export runtime training; do ln -sfn ../../../$$folder $@/$$folder; done

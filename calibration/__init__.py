@@ -1,0 +1,1 @@
+"""Decode plans and quantised weights for a bundle, and the reports that justify them."""

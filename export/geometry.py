@@ -1,0 +1,60 @@
+"""Sizes a step graph is built for: what the exporter decides and the runtime must agree with."""
+
+from dataclasses import dataclass
+
+from starflow.training.config import BlockConfig
+
+
+@dataclass(frozen=True)
+class StepGeometry:
+    """Static sizes of one block's step graph.
+
+    A position is an index into the caches: condition tokens first, then the block's network inputs. The network input at
+    position p predicts one token; row p of the noise and sample buffers belongs to that token. With a start token the
+    inputs are [start, x_0 .. x_{T-2}] and predict x_0 .. x_{T-1}; without one they are x_0 .. x_{T-2}, predict
+    x_1 .. x_{T-1}, and x_0 passes unchanged.
+
+    Attributes:
+        batch: Images B decoded together.
+        rows: Rows of the network: 2B where guidance needs [conditional, null] halves, else B.
+        tokens: Sequence length T.
+        prefix: Condition tokens m in front.
+        height, width: Image size in tokens.
+    """
+
+    batch: int
+    rows: int
+    tokens: int
+    prefix: int
+    height: int
+    width: int
+    start_token: bool
+
+    @property
+    def first_token(self) -> int:
+        """Index of the first token the network predicts."""
+        return 0 if self.start_token else 1
+
+    @property
+    def capacity(self) -> int:
+        """Positions in a cache: condition tokens and network inputs."""
+        return self.prefix + self.tokens - self.first_token
+
+    @property
+    def guided(self) -> bool:
+        return self.rows == 2 * self.batch
+
+
+def step_geometry(
+    block: BlockConfig, *, batch: int, guided: bool, condition_tokens: int, height: int, width: int
+) -> StepGeometry:
+    """Sizes of `block` for images of `height` x `width` tokens."""
+    return StepGeometry(
+        batch=batch,
+        rows=2 * batch if guided else batch,
+        tokens=height * width,
+        prefix=condition_tokens if block.condition == "prefix" else 0,
+        height=height,
+        width=width,
+        start_token=block.start_token,
+    )

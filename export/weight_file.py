@@ -1,0 +1,93 @@
+"""Weights as one safetensors file that ONNX graphs can point into.
+
+A graph's external data names a file, an offset and a length; here the file is a valid safetensors file as well, so any
+tool can read it. Every tensor starts at a multiple of 64 bytes and the first at a multiple of 4,096, for memory mapping;
+the safetensors format allows no gaps, so the padding is named (`_padding.N`).
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+ALIGNMENT = 64
+PAGE = 4096
+SAFETENSORS_TYPES = {
+    np.dtype(np.float32): "F32",
+    np.dtype(np.float16): "F16",
+    np.dtype(ml_dtypes.bfloat16): "BF16",
+    np.dtype(np.int64): "I64",
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: `offset` is absolute in the file, both in bytes."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+class WeightFile:
+    """Collects tensors in memory-light fashion: data goes to disk at once, the header when the file is closed.
+
+    A header's size is known only at the end, so `header_room` bytes are kept free for it; it is padded with spaces, as
+    the format allows.
+    """
+
+    def __init__(self, path: Path, header_room: int = 1 << 20) -> None:
+        self.path = path
+        self.tensors: dict[str, StoredTensor] = {}
+        self._data_start = -(-header_room // PAGE) * PAGE
+        self._entries: dict[str, dict[str, object]] = {}
+        self._end = self._data_start
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> "WeightFile":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("wb")
+        self._file.seek(self._data_start)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        assert self._file is not None
+        if kind is None:
+            header = json.dumps(self._entries).encode()
+            room = self._data_start - 8
+            if len(header) > room:
+                raise ValueError(f"{self.path}: the header needs {len(header)} bytes, {room} are kept free")
+            self._file.seek(0)
+            self._file.write(room.to_bytes(8, "little") + header.ljust(room))
+        self._file.close()
+
+    def add(self, name: str, array: NDArray) -> StoredTensor:
+        """Store `array` under `name`; a name that is there already is not stored again."""
+        if name in self.tensors:
+            stored = self.tensors[name]
+            if stored.shape != array.shape or stored.dtype != array.dtype:
+                raise ValueError(f"{name}: stored as {stored.shape}, asked for as {array.shape}")
+            return stored
+        assert self._file is not None
+        if padding := -self._end % ALIGNMENT:
+            self._append(f"_padding.{len(self._entries)}", "U8", (padding,), b"\0" * padding)
+        array = np.ascontiguousarray(array)
+        offset = self._end
+        self._append(name, SAFETENSORS_TYPES[array.dtype], array.shape, array.data if array.size else b"")
+        self.tensors[name] = StoredTensor(name, array.dtype, array.shape, offset, array.nbytes)
+        return self.tensors[name]
+
+    def _append(self, name: str, kind: str, shape: tuple[int, ...], data: object) -> None:
+        assert self._file is not None
+        raw = memoryview(data) if isinstance(data, bytes) else memoryview(np.asarray(data).view(np.uint8).reshape(-1))
+        start = self._end - self._data_start
+        self._file.write(raw)
+        self._end += raw.nbytes
+        self._entries[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, start + raw.nbytes]}

@@ -1,0 +1,80 @@
+"""Files and folders that appear whole or not at all.
+
+Content is written beside its destination and renamed into place; an error, Ctrl-C or a full disk leaves nothing behind.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from starflow.runtime.errors import UsageError
+
+
+def _parent_of(destination: Path) -> Path:
+    parent = destination.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{destination}: cannot create {parent}: {error.strerror}; name a folder you can write to") from None
+    if not os.access(parent, os.W_OK):
+        raise UsageError(f"{destination}: {parent} is not writable; name a folder you can write to")
+    return parent
+
+
+@contextmanager
+def atomic_file(destination: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `destination`; on success it replaces `destination`, on any error it is removed.
+
+    Raises:
+        UsageError: the folder cannot be created or written.
+    """
+    destination = Path(destination)
+    if destination.is_dir():
+        raise UsageError(f"{destination}: is a folder; name a file")
+    parent = _parent_of(destination)
+    handle, name = tempfile.mkstemp(prefix=f".{destination.name}.", dir=parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes a private file; a finished result gets the permissions any new file would have.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(destination)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(destination: str | os.PathLike[str], *, replace: bool) -> Iterator[Path]:
+    """Yield a temporary folder beside `destination`; on success it takes that name, on any error it is removed.
+
+    Args:
+        destination: Folder to create.
+        replace: Whether an existing folder gives way (it is moved aside first and removed last).
+
+    Raises:
+        UsageError: `destination` exists and may not be replaced, or its parent cannot be written.
+    """
+    destination = Path(destination)
+    if destination.exists() and (not destination.is_dir() or not replace):
+        kind = "folder" if destination.is_dir() else "file"
+        raise UsageError(f"{destination}: a {kind} of that name exists; remove it or pass --force (folders only)")
+    parent = _parent_of(destination)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if destination.exists():
+            retired = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=parent))
+            destination.replace(retired)
+            temporary.replace(destination)
+            shutil.rmtree(retired)
+        else:
+            temporary.replace(destination)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

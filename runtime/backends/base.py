@@ -1,0 +1,60 @@
+"""What the sampling loop asks of a backend."""
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from numpy.typing import NDArray
+
+from starflow.runtime.decode_plan import Jacobi
+
+
+@dataclass(frozen=True)
+class BlockInputs:
+    """What one flow block gets before its first token.
+
+    Attributes:
+        noise: [B, T, D] float32 in block order.
+        condition: [rows, m, width] float32, [conditional, null] where the block is guided; for a block with a prefix.
+        label: [rows] int64, for a block conditioned by class vector.
+        scalars: Every other per-image input by role: guidance weights [B], inverse temperature [rows], float32.
+    """
+
+    noise: NDArray
+    condition: NDArray | None
+    label: NDArray | None
+    scalars: dict[str, NDArray]
+
+
+class BlockRunner(Protocol):
+    """Runs one flow block: owns its buffers and caches, and keeps the position between calls."""
+
+    def prefill(self, inputs: BlockInputs) -> None:
+        """Start a sequence: take its inputs and write the condition into the caches."""
+
+    def advance(self, steps: int) -> None:
+        """Decode the next `steps` tokens one by one."""
+
+    def iterate(self, chunk: int, jacobi: Jacobi) -> list[float]:
+        """Decode the next `chunk` tokens together; return the change after each iteration."""
+
+    def read(self) -> NDArray:
+        """The decoded sequence, [B, T, D] float32 in block order (a copy)."""
+
+    def clear(self) -> None:
+        """Forget what is in the caches, after a value that is not finite."""
+
+
+class Backend(Protocol):
+    """A device and the runners of a variant's flow blocks; leaving the context frees both."""
+
+    name: str
+
+    def runner(self, block: int) -> BlockRunner:
+        """The runner of a flow block, made when first asked for."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...

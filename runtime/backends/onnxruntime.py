@@ -1,0 +1,227 @@
+"""ONNX Runtime on the CPU: every buffer allocated once, caches updated in place, one run call per step."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from starflow.runtime.backends.base import BlockInputs
+from starflow.runtime.bundle import Bundle
+from starflow.runtime.decode_plan import Jacobi
+from starflow.runtime.errors import BackendError, BundleError
+from starflow.runtime.manifest import Block, GraphSpec, TensorSpec, Variant
+
+PROVIDER = "CPUExecutionProvider"
+
+
+def numpy_dtype(spec: TensorSpec) -> np.dtype:
+    """NumPy's type of a tensor of the manifest."""
+    if spec.dtype == "bfloat16":
+        raise BackendError(f"{spec.name} is bfloat16, which ONNX Runtime's CPU provider cannot compute; use another variant")
+    return np.dtype(spec.dtype)
+
+
+class OnnxBlockRunner:
+    """One flow block in one session.
+
+    Buffers whose shape does not depend on the number of tokens S exist once; those that do, once per S that occurs. For
+    single steps the token output is bound to the memory of the `previous` input, so a step feeds the next one.
+    """
+
+    def __init__(self, bundle: Bundle, graph: GraphSpec, block: Block, max_chunk: int, threads: int) -> None:
+        self._block, self._max_chunk = block, max_chunk
+        self._specs = {spec.name: spec for spec in graph.inputs}
+        self._outputs = graph.outputs
+        self._session = _session(bundle, graph, threads)
+        self._fixed: dict[str, NDArray] = {}
+        self._values: dict[str, onnxruntime.OrtValue] = {}
+        for spec in graph.inputs:
+            if "S" not in spec.shape:
+                self._fixed[spec.name] = np.zeros(spec.shape, numpy_dtype(spec))
+                self._values[spec.name] = onnxruntime.OrtValue.ortvalue_from_numpy(self._fixed[spec.name])
+        self._position = self._fixed["position"]
+        self._bindings: dict[int, _Binding] = {}
+        self._step = self._binding(1)
+        self._last = self._step.inputs["previous"]  # [B, 1, D]: the token before the next one
+        self._assert_in_place()
+
+    # The BlockRunner protocol
+
+    def prefill(self, inputs: BlockInputs) -> None:
+        block, noise = self._block, inputs.noise
+        for name, value in inputs.scalars.items():
+            if name in self._fixed:
+                self._fixed[name][...] = value
+        if inputs.label is not None:
+            self._fixed["label"][...] = inputs.label
+        self._fixed["noise"][:, block.prefix :] = noise[:, block.first_token :]
+        self._first = noise[:, : block.first_token].copy()
+        self._position[0] = 0
+        for start in range(0, block.prefix, self._max_chunk):
+            assert inputs.condition is not None
+            part = inputs.condition[:, start : min(start + self._max_chunk, block.prefix)]
+            binding = self._binding(part.shape[1])
+            binding.inputs["condition"][...] = part
+            self._run(binding)
+            binding.inputs["condition"][...] = 0
+            self._position += part.shape[1]
+        if block.first_token:
+            self._last[...] = self._first
+
+    def advance(self, steps: int) -> None:
+        run, binding, position = self._session.run_with_iobinding, self._step.io, self._position
+        for _ in range(steps):
+            run(binding)
+            position += 1
+
+    def iterate(self, chunk: int, jacobi: Jacobi) -> list[float]:
+        if chunk == 1:  # one pass is exact, and the single-step buffers feed themselves
+            self.advance(1)
+            return [0.0]
+        binding = self._binding(chunk)
+        previous, new = binding.inputs["previous"], binding.token
+        start = int(self._position[0])
+        old = self._fixed["noise"][:, start : start + chunk].copy()
+        previous[:, :1] = self._last
+        changes: list[float] = []
+        for _ in range(jacobi.max_iterations):
+            previous[:, 1:] = old[:, :-1]
+            self._run(binding)
+            changes.append(float(np.square(new - old).mean() / np.square(new).mean()))
+            old[...] = new
+            if changes[-1] < jacobi.threshold:
+                break
+        self._last[...] = new[:, -1:]
+        self._position += chunk
+        return changes
+
+    def read(self) -> NDArray:
+        samples = self._fixed["samples"][:, 0, self._block.prefix :]
+        return np.concatenate([self._first, samples], axis=1)
+
+    def clear(self) -> None:
+        """Zero the caches: a value that is not finite would reach later sequences through masked positions."""
+        for name, spec in self._specs.items():
+            if spec.role == "cache":
+                self._fixed[name][...] = 0
+
+    # Buffers
+
+    def _run(self, binding: "_Binding") -> None:
+        self._session.run_with_iobinding(binding.io)
+
+    def _binding(self, count: int) -> "_Binding":
+        if count not in self._bindings:
+            self._bindings[count] = self._bind(count)
+        return self._bindings[count]
+
+    def _bind(self, count: int) -> "_Binding":
+        io = self._session.io_binding()
+        sized: dict[str, NDArray] = {}
+        values = dict(self._values)
+        for spec in self._specs.values():
+            if "S" in spec.shape:
+                shape = [count if size == "S" else size for size in spec.shape]
+                sized[spec.name] = np.zeros(shape, numpy_dtype(spec))
+                values[spec.name] = onnxruntime.OrtValue.ortvalue_from_numpy(sized[spec.name])
+        for name in self._specs:
+            io.bind_ortvalue_input(name, values[name])
+        updates = {spec.updated_by: name for name, spec in self._specs.items() if spec.updated_by}
+        # The token output depends on `previous` and nothing reads `previous` after it, so they may share memory.
+        token = sized["previous"] if count == 1 else np.zeros_like(sized["previous"])
+        token_value = values["previous"] if count == 1 else onnxruntime.OrtValue.ortvalue_from_numpy(token)
+        for spec in self._outputs:
+            io.bind_ortvalue_output(spec.name, token_value if spec.role == "token" else values[updates[spec.name]])
+        return _Binding(io, sized, token, (values, token_value))
+
+    def _assert_in_place(self) -> None:
+        """Run one step on marked caches: exactly the written position may change, in the very memory we bound."""
+        mark = 7.0
+        position = self._block.capacity - 1
+        caches = {name: self._fixed[name] for name, spec in self._specs.items() if spec.role in ("cache", "samples")}
+        for cache in caches.values():
+            cache[...] = mark
+        self._position[0] = position
+        self._run(self._step)
+        for name, cache in caches.items():
+            untouched = bool((cache[..., :position, :] == mark).all())
+            written = bool((cache[..., position, :] != mark).any())
+            if not (untouched and written):
+                raise BackendError(f"{name} of flow block {self._block.index} is not updated in place by this ONNX Runtime")
+        for name in self._bindings[1].inputs:
+            self._bindings[1].inputs[name][...] = 0
+        for name in caches:
+            caches[name][...] = 0
+        self._position[0] = 0
+
+
+class _Binding:
+    """An IOBinding for one number of tokens, with the arrays it points into."""
+
+    def __init__(
+        self, io: onnxruntime.IOBinding, inputs: dict[str, NDArray], token: NDArray, owned: tuple[object, ...]
+    ) -> None:
+        self.io, self.inputs, self.token = io, inputs, token
+        self._owned = owned  # OrtValues the binding refers to
+
+
+class OnnxRuntimeBackend:
+    """Sessions of one variant's flow blocks on the CPU.
+
+    Args:
+        bundle: An open bundle.
+        variant: The variant to run.
+        threads: Threads within an operator; 0 leaves the choice to ONNX Runtime (one per physical core).
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, bundle: Bundle, variant: Variant, threads: int = 0) -> None:
+        self._bundle, self._variant, self._threads = bundle, variant, threads
+        self._runners: dict[int, OnnxBlockRunner] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._runners.clear()
+
+    def runner(self, block: int) -> OnnxBlockRunner:
+        if block not in self._runners:
+            manifest = self._bundle.manifest
+            graph = self._bundle.graph(self._variant, block)
+            self._runners[block] = OnnxBlockRunner(
+                self._bundle, graph, manifest.blocks[block], manifest.max_chunk, self._threads
+            )
+        return self._runners[block]
+
+
+def _session(bundle: Bundle, graph: GraphSpec, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    path = bundle.root / graph.file.path
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=[PROVIDER])
+    except Exception as error:  # ONNX Runtime raises a dozen types for one thing: it cannot load this graph
+        raise BundleError(f"{path}: ONNX Runtime cannot load it ({_first_line(error)}); export the bundle again") from None
+    if session.get_providers() != [PROVIDER]:
+        raise BackendError(f"asked ONNX Runtime for {PROVIDER}, got {session.get_providers()}")
+    _compare(path.name, "inputs", graph.inputs, [value.name for value in session.get_inputs()])
+    _compare(path.name, "outputs", graph.outputs, [value.name for value in session.get_outputs()])
+    return session
+
+
+def _compare(name: str, what: str, specs: Sequence[TensorSpec], found: Sequence[str]) -> None:
+    expected = [spec.name for spec in specs]
+    if expected != list(found):
+        raise BundleError(f"{name}: its {what} are {', '.join(found)}, the manifest says {', '.join(expected)}; export again")
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,113 @@
+"""Opening a bundle: is it one, is it whole, what is in it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from starflow.runtime.errors import BundleError
+from starflow.runtime.manifest import SCHEMA_VERSION, FileSpec, GraphSpec, Manifest, Variant
+from starflow.runtime.validation import one_line
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose files have the sizes its manifest states."""
+
+    root: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, root: str | os.PathLike[str]) -> "Bundle":
+        """Read and check a bundle (sizes, not digests; see `verify_hashes`).
+
+        Raises:
+            BundleError: not a bundle, of a newer schema, damaged, truncated, or a file is missing.
+        """
+        root = Path(root)
+        if not root.is_dir():
+            what = "is a file" if root.exists() else "does not exist"
+            raise BundleError(f"{root}: {what}; a bundle is a folder written by `starflow export`")
+        bundle = cls(root, _read_manifest(root / "manifest.json"))
+        for file in bundle.files():
+            path = root / file.path
+            if not path.resolve().is_relative_to(root.resolve()):
+                raise BundleError(f"{root}: the manifest names {file.path}, which lies outside the bundle")
+            if not path.is_file():
+                raise BundleError(f"{path}: is missing; export the bundle again")
+            if path.stat().st_size != file.bytes:
+                raise BundleError(
+                    f"{path}: has {path.stat().st_size} bytes, the manifest says {file.bytes}; copy or export it again"
+                )
+        return bundle
+
+    def files(self) -> Iterator[FileSpec]:
+        """Every file the manifest names, each once."""
+        seen = set()
+        specs = [self.manifest.prior] if self.manifest.prior else []
+        for variant in self.manifest.variants:
+            specs += [variant.weights, *(graph.file for graph in variant.graphs)]
+        for spec in specs:
+            if spec.path not in seen:
+                seen.add(spec.path)
+                yield spec
+
+    def verify_hashes(self) -> None:
+        """Compare every file with its digest.
+
+        Raises:
+            BundleError: a file's content changed.
+        """
+        for file in self.files():
+            if sha256(self.root / file.path) != file.sha256:
+                raise BundleError(f"{self.root / file.path}: its content is not what was exported; copy or export it again")
+
+    def variant(self, name: str | None, lowering: str) -> Variant:
+        """The variant called `name`, or the first one of a lowering.
+
+        Raises:
+            BundleError: there is none.
+        """
+        names = ", ".join(variant.name for variant in self.manifest.variants)
+        for variant in self.manifest.variants:
+            if variant.name == name or (name is None and variant.lowering == lowering):
+                return variant
+        wanted = f"no variant {name!r}" if name else f"no {lowering} variant"
+        raise BundleError(f"{self.root}: has {wanted}; it has {names}")
+
+    def graph(self, variant: Variant, block: int) -> GraphSpec:
+        """The step graph of a flow block."""
+        for graph in variant.graphs:
+            if graph.block == block:
+                return graph
+        raise BundleError(f"{self.root}: variant {variant.name} has no graph for flow block {block}; export it again")
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{path.parent}: has no manifest.json; a bundle is written by `starflow export`") from None
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {error.strerror}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path}: is not JSON ({error}); copy or export the bundle again") from None
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise BundleError(
+            f"{path}: has schema {version}, this starflow reads {SCHEMA_VERSION}; install a newer starflow-compiler"
+        )
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        raise BundleError(f"{path}: {one_line(error, tuple(Manifest.model_fields))}") from None

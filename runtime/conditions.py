@@ -1,0 +1,129 @@
+"""What the caller says it wants, as the arrays the step graphs take."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from starflow.runtime.errors import UsageError
+from starflow.runtime.manifest import ConditioningSpec
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Conditions of N images and their null counterparts.
+
+    Attributes:
+        tokens: [N, m, width] float32, or None.
+        null_tokens: The same shape, or None.
+        labels: [N] int64, or None.
+        null_label: Index of the null class.
+    """
+
+    tokens: NDArray | None = None
+    null_tokens: NDArray | None = None
+    labels: NDArray | None = None
+    null_label: int = 0
+
+    def part(self, index: NDArray) -> "Conditions":
+        """The conditions of some images."""
+        tokens, null, labels = (None if v is None else v[index] for v in (self.tokens, self.null_tokens, self.labels))
+        return Conditions(tokens, null, labels, self.null_label)
+
+
+def encode_conditions(
+    spec: ConditioningSpec,
+    count: int,
+    condition: ArrayLike | Sequence[str] | None,
+    null_condition: ArrayLike | None,
+    *,
+    guided: bool,
+) -> Conditions:
+    """Check a condition and bring it into the form the graphs take.
+
+    Args:
+        spec: What the bundle is conditioned on.
+        count: Number of images N.
+        condition: Class labels [N] (numbers or names); condition tokens [N, m, width] (or [m, width] for all); None for
+            the null class, or for a model without conditions.
+        null_condition: Null condition tokens [m, width] or [N, m, width], needed for guided feature models.
+        guided: Whether guidance is on.
+
+    Raises:
+        UsageError: the condition does not fit the model.
+    """
+    if spec.kind == "none":
+        if condition is not None:
+            raise UsageError("this model is unconditional; leave the condition out")
+        return Conditions()
+    if spec.kind == "features":
+        return _features(spec, count, condition, null_condition, guided)
+    if spec.kind == "class-label":
+        labels = _labels(spec, count, condition)
+        return Conditions(labels=labels, null_label=spec.num_classes)
+    if condition is not None and np.ndim(condition) == 3:
+        return _features(spec, count, condition, null_condition, guided)
+    one_hot = np.eye(spec.width, dtype=np.float32)[:, None]
+    tokens = one_hot[_labels(spec, count, condition)]
+    return Conditions(tokens=tokens, null_tokens=np.broadcast_to(one_hot[spec.num_classes], tokens.shape))
+
+
+def _labels(spec: ConditioningSpec, count: int, condition: ArrayLike | Sequence[str] | None) -> NDArray:
+    if condition is None:
+        return np.full(count, spec.num_classes, np.int64)
+    values = np.atleast_1d(np.asarray(condition))
+    names = spec.class_names or ()
+    known = f"0 to {spec.num_classes - 1}" + (f", or {', '.join(names)}" if names else "")
+    if values.dtype.kind in "US":
+        values = np.array([_label(str(value), names, known) for value in values], np.int64)
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise UsageError(f"labels of shape {list(values.shape)} and type {values.dtype}; give one label an image: {known}")
+    outside = values[(values < 0) | (values >= spec.num_classes)]
+    if outside.size:
+        raise UsageError(f"label {outside[0]} is not a class of this model; it has {known}")
+    return _for_each(values.astype(np.int64), count, "labels")
+
+
+def _label(value: str, names: Sequence[str], known: str) -> int:
+    if value in names:
+        return list(names).index(value)
+    if value.strip().isdigit():
+        return int(value)
+    raise UsageError(f"label {value!r} is not a class of this model; it has {known}")
+
+
+def _features(
+    spec: ConditioningSpec, count: int, condition: object, null_condition: ArrayLike | None, guided: bool
+) -> Conditions:
+    if condition is None:
+        raise UsageError(f"this model needs a condition: float32 [N, {spec.tokens}, {spec.width}]")
+    tokens = _tokens(spec, count, condition, "condition")
+    if null_condition is None:
+        if guided:
+            raise UsageError(f"guidance needs the null condition as well: float32 [{spec.tokens}, {spec.width}]")
+        return Conditions(tokens=tokens, null_tokens=tokens)  # half the rows are spare, and the weight is 0
+    return Conditions(tokens=tokens, null_tokens=_tokens(spec, count, null_condition, "null condition"))
+
+
+def _tokens(spec: ConditioningSpec, count: int, value: object, what: str) -> NDArray:
+    try:
+        array = np.asarray(value, np.float32)
+    except (TypeError, ValueError):
+        raise UsageError(f"the {what} is not an array of numbers; this model takes [N, {spec.tokens}, {spec.width}]") from None
+    array = array[None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.shape[1:] != (spec.tokens, spec.width):
+        raise UsageError(
+            f"the {what} has shape {list(array.shape)}; this bundle takes [N, {spec.tokens}, {spec.width}]"
+        )
+    if not np.isfinite(array).all():
+        raise UsageError(f"the {what} holds NaN or infinite values")
+    return _for_each(array, count, what)
+
+
+def _for_each(array: NDArray, count: int, what: str) -> NDArray:
+    if len(array) == 1:
+        return np.broadcast_to(array, (count, *array.shape[1:]))
+    if len(array) != count:
+        raise UsageError(f"{len(array)} {what} for {count} images; give one for all or one each")
+    return array

@@ -1,0 +1,41 @@
+"""The one family of errors every part of starflow raises.
+
+A message is one line: what was found, where, what was expected, and what mends it. The command line prints it as it is
+and exits with `exit_status`; anything that is not a `StarflowError` is a bug and keeps its traceback.
+"""
+
+
+class StarflowError(Exception):
+    """Something the user can mend."""
+
+    exit_status = 1
+
+
+class UsageError(StarflowError):
+    """The request itself is wrong: an unknown label, a negative guidance weight, a shape that does not fit."""
+
+    exit_status = 2
+
+
+class BundleError(StarflowError):
+    """A bundle is damaged, truncated, foreign, or does not hold what was asked for."""
+
+
+class CheckpointError(StarflowError):
+    """A checkpoint or a published weights file cannot be read as the model its configuration describes."""
+
+
+class RecipeError(UsageError):
+    """A training recipe does not say what it must, or says something unknown."""
+
+
+class DataError(StarflowError):
+    """Training data cannot be read."""
+
+
+class ExportError(StarflowError):
+    """A checkpoint cannot be turned into a bundle."""
+
+
+class BackendError(StarflowError):
+    """A backend cannot run here, or did not get the device it was asked to use."""

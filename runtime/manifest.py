@@ -1,0 +1,166 @@
+"""The manifest of a bundle: everything a runtime has to know, and the published JSON Schema of it.
+
+`docs/bundle.md` explains every field; `starflow/runtime/schema/manifest-1.json` is `Manifest`'s schema.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+Role = Literal[
+    "position",
+    "previous",
+    "noise",
+    "samples",
+    "condition",
+    "label",
+    "guidance",
+    "guidance_scale",
+    "guidance_shift",
+    "guidance_anneal",
+    "inverse_temperature",
+    "cache",
+    "token",
+]
+
+
+class Part(BaseModel):
+    """A frozen part of the manifest; unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(Part):
+    """An input or output of a graph.
+
+    `shape` holds sizes and, for the number of tokens of a run, the string "S". An input that an output updates in place
+    names it in `updated_by`: both must be bound to the same memory.
+    """
+
+    name: str
+    dtype: Literal["float32", "float16", "bfloat16", "int64"]
+    shape: tuple[int | Literal["S"], ...]
+    role: Role
+    updated_by: str | None = None
+
+
+class FileSpec(Part):
+    """A file of the bundle: path relative to its root, size in bytes, SHA-256."""
+
+    path: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class GraphSpec(Part):
+    """The step graph of one flow block in one variant.
+
+    `weight_bytes` are the bytes of all weights a single step reads, in the type they are computed in on this lowering.
+    """
+
+    block: int = Field(ge=0)
+    file: FileSpec
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    weight_bytes: int = Field(ge=0)
+
+
+class Variant(Part):
+    """One set of step graphs: a lowering at a precision."""
+
+    name: str
+    lowering: Literal["portable", "cpu"]
+    precision: Literal["fp32", "fp16"]
+    weights: FileSpec
+    graphs: tuple[GraphSpec, ...]
+
+
+class Block(Part):
+    """A flow block, from the data side (index 0) to the top; sampling runs them from the last to the first.
+
+    Attributes:
+        identity: The block changes nothing and has no graph.
+        reversed: The block's sequence is the tokens' raster order reversed.
+        rows: Rows of its network (2 x batch where it is guided, else batch).
+        prefix: Condition tokens at positions 0 .. prefix - 1.
+        first_token: Index of the first token the network predicts: 0, or 1 where the first token passes unchanged.
+        capacity: Positions in its caches.
+    """
+
+    index: int = Field(ge=0)
+    identity: bool
+    reversed: bool
+    rows: int = Field(ge=0)
+    prefix: int = Field(ge=0)
+    first_token: Literal[0, 1]
+    capacity: int = Field(ge=0)
+
+
+class ConditioningSpec(Part):
+    """What the model is conditioned on.
+
+    `class-token`: one one-hot token of width num_classes + 1, the last index being the null class. `class-label`: an
+    index, num_classes being the null class. `features`: `tokens` vectors of `width` values given by the caller.
+    """
+
+    kind: Literal["none", "class-token", "class-label", "features"]
+    num_classes: int = 0
+    class_names: tuple[str, ...] | None = None
+    tokens: int = 0
+    width: int = 0
+
+
+class ModelSummary(Part):
+    """What the bundle was made from, for people and for shapes."""
+
+    family: Literal["starflow", "tarflow"]
+    parameters: int
+    noise_std: float
+    data_shape: tuple[int, int, int]
+    noise_layout: Literal["image", "tokens"]
+    patch_size: int
+    patch_order: Literal["row-column-channel", "channel-row-column"]
+    tokens: int
+    token_dim: int
+
+
+class ImageSpec(Part):
+    """From data to pixels: value / scale + shift, then [-1, 1] to 8 bits; `latent` has no pixels."""
+
+    mode: Literal["L", "RGB", "latent"]
+    scale: float
+    shift: float
+
+
+class GuidanceSpec(Part):
+    """How the halves are joined: `ratio` (STARFlow) or `linear` (TARFlow); see docs/bundle.md."""
+
+    rule: Literal["ratio", "linear"]
+    blocks: tuple[int, ...]
+
+
+class Provenance(Part):
+    """Where a bundle comes from."""
+
+    checkpoint_sha256: str
+    created: str
+    tools: dict[str, str]
+
+
+class Manifest(Part):
+    """`manifest.json`."""
+
+    schema_version: Literal[1]
+    model: ModelSummary
+    image: ImageSpec
+    conditioning: ConditioningSpec
+    guidance: GuidanceSpec | None
+    attention_temperature: bool
+    batch: int = Field(gt=0)
+    max_chunk: int = Field(gt=0)
+    prior: FileSpec | None
+    blocks: tuple[Block, ...]
+    variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
+    provenance: Provenance

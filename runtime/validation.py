@@ -1,0 +1,18 @@
+"""Pydantic's findings in one line."""
+
+import difflib
+
+from pydantic import ValidationError
+
+
+def one_line(error: ValidationError, known_fields: tuple[str, ...] = ()) -> str:
+    """The first finding of `error` as `field: what (found ...)`; a misspelt field gets its nearest known name."""
+    finding = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in finding["loc"]) or "value"
+    if finding["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(finding["loc"][-1]), known_fields, n=1)
+        return f"unknown field {field}" + (f"; did you mean {near[0]}?" if near else "")
+    message = finding["msg"].removeprefix("Value error, ")
+    more = error.error_count() - 1
+    found = "" if finding["type"] in ("missing", "value_error") else f" (found {finding['input']!r:.60})"
+    return f"{field}: {message}{found}" + (f"; and {more} more" if more else "")

@@ -1,0 +1,68 @@
+"""Run a recorded sampling call through export and the ONNX Runtime loop."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starflow.export.exporter import ExportOptions, export_checkpoint
+from starflow.runtime import Sampler
+from starflow.training.checkpoint import save_checkpoint
+from starflow.training.config import CheckpointConfig
+from tests.conformance.cases import Case
+from tests.conformance.torch_calls import (
+    attention_temperature,
+    call_guidance,
+    call_jacobi,
+    model_config,
+    split_condition,
+)
+
+
+def export_call(case: Case, call: dict[str, Any], weights: dict[str, Any], folder: Path) -> Path:
+    """A bundle with the batch and shape of one call; made once for each."""
+    noise = case.tensors[call["inputs"]["noise"]]
+    shape = (noise.shape[2], noise.shape[3]) if noise.ndim == 4 else None
+    y = case.tensors[call["inputs"]["y"]] if "y" in call["inputs"] else None
+    tokens = y.shape[1] if y is not None and y.ndim == 3 else None
+    state = "after" if call["name"].endswith("_after") else "before"
+    bundle = folder / f"{case.name}-{'x'.join(map(str, noise.shape))}-{tokens}-{state}"
+    if not bundle.exists():
+        config = CheckpointConfig(model=model_config(case))
+        save_checkpoint(folder / "checkpoint", config, weights)
+        options = ExportOptions(
+            batch=len(noise), shape=shape, attention_temperature=True, condition_tokens=tokens
+        )
+        export_checkpoint(folder / "checkpoint", bundle, options)
+    return bundle
+
+
+def run_sampling(case: Case, call: dict[str, Any], bundle: Path, lowering: str) -> dict[str, NDArray]:
+    """Outputs of a `reverse` call by their recorded keys."""
+    args = call["args"]
+    inputs = {argument: case.tensors[name] for argument, name in call["inputs"].items()}
+    noise = inputs["noise"]
+    y, y_null = split_condition(inputs.get("y"), len(noise))
+    if y is not None and y.ndim == 1:
+        y = y % case.config["constructor"]["num_classes"]  # the published sampler indexes negative ids from the end
+    sequence: dict[str, NDArray] = {}
+    blocks = case.config["constructor"]["num_blocks"]
+
+    def keep(block: int, x: NDArray) -> None:
+        sequence[f"seq.{blocks - block}"] = x
+
+    with Sampler.open(bundle, variant=f"{lowering}-fp32", plan=call_jacobi(args) or "sequential", threads=1) as sampler:
+        sample = sampler.generate(
+            noise.numpy(),
+            None if y is None else y.numpy(),
+            None if y_null is None else y_null.numpy(),
+            guidance=call_guidance(case, args),
+            attention_temperature=attention_temperature(args),
+            on_block=keep,
+        )
+        if case.config["family"] == "tarflow":
+            from starflow.runtime.tokens import unpatchify
+
+            sequence["seq.0"] = unpatchify(np.asarray(noise), sampler.manifest.model)
+    return sequence | {"sample": sample}

@@ -1,0 +1,53 @@
+"""The recorded vectors: one folder per case, one or more calls each (see FORMAT.md beside them)."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+OPERATIONS = {"forward", "reverse", "rope", "label_embedding", "update_prior"}
+UNSUPPORTED_OPTIONS = {
+    "learnable_self_denoiser": "the learned denoiser",
+    "temporal_causal": "video",
+    "shallow_block_local": "video",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recorded model and the calls made of it, in order."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return json.loads((self.folder / "config.json").read_text())  # type: ignore[no-any-return]
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        return load_file(self.folder / "weights.safetensors")
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        return load_file(self.folder / "io.safetensors")
+
+    def unsupported(self) -> str | None:
+        """Why the case cannot run yet, or None."""
+        for option, what in UNSUPPORTED_OPTIONS.items():
+            if self.config["constructor"].get(option):
+                return f"{what} is not supported yet ({option})"
+        operations = {call["op"] for call in self.config["calls"]} - OPERATIONS
+        return f"{', '.join(sorted(operations))} is not supported yet" if operations else None
+
+
+def find_cases(vectors: Path) -> list[Case]:
+    """Every case folder below `vectors`."""
+    return [Case(path.parent) for path in sorted(vectors.glob("*/config.json"))]

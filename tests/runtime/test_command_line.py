@@ -1,0 +1,258 @@
+"""The command `starflow`, driven with commands installed for the test the way any command is: as entry points."""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+
+from starflow.runtime import command_line
+from starflow.runtime.command_line import main
+
+HELLO = '''"""Greet somebody.
+
+Example:
+    starflow hello --name you
+        (indented as it stands here)
+"""
+
+def configure(parser):
+    parser.add_argument("--name", required=True, help="whom to greet")
+
+def run(arguments):
+    print(f"hello {arguments.name}")
+    return 0
+'''
+
+# Stands for a command of the runtime that does something the test names.
+TEMPLATE = '''"""A command for tests."""
+from starflow.runtime.errors import *
+
+def configure(parser):
+    pass
+
+def run(arguments):
+{body}
+'''
+
+Install = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """A function that installs a command from its name and its source, and returns the folder to import it from."""
+    metadata = tmp_path / "commands_for_tests-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: commands-for-tests\nVersion: 1.0\n")
+    points = metadata / "entry_points.txt"
+    points.write_text("[starflow.commands]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def add(name: str, source: str) -> Path:
+        module = f"command_for_tests_{name}"
+        (tmp_path / f"{module}.py").write_text(source)
+        with points.open("a") as file:
+            file.write(f"{name} = {module}\n")
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        return tmp_path
+
+    return add
+
+
+def body(*lines: str) -> str:
+    return TEMPLATE.format(body="\n".join(f"    {line}" for line in lines))
+
+
+def test_arguments_reach_the_command_and_its_status_comes_back(install: Install, capsys) -> None:
+    install("hello", HELLO)
+    install("seven", body("return 7"))
+    assert main(["hello", "--name", "world"]) == 0
+    assert capsys.readouterr().out == "hello world\n"
+    assert main(["seven"]) == 7
+
+
+def test_only_the_command_asked_for_is_imported(install: Install) -> None:
+    install("hello", HELLO)
+    install("other", "raise RuntimeError('imported although nobody asked')")
+    assert main(["hello", "--name", "world"]) == 0
+
+
+def test_help_lists_every_command_and_why_one_is_unavailable(install: Install, capsys) -> None:
+    install("hello", HELLO)
+    install("broken", "import no_such_package")
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^  hello +Greet somebody\.$", out, re.MULTILINE)
+    assert re.search(r"^  broken +\(unavailable: No module named 'no_such_package'\)$", out, re.MULTILINE)
+
+
+def test_no_command_is_wrong_use(capsys) -> None:
+    assert main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("usage: starflow COMMAND")
+
+
+def test_version(capsys) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"starflow {version('starflow-compiler')}\n"
+
+
+def test_help_of_a_command_is_its_docstring_as_written(install: Install, capsys) -> None:
+    install("hello", HELLO)
+    assert main(["hello", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: starflow hello")
+    assert "Example:\n    starflow hello --name you\n        (indented as it stands here)\n" in out
+    assert "whom to greet" in out
+
+
+@pytest.mark.parametrize("arguments", [["hello"], ["hello", "--name", "a", "--nmae", "b"], ["hello", "--na", "a"]])
+def test_wrong_arguments_exit_2(install: Install, capsys, arguments: list[str]) -> None:
+    install("hello", HELLO)
+    assert main(arguments) == 2
+    assert "starflow hello: error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("helo", "starflow: error: unknown command helo; did you mean hello?\n"),
+        ("xyzzy", "starflow: error: unknown command xyzzy; see starflow --help\n"),
+        ("--verson", "starflow: error: unknown option --verson; see starflow --help\n"),
+    ],
+)
+def test_unknown_command_suggests_the_nearest(install: Install, capsys, word: str, message: str) -> None:
+    install("hello", HELLO)
+    assert main([word]) == 2
+    assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize(("error", "status"), [("BundleError", 1), ("UsageError", 2)])
+def test_known_errors_are_one_line(install: Install, capsys, error: str, status: int) -> None:
+    install("fails", body(f"raise {error}('manifest.json: found 3, expected 4')"))
+    assert main(["fails"]) == status
+    assert capsys.readouterr().err == "starflow fails: error: manifest.json: found 3, expected 4\n"
+
+
+def test_anything_else_is_a_bug_and_keeps_its_traceback(install: Install) -> None:
+    install("fails", body("raise ZeroDivisionError"))
+    with pytest.raises(ZeroDivisionError):
+        main(["fails"])
+
+
+@pytest.mark.parametrize(
+    ("statement", "package", "extra"),
+    [
+        ("import torch.nn", "torch", "export"),
+        ("import onnx", "onnx", "export"),
+        ("from tensorrt import Logger", "tensorrt", "tensorrt"),
+        ("import transformers", "transformers", "text"),
+    ],
+)
+def test_missing_package_names_the_extra(
+    install: Install, capsys, monkeypatch: pytest.MonkeyPatch, statement: str, package: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # how Python marks a package that cannot be imported
+    install("needy", body(statement))
+    assert main(["needy"]) == 1
+    assert capsys.readouterr().err == (
+        f"starflow needy: error: needs the package {package}, which is not installed: "
+        f"pip install 'starflow-compiler[{extra}]'\n"
+    )
+
+
+def test_missing_package_of_a_training_command_names_train() -> None:
+    (train,) = entry_points(group="starflow.commands", name="train")
+    assert command_line._extra_for(train, "torch") == "train"
+
+
+def test_missing_package_nobody_knows_is_a_bug(install: Install) -> None:
+    install("needy", body("import no_such_package"))
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        main(["needy"])
+
+
+def test_interrupt_is_one_line(install: Install, capsys) -> None:
+    install("stops", body("raise KeyboardInterrupt"))
+    assert main(["stops"]) == 130
+    assert capsys.readouterr().err == "interrupted; nothing half-written is left\n"
+
+
+def start(folder: Path, command: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "starflow.runtime", command],
+        cwd=folder,
+        env={"PYTHONPATH": str(folder)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_process_leaves_nothing_half_written(install: Install, stop: signal.Signals) -> None:
+    folder = install(
+        "writes",
+        body(
+            "import pathlib, time",
+            "from starflow.runtime.atomic_write import atomic_folder",
+            "with atomic_folder('result', replace=False) as temporary:",
+            "    (temporary / 'half').touch()",
+            "    print('ready', flush=True)",
+            "    time.sleep(60)",
+        ),
+    )
+    before = {path.name for path in folder.iterdir()} | {"__pycache__"}
+    process = start(folder, "writes")
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(stop)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "interrupted; nothing half-written is left\n"
+    assert {path.name for path in folder.iterdir()} <= before
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        ["for line in range(100_000):", "    print(line)"],  # fails in the midst of the command
+        ["print('last words')"],  # fails when the buffer is flushed, after it
+    ],
+)
+def test_reader_that_goes_away_is_no_news(install: Install, rest: list[str]) -> None:
+    wait = "import sys; print('ready', flush=True); sys.stdin.read()"
+    folder = install("talks", body(wait, *rest, "return 0"))
+    process = start(folder, "talks")
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == "ready\n"
+    process.stdout.close()
+    process.stdin.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(timeout=30) == 1
+
+
+def test_every_command_of_ours_is_there_and_cheap_to_list() -> None:
+    """`starflow --help` imports all commands, so none of them may import torch or onnx at its top."""
+    code = (
+        "import sys; from starflow.runtime.command_line import main; main(['--help']); "
+        "print('heavy:', *sorted({'torch', 'onnx', 'sklearn', 'transformers'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert "(unavailable" not in out
+    assert out.splitlines()[-1] == "heavy:"
+
+
+@pytest.mark.parametrize(
+    "command", sorted(entry.name for entry in entry_points(group="starflow.commands") if "starflow." in entry.module)
+)
+def test_help_of_every_command_of_ours_has_an_example(capsys, command: str) -> None:
+    assert main([command, "--help"]) == 0
+    _, _, example = capsys.readouterr().out.partition("Example")
+    assert f"starflow {command} " in example

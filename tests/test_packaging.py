@@ -1,0 +1,109 @@
+"""What a user gets from `pip install starflow-compiler`: everything that runs a bundle, and no torch."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+FOLDERS = ("calibration", "export", "runtime", "training")
+
+
+def modules_of(repository: Path) -> set[str]:
+    """Every Python file of the four folders, named as a wheel names it."""
+    return {
+        f"starflow/{file.relative_to(repository).as_posix()}"
+        for folder in FOLDERS
+        for file in (repository / folder).rglob("*.py")
+    }
+
+
+def test_every_folder_with_python_is_a_listed_package(repository: Path) -> None:
+    settings = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    found = {str(Path(module).parent).replace("/", ".") for module in modules_of(repository)}
+    assert set(settings["packages"]) == found, "list the new sub-package in pyproject.toml, [tool.setuptools]"
+    for package in found:
+        folder = repository / package.removeprefix("starflow.").replace(".", "/")
+        assert (folder / "__init__.py").is_file(), f"{package} has no __init__.py"
+
+
+def test_what_the_constraints_pin_is_what_the_tests_run_with(repository: Path) -> None:
+    """Pins that drifted from the environment would make a green run here say nothing about CI."""
+    pins = [line for line in (repository / "constraints-cpu.txt").read_text().splitlines() if line[:1].isalnum()]
+    for name, pinned in (pin.split("==") for pin in pins):
+        if name in ("numpy", "onnx", "onnxruntime", "torch"):
+            assert version(name).partition("+")[0] == pinned, f"run `make install`: {name}"
+
+
+@pytest.fixture(scope="module")
+def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built through the source distribution as a release is, from a copy: no old build/ can leak in."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(repository / name, source)
+    for folder in FOLDERS:
+        shutil.copytree(repository / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run([sys.executable, "-m", "build", "--outdir", source / "dist", source], check=True)
+    (built,) = (source / "dist").glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def fresh(wheel: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The script folder of a new environment with nothing in it but the wheel and what it requires."""
+    environment = tmp_path_factory.mktemp("fresh")
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    pins = repository / "constraints-cpu.txt"
+    subprocess.run([environment / "bin/pip", "install", "--quiet", "--constraint", pins, wheel], check=True)
+    return environment / "bin"
+
+
+def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def test_wheel_holds_every_module_the_types_and_the_schemas(wheel: Path, repository: Path) -> None:
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("starflow/")}
+    schemas = {f"starflow/runtime/schema/{file.name}" for file in (repository / "runtime/schema").glob("*.json")}
+    typed = {f"starflow/{folder}/py.typed" for folder in FOLDERS}
+    assert schemas, "the manifest's JSON Schema is published with the package"
+    assert names == modules_of(repository) | typed | schemas
+
+
+def test_base_install_brings_no_training_or_export_packages(fresh: Path, tmp_path: Path) -> None:
+    listed = run(fresh / "pip", "list", "--format", "json", cwd=tmp_path)
+    installed = {package["name"].lower() for package in json.loads(listed.stdout)}
+    assert "starflow-compiler" in installed
+    assert not installed & {"torch", "onnx", "onnxscript", "scikit-learn", "pyyaml", "tensorboard", "transformers"}
+
+
+def test_base_install_samples_a_bundle(fresh: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    sampled = run(fresh / "starflow", "sample", tiny_bundle, "--out", "samples.png", cwd=tmp_path)
+    assert sampled.returncode == 0, sampled.stderr
+    with Image.open(tmp_path / "samples.png") as image:
+        assert image.getextrema() != ((0, 0),) * len(image.getbands()), "the picture is black"
+
+
+def test_base_install_lists_every_command(fresh: Path, tmp_path: Path) -> None:
+    listed = run(fresh / "starflow", "--help", cwd=tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    assert "(unavailable" not in listed.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [(["train", "recipe.yaml"], "train"), (["export", "checkpoint", "--out", "bundle"], "export")],
+)
+def test_base_install_names_the_extra_it_lacks(fresh: Path, tmp_path: Path, arguments: list[str], extra: str) -> None:
+    refused = run(fresh / "starflow", *arguments, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1, refused.stderr
+    assert f"pip install 'starflow-compiler[{extra}]'" in refused.stderr

@@ -1,0 +1,294 @@
+"""The trainer: exact resume, closed forms, and that it learns."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from starflow.runtime.errors import CheckpointError, RecipeError, StarflowError
+from starflow.training.checkpoint import load_model
+from starflow.training.data import Dataset, load_dataset
+from starflow.training.optimizer import average_decay_at, build_optimizer, learning_rate_at, update_average
+from starflow.training.recipe import Digits8Source, Recipe, Training
+from starflow.training.trainer import Trainer, drop_conditions, generator_for, shift_images
+
+STARFLOW = {
+    "family": "starflow",
+    "in_channels": 1,
+    "img_size": 8,
+    "patch_size": 2,
+    "channels": 16,
+    "head_dim": 16,
+    "num_blocks": 2,
+    "layers_per_block": [1, 2],
+    "txt_size": 1,
+    "txt_dim": 11,
+    "cond_top_only": True,
+    "rope": True,
+    "sos": True,
+    "use_softplus": True,
+}
+TARFLOW = {
+    "family": "tarflow",
+    "in_channels": 1,
+    "img_size": 8,
+    "patch_size": 2,
+    "channels": 16,
+    "head_dim": 8,
+    "num_blocks": 2,
+    "layers_per_block": 1,
+    "num_classes": 10,
+}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return load_dataset(Digits8Source.model_validate({"kind": "digits8"}), tmp_path_factory.mktemp("cache"))
+
+
+def recipe(model: dict[str, Any] = STARFLOW, **training: Any) -> Recipe:
+    # 64 images a step make 25 steps an epoch, so runs of 30 cross one.
+    settings = {"steps": 30, "batch_size": 64, "warmup_steps": 5, "threads": 1, "learning_rate": 3e-3} | training
+    return Recipe.model_validate({"model": model, "data": {"kind": "digits8"}, "training": settings})
+
+
+def losses(folder: Path) -> list[float]:
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    entries = [entry for entry in entries if "loss" in entry]
+    assert [entry["step"] for entry in entries] == list(range(1, len(entries) + 1))
+    return [entry["loss"] for entry in entries]
+
+
+@pytest.mark.parametrize("settings", [{}, {"accumulate": 4, "shift": 1, "precision": "bf16", "noise_std": 0.0}])
+def test_a_killed_run_resumes_exactly(tmp_path: Path, digits: Dataset, settings: dict[str, Any]) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    Trainer(recipe(**settings), digits, whole).fit()
+    Trainer(recipe(**settings), digits, killed).fit(max_steps=11)
+    # Steps after the last saved state, and a line cut in the middle: what a kill leaves behind.
+    with (killed / "log.jsonl").open("a") as log:
+        log.write('{"step": 12, "loss": 99.0}\n{"step": 13, "lo')
+    resumed = Trainer(recipe(**settings), digits, killed)
+    assert resumed.resume()
+    assert resumed.step == 11
+    outcome = resumed.fit()
+    assert not outcome.interrupted
+    assert losses(killed) == pytest.approx(losses(whole), abs=1e-6)
+    assert len(losses(killed)) == 30
+    one, other = (torch.load(folder / "state.pt", weights_only=True) for folder in (whole, killed))
+    for part in ("model", "average"):
+        for name, value in one[part].items():
+            torch.testing.assert_close(other[part][name], value, rtol=0, atol=1e-6)
+
+
+def test_stopping_saves_and_says_so(tmp_path: Path, digits: Dataset) -> None:
+    asked = iter([False, False, True])
+    outcome = Trainer(recipe(), digits, tmp_path).fit(should_stop=lambda: next(asked))
+    assert (outcome.step, outcome.interrupted) == (2, True)
+    again = Trainer(recipe(), digits, tmp_path)
+    assert again.resume()
+    assert again.step == 2
+    assert len(losses(tmp_path)) == 2
+
+
+def test_accumulation_equals_one_big_batch(tmp_path: Path, digits: Dataset) -> None:
+    one, four = (Trainer(recipe(accumulate=n), digits, tmp_path) for n in (1, 4))
+    for _ in range(4):
+        (loss, norm), (loss_of_parts, norm_of_parts) = one.train_step(), four.train_step()
+        torch.testing.assert_close(loss, loss_of_parts, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(norm, norm_of_parts, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [STARFLOW, TARFLOW, TARFLOW | {"nvp": False}, TARFLOW | {"num_classes": 0}])
+def test_it_learns_and_leaves_a_checkpoint(tmp_path: Path, digits: Dataset, model: dict[str, Any]) -> None:
+    trainer = Trainer(recipe(model, steps=100, sample_guidance=0.5, sample_every=20), digits, tmp_path)
+    before = trainer.evaluate()
+    outcome = trainer.fit()
+    assert outcome.test_step == 100
+    assert outcome.test_bits_per_dim is not None
+    # Volume-preserving flows cannot shrink; they gain by their prior.
+    assert outcome.test_bits_per_dim < before - 0.5
+    assert (tmp_path / "samples" / "0000020.png").is_file()
+    config, loaded = load_model(tmp_path / "checkpoint")
+    assert config.conditioning.kind == ("class" if model.get("num_classes", 1) else "none")
+    assert config.image.mode == "L"
+    assert config.noise_std == 0.1
+    for name, value in trainer.average.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value)
+    metrics = json.loads((tmp_path / "checkpoint" / "metrics.json").read_text())
+    assert metrics["test_bits_per_dim"] == outcome.test_bits_per_dim
+
+
+def test_bits_of_the_loss_and_of_the_likelihood_agree(tmp_path: Path, digits: Dataset) -> None:
+    trainer = Trainer(recipe(noise_std=0.0), digits, tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    x, y = trainer.prepare(trainer.data.test, generator)
+    expected = -float(trainer.model.log_likelihood(x, y).detach().mean()) / 64 / math.log(2) + math.log2(127.5)
+    assert trainer._bits(trainer.model(x, y).loss.item()) == pytest.approx(expected, abs=1e-4)
+
+
+def test_batches_cover_an_epoch_once(tmp_path: Path, digits: Dataset) -> None:
+    trainer = Trainer(recipe(), digits, tmp_path)
+    seen = [trainer.batch_at(step).pixels for step in range(trainer.steps_per_epoch)]
+    orders = [trainer._order[1]]
+    trainer.batch_at(trainer.steps_per_epoch)
+    orders.append(trainer._order[1])
+    assert torch.cat(seen).shape[0] == 25 * 64
+    for order in orders:
+        assert order.sort().values.tolist() == list(range(len(digits.train)))
+    assert not torch.equal(*orders)
+
+
+def test_randomness_is_a_function_of_seed_stream_and_index() -> None:
+    def draw(seed: int, stream: int, index: int) -> tuple[float, ...]:
+        return tuple(torch.rand(4, generator=generator_for(seed, stream, index)).tolist())
+
+    assert draw(0, 1, 2) == draw(0, 1, 2)
+    assert len({draw(0, 1, 2), draw(1, 1, 2), draw(0, 2, 2), draw(0, 1, 3)}) == 4
+
+
+def test_conditions_are_dropped_at_the_rate() -> None:
+    count, rate = 20_000, 0.1
+    labels = torch.arange(count) % 10
+    dropped = drop_conditions(labels, torch.tensor(10), rate, torch.Generator().manual_seed(0))
+    part = float((dropped == 10).float().mean())
+    assert abs(part - rate) < 4 * math.sqrt(rate * (1 - rate) / count)
+    assert torch.equal(dropped[dropped != 10], labels[dropped != 10])
+    features = torch.ones(64, 3, 5)
+    dropped = drop_conditions(features, torch.zeros(3, 5), 0.5, torch.Generator().manual_seed(0))
+    assert {float(sample.mean()) for sample in dropped} == {0.0, 1.0}  # whole conditions, not elements
+
+
+def test_shift_moves_whole_images_and_repeats_the_border() -> None:
+    image = torch.arange(25, dtype=torch.uint8).reshape(1, 1, 5, 5)
+    moved = shift_images(image.expand(200, 1, 5, 5), 1, torch.Generator().manual_seed(0))
+    padded = nn.functional.pad(image.float(), (1, 1, 1, 1), mode="replicate").to(torch.uint8)[0, 0]
+    expected = {tuple(padded[r : r + 5, c : c + 5].flatten().tolist()) for r in range(3) for c in range(3)}
+    assert {tuple(sample.flatten().tolist()) for sample in moved} == expected
+
+
+def test_learning_rate_follows_the_closed_form() -> None:
+    training = Training.model_validate(
+        {"steps": 100, "warmup_steps": 10, "learning_rate": 1.0, "final_learning_rate": 0.1}
+    )
+    rates = [learning_rate_at(step, 110, training) for step in range(111)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == pytest.approx(1.0)
+    assert rates[60] == pytest.approx(0.55)  # half of the cosine
+    assert rates[35] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
+    assert rates[110] == pytest.approx(0.1)
+    without_warmup = Training.model_validate({"steps": 10, "warmup_steps": 0, "learning_rate": 2.0})
+    assert learning_rate_at(0, 10, without_warmup) == 2.0
+
+
+def test_average_follows_the_closed_form() -> None:
+    average, model = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(average.weight)
+    for value in (1.0, 2.0, 3.0):
+        nn.init.constant_(model.weight, value)
+        update_average(average, model, 0.9)
+    assert average.weight.item() == pytest.approx(0.1 * (1 * 0.81 + 2 * 0.9 + 3))
+    assert average_decay_at(0, 0.999) == pytest.approx(0.1)
+    assert average_decay_at(100_000, 0.999) == 0.999
+    assert average_decay_at(5, 0.0) == 0.0
+
+
+def test_only_matrices_decay(tmp_path: Path, digits: Dataset) -> None:
+    trainer = Trainer(recipe(TARFLOW), digits, tmp_path)
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    decayed, free = ({names[id(p)] for p in group["params"]} for group in trainer.optimizer.param_groups)
+    assert decayed | free == set(names.values())
+    assert all(name.endswith(".weight") and "norm" not in name for name in decayed)
+    assert any("pos_embed" in name for name in free)
+    assert [group["weight_decay"] for group in build_optimizer(trainer.model, trainer.training).param_groups] == [
+        1e-4,
+        0.0,
+    ]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, digits: Dataset) -> None:
+    trainer = Trainer(recipe(), digits, tmp_path)
+    trainer.fit(max_steps=3)
+    with torch.no_grad():
+        next(iter(trainer.model.parameters())).fill_(math.nan)
+    with pytest.raises(StarflowError, match=r"step 4: loss nan.*holds the last good state"):
+        trainer.fit()
+    good = Trainer(recipe(), digits, tmp_path)
+    assert good.resume()
+    assert good.step == 3
+    assert all(value.isfinite().all() for value in good.model.state_dict().values())
+
+
+def test_resume_refuses_what_is_not_its_own(tmp_path: Path, digits: Dataset) -> None:
+    assert not Trainer(recipe(), digits, tmp_path).resume()
+    Trainer(recipe(), digits, tmp_path).fit(max_steps=1)
+    with pytest.raises(RecipeError, match=r"training\.noise_std \(was 0\.1, is 0\.2\) changed"):
+        Trainer(recipe(noise_std=0.2), digits, tmp_path).resume()
+    assert Trainer(recipe(steps=60), digits, tmp_path).resume()
+    state = tmp_path / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"state\.pt: damaged") as caught:
+        Trainer(recipe(), digits, tmp_path).resume()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "training", "expected"),
+    [
+        (STARFLOW | {"img_size": 16}, {}, r"model: takes 1 channel\(s\) of 16x16, the data has 1 of 8x8"),
+        (STARFLOW | {"txt_dim": 12}, {}, r"model\.txt_dim: found 12, expected 11, because the data has 10 classes"),
+        (TARFLOW | {"num_classes": 9}, {}, r"model\.num_classes: found 9, expected 10"),
+        (STARFLOW, {"batch_size": 5000}, r"training\.batch_size: found 5000, expected at most 1617"),
+        (STARFLOW, {"precision": "fp16", "device": "cpu"}, "fp16 trains on CUDA only"),
+        (STARFLOW, {"device": "abacus"}, r"training\.device: found 'abacus'"),
+    ],
+)
+def test_recipes_that_do_not_fit(
+    tmp_path: Path, digits: Dataset, model: dict[str, Any], training: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(RecipeError, match=expected):
+        Trainer(recipe(model, **training), digits, tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_command_survives_signals(tmp_path: Path, digits: Dataset, number: signal.Signals) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    settings = recipe(steps=300, log_every=1, checkpoint_every=5, evaluate_every=1000, sample_every=1000)
+    (tmp_path / "recipe.yaml").write_text(settings.model_dump_json())
+    program = (
+        "import argparse, sys\nfrom starflow.training.commands import train\n"
+        "parser = argparse.ArgumentParser()\ntrain.configure(parser)\nsys.exit(train.run(parser.parse_args()))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "recipe.yaml"), "--out", str(killed), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("step 12/"):
+            process.send_signal(number)
+            break
+    output, messages = process.communicate(timeout=120)
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130
+        assert messages.splitlines()[-1].startswith("stopped at step ")
+        assert json.loads(output)["interrupted"] is True
+        assert not list(killed.glob(".*"))  # nothing half-written
+    resumed = Trainer(settings, digits, killed)
+    assert resumed.resume()
+    assert resumed.step >= 10
+    last = resumed.step + 5
+    resumed.fit(max_steps=last)
+    Trainer(settings, digits, whole).fit(max_steps=last)
+    assert losses(killed) == pytest.approx(losses(whole), abs=1e-6)
+
+
+def test_a_conditional_model_needs_conditions(tmp_path: Path, digits: Dataset) -> None:
+    with pytest.raises(RecipeError, match=r"model\.txt_size: found 1, expected 0.*no labels or features"):
+        Trainer(recipe(), digits.without_conditions(), tmp_path)

@@ -1,0 +1,1 @@
+"""Commands that make checkpoints: one module each, found by `starflow.runtime.command_line`."""

@@ -1,0 +1,75 @@
+"""Train a flow from a recipe.
+
+Reads one YAML recipe (model, data, training), trains, and writes a folder with checkpoint/ (the averaged weights, ready
+for `starflow export`), state.pt, log.jsonl, samples/ and tensorboard/. A run that was stopped or killed continues where
+it was saved when the same command is given again.
+
+Example: starflow train examples/digits/recipe.yaml --out out/digits/run --set training.steps=2000
+"""
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from starflow.runtime.errors import RecipeError, UsageError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("recipe", type=Path, help="YAML file; its paths are relative to the working directory")
+    parser.add_argument("--out", type=Path, help="folder of the run (default: out/<name of the recipe>)")
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="continue from the state in the folder, if there is one (default: yes)",
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="change the recipe")
+    parser.add_argument("--max-steps", type=int, help="stop early, after this many steps of the run, and save")
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train; 0 when the run is complete (or reached --max-steps), 130 when it was interrupted."""
+    from starflow.training.data import load_dataset
+    from starflow.training.recipe import load_recipe
+    from starflow.training.trainer import Trainer
+
+    if arguments.max_steps is not None and arguments.max_steps < 1:
+        raise UsageError(f"--max-steps: found {arguments.max_steps}, expected 1 or more")
+    recipe = load_recipe(arguments.recipe, arguments.set)
+    folder = arguments.out or Path("out") / arguments.recipe.stem
+    data = load_dataset(recipe.data, cache=folder)
+    try:
+        trainer = Trainer(recipe, data, folder)
+    except RecipeError as error:
+        raise RecipeError(f"{arguments.recipe}: {error}") from None
+    if arguments.resume and trainer.resume():
+        print(f"resuming {folder} at step {trainer.step}", file=sys.stderr)
+
+    stops: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if stops:  # asked twice: do not wait for the step to end
+            raise KeyboardInterrupt
+        stops.append(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        outcome = trainer.fit(arguments.max_steps, should_stop=lambda: bool(stops))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    if arguments.json:
+        print(json.dumps({**dataclasses.asdict(outcome), "checkpoint": str(folder / "checkpoint")}))
+    if outcome.interrupted:
+        print(f"stopped at step {outcome.step}; saved, give the same command again to continue", file=sys.stderr)
+        return 130
+    if not arguments.json:
+        print(f"{folder / 'checkpoint'}: step {outcome.step} of {outcome.total_steps}")
+    return 0

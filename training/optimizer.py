@@ -1,0 +1,46 @@
+"""How weights move: the learning rate, AdamW's groups, and the moving average."""
+
+import math
+
+import torch
+from torch import nn
+
+from starflow.training.recipe import Training
+
+
+def learning_rate_at(step: int, total_steps: int, training: Training) -> float:
+    """Linear warm-up, then a cosine from `learning_rate` to `final_learning_rate`.
+
+    Args:
+        step: Updates done before this one, from 0.
+        total_steps: Updates of the whole run; the last of them runs at nearly `final_learning_rate`.
+        training: The recipe's section.
+    """
+    if step < training.warmup_steps:
+        return training.learning_rate * (step + 1) / training.warmup_steps
+    progress = (step - training.warmup_steps) / max(1, total_steps - training.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return training.final_learning_rate + (training.learning_rate - training.final_learning_rate) * cosine
+
+
+def build_optimizer(model: nn.Module, training: Training) -> torch.optim.AdamW:
+    """AdamW that decays matrices only: shrinking a norm, a bias or an embedding regularises nothing."""
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (free if parameter.ndim < 2 or "embed" in name else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=training.betas, fused=True)
+
+
+def average_decay_at(step: int, decay: float) -> float:
+    """Decay of the moving average after `step` updates: shorter at first, so that early averages are of use."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move an fp32 average in place: average = decay * average + (1 - decay) * model; buffers are copied."""
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1.0 - decay)
+    for copied, buffer in zip(average.buffers(), model.buffers(), strict=True):
+        copied.copy_(buffer)

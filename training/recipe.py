@@ -1,0 +1,158 @@
+"""The recipe: everything that decides a training run, as one typed document read from YAML."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from starflow.runtime.errors import RecipeError
+from starflow.runtime.validation import one_line
+from starflow.training.config import Frozen, ModelConfig, StarflowConfig, TarflowConfig
+
+
+class FolderSource(Frozen):
+    """Image files of one size under a folder; the class is the first sub-folder, or the text a caption."""
+
+    kind: Literal["folder"]
+    path: Path
+    mode: Literal["L", "RGB"] = "RGB"
+    size: int | None = Field(None, gt=0)  # scale the short side to this and crop the centre; None: sizes must agree
+    captions: Path | None = None  # .jsonl ({"file", "caption"} a line) or .csv (columns file, caption)
+    encoder: Path | None = None  # a local Hugging Face text encoder; captions need one
+    tokens: int = Field(32, gt=0)  # text tokens a caption is cut or padded to
+    holdout: float = Field(0.05, gt=0, lt=1)  # part kept away from training, for evaluation
+
+    @model_validator(mode="after")
+    def _captions_need_an_encoder(self) -> Self:
+        if (self.captions is None) != (self.encoder is None):
+            raise ValueError("captions and encoder belong together; name both or neither")
+        return self
+
+
+class NpzSource(Frozen):
+    """Arrays: `images` uint8 [N, H, W(, C)], `labels` int [N] or `features` float32 [N, T, W], and `test_*` of each."""
+
+    kind: Literal["npz"]
+    path: Path
+    holdout: float = Field(0.05, gt=0, lt=1)  # used when the file holds no test_images
+
+
+class Digits8Source(Frozen):
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey, ten classes."""
+
+    kind: Literal["digits8"]
+    holdout: float = Field(0.1, gt=0, lt=1)
+
+
+DataSource = Annotated[FolderSource | NpzSource | Digits8Source, Field(discriminator="kind")]
+
+
+class Training(Frozen):
+    """How to train. A step is one update of the weights."""
+
+    steps: int | None = Field(None, gt=0)  # say steps or epochs
+    epochs: float | None = Field(None, gt=0)
+    batch_size: int = Field(128, gt=0)  # images in one step
+    accumulate: int = Field(1, gt=0)  # passes a batch is split into, to fit memory; the result is the same
+    learning_rate: float = Field(1e-3, gt=0)  # after the warm-up
+    warmup_steps: int = Field(200, ge=0)  # linear from 0
+    final_learning_rate: float = Field(1e-6, ge=0)  # where the cosine ends
+    betas: tuple[float, float] = (0.9, 0.95)  # a short memory of the variance: flows have sudden gradients
+    weight_decay: float = Field(1e-4, ge=0)  # matrices only, not norms, biases or embeddings
+    gradient_clip: float = Field(1.0, ge=0)  # norm over all parameters; 0 disables
+    ema_decay: float = Field(0.999, ge=0, lt=1)  # the checkpoint holds the moving average; 0 disables
+    noise_std: float = Field(0.1, ge=0)  # Gaussian noise on x in [-1, 1]; 0: uniform noise of one grey level
+    label_drop: float = Field(0.1, ge=0, le=1)  # part of the conditions replaced by the null one, for guidance
+    shift: int = Field(0, ge=0)  # augmentation: move by up to this many pixels, repeating the border
+    flip: bool = False  # augmentation: mirror left-right
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # autocast; weights and averages stay fp32. fp16: CUDA only
+    compile: bool = False  # torch.compile: pays off on a GPU
+    seed: int = Field(0, ge=0)  # weights, batches, noise: the run is a function of it
+    device: str = "auto"  # auto: cuda if there is one, else cpu
+    threads: int | None = Field(None, gt=0)  # CPU threads; None: torch's choice
+    log_every: int = Field(20, gt=0)
+    evaluate_every: int = Field(1000, gt=0)  # held-out bits/dim
+    sample_every: int = Field(1000, gt=0)  # a grid of samples
+    checkpoint_every: int = Field(1000, gt=0)  # state to resume from, and checkpoint
+    sample_guidance: float = Field(0.0, ge=0)  # guidance weight of the sample grid
+    half_checkpoint: bool = False  # store the checkpoint's weights in fp16
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("name either steps or epochs")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+        return self
+
+
+# What a resumed run may change: reports, the machine, and how long to go on.
+CHANGEABLE = {"steps", "epochs", "log_every", "evaluate_every", "sample_every", "checkpoint_every", "sample_guidance"}
+CHANGEABLE |= {"half_checkpoint", "device", "threads", "compile"}
+
+
+class Recipe(Frozen):
+    """One training run. Paths are relative to the working directory. An unconditional model ignores labels."""
+
+    model: ModelConfig
+    data: DataSource
+    training: Training
+
+
+# For the nearest name of a misspelt field.
+KNOWN_FIELDS = {
+    "model": (*StarflowConfig.model_fields, *TarflowConfig.model_fields),
+    "data": (*FolderSource.model_fields, *NpzSource.model_fields, *Digits8Source.model_fields),
+    "training": tuple(Training.model_fields),
+}
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: YAML file.
+        overrides: `section.field=value` each, replacing what the file says; the value is YAML.
+
+    Raises:
+        RecipeError: One line that names the file, the field, what was found and what was expected.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: found {type(content).__name__}, expected the sections model, data and training")
+    for override in overrides:
+        _override(content, override)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        place = error.errors()[0]["loc"]
+        known = KNOWN_FIELDS.get(str(place[0]) if len(place) > 1 else "", tuple(Recipe.model_fields))
+        raise RecipeError(f"{path}: {one_line(error, known)}") from None
+
+
+def changed_field(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """Name the first field that differs between two dumped recipes and that a resumed run may not change."""
+    for section in ("model", "data", "training"):
+        for field in sorted(old[section].keys() | new[section].keys()):
+            may_change = section == "training" and field in CHANGEABLE
+            if not may_change and old[section].get(field) != new[section].get(field):
+                return f"{section}.{field} (was {old[section].get(field)!r}, is {new[section].get(field)!r})"
+    return None
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    section, dot, field = key.strip().partition(".")
+    if not equals or not dot or not isinstance(content.setdefault(section, {}), dict):
+        raise RecipeError(f"--set {override}: expected section.field=value, such as training.steps=1000")
+    try:
+        content[section][field] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {override}: {value!r} is not a YAML value") from None
