@@ -2,7 +2,7 @@
 
 import datetime
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from starflow.export.block_weights import BlockWeights
@@ -36,6 +35,7 @@ from starflow.runtime.manifest import (
     Provenance,
     Variant,
 )
+from starflow.runtime.progress import Report, no_report
 from starflow.training.checkpoint import CheckpointTensors, open_checkpoint
 from starflow.training.config import BlockConfig, CheckpointConfig, StarflowConfig, TarflowConfig
 from starflow.training.model import FlowModel, build_model
@@ -74,7 +74,7 @@ def export_checkpoint(
     options: ExportOptions = ExportOptions(),
     *,
     replace: bool = False,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Report = no_report,
 ) -> Manifest:
     """Export a checkpoint folder as a bundle, atomically.
 
@@ -96,7 +96,7 @@ def write_bundle(
     model: FlowModel,
     tensors: CheckpointTensors,
     options: ExportOptions,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Report = no_report,
 ) -> Manifest:
     """Write every file of a bundle into `folder`, which the caller makes appear atomically."""
     exporter = _Exporter(folder, config, model, tensors, options, progress)
@@ -111,10 +111,10 @@ class _Exporter:
         model: FlowModel,
         tensors: CheckpointTensors,
         options: ExportOptions,
-        progress: Callable[[str], None],
+        progress: Report,
     ) -> None:
         self.folder, self.config, self.model, self.tensors = folder, config, model, tensors
-        self.options, self.progress = options, progress
+        self.options, self.progress, self._done = options, progress, 0
         self.height, self.width = self._shape()
         self.condition_tokens = self._condition_tokens()
         self.guided = self._guided_blocks()
@@ -125,6 +125,10 @@ class _Exporter:
         self.max_chunk = longest if options.max_chunk is None else options.max_chunk
         if not 1 <= self.max_chunk <= longest:
             raise UsageError(f"--max-chunk {self.max_chunk}: this model's blocks take 1 to {longest} tokens")
+
+    def _step(self, doing: str) -> None:
+        self._done += 1
+        self.progress(self._done, 4 * len(self.options.precisions) * len(self.geometries), doing)
 
     def _shape(self) -> tuple[int, int]:
         model = self.model.config
@@ -198,7 +202,7 @@ class _Exporter:
                 if not block.layers:
                     continue
                 for lowering in LOWERINGS:
-                    self.progress(f"flow block {block.index}, {lowering} {precision}")
+                    self._step(f"flow block {block.index}, {lowering} {precision}")
                     name = f"block{block.index}.{lowering}-{precision}"
                     graph = GraphBuilder(name, weights, location)
                     options = StepGraphOptions(lowering, DTYPES[precision], self._rule, self.options.attention_temperature)
@@ -206,7 +210,6 @@ class _Exporter:
                     model = build_step_graph(graph, block, source, self.geometries[block.index], options)
                     target = self.folder / "graphs" / f"{name}.onnx"
                     models.setdefault(lowering, []).append((block.index, graph, model, target))
-        self.progress(f"checking {precision} graphs")
         file = self._file(path)
         return [
             Variant(
@@ -222,6 +225,7 @@ class _Exporter:
     def _write_graph(
         self, block: int, graph: GraphBuilder, model: onnx.ModelProto, path: Path, lowering: str, precision: Precision
     ) -> GraphSpec:
+        self._step(f"checking {path.name}")
         onnx.save(model, path)
         onnx.checker.check_model(path, full_check=True)
         inputs, outputs = graph_tensors(model)

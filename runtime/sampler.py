@@ -16,7 +16,7 @@ from starflow.runtime.decode_plan import Jacobi
 from starflow.runtime.errors import BundleError, UsageError
 from starflow.runtime.guidance import Guidance
 from starflow.runtime.images import to_uint8
-from starflow.runtime.manifest import Manifest
+from starflow.runtime.manifest import Manifest, Variant
 from starflow.runtime.sampling_loop import sample_batch
 from starflow.runtime.tokens import patchify, unpatchify
 
@@ -33,8 +33,8 @@ class Sampler:
     A sampler keeps its buffers between calls and serves one thread.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, plan: Plan = "auto") -> None:
-        self.bundle, self._backend, self._plan = bundle, backend, plan
+    def __init__(self, bundle: Bundle, variant: Variant, backend: Backend, plan: Plan = "auto") -> None:
+        self.bundle, self.variant, self._backend, self._plan = bundle, variant, backend, plan
         self._deviation = _prior_deviation(bundle)
 
     @classmethod
@@ -69,7 +69,8 @@ class Sampler:
         bundle = Bundle.open(path)
         if isinstance(plan, Jacobi):
             plan.check(bundle.manifest.model.tokens, bundle.manifest.max_chunk)
-        return cls(bundle, OnnxRuntimeBackend(bundle, bundle.variant(variant, "cpu"), threads), plan)
+        chosen = bundle.variant(variant, "cpu")
+        return cls(bundle, chosen, OnnxRuntimeBackend(bundle, chosen, threads), plan)
 
     def __enter__(self) -> Self:
         return self

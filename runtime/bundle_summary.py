@@ -1,0 +1,79 @@
+"""A bundle in a few facts, for `starflow inspect` and reports."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+from starflow.runtime.bundle import Bundle
+from starflow.runtime.manifest import GraphSpec, Manifest, Variant
+
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
+
+
+def cache_bytes(graph: GraphSpec) -> int:
+    """Bytes of all caches of a block."""
+    caches = (spec for spec in graph.inputs if spec.role == "cache")
+    return sum(prod(size for size in spec.shape if size != "S") * ITEM_BYTES[spec.dtype] for spec in caches)
+
+
+def summarise(bundle: Bundle, variants: Sequence[Variant]) -> dict[str, Any]:
+    """What a bundle holds, as plain values."""
+    manifest = bundle.manifest
+    model, conditioning = manifest.model, manifest.conditioning
+    shape = "x".join(map(str, model.data_shape))
+    return {
+        "bundle": str(bundle.root),
+        "model": f"{model.family}, {model.parameters:,} parameters, trained with noise of {model.noise_std:g}",
+        "data": f"{shape} {manifest.image.mode}, {model.tokens} tokens of {model.token_dim} (patch {model.patch_size})",
+        "condition": _condition(manifest),
+        "guidance": _guidance(manifest),
+        "batch": manifest.batch,
+        "bytes": f"{sum(file.bytes for file in bundle.files()):,}",
+        "checkpoint": f"sha256 {manifest.provenance.checkpoint_sha256[:16]}",
+        "made": f"{manifest.provenance.created}, "
+        + ", ".join(f"{tool} {version}" for tool, version in manifest.provenance.tools.items()),
+        "num_classes": conditioning.num_classes,
+        "variants": [_variant(manifest, variant) for variant in variants],
+    }
+
+
+def _variant(manifest: Manifest, variant: Variant) -> dict[str, Any]:
+    graphs = {graph.block: graph for graph in variant.graphs}
+    blocks = []
+    for block in reversed(manifest.blocks):
+        graph = graphs.get(block.index)
+        caches = [spec for spec in graph.inputs if spec.role == "cache"] if graph else []
+        blocks.append(
+            {
+                "block": block.index,
+                "top": block.index == len(manifest.blocks) - 1,
+                "reversed": block.reversed,
+                "identity": block.identity,
+                "layers": len(caches) // 2,
+                "rows": block.rows,
+                "capacity": block.capacity,
+                "prefix": block.prefix,
+                "weight_bytes": graph.weight_bytes if graph else 0,
+                "cache_bytes": cache_bytes(graph) if graph else 0,
+                "cache_shape": list(caches[0].shape) if caches else [],
+                "graph": graph.file.path if graph else None,
+            }
+        )
+    return {"name": variant.name, "weight_file_bytes": variant.weights.bytes, "blocks": blocks}
+
+
+def _condition(manifest: Manifest) -> str:
+    spec = manifest.conditioning
+    if spec.kind == "none":
+        return "none"
+    if spec.kind == "features":
+        return f"features, {spec.tokens} tokens of {spec.width}"
+    names = f": {', '.join(spec.class_names)}" if spec.class_names else ""
+    return f"{spec.num_classes} classes{names} ({'one token' if spec.kind == 'class-token' else 'a vector'})"
+
+
+def _guidance(manifest: Manifest) -> str:
+    if manifest.guidance is None:
+        return "none"
+    blocks = ", ".join(map(str, manifest.guidance.blocks))
+    return f"{manifest.guidance.rule} rule in flow blocks {blocks}"

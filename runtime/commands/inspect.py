@@ -1,0 +1,72 @@
+"""Show what is in a bundle: model, blocks, shapes, bytes, caches.
+
+Example:
+  starflow inspect digits.bundle
+  starflow inspect digits.bundle --hashes --json
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("bundle", type=Path, help="folder written by `starflow export`")
+    parser.add_argument("--variant", help="show the blocks of this variant only")
+    parser.add_argument("--hashes", action="store_true", help="compare every file with its digest as well")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print; 0 when the bundle is whole."""
+    from starflow.runtime.bundle import Bundle
+    from starflow.runtime.bundle_summary import summarise
+
+    bundle = Bundle.open(arguments.bundle)
+    if arguments.hashes:
+        bundle.verify_hashes()
+    variants = bundle.manifest.variants
+    if arguments.variant:
+        variants = (bundle.variant(arguments.variant, "cpu"),)
+    summary = summarise(bundle, variants)
+    if arguments.json:
+        print(json.dumps(summary))
+        return 0
+    _print(summary, hashes=arguments.hashes)
+    return 0
+
+
+def _print(summary: dict, *, hashes: bool) -> None:  # type: ignore[type-arg]
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    for key in ("bundle", "model", "data", "condition", "guidance", "batch", "bytes", "checkpoint", "made"):
+        console.print(f"[bold]{key:<11}[/bold]{summary[key]}", highlight=False)
+    for variant in summary["variants"]:
+        console.print()
+        table = Table(
+            title=f"{variant['name']}: weights {mebibytes(variant['weight_file_bytes'])}", title_justify="left", title_style="bold"
+        )
+        for column in ("block", "order", "layers", "rows", "positions", "prefix", "weights read a step", "caches"):
+            table.add_column(column, justify="right")
+        for block in variant["blocks"]:
+            table.add_row(
+                str(block["block"]) + (" (deep)" if block["top"] else ""),
+                "reversed" if block["reversed"] else "raster",
+                "identity" if block["identity"] else str(block["layers"]),
+                str(block["rows"]),
+                str(block["capacity"]),
+                str(block["prefix"]),
+                mebibytes(block["weight_bytes"]),
+                mebibytes(block["cache_bytes"]),
+            )
+        console.print(table)
+    if hashes:
+        console.print("every file has the digest the manifest states")
+
+
+def mebibytes(count: int) -> str:
+    """Bytes for people: `12.3 MiB`."""
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"

@@ -1,0 +1,138 @@
+"""Sample images from a bundle.
+
+Writes a grid (one PNG), single files (--out FOLDER/), or the latents themselves (--latents FILE.npy). The same seed gives
+the same images, however they are split into batches.
+
+Examples:
+  starflow sample digits.bundle --labels 0-9 --count 40 --guidance 2 --seed 7 --out digits.png
+  starflow sample t2i.bundle --condition features.npy --null-condition null.npy --guidance 3 --out images/
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from starflow.runtime.errors import UsageError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("bundle", type=Path, help="folder written by `starflow export`")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--labels", metavar="L,L,..", help="class labels, numbers or names, with ranges (0-9); repeated to fill --count"
+    )
+    what.add_argument(
+        "--condition", type=Path, metavar="FILE.npy", help="condition tokens, float32 [N, tokens, width]"
+    )
+    parser.add_argument("--null-condition", type=Path, metavar="FILE.npy", help="null condition tokens [tokens, width]")
+    parser.add_argument("--count", type=int, help="number of images (default: one for each label or condition)")
+    parser.add_argument("--guidance", type=float, default=0.0, help="classifier-free guidance weight >= 0 (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="image i depends on the seed and i only (default: 0)")
+    parser.add_argument("--out", type=Path, default=Path("samples.png"), help="PNG grid, or a folder/ for single files")
+    parser.add_argument("--columns", type=int, help="images in a row of the grid (default: near a square)")
+    parser.add_argument("--latents", type=Path, metavar="FILE.npy", help="write the data as well, float32 [N, C, H, W]")
+    parser.add_argument("--variant", help="variant to run (default: the first one made for the backend)")
+    parser.add_argument("--threads", type=int, default=0, help="threads within an operator (default: one a core)")
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Sample and write; 0 when everything was written."""
+    import numpy as np
+
+    from starflow.runtime.atomic_write import atomic_file
+    from starflow.runtime.images import grid, write_png
+    from starflow.runtime.progress import progress_bar
+    from starflow.runtime.sampler import Sampler
+
+    if arguments.count is not None and arguments.count < 1:
+        raise UsageError(f"--count {arguments.count}: give a number of at least 1")
+    to_folder = arguments.out.suffix.lower() != ".png"
+    if to_folder and arguments.out.suffix:
+        raise UsageError(f"--out {arguments.out}: give a .png file, or a folder for single files")
+    with Sampler.open(arguments.bundle, variant=arguments.variant, threads=arguments.threads) as sampler:
+        manifest = sampler.manifest
+        pixels = manifest.image.mode != "latent"
+        if not pixels and not arguments.latents:
+            raise UsageError("this model makes latents and the bundle holds no decoder; name a file with --latents")
+        condition, given = _condition(arguments)
+        count = arguments.count or given or 1
+        if given > 1 and count != given:
+            condition = np.asarray(condition)[np.arange(count) % given]
+        null = None if arguments.null_condition is None else _load(arguments.null_condition)
+        noise = sampler.noise(count, arguments.seed)
+        start = time.perf_counter()
+        with progress_bar(f"sampling {count} images", enabled=not arguments.json) as bar:
+            x = sampler.generate(noise, condition, null, guidance=arguments.guidance, progress=bar)
+        seconds = time.perf_counter() - start
+        written: list[Path] = []
+        if arguments.latents:
+            with atomic_file(arguments.latents) as temporary, temporary.open("wb") as file:
+                np.save(file, x)
+            written.append(arguments.latents)
+        if pixels:
+            images = sampler.to_images(x)
+            if to_folder:
+                paths = [arguments.out / f"{index:05d}.png" for index in range(count)]
+                for path, image in zip(paths, images, strict=True):
+                    write_png(path, image)
+                written += paths
+            else:
+                write_png(arguments.out, grid(images, arguments.columns))
+                written.append(arguments.out)
+        steps = count * sum(manifest.model.tokens - b.first_token for b in manifest.blocks if not b.identity)
+    outcome = {
+        "images": count,
+        "seconds": round(seconds, 4),
+        "images_per_second": round(count / seconds, 3),
+        "milliseconds_per_token": round(1000 * seconds / steps * min(count, manifest.batch), 4),
+        "variant": arguments.variant or sampler.variant.name,
+        "files": [str(path) for path in written],
+    }
+    if arguments.json:
+        print(json.dumps(outcome))
+    else:
+        where = str(written[-1]) if len(written) <= 2 else f"{written[0].parent}/ ({len(written)} files)"
+        print(f"{where}: {count} images in {seconds:.2f} s, {count / seconds:.2f} images/s, {outcome['variant']}", file=sys.stdout)
+    return 0
+
+
+def _condition(arguments: argparse.Namespace) -> tuple[object, int]:
+    """The condition and how many there are (0: none given)."""
+    if arguments.labels is not None:
+        labels = _labels(arguments.labels)
+        return labels, len(labels)
+    if arguments.condition is not None:
+        array = _load(arguments.condition)
+        return array, 1 if array.ndim == 2 else len(array)
+    return None, 0
+
+
+def _labels(text: str) -> list[str]:
+    """`0-2,7,nine` -> ["0", "1", "2", "7", "nine"]."""
+    labels: list[str] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if dash and first.isdigit() and last.isdigit():
+            if int(first) > int(last):
+                raise UsageError(f"--labels {part.strip()}: a range runs upwards, {last}-{first}")
+            labels += [str(label) for label in range(int(first), int(last) + 1)]
+        elif part.strip():
+            labels.append(part.strip())
+    if not labels:
+        raise UsageError("--labels: name at least one label")
+    return labels
+
+
+def _load(path: Path):  # type: ignore[no-untyped-def]
+    import numpy as np
+
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: does not exist; name a .npy file") from None
+    except (ValueError, OSError, EOFError):
+        raise UsageError(f"{path}: is not a .npy array of numbers") from None
