@@ -1,6 +1,7 @@
 """A checkpoint: a folder of `config.json` and `model.safetensors`, written whole or not at all."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,15 +11,17 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from starflow.runtime.atomic_write import atomic_folder
 from starflow.runtime.errors import CheckpointError
+from starflow.runtime.progress import Report, no_report
 from starflow.runtime.validation import one_line
 from starflow.training.config import CheckpointConfig
 from starflow.training.model import FlowModel, build_model
 from starflow.training.state_check import check_tensors
+
+SAFETENSORS_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 def save_checkpoint(
@@ -29,28 +32,66 @@ def save_checkpoint(
     extra_files: Mapping[str, str] | None = None,
     half: bool = False,
     replace: bool = True,
+    progress: Report = no_report,
 ) -> None:
     """Write a checkpoint folder atomically.
+
+    One tensor at a time is converted and written, so a memory-mapped state as large as the memory is fine.
 
     Args:
         folder: Destination.
         config: What `build_model` and everything downstream need to know.
-        state: The model's state dict, published parameter names.
+        state: The model's state dict, published parameter names; number types are kept.
         extra_files: Text files to store beside it, such as recipe.yaml and metrics.json.
-        half: Store floating-point tensors as float16.
+        half: Store the tensors as float16.
         replace: Whether an existing folder gives way.
+        progress: Told of every tensor.
+
+    Raises:
+        CheckpointError: a tensor is not floating-point, holds NaN or infinity, does not fit into float16, or the disk
+            is full.
+        UsageError: the folder exists and may not be replaced, or cannot be created.
     """
     with atomic_folder(folder, replace=replace) as temporary:
-        tensors = {
-            name: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous()
-            for name, value in state.items()
-        }
-        if half and (name := next((n for n, v in tensors.items() if not v.isfinite().all()), None)):
-            raise CheckpointError(f"{name} does not fit into float16; store this checkpoint in float32")
-        save_file(tensors, temporary / "model.safetensors")
-        (temporary / "config.json").write_text(config.model_dump_json(indent=2, exclude_none=True) + "\n")
-        for name, text in (extra_files or {}).items():
-            (temporary / name).write_text(text)
+        try:
+            _write_tensors(temporary / "model.safetensors", state, half=half, progress=progress)
+            (temporary / "config.json").write_text(config.model_dump_json(indent=2, exclude_none=True) + "\n")
+            for name, text in (extra_files or {}).items():
+                (temporary / name).write_text(text)
+        except OSError as error:
+            raise CheckpointError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
+def _write_tensors(path: Path, state: Mapping[str, Tensor], *, half: bool, progress: Report) -> None:
+    """Write a safetensors file without holding more than one tensor of it."""
+    header: dict[str, dict[str, object]] = {}
+    end = 0
+    # Widest numbers first: every tensor then begins at a multiple of its number's size.
+    names = sorted(state, key=lambda name: (-state[name].dtype.itemsize, name))
+    for name in names:
+        value = state[name]
+        if value.dtype not in SAFETENSORS_TYPES:
+            raise CheckpointError(f"{name} holds {value.dtype}; a checkpoint holds floating-point numbers")
+        dtype = torch.float16 if half else value.dtype
+        start, end = end, end + value.numel() * dtype.itemsize
+        header[name] = {"dtype": SAFETENSORS_TYPES[dtype], "shape": list(value.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for done, name in enumerate(names):
+            file.write(_stored(name, state[name], half=half).reshape(-1).view(torch.uint8).numpy())
+            progress(done + 1, len(names))
+
+
+def _stored(name: str, value: Tensor, *, half: bool) -> Tensor:
+    value = value.detach().cpu()
+    if not value.isfinite().all():
+        raise CheckpointError(f"{name} holds NaN or infinity; these weights are of no use")
+    stored = value.half() if half else value
+    if half and not stored.isfinite().all():
+        raise CheckpointError(f"{name} does not fit into float16; store this checkpoint in float32")
+    return stored.contiguous()
 
 
 class CheckpointTensors(Mapping[str, Callable[[], NDArray[np.float32]]]):

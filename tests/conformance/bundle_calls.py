@@ -26,8 +26,9 @@ def export_call(case: Case, call: dict[str, Any], weights: dict[str, Any], folde
     shape = (noise.shape[2], noise.shape[3]) if noise.ndim == 4 else None
     y = case.tensors[call["inputs"]["y"]] if "y" in call["inputs"] else None
     tokens = y.shape[1] if y is not None and y.ndim == 3 else None
-    state = "after" if call["name"].endswith("_after") else "before"
-    bundle = folder / f"{case.name}-{'x'.join(map(str, noise.shape))}-{tokens}-{state}"
+    # T4 samples before and after an update of its prior: what the weights are is part of what the bundle is.
+    prior = f"{float(weights['var'].sum()):.6f}" if "var" in weights else "1"
+    bundle = folder / f"{case.name}-{'x'.join(map(str, noise.shape))}-{tokens}-{prior}"
     if not bundle.exists():
         config = CheckpointConfig(model=model_config(case))
         save_checkpoint(folder / "checkpoint", config, weights)

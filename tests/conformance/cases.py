@@ -40,12 +40,18 @@ class Case:
         return load_file(self.folder / "io.safetensors")
 
     def unsupported(self) -> str | None:
-        """Why the case cannot run yet, or None."""
+        """Why the whole case cannot run yet, or None."""
         for option, what in UNSUPPORTED_OPTIONS.items():
             if self.config["constructor"].get(option):
-                return f"{what} is not supported yet ({option})"
-        operations = {call["op"] for call in self.config["calls"]} - OPERATIONS
-        return f"{', '.join(sorted(operations))} is not supported yet" if operations else None
+                return f"{what} ({option})"
+        return None
+
+    def unsupported_call(self, call: dict[str, Any]) -> str | None:
+        """Why one of its calls cannot run yet, or None."""
+        return None if call["op"] in OPERATIONS else call["op"]
+
+    def __hash__(self) -> int:
+        return hash(self.folder)
 
 
 def find_cases(vectors: Path) -> list[Case]:
