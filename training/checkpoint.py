@@ -80,7 +80,7 @@ def _write_tensors(path: Path, state: Mapping[str, Tensor], *, half: bool, progr
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for done, name in enumerate(names):
-            file.write(_stored(name, state[name], half=half).reshape(-1).view(torch.uint8).numpy())
+            file.write(_stored(name, state[name], half=half).reshape(-1).view(torch.uint8).numpy().data)
             progress(done + 1, len(names))
 
 

@@ -70,21 +70,23 @@ UNSUPPORTED = {
     "learnable_self_denoiser": "the learned denoiser",
     "use_pretrained_lm": "a top block from a language model",
 }
-# Known names that change nothing here: training, data, sampling, what captions are dressed in, and options that the
-# published code accepts and does not use (adaln, nvp in STARFlow, use_mm_attn, noise_embed_denoiser).
-IGNORED = frozenset(
-    """
-    acc adaln aspect_ratio attn_temp batch_size caption_column cfg ckpt_file compile cond_noise_level
-    conditional_denoiser data dataset denoiser_window denoising_batch_size disable_learnable_denoiser drop_image
-    drop_label dry_run epoch_length epochs finetuned_vae fp8 fps_cond fsdp fsdp_text_encoder grad_clip grad_skip
-    gradient_checkpoint gradient_checkpoint_mlp guide_top jacobi jacobi_block_size jacobi_max_iter jacobi_th
-    last_frame_cond latent_norm_regularization logdir loss_scaling lr min_lr mix_aspect model_config_path no_flip
-    noise_embed_denoiser num_samples nvp out_fps resume resume_epoch resume_path sample_batch_size sample_freq save_every
-    secondary_batch_size secondary_dataset secondary_img_size secondary_ratio secondary_vid_size seed
-    self_denoising_lr target_noise_std train_seed use_8bit_adam use_checkpoint use_checkpoint_mlp use_mm_attn
-    vae_adapter vae_decoder_factor video_to_video wandb_name warmup_steps wds
-    """.split()
-)
+# Known names that change nothing here, by the reason.
+_IGNORED = {
+    "of training": "acc batch_size compile dry_run epoch_length epochs fp8 fsdp fsdp_text_encoder grad_clip grad_skip "
+    "gradient_checkpoint gradient_checkpoint_mlp latent_norm_regularization logdir loss_scaling lr min_lr "
+    "model_config_path resume resume_epoch resume_path sample_freq save_every train_seed use_8bit_adam "
+    "use_checkpoint use_checkpoint_mlp wandb_name warmup_steps",
+    "of data": "caption_column data dataset drop_image drop_label finetuned_vae last_frame_cond no_flip "
+    "secondary_batch_size secondary_dataset secondary_img_size secondary_ratio secondary_vid_size "
+    "vae_adapter vae_decoder_factor video_to_video wds",
+    "what captions are dressed in": "cond_noise_level fps_cond mix_aspect",
+    "of sampling": "aspect_ratio attn_temp cfg ckpt_file denoising_batch_size disable_learnable_denoiser guide_top "
+    "jacobi jacobi_block_size jacobi_max_iter jacobi_th num_samples out_fps sample_batch_size seed "
+    "self_denoising_lr target_noise_std",
+    "accepted by the published code and not used": "adaln noise_embed_denoiser nvp use_mm_attn",
+    "of a denoiser that is not there": "conditional_denoiser denoiser_window",
+}
+IGNORED = frozenset(name for names in _IGNORED.values() for name in names.split())
 
 # Autoencoders by a part of their name: image pixels per latent pixel, and the factor on their latents.
 AUTOENCODERS = {"sd-vae": (8.0, 0.18215), "sdxl-vae": (8.0, 0.13025)}
@@ -146,13 +148,15 @@ def read_config(
         raise CheckpointError(f"{document.source}: describes a {document.family} model, --family says {family}")
     chosen = family or document.family or (None if path is None else "starflow")
     if chosen not in MODELS:
-        raise UsageError(f"{document.source}: found the family {chosen}, expected --family {' or '.join(MODELS)}")
+        found = "no family is named" if chosen is None else f"found the family {chosen}"
+        raise UsageError(f"{document.source}: {found}; say --family {' or '.join(MODELS)}")
 
     options = _canonical(document.options) | _canonical(dict(_parse_override(text) for text in overrides))
     options, ignored = _sort_out(document.source, chosen, options)
     if num_classes is None and class_names is not None:
         num_classes = len(class_names)
     rest = dict(document.rest)
+    model: StarflowConfig | TarflowConfig
     try:
         if chosen == "starflow":
             model, rest = _starflow(document.form, options, rest, num_classes)
@@ -191,7 +195,7 @@ def _read_document(path: Path) -> _Document:
         form, options = "constructor", _mapping(path, content, "constructor")
     elif "model" in content:
         form, options = "own", _mapping(path, content, "model")
-        rest = {name: value for name, value in content.items() if name != "model"}
+        rest = {str(name): value for name, value in content.items() if name != "model"}
     else:
         options = content
         form = "own" if {"family", "in_channels"} <= content.keys() else "arguments"
@@ -211,8 +215,9 @@ def _merge(path: Path, arguments: Any) -> dict[str, Any]:
     if isinstance(arguments, dict):
         return dict(arguments)
     entries = arguments if isinstance(arguments, list) else [arguments]
-    if strange := next((entry for entry in entries if not isinstance(entry, dict)), None):
-        raise CheckpointError(f"{path}: arguments: found {strange!r:.40}, expected a list of `name: value` entries")
+    strange = [entry for entry in entries if not isinstance(entry, dict)]
+    if strange:
+        raise CheckpointError(f"{path}: arguments: found {strange[0]!r:.40}, expected a list of `name: value` entries")
     return {name: value for entry in entries for name, value in entry.items()}
 
 
@@ -240,7 +245,9 @@ def _sort_out(source: str, family: str, options: dict[str, Any]) -> tuple[dict[s
             taken[name] = value
         elif name in UNSUPPORTED:
             if value and value != "none":
-                raise CheckpointError(f"{source}: {name} ({value}) asks for {UNSUPPORTED[name]}, which is not supported yet")
+                raise CheckpointError(
+                    f"{source}: {name} ({value}) asks for {UNSUPPORTED[name]}, which is not supported yet"
+                )
         elif name in IGNORED:
             ignored.append(name)
         else:
@@ -279,7 +286,9 @@ def _starflow(
             raise ValueError(f"text {text} names classes; say how many with --classes")
     if _number("txt_size", given.get("txt_size", 0)) and "txt_dim" not in given:
         if text not in TEXT_WIDTHS:
-            raise ValueError(f"the width of the text encoder {text or '(none named)'} is not known; say --set txt_dim=...")
+            raise ValueError(
+                f"the width of the text encoder {text or '(none named)'} is not known; say --set txt_dim=..."
+            )
         given["txt_dim"] = TEXT_WIDTHS[text]
     model = StarflowConfig.model_validate(given)
     if by_class and model.txt_size != 1:
@@ -358,4 +367,3 @@ def _autoencoder(other: Mapping[str, Any]) -> tuple[float, float]:
     if factor < 1:
         raise ValueError(f"downsample_factor: found {factor:g}, expected 1 or more")
     return factor, _number("scaling_factor", other.get("scaling_factor", scale))
-

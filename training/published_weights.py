@@ -46,7 +46,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a safetensors file, or damaged ({_first_line(error)}); fetch it again") from None
+        raise CheckpointError(
+            f"{path}: not a safetensors file, or damaged ({_first_line(error)}); fetch it again"
+        ) from None
 
 
 def _read_torch(path: Path) -> object:
@@ -63,7 +65,9 @@ def _read_torch(path: Path) -> object:
             f"{path}: {what}; it was refused and nothing in it was run: save the state dict alone, or as .safetensors"
         ) from None
     except Exception as error:  # torch reports damage by many types
-        raise CheckpointError(f"{path}: not a PyTorch file, or damaged ({_first_line(error)}); fetch it again") from None
+        raise CheckpointError(
+            f"{path}: not a PyTorch file, or damaged ({_first_line(error)}); fetch it again"
+        ) from None
 
 
 def _first_line(error: Exception) -> str:

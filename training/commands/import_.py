@@ -1,4 +1,4 @@
-"""Import published STARFlow or TARFlow weights as a checkpoint.
+r"""Import published STARFlow or TARFlow weights as a checkpoint.
 
 Reads a .pth or .safetensors file and the configuration it was trained with (the YAML of apple/ml-starflow, a JSON file of
 constructor options, or --set alone), checks every tensor's name and shape, and writes a checkpoint folder for `starflow
@@ -7,7 +7,7 @@ are converted one tensor at a time, so a model may be as large as the memory.
 
 Example:
   starflow import starflow_3B_t2i_256x256.pth --config starflow_3B_t2i_256x256.yaml -o t2i --half
-  starflow import imagenet64_model_2_768_8_8_0.05.pth -o imagenet64 --family tarflow \\
+  starflow import imagenet64_model_2_768_8_8_0.05.pth -o imagenet64 --family tarflow \
       --set img_size=64 --set patch_size=2 --set channels=768 --set blocks=8 --noise-std 0.05
 """
 
@@ -70,9 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     state = {name: weights[name] for name in model.state_dict()}
     with progress_bar("importing", enabled=not arguments.json) as bar:
         try:
-            save_checkpoint(
-                arguments.out, config, state, half=arguments.half, replace=arguments.force, progress=bar
-            )
+            save_checkpoint(arguments.out, config, state, half=arguments.half, replace=arguments.force, progress=bar)
         except CheckpointError as error:
             raise CheckpointError(f"{arguments.weights}: {error}") from None
 

@@ -1,0 +1,88 @@
+"""Measure a bundle: time per token, images per second, bytes per token, per cent of the memory floor.
+
+The floor is the time it takes to read a step's weights and valid caches once, at the bandwidth measured between the
+repetitions. Variants are interleaved in one process; figures are medians.
+
+Examples:
+  starflow bench digits.bundle
+  starflow bench digits.bundle --variants cpu-fp32 portable-fp32 --repetitions 20 --json
+"""
+
+import argparse
+import dataclasses
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
+from starflow.runtime.errors import UsageError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("bundle", type=Path, help="folder written by `starflow export`")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="variants to compare (default: the cpu ones)")
+    parser.add_argument("--repetitions", type=int, default=5, help="batches each decodes (default: 5)")
+    parser.add_argument("--threads", type=int, default=0, help="threads within an operator (default: one a core)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and print."""
+    from starflow.runtime.benchmark import run_benchmark
+    from starflow.runtime.bundle import Bundle
+    from starflow.runtime.progress import progress_bar
+    from starflow.runtime.sampler import Sampler
+
+    if arguments.repetitions < 1:
+        raise UsageError(f"--repetitions {arguments.repetitions}: give a number of at least 1")
+    variants = Bundle.open(arguments.bundle).manifest.variants
+    names = arguments.variants or [v.name for v in variants if v.lowering == "cpu"] or [variants[0].name]
+    with ExitStack() as stack:
+        samplers = [
+            stack.enter_context(Sampler.open(arguments.bundle, variant=name, threads=arguments.threads)) for name in names
+        ]
+        with progress_bar("measuring", enabled=not arguments.json) as bar:
+            benchmark = run_benchmark(samplers, guidance=1.0, repetitions=arguments.repetitions, progress=bar)
+    if arguments.json:
+        figures = dataclasses.asdict(benchmark)
+        for variant, timing in zip(figures["variants"], benchmark.variants, strict=True):
+            for row, block in zip(variant["rows"], timing.rows, strict=True):
+                row["percent_of_floor"] = block.percent_of_floor
+        print(json.dumps(figures))
+    else:
+        _print(benchmark)
+    return 0
+
+
+def _print(benchmark) -> None:  # type: ignore[no-untyped-def]
+    from rich.console import Console
+    from rich.table import Table
+
+    from starflow.runtime.commands.inspect import mebibytes
+
+    console = Console()
+    console.print(
+        f"memory bandwidth {benchmark.bandwidth / 1e9:.1f} GB/s, measured between {benchmark.repetitions} repetitions",
+        highlight=False,
+    )
+    for variant in benchmark.variants:
+        table = Table(
+            title=f"{variant.variant}: {variant.images_per_second:.2f} images/s, batch {variant.batch}",
+            title_justify="left",
+            title_style="bold",
+        )
+        for column in ("flow block", "ms/token", "spread", "bytes/token", "floor ms", "% of floor"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in variant.rows:
+            table.add_row(
+                "all" if row.block is None else str(row.block),
+                f"{row.milliseconds:.3f}",
+                f"{100 * row.spread:.0f} %",
+                mebibytes(row.bytes),
+                f"{row.floor_milliseconds:.3f}",
+                f"{row.percent_of_floor:.0f}",
+                end_section=row.block == variant.rows[-2].block if len(variant.rows) > 1 else False,
+            )
+        console.print(table)
+    if any(variant.total.percent_of_floor > 100 for variant in benchmark.variants):
+        console.print("More than 100 %: the weights stay in a processor cache, and memory is not the floor here.")
