@@ -47,7 +47,9 @@ def gaussian_bits(train: torch.Tensor, test: torch.Tensor, std: float, *, diagon
     if diagonal:
         covariance = torch.diag(covariance.diagonal())
     normal = torch.distributions.MultivariateNormal(flat.mean(0), covariance)
-    return float(bits_per_dim(normal.log_prob(noisy(test, std).flatten(1).double()), flat.shape[1], span=256 * LEVEL).mean())
+    return float(
+        bits_per_dim(normal.log_prob(noisy(test, std).flatten(1).double()), flat.shape[1], span=256 * LEVEL).mean()
+    )
 
 
 @torch.inference_mode()

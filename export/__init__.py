@@ -1,0 +1,1 @@
+"""Checkpoints to bundles: step graphs, ONNX, the weight file."""

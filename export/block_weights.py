@@ -37,7 +37,9 @@ class BlockWeights:
         full = self.full_name(name)
         array = self._tensors[full]()
         if not np.isfinite(array).all():
-            raise ExportError(f"{full} holds NaN or infinite values; export a checkpoint that was saved before they appeared")
+            raise ExportError(
+                f"{full} holds NaN or infinite values; export a checkpoint that was saved before they appeared"
+            )
         return array.astype(np.float32, copy=False)
 
     def matrix(self, name: str) -> NDArray:

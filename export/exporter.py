@@ -41,7 +41,7 @@ from starflow.training.config import BlockConfig, CheckpointConfig, StarflowConf
 from starflow.training.model import FlowModel, build_model
 
 Precision = Literal["fp32", "fp16"]
-DTYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
+DTYPES: dict[Precision, np.dtype] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
 TOOLS = ("starflow-compiler", "torch", "onnx", "numpy")
 
 
@@ -121,6 +121,9 @@ class _Exporter:
         self.geometries = {block.index: self._geometry(block) for block in model.block_configs if block.layers}
         if options.batch < 1:
             raise UsageError(f"--batch {options.batch}: give a number of images of at least 1")
+        for index, geometry in self.geometries.items():
+            if geometry.capacity < 1:
+                raise ExportError(f"flow block {index} decodes no token: one token and no start token leave nothing to do")
         longest = max((geometry.capacity for geometry in self.geometries.values()), default=1)
         self.max_chunk = longest if options.max_chunk is None else options.max_chunk
         if not 1 <= self.max_chunk <= longest:
@@ -142,14 +145,23 @@ class _Exporter:
     def _condition_tokens(self) -> int:
         model = self.model.config
         configured = model.txt_size if isinstance(model, StarflowConfig) else 0
-        return self.options.condition_tokens or configured
+        asked = self.options.condition_tokens
+        if asked is None:
+            return configured
+        if not configured or self.config.conditioning.kind == "class":
+            raise UsageError("--condition-tokens: only models conditioned on features take another number of tokens")
+        if asked < 1:
+            raise UsageError(f"--condition-tokens {asked}: give a number of at least 1")
+        return asked
 
     def _guided_blocks(self) -> frozenset[int]:
         """Blocks that run [conditional, null] rows; an unconditional TARFlow's null branch differs in temperature."""
         if not self.options.guidance:
             return frozenset()
         by_temperature = isinstance(self.model.config, TarflowConfig) and self.options.attention_temperature
-        return frozenset(b.index for b in self.model.block_configs if b.layers and (b.condition != "none" or by_temperature))
+        return frozenset(
+            b.index for b in self.model.block_configs if b.layers and (b.condition != "none" or by_temperature)
+        )
 
     def _geometry(self, block: BlockConfig) -> StepGeometry:
         patch = self.model.config.patch_size
@@ -170,7 +182,9 @@ class _Exporter:
         manifest = Manifest(
             schema_version=1,
             model=self._summary(),
-            image=ImageSpec(mode=self.config.image.mode, scale=self.config.latent.scale, shift=self.config.latent.shift),
+            image=ImageSpec(
+                mode=self.config.image.mode, scale=self.config.latent.scale, shift=self.config.latent.shift
+            ),
             conditioning=self._conditioning(),
             guidance=GuidanceSpec(rule=self._rule, blocks=tuple(sorted(self.guided))) if self.guided else None,
             attention_temperature=self.options.attention_temperature,
@@ -205,7 +219,9 @@ class _Exporter:
                     self._step(f"flow block {block.index}, {lowering} {precision}")
                     name = f"block{block.index}.{lowering}-{precision}"
                     graph = GraphBuilder(name, weights, location)
-                    options = StepGraphOptions(lowering, DTYPES[precision], self._rule, self.options.attention_temperature)
+                    options = StepGraphOptions(
+                        lowering, DTYPES[precision], self._rule, self.options.attention_temperature
+                    )
                     source = BlockWeights(block, self.model, self.tensors, DTYPES[precision])
                     model = build_step_graph(graph, block, source, self.geometries[block.index], options)
                     target = self.folder / "graphs" / f"{name}.onnx"
@@ -217,7 +233,9 @@ class _Exporter:
                 lowering=lowering,
                 precision=precision,
                 weights=file,
-                graphs=tuple(self._write_graph(*entry, lowering, precision) for entry in sorted(entries, key=lambda e: e[0])),
+                graphs=tuple(
+                    self._write_graph(*entry, lowering, precision) for entry in sorted(entries, key=lambda e: e[0])
+                ),
             )
             for lowering, entries in models.items()
         ]
@@ -230,7 +248,10 @@ class _Exporter:
         onnx.checker.check_model(path, full_check=True)
         inputs, outputs = graph_tensors(model)
         wide = 4 if lowering == "cpu" else DTYPES[precision].itemsize
-        read = sum(int(np.prod(t.shape)) * (wide if t.dtype == DTYPES[precision] else t.dtype.itemsize) for t in graph.used_weights.values())
+        read = sum(
+            int(np.prod(t.shape)) * (wide if t.dtype == DTYPES[precision] else t.dtype.itemsize)
+            for t in graph.used_weights.values()
+        )
         return GraphSpec(block=block, file=self._file(path), inputs=inputs, outputs=outputs, weight_bytes=read)
 
     def _write_prior(self) -> FileSpec | None:
@@ -257,7 +278,7 @@ class _Exporter:
             reversed=block.reversed,
             rows=geometry.rows if geometry else 0,
             prefix=geometry.prefix if geometry else 0,
-            first_token=geometry.first_token if geometry else 0,  # type: ignore[arg-type]
+            first_token=geometry.first_token if geometry else 0,
             capacity=geometry.capacity if geometry else 0,
         )
 

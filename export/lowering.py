@@ -11,6 +11,7 @@ they are handed over as further heads of a single row, which a time-major layout
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,7 @@ class Lowering(ABC):
         """[S] -> broadcastable over the layout's three axes."""
         return self.graph.reshape(value, [-1, 1, 1] if self.time_major else [1, -1, 1])
 
-    def _rotate(self, value: str, ids: str, **attributes: int) -> str:
+    def _rotate(self, value: str, ids: str, **attributes: Any) -> str:
         assert self.step.rotary is not None
         interleaved = int(not self.block.half_rotation)
         return self.graph.op("RotaryEmbedding", value, *self.step.rotary, ids, interleaved=interleaved, **attributes)

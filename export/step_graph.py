@@ -123,9 +123,7 @@ class _StepGraph:
         samples = graph.input("samples", np.float32, [batch, 1, capacity, dim])
 
         count = graph.op("Shape", previous, start=1, end=2)
-        offsets = graph.op(
-            "Slice", graph.constant(np.arange(capacity), np.int64), graph.constant([0], np.int64), count
-        )
+        offsets = graph.op("Slice", graph.constant(np.arange(capacity), np.int64), graph.constant([0], np.int64), count)
         positions = graph.op("Add", position, offsets)
         temperature = None
         if self.options.attention_temperature:
@@ -176,7 +174,9 @@ class _StepGraph:
         h = self.linear(self.narrow(lowering.flatten(tokens, block.token_dim)), "proj_in")
         h = lowering.unflatten(h, batch, block.channels)
         if block.positions == "learned":
-            table = self.table(f"{self.weights.full_name('pos_embed')}.ordered", self.weights.ordered_positions(geometry))
+            table = self.table(
+                f"{self.weights.full_name('pos_embed')}.ordered", self.weights.ordered_positions(geometry)
+            )
             index = step.positions
             if prefix:
                 shifted = graph.op("Sub", index, graph.constant([prefix], np.int64))
@@ -297,7 +297,9 @@ class _StepGraph:
             amount = graph.reshape(graph.input("guidance_anneal", np.float32, [geometry.batch]), [-1, 1, 1])
             first = geometry.first_token - geometry.prefix
             token = graph.op("Add", step.positions, graph.constant([first], np.int64))
-            part = graph.op("Div", graph.cast(token, np.float32), graph.constant(max(geometry.tokens - 1, 1), np.float32))
+            part = graph.op(
+                "Div", graph.cast(token, np.float32), graph.constant(max(geometry.tokens - 1, 1), np.float32)
+            )
             below = graph.op("Sub", graph.reshape(part, [1, -1, 1]), graph.constant(1.0, np.float32))
             self._anneal_value = graph.op("Add", graph.op("Mul", amount, below), graph.constant(1.0, np.float32))
         return self._anneal_value

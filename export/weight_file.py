@@ -57,7 +57,9 @@ class WeightFile:
         self._file.seek(self._data_start)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         assert self._file is not None
         if kind is None:
             header = json.dumps(self._entries).encode()
@@ -80,14 +82,13 @@ class WeightFile:
             self._append(f"_padding.{len(self._entries)}", "U8", (padding,), b"\0" * padding)
         array = np.ascontiguousarray(array)
         offset = self._end
-        self._append(name, SAFETENSORS_TYPES[array.dtype], array.shape, array.data if array.size else b"")
+        self._append(name, SAFETENSORS_TYPES[array.dtype], array.shape, array.reshape(-1).view(np.uint8).data)
         self.tensors[name] = StoredTensor(name, array.dtype, array.shape, offset, array.nbytes)
         return self.tensors[name]
 
-    def _append(self, name: str, kind: str, shape: tuple[int, ...], data: object) -> None:
+    def _append(self, name: str, kind: str, shape: tuple[int, ...], data: bytes | memoryview) -> None:
         assert self._file is not None
-        raw = memoryview(data) if isinstance(data, bytes) else memoryview(np.asarray(data).view(np.uint8).reshape(-1))
         start = self._end - self._data_start
-        self._file.write(raw)
-        self._end += raw.nbytes
-        self._entries[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, start + raw.nbytes]}
+        self._end += self._file.write(data)
+        end = self._end - self._data_start
+        self._entries[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}

@@ -18,7 +18,9 @@ def _parent_of(destination: Path) -> Path:
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{destination}: cannot create {parent}: {error.strerror}; name a folder you can write to") from None
+        raise UsageError(
+            f"{destination}: cannot create {parent}: {error.strerror}; name a folder you can write to"
+        ) from None
     if not os.access(parent, os.W_OK):
         raise UsageError(f"{destination}: {parent} is not writable; name a folder you can write to")
     return parent

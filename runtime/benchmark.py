@@ -26,7 +26,7 @@ class BlockTiming:
 
     Attributes:
         block: Flow block, or None for the whole flow.
-        milliseconds: Time of a step (for the whole flow: of a token through all blocks).
+        milliseconds: Time per token: of the block's whole sequence, prefill included, over the number of tokens.
         spread: Interquartile range over the median.
         bytes: Weights and mean valid cache a step reads.
         floor_milliseconds: bytes / bandwidth.
@@ -78,6 +78,7 @@ def run_benchmark(
     *,
     guidance: float,
     repetitions: int,
+    threads: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Benchmark:
     """Time samplers against each other, interleaved.
@@ -86,11 +87,12 @@ def run_benchmark(
         samplers: One for each variant to compare.
         guidance: Weight; time does not depend on its value, only on the exported rows.
         repetitions: How often each decodes one batch.
+        threads: Threads the samplers use, so that bandwidth is measured on as many; 0 is one per core.
         progress: Called with repetitions done and in total.
     """
     timers = [_Timer(sampler, guidance) for sampler in samplers]
     bandwidths = []
-    with BandwidthProbe() as probe:
+    with BandwidthProbe(threads) as probe:
         for timer in timers:
             timer.run()  # loads sessions and warms up
             timer.clear()
@@ -143,7 +145,7 @@ class _Timer:
             block = self.manifest.blocks[index]
             count = step_bytes(self.sampler.bundle.graph(self.sampler.variant, index), block)
             total_bytes += count
-            rows.append(_timing(index, seconds, block.capacity, count, bandwidth))
+            rows.append(_timing(index, seconds, tokens, count, bandwidth))
         rows.append(_timing(None, self.batch_seconds, tokens, total_bytes, bandwidth))
         images = self.manifest.batch / statistics.median(self.batch_seconds)
         return VariantTiming(self.sampler.variant.name, self.manifest.batch, tuple(rows), images)

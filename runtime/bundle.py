@@ -70,7 +70,9 @@ class Bundle:
         """
         for file in self.files():
             if sha256(self.root / file.path) != file.sha256:
-                raise BundleError(f"{self.root / file.path}: its content is not what was exported; copy or export it again")
+                raise BundleError(
+                    f"{self.root / file.path}: its content is not what was exported; copy or export it again"
+                )
 
     def variant(self, name: str | None, lowering: str) -> Variant:
         """The variant called `name`, or the first one of a lowering.

@@ -5,7 +5,7 @@ from math import prod
 from typing import Any
 
 from starflow.runtime.bundle import Bundle
-from starflow.runtime.manifest import GraphSpec, Manifest, Variant
+from starflow.runtime.manifest import GraphSpec, Manifest, Variant, fixed_shape
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 
@@ -13,7 +13,7 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 def cache_bytes(graph: GraphSpec) -> int:
     """Bytes of all caches of a block."""
     caches = (spec for spec in graph.inputs if spec.role == "cache")
-    return sum(prod(size for size in spec.shape if size != "S") * ITEM_BYTES[spec.dtype] for spec in caches)
+    return sum(prod(fixed_shape(spec)) * ITEM_BYTES[spec.dtype] for spec in caches)
 
 
 def summarise(bundle: Bundle, variants: Sequence[Variant]) -> dict[str, Any]:

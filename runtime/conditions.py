@@ -78,7 +78,9 @@ def _labels(spec: ConditioningSpec, count: int, condition: ArrayLike | Sequence[
     if values.dtype.kind in "US":
         values = np.array([_label(str(value), names, known) for value in values], np.int64)
     if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise UsageError(f"labels of shape {list(values.shape)} and type {values.dtype}; give one label an image: {known}")
+        raise UsageError(
+            f"labels of shape {list(values.shape)} and type {values.dtype}; give one label an image: {known}"
+        )
     outside = values[(values < 0) | (values >= spec.num_classes)]
     if outside.size:
         raise UsageError(f"label {outside[0]} is not a class of this model; it has {known}")
@@ -110,7 +112,9 @@ def _tokens(spec: ConditioningSpec, count: int, value: object, what: str) -> NDA
     try:
         array = np.asarray(value, np.float32)
     except (TypeError, ValueError):
-        raise UsageError(f"the {what} is not an array of numbers; this model takes [N, {spec.tokens}, {spec.width}]") from None
+        raise UsageError(
+            f"the {what} is not an array of numbers; this model takes [N, {spec.tokens}, {spec.width}]"
+        ) from None
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[1:] != (spec.tokens, spec.width):
         raise UsageError(

@@ -3,9 +3,10 @@
 `docs/bundle.md` explains every field; `starflow/runtime/schema/manifest-1.json` is `Manifest`'s schema.
 """
 
+import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION = 1
 
@@ -44,6 +45,11 @@ class TensorSpec(Part):
     shape: tuple[int | Literal["S"], ...]
     role: Role
     updated_by: str | None = None
+
+
+def fixed_shape(spec: TensorSpec, count: int = 1) -> tuple[int, ...]:
+    """The shape of a tensor in a run of `count` tokens."""
+    return tuple(count if isinstance(size, str) else size for size in spec.shape)
 
 
 class FileSpec(Part):
@@ -164,3 +170,34 @@ class Manifest(Part):
     blocks: tuple[Block, ...]
     variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Manifest":
+        """Sizes stated twice must agree: a runtime may rely on any of them."""
+        model, given = self.model, self.conditioning
+        if model.tokens * model.token_dim != math.prod(model.data_shape):
+            raise ValueError(f"{model.tokens} tokens of {model.token_dim} do not make data of {model.data_shape}")
+        if (given.tokens > 0) != (given.width > 0) or (given.kind == "class-token" and given.width != given.num_classes + 1):
+            raise ValueError(f"conditioning: {given.tokens} tokens of {given.width} for {given.num_classes} classes")
+        if [block.index for block in self.blocks] != list(range(len(self.blocks))):
+            raise ValueError("blocks: must stand in the order of their index, none left out")
+        guided = self.guidance.blocks if self.guidance else ()
+        for block in self.blocks:
+            if block.identity:
+                continue
+            rows = self.batch * (2 if block.index in guided else 1)
+            capacity = block.prefix + model.tokens - block.first_token
+            if block.rows != rows or block.prefix not in (0, given.tokens) or block.capacity != capacity:
+                raise ValueError(f"blocks.{block.index}: rows, prefix or capacity do not fit batch, conditioning and tokens")
+        working = [block.index for block in self.blocks if not block.identity]
+        for variant in self.variants:
+            if [graph.block for graph in variant.graphs] != working:
+                raise ValueError(f"variant {variant.name}: must have one graph for each of the flow blocks {working}")
+            for graph in variant.graphs:
+                updates = [spec.updated_by for spec in graph.inputs if spec.updated_by]
+                outputs = [spec.name for spec in graph.outputs if spec.role != "token"]
+                if sorted(updates) != sorted(outputs):
+                    raise ValueError(f"variant {variant.name}, block {graph.block}: caches in and out do not pair up")
+        if self.max_chunk > max((block.capacity for block in self.blocks), default=1):
+            raise ValueError(f"max_chunk {self.max_chunk}: more than any block's capacity")
+        return self

@@ -103,7 +103,9 @@ class Sampler:
         """Standard normal noise [count, *noise_shape]; image i depends on (seed, i) only."""
         if count < 1 or seed < 0:
             raise UsageError(f"{count} images with seed {seed}: give at least one image and a seed >= 0")
-        draw = (np.random.default_rng([seed, index]).standard_normal(self.noise_shape, np.float32) for index in range(count))
+        draw = (
+            np.random.default_rng([seed, index]).standard_normal(self.noise_shape, np.float32) for index in range(count)
+        )
         return np.stack(list(draw))
 
     def generate(
@@ -150,7 +152,9 @@ class Sampler:
             manifest.conditioning, count, condition, null_condition, guided=guidance.weight > 0
         )
         starts = range(0, count, batch)
-        report = _Progress(progress, len(starts) * sum(manifest.model.tokens for b in manifest.blocks if not b.identity))
+        report = _Progress(
+            progress, len(starts) * sum(manifest.model.tokens for b in manifest.blocks if not b.identity)
+        )
         out = np.empty((count, *manifest.model.data_shape), np.float32)
         for start in starts:
             size = min(batch, count - start)
@@ -191,7 +195,8 @@ class Sampler:
             null_condition: See `generate`.
             count: Number of images; by default one for each condition.
             guidance: Weight w >= 0, or a `Guidance`.
-            seed: Image i is a function of (seed, i) and its condition, however the images are split into batches.
+            seed: Image i is a function of (seed, i) and its condition, however the images are split into batches. (With a
+                Jacobi plan it is so up to the plan's threshold: a batch iterates until all of its images have converged.)
             progress: See `generate`.
 
         Returns:
@@ -245,7 +250,7 @@ class _Progress:
 
 
 def _implied_count(condition: ArrayLike | Sequence[str] | None) -> int:
-    shape = np.shape(condition) if condition is not None else ()  # type: ignore[arg-type]
+    shape = np.shape(condition) if condition is not None else ()
     return shape[0] if len(shape) in (1, 3) else 1
 
 

@@ -5,6 +5,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from starflow.export.exporter import ExportOptions, export_checkpoint
+from starflow.training.model import FlowModel
+from tests.models import class_config, write_checkpoint
+
 # A shared machine may stall for longer than Hypothesis's default of 200 ms; slowness is not what these tests are about.
 hypothesis.settings.register_profile("starflow", deadline=None)
 hypothesis.settings.load_profile("starflow")
@@ -24,3 +28,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def repository() -> Path:
     """The root of the repository."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random class-conditional STARFlow (see tests/models.py)."""
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    write_checkpoint(folder, class_config())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_checkpoint: Path) -> FlowModel:
+    """Its PyTorch model."""
+    from starflow.training.checkpoint import load_model
+
+    return load_model(tiny_checkpoint)[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path) -> Path:
+    """Its bundle, both lowerings, fp32 and fp16, batch 2."""
+    bundle = tiny_checkpoint.parent / "bundle"
+    export_checkpoint(tiny_checkpoint, bundle, ExportOptions(precisions=("fp32", "fp16"), batch=2))
+    return bundle

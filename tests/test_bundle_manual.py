@@ -6,6 +6,7 @@ bundle or the manual has changed without the other.
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -100,8 +101,8 @@ def sample(root: Path, variant: str, noise, labels, weight, *, in_place=True, ch
             turn = slice(None, None, -1 if flow.block["reversed"] else 1)
             x = flow.decode(x[:, turn], one_hot, chunk, threshold)[:, turn]
         parts.append(x[: len(noise) - start])
-    tiles = np.concatenate(parts).reshape(-1, *(tiles[axis - 1] for axis in axes))
-    return tiles.transpose(0, *(np.argsort(axes) + 1)).reshape(-1, *model["data_shape"])
+    data = np.concatenate(parts).reshape(-1, *(tiles[axis - 1] for axis in axes))
+    return data.transpose(0, *(np.argsort(axes) + 1)).reshape(-1, *model["data_shape"])
 
 
 def safetensors(path: Path) -> dict:
@@ -155,7 +156,7 @@ def agreement(bundle: Path, variant: str, *, chunk: int = 0, temperature: float 
     from starflow.runtime import Jacobi, Sampler
 
     labels, weight = np.array([3, 1, 4]), 1.5
-    plan = Jacobi(chunk, threshold=1e-3) if chunk else "sequential"
+    plan: Jacobi | Literal["sequential"] = Jacobi(chunk, threshold=1e-3) if chunk else "sequential"
     with Sampler.open(bundle, variant=variant, plan=plan) as sampler:
         noise = sampler.noise(3, seed=7)
         expected = sampler.generate(noise, labels, guidance=weight, attention_temperature=temperature)

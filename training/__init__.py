@@ -1,0 +1,1 @@
+"""Models, likelihoods, the trainer, and published checkpoints."""

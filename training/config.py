@@ -57,7 +57,7 @@ class StarflowConfig(Frozen):
     cond_top_only: bool = False
     rope: bool = False
     sos: bool = False
-    seq_order: Literal["L2R", "R2L"] = "L2R"
+    seq_order: Literal["L2R", "R2L"] = "R2L"  # with an even number of blocks, L2R leaves the top block in raster order
     use_softplus: bool = False
     soft_clip: float = Field(0, ge=0)
     use_final_norm: bool = False

@@ -64,10 +64,9 @@ class FlowModel(nn.Module, ABC):
         self.config = config
         self.block_configs: tuple[BlockConfig, ...] = block_configs(config)
         self.side = config.img_size // config.patch_size
-        length = getattr(config, "pt_seq_len", None) or self.side
-        self.length_scale: int = length
+        self.length_scale: int = getattr(config, "pt_seq_len", None) or self.side
         self.blocks = nn.ModuleList(
-            FlowBlock(block, length**2) if block.layers else nn.Identity() for block in self.block_configs
+            FlowBlock(block, self.side**2) if block.layers else nn.Identity() for block in self.block_configs
         )
 
     @abstractmethod
@@ -109,7 +108,10 @@ class FlowModel(nn.Module, ABC):
                 f"data of shape {tuple(x.shape)} does not fit [B, {self.config.in_channels}, H, W]"
                 f" with H and W multiples of patch_size {patch}"
             )
-        return x.shape[2] // patch, x.shape[3] // patch
+        grid = (x.shape[2] // patch, x.shape[3] // patch)
+        if grid[0] * grid[1] != self.side**2 and any(block.positions == "learned" for block in self.block_configs):
+            raise UsageError(f"{grid[0]} x {grid[1]} tokens; this model's learned positions cover {self.side**2}")
+        return grid
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> FlowOutput:
         """Normalise data.
@@ -122,7 +124,8 @@ class FlowModel(nn.Module, ABC):
         grid = self._grid(x)
         self._check_condition(y)
         tokens = patchify(x, self.config.patch_size, channel_first=self.channel_first)
-        activations, log_dets, raws = [tokens], [], []
+        activations, log_dets = [tokens], []
+        raws: list[Tensor | None] = []
         text = None
         for config, block in zip(self.block_configs, self.blocks, strict=True):
             if not isinstance(block, FlowBlock):
@@ -194,7 +197,7 @@ class FlowModel(nn.Module, ABC):
         self._check_condition(y)
         tokens, (height, width) = self._noise_tokens(noise)
         grid = (height // self.config.patch_size, width // self.config.patch_size)
-        for config, block in zip(reversed(self.block_configs), reversed(self.blocks), strict=True):  # type: ignore[call-overload]
+        for config, block in zip(reversed(self.block_configs), reversed(self.blocks), strict=True):
             if isinstance(block, FlowBlock):
                 z = tokens.flip(1) if config.reversed else tokens
                 x = self._sample_block(block, z, grid, y, y_null, guidance, attention_temperature, jacobi, trace)

@@ -10,9 +10,7 @@ from torch import Tensor
 THIRD_AXIS_ANGLES = 8  # reserved in every model with text, also in its blocks without text
 
 
-def axis_angles(
-    height: int, width: int, side: int, *, head_dim: int, text_model: bool, text_tokens: int = 0
-) -> Tensor:
+def axis_angles(height: int, width: int, side: int, *, head_dim: int, text_model: bool, text_tokens: int = 0) -> Tensor:
     """Angles over row, column and, in models with text, a third axis.
 
     Args:

@@ -44,9 +44,9 @@ class Starflow(FlowModel):
     def guide(
         self, block: FlowBlock, a: Tensor, mu: Tensor, weight: Tensor, guidance: Guidance
     ) -> tuple[Tensor, Tensor]:
-        """Ratio guidance: with s = min(sigma_c / sigma_u, 1)^2 and d = 1 + w - w s,
+        """Ratio guidance.
 
-        mu = ((1 + w) mu_c - w s mu_u) / d and sigma = sigma_c / sqrt(d).
+        With s = min(sigma_c / sigma_u, 1)^2 and d = 1 + w - w s, mu = ((1 + w) mu_c - w s mu_u) / d and sigma = sigma_c / sqrt(d).
         """
         sigma_c, sigma_u = block.sigma(a).chunk(2)
         mu_c, mu_u = mu.chunk(2)

@@ -65,7 +65,9 @@ class Tarflow(FlowModel):
 
     def _noise_tokens(self, noise: Tensor) -> tuple[Tensor, tuple[int, int]]:
         if tuple(noise.shape[1:]) != tuple(self.var.shape):
-            raise UsageError(f"noise of shape {tuple(noise.shape)}: this model takes [B, {', '.join(map(str, self.var.shape))}]")
+            raise UsageError(
+                f"noise of shape {tuple(noise.shape)}: this model takes [B, {', '.join(map(str, self.var.shape))}]"
+            )
         return noise * self.sqrt_prior, (self.config.img_size, self.config.img_size)
 
     def _grid(self, x: Tensor) -> tuple[int, int]:

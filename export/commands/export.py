@@ -59,7 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
         condition_tokens=arguments.condition_tokens,
     )
     with progress_bar("exporting", enabled=not arguments.json) as bar:
-        manifest = export_checkpoint(arguments.checkpoint, arguments.out, options, replace=arguments.force, progress=bar)
+        manifest = export_checkpoint(
+            arguments.checkpoint, arguments.out, options, replace=arguments.force, progress=bar
+        )
     size = sum(file.bytes for file in Bundle(arguments.out, manifest).files())
     names = [variant.name for variant in manifest.variants]
     if arguments.json:

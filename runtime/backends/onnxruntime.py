@@ -1,6 +1,7 @@
 """ONNX Runtime on the CPU: every buffer allocated once, caches updated in place, one run call per step."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from types import TracebackType
 from typing import Self
 
@@ -12,7 +13,7 @@ from starflow.runtime.backends.base import BlockInputs
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.decode_plan import Jacobi
 from starflow.runtime.errors import BackendError, BundleError
-from starflow.runtime.manifest import Block, GraphSpec, TensorSpec, Variant
+from starflow.runtime.manifest import Block, GraphSpec, TensorSpec, Variant, fixed_shape
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -20,7 +21,9 @@ PROVIDER = "CPUExecutionProvider"
 def numpy_dtype(spec: TensorSpec) -> np.dtype:
     """NumPy's type of a tensor of the manifest."""
     if spec.dtype == "bfloat16":
-        raise BackendError(f"{spec.name} is bfloat16, which ONNX Runtime's CPU provider cannot compute; use another variant")
+        raise BackendError(
+            f"{spec.name} is bfloat16, which ONNX Runtime's CPU provider cannot compute; use another variant"
+        )
     return np.dtype(spec.dtype)
 
 
@@ -40,7 +43,7 @@ class OnnxBlockRunner:
         self._values: dict[str, onnxruntime.OrtValue] = {}
         for spec in graph.inputs:
             if "S" not in spec.shape:
-                self._fixed[spec.name] = np.zeros(spec.shape, numpy_dtype(spec))
+                self._fixed[spec.name] = np.zeros(fixed_shape(spec), numpy_dtype(spec))
                 self._values[spec.name] = onnxruntime.OrtValue.ortvalue_from_numpy(self._fixed[spec.name])
         self._position = self._fixed["position"]
         self._bindings: dict[int, _Binding] = {}
@@ -90,9 +93,10 @@ class OnnxBlockRunner:
         for _ in range(jacobi.max_iterations):
             previous[:, 1:] = old[:, :-1]
             self._run(binding)
-            changes.append(float(np.square(new - old).mean() / np.square(new).mean()))
+            with np.errstate(all="ignore"):  # a value that is not finite is reported with its block, once the sequence is read
+                changes.append(float(np.square(new - old).mean() / np.square(new).mean()))
             old[...] = new
-            if changes[-1] < jacobi.threshold:
+            if not changes[-1] >= jacobi.threshold:
                 break
         self._last[...] = new[:, -1:]
         self._position += chunk
@@ -124,8 +128,7 @@ class OnnxBlockRunner:
         values = dict(self._values)
         for spec in self._specs.values():
             if "S" in spec.shape:
-                shape = [count if size == "S" else size for size in spec.shape]
-                sized[spec.name] = np.zeros(shape, numpy_dtype(spec))
+                sized[spec.name] = np.zeros(fixed_shape(spec, count), numpy_dtype(spec))
                 values[spec.name] = onnxruntime.OrtValue.ortvalue_from_numpy(sized[spec.name])
         for name in self._specs:
             io.bind_ortvalue_input(name, values[name])
@@ -150,7 +153,9 @@ class OnnxBlockRunner:
             untouched = bool((cache[..., :position, :] == mark).all())
             written = bool((cache[..., position, :] != mark).any())
             if not (untouched and written):
-                raise BackendError(f"{name} of flow block {self._block.index} is not updated in place by this ONNX Runtime")
+                raise BackendError(
+                    f"{name} of flow block {self._block.index} is not updated in place by this ONNX Runtime"
+                )
         for name in self._bindings[1].inputs:
             self._bindings[1].inputs[name][...] = 0
         for name in caches:
@@ -209,18 +214,23 @@ def _session(bundle: Bundle, graph: GraphSpec, threads: int) -> onnxruntime.Infe
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[PROVIDER])
     except Exception as error:  # ONNX Runtime raises a dozen types for one thing: it cannot load this graph
-        raise BundleError(f"{path}: ONNX Runtime cannot load it ({_first_line(error)}); export the bundle again") from None
+        raise BundleError(
+            f"{path}: ONNX Runtime cannot load it ({_first_line(error)}); export the bundle again"
+        ) from None
     if session.get_providers() != [PROVIDER]:
         raise BackendError(f"asked ONNX Runtime for {PROVIDER}, got {session.get_providers()}")
-    _compare(path.name, "inputs", graph.inputs, [value.name for value in session.get_inputs()])
-    _compare(path.name, "outputs", graph.outputs, [value.name for value in session.get_outputs()])
+    _compare(path.name, "inputs", graph.inputs, session.get_inputs())
+    _compare(path.name, "outputs", graph.outputs, session.get_outputs())
     return session
 
 
-def _compare(name: str, what: str, specs: Sequence[TensorSpec], found: Sequence[str]) -> None:
-    expected = [spec.name for spec in specs]
-    if expected != list(found):
-        raise BundleError(f"{name}: its {what} are {', '.join(found)}, the manifest says {', '.join(expected)}; export again")
+def _compare(name: str, what: str, specs: Sequence[TensorSpec], found: Sequence[onnxruntime.NodeArg]) -> None:
+    """The graph on disk must be the one the manifest describes."""
+    expected = [f"{spec.name}{list(spec.shape)}" for spec in specs]
+    actual = [f"{value.name}{value.shape}" for value in found]
+    for one, other in zip_longest(expected, actual, fillvalue="nothing"):
+        if one != other:
+            raise BundleError(f"{name}: among its {what} is {other}, the manifest says {one}; export the bundle again")
 
 
 def _first_line(error: Exception) -> str:

@@ -13,8 +13,12 @@ import dataclasses
 import json
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from starflow.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from starflow.runtime.benchmark import Benchmark
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -39,10 +43,11 @@ def run(arguments: argparse.Namespace) -> int:
     names = arguments.variants or [v.name for v in variants if v.lowering == "cpu"] or [variants[0].name]
     with ExitStack() as stack:
         samplers = [
-            stack.enter_context(Sampler.open(arguments.bundle, variant=name, threads=arguments.threads)) for name in names
+            stack.enter_context(Sampler.open(arguments.bundle, variant=name, threads=arguments.threads))
+            for name in names
         ]
         with progress_bar("measuring", enabled=not arguments.json) as bar:
-            benchmark = run_benchmark(samplers, guidance=1.0, repetitions=arguments.repetitions, progress=bar)
+            benchmark = run_benchmark(samplers, guidance=1.0, repetitions=arguments.repetitions, threads=arguments.threads, progress=bar)
     if arguments.json:
         figures = dataclasses.asdict(benchmark)
         for variant, timing in zip(figures["variants"], benchmark.variants, strict=True):
@@ -54,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _print(benchmark) -> None:  # type: ignore[no-untyped-def]
+def _print(benchmark: "Benchmark") -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -8,6 +8,7 @@ Example:
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _print(summary: dict, *, hashes: bool) -> None:  # type: ignore[type-arg]
+def _print(summary: dict[str, Any], *, hashes: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -47,10 +48,12 @@ def _print(summary: dict, *, hashes: bool) -> None:  # type: ignore[type-arg]
     for variant in summary["variants"]:
         console.print()
         table = Table(
-            title=f"{variant['name']}: weights {mebibytes(variant['weight_file_bytes'])}", title_justify="left", title_style="bold"
+            title=f"{variant['name']}: weights {mebibytes(variant['weight_file_bytes'])}",
+            title_justify="left",
+            title_style="bold",
         )
-        for column in ("block", "order", "layers", "rows", "positions", "prefix", "weights read a step", "caches"):
-            table.add_column(column, justify="right")
+        for column in ("block", "order", "layers", "rows", "positions", "prefix", "weights/step", "caches"):
+            table.add_column(column, justify="right", no_wrap=True)
         for block in variant["blocks"]:
             table.add_row(
                 str(block["block"]) + (" (deep)" if block["top"] else ""),

@@ -10,9 +10,9 @@ Examples:
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from starflow.runtime.errors import UsageError
 
@@ -24,9 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--labels", metavar="L,L,..", help="class labels, numbers or names, with ranges (0-9); repeated to fill --count"
     )
-    what.add_argument(
-        "--condition", type=Path, metavar="FILE.npy", help="condition tokens, float32 [N, tokens, width]"
-    )
+    what.add_argument("--condition", type=Path, metavar="FILE.npy", help="condition tokens, float32 [N, tokens, width]")
     parser.add_argument("--null-condition", type=Path, metavar="FILE.npy", help="null condition tokens [tokens, width]")
     parser.add_argument("--count", type=int, help="number of images (default: one for each label or condition)")
     parser.add_argument("--guidance", type=float, default=0.0, help="classifier-free guidance weight >= 0 (default: 0)")
@@ -89,18 +87,18 @@ def run(arguments: argparse.Namespace) -> int:
         "seconds": round(seconds, 4),
         "images_per_second": round(count / seconds, 3),
         "milliseconds_per_token": round(1000 * seconds / steps * min(count, manifest.batch), 4),
-        "variant": arguments.variant or sampler.variant.name,
+        "variant": sampler.variant.name,
         "files": [str(path) for path in written],
     }
     if arguments.json:
         print(json.dumps(outcome))
     else:
         where = str(written[-1]) if len(written) <= 2 else f"{written[0].parent}/ ({len(written)} files)"
-        print(f"{where}: {count} images in {seconds:.2f} s, {count / seconds:.2f} images/s, {outcome['variant']}", file=sys.stdout)
+        print(f"{where}: {count} images in {seconds:.2f} s, {count / seconds:.2f} images/s, {outcome['variant']}")
     return 0
 
 
-def _condition(arguments: argparse.Namespace) -> tuple[object, int]:
+def _condition(arguments: argparse.Namespace) -> tuple[Any, int]:
     """The condition and how many there are (0: none given)."""
     if arguments.labels is not None:
         labels = _labels(arguments.labels)
@@ -127,7 +125,7 @@ def _labels(text: str) -> list[str]:
     return labels
 
 
-def _load(path: Path):  # type: ignore[no-untyped-def]
+def _load(path: Path) -> Any:
     import numpy as np
 
     try:

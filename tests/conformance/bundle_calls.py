@@ -32,9 +32,7 @@ def export_call(case: Case, call: dict[str, Any], weights: dict[str, Any], folde
     if not bundle.exists():
         config = CheckpointConfig(model=model_config(case))
         save_checkpoint(folder / "checkpoint", config, weights)
-        options = ExportOptions(
-            batch=len(noise), shape=shape, attention_temperature=True, condition_tokens=tokens
-        )
+        options = ExportOptions(batch=len(noise), shape=shape, attention_temperature=True, condition_tokens=tokens)
         export_checkpoint(folder / "checkpoint", bundle, options)
     return bundle
 

@@ -29,7 +29,7 @@ class Case:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        return json.loads((self.folder / "config.json").read_text())  # type: ignore[no-any-return]
+        return json.loads((self.folder / "config.json").read_text())
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:

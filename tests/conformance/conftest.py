@@ -33,13 +33,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     report = yield
-    route = getattr(item, "callspec", None) and item.callspec.params.get("route")  # type: ignore[attr-defined]
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    route = parameters.get("route")
     if route and (report.when == "call" or report.outcome != "passed"):
         outcomes[route, report.outcome] += 1
         if report.skipped:
-            unsupported.append(f"{item.name.partition('[')[2].rstrip(']')}: {report.longrepr[2].removeprefix('Skipped: ')}")
+            unsupported.append(
+                f"{item.name.partition('[')[2].rstrip(']')}: {report.longrepr[2].removeprefix('Skipped: ')}"
+            )
     return report
 
 
