@@ -9,7 +9,7 @@ NAMESPACE := build/namespace/starflow
 BUNDLE ?= out/demo/bundle
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format docs bench clean
+.PHONY: help install demo test test-slow lint format schema docs bench clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -34,6 +34,10 @@ lint: $(VENV)/installed $(NAMESPACE) ## Check format, lint and types
 format: $(VENV)/installed ## Format, and mend what the linter can mend
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
+
+schema: $(VENV)/installed ## Write the manifest's published JSON Schema
+	$(BIN)/python -c 'import json; from starflow.runtime.manifest import published_schema as s; print(json.dumps(s(), indent=1))' \
+	  > runtime/schema/manifest-1.json
 
 docs: $(VENV)/installed-docs $(NAMESPACE) ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -123,7 +123,9 @@ class _Exporter:
             raise UsageError(f"--batch {options.batch}: give a number of images of at least 1")
         for index, geometry in self.geometries.items():
             if geometry.capacity < 1:
-                raise ExportError(f"flow block {index} decodes no token: one token and no start token leave nothing to do")
+                raise ExportError(
+                    f"flow block {index} decodes no token: one token and no start token leave nothing to do"
+                )
         longest = max((geometry.capacity for geometry in self.geometries.values()), default=1)
         self.max_chunk = longest if options.max_chunk is None else options.max_chunk
         if not 1 <= self.max_chunk <= longest:

@@ -80,9 +80,9 @@ class WeightFile:
         assert self._file is not None
         if padding := -self._end % ALIGNMENT:
             self._append(f"_padding.{len(self._entries)}", "U8", (padding,), b"\0" * padding)
-        array = np.ascontiguousarray(array)
         offset = self._end
-        self._append(name, SAFETENSORS_TYPES[array.dtype], array.shape, array.reshape(-1).view(np.uint8).data)
+        raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        self._append(name, SAFETENSORS_TYPES[array.dtype], array.shape, raw.data)
         self.tensors[name] = StoredTensor(name, array.dtype, array.shape, offset, array.nbytes)
         return self.tensors[name]
 

@@ -4,7 +4,7 @@
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -177,7 +177,9 @@ class Manifest(Part):
         model, given = self.model, self.conditioning
         if model.tokens * model.token_dim != math.prod(model.data_shape):
             raise ValueError(f"{model.tokens} tokens of {model.token_dim} do not make data of {model.data_shape}")
-        if (given.tokens > 0) != (given.width > 0) or (given.kind == "class-token" and given.width != given.num_classes + 1):
+        if (given.tokens > 0) != (given.width > 0) or (
+            given.kind == "class-token" and given.width != given.num_classes + 1
+        ):
             raise ValueError(f"conditioning: {given.tokens} tokens of {given.width} for {given.num_classes} classes")
         if [block.index for block in self.blocks] != list(range(len(self.blocks))):
             raise ValueError("blocks: must stand in the order of their index, none left out")
@@ -188,7 +190,9 @@ class Manifest(Part):
             rows = self.batch * (2 if block.index in guided else 1)
             capacity = block.prefix + model.tokens - block.first_token
             if block.rows != rows or block.prefix not in (0, given.tokens) or block.capacity != capacity:
-                raise ValueError(f"blocks.{block.index}: rows, prefix or capacity do not fit batch, conditioning and tokens")
+                raise ValueError(
+                    f"blocks.{block.index}: rows, prefix or capacity do not fit batch, conditioning and tokens"
+                )
         working = [block.index for block in self.blocks if not block.identity]
         for variant in self.variants:
             if [graph.block for graph in variant.graphs] != working:
@@ -201,3 +205,10 @@ class Manifest(Part):
         if self.max_chunk > max((block.capacity for block in self.blocks), default=1):
             raise ValueError(f"max_chunk {self.max_chunk}: more than any block's capacity")
         return self
+
+
+def published_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of `manifest.json`, as published in schema/manifest-1.json."""
+    schema = Manifest.model_json_schema()
+    schema["title"] = f"starflow bundle manifest, schema version {SCHEMA_VERSION}"
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -68,7 +68,14 @@ def features_config(tokens: int = 3, width: int = 6) -> CheckpointConfig:
 
 def tarflow_config() -> CheckpointConfig:
     model = TarflowConfig(
-        in_channels=1, img_size=8, patch_size=2, channels=32, num_blocks=2, layers_per_block=1, num_classes=3, head_dim=16
+        in_channels=1,
+        img_size=8,
+        patch_size=2,
+        channels=32,
+        num_blocks=2,
+        layers_per_block=1,
+        num_classes=3,
+        head_dim=16,
     )
     return CheckpointConfig(
         model=model, conditioning=Conditioning(kind="class", num_classes=3), image=ImageRange(mode="L")

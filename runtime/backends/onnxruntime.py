@@ -93,7 +93,9 @@ class OnnxBlockRunner:
         for _ in range(jacobi.max_iterations):
             previous[:, 1:] = old[:, :-1]
             self._run(binding)
-            with np.errstate(all="ignore"):  # a value that is not finite is reported with its block, once the sequence is read
+            with np.errstate(
+                all="ignore"
+            ):  # a value that is not finite is reported with its block, once the sequence is read
                 changes.append(float(np.square(new - old).mean() / np.square(new).mean()))
             old[...] = new
             if not changes[-1] >= jacobi.threshold:

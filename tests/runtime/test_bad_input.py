@@ -104,7 +104,9 @@ def test_a_value_that_is_not_finite_is_named_and_does_not_stay(tiny_bundle: Path
             assert np.array_equal(before, sampler.generate(noise, [1, 2], guidance=1.0))
 
 
-def test_attention_temperature_and_chunks_the_bundle_lacks(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_attention_temperature_and_chunks_the_bundle_lacks(
+    tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     with Sampler.open(tiny_bundle, threads=1) as sampler, raises(UsageError, "--attention-temperature"):
         sampler.generate(sampler.noise(1), [1], attention_temperature=0.5)
     export_checkpoint(tiny_checkpoint, tmp_path / "short", ExportOptions(max_chunk=4))
@@ -187,7 +189,11 @@ def test_graphs_of_two_blocks_exchanged(copy: Path) -> None:
     second.write_bytes(content)
     change_manifest(
         copy,
-        lambda m: [g["file"].update(bytes=(copy / g["file"]["path"]).stat().st_size) for v in m["variants"] for g in v["graphs"]],
+        lambda m: [
+            g["file"].update(bytes=(copy / g["file"]["path"]).stat().st_size)
+            for v in m["variants"]
+            for g in v["graphs"]
+        ],
     )
     with Sampler.open(copy, threads=1) as sampler, raises(BundleError, "manifest says"):
         sampler.generate(sampler.noise(1), [1])
@@ -247,7 +253,9 @@ def test_wrong_use_of_export(tiny_checkpoint: Path, tmp_path: Path, capsys: pyte
         assert not list(tmp_path.iterdir())
 
 
-def test_export_does_not_replace_unasked(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_does_not_replace_unasked(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "keep").write_text("mine")
     assert main(["export", str(tiny_checkpoint), "-o", str(tmp_path / "bundle")]) == 2
