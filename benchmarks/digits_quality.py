@@ -3,7 +3,7 @@
 Samples come from an exported bundle through the runtime; likelihoods from the PyTorch model. Needs
 `python examples/digits/fetch.py` and a checkpoint.
 
-Example: python benchmarks/digits_quality.py examples/digits/checkpoint --guidance 0 1 2 3
+Example: python -m benchmarks.digits_quality examples/digits/checkpoint --guidance 0 1 2 3
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from digit_classifier import classify, load_classifier
+from benchmarks.digit_classifier import classify, load_classifier
 from numpy.typing import NDArray
 
 from starflow.export.exporter import ExportOptions, export_checkpoint

@@ -2,7 +2,7 @@
 
 The model is one deep block with guidance, too large for any last-level cache: what is compared is how well each uses memory.
 
-Example: python benchmarks/pytorch_comparison.py --size M
+Example: python -m benchmarks.pytorch_comparison --size M
 """
 
 import argparse

@@ -30,7 +30,8 @@ Role = Literal[
 class Part(BaseModel):
     """A frozen part of the manifest; unknown fields are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Validators are built when a manifest is first read, not when the runtime is imported.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class TensorSpec(Part):
