@@ -26,6 +26,19 @@ def _parent_of(destination: Path) -> Path:
     return parent
 
 
+def check_file(destination: Path) -> None:
+    """Say before long work whether a file could be written; creates nothing.
+
+    Raises:
+        UsageError: it could not.
+    """
+    if destination.is_dir():
+        raise UsageError(f"{destination}: is a folder; name a file")
+    nearest = next(parent for parent in destination.absolute().parents if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UsageError(f"{destination}: {nearest} is not a folder you can write to; name another")
+
+
 @contextmanager
 def atomic_file(destination: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `destination`; on success it replaces `destination`, on any error it is removed.
@@ -34,8 +47,7 @@ def atomic_file(destination: str | os.PathLike[str]) -> Iterator[Path]:
         UsageError: the folder cannot be created or written.
     """
     destination = Path(destination)
-    if destination.is_dir():
-        raise UsageError(f"{destination}: is a folder; name a file")
+    check_file(destination)
     parent = _parent_of(destination)
     handle, name = tempfile.mkstemp(prefix=f".{destination.name}.", dir=parent)
     os.close(handle)

@@ -41,60 +41,61 @@ def run(arguments: argparse.Namespace) -> int:
     """Sample and write; 0 when everything was written."""
     import numpy as np
 
-    from starflow.runtime.atomic_write import atomic_file
+    from starflow.runtime.atomic_write import atomic_file, check_file
     from starflow.runtime.images import grid, write_png
     from starflow.runtime.progress import progress_bar
     from starflow.runtime.sampler import Sampler
 
     if arguments.count is not None and arguments.count < 1:
         raise UsageError(f"--count {arguments.count}: give a number of at least 1")
-    to_folder = arguments.out.suffix.lower() != ".png"
-    if to_folder and arguments.out.suffix:
+    single_files = arguments.out.suffix.lower() != ".png"
+    if single_files and arguments.out.suffix:
         raise UsageError(f"--out {arguments.out}: give a .png file, or a folder for single files")
     with Sampler.open(arguments.bundle, variant=arguments.variant, threads=arguments.threads) as sampler:
         manifest = sampler.manifest
-        pixels = manifest.image.mode != "latent"
-        if not pixels and not arguments.latents:
-            raise UsageError("this model makes latents and the bundle holds no decoder; name a file with --latents")
         condition, given = _condition(arguments)
         count = arguments.count or given or 1
         if given > 1 and count != given:
             condition = np.asarray(condition)[np.arange(count) % given]
         null = None if arguments.null_condition is None else _load(arguments.null_condition)
+
+        pictures: list[Path] = []
+        if manifest.image.mode != "latent":
+            names = [arguments.out / f"{index:05d}.png" for index in range(count)]
+            pictures = names if single_files else [arguments.out]
+        elif not arguments.latents:
+            raise UsageError("this model makes latents and the bundle holds no decoder; name a file with --latents")
+        files = [*([arguments.latents] if arguments.latents else []), *pictures]
+        for path in files:
+            check_file(path)
+
         noise = sampler.noise(count, arguments.seed)
         start = time.perf_counter()
         with progress_bar(f"sampling {count} images", enabled=not arguments.json) as bar:
             x = sampler.generate(noise, condition, null, guidance=arguments.guidance, progress=bar)
         seconds = time.perf_counter() - start
-        written: list[Path] = []
+
         if arguments.latents:
             with atomic_file(arguments.latents) as temporary, temporary.open("wb") as file:
                 np.save(file, x)
-            written.append(arguments.latents)
-        if pixels:
+        if pictures:
             images = sampler.to_images(x)
-            if to_folder:
-                paths = [arguments.out / f"{index:05d}.png" for index in range(count)]
-                for path, image in zip(paths, images, strict=True):
-                    write_png(path, image)
-                written += paths
-            else:
-                write_png(arguments.out, grid(images, arguments.columns))
-                written.append(arguments.out)
-        steps = count * sum(manifest.model.tokens - b.first_token for b in manifest.blocks if not b.identity)
-    outcome = {
-        "images": count,
-        "seconds": round(seconds, 4),
-        "images_per_second": round(count / seconds, 3),
-        "milliseconds_per_token": round(1000 * seconds / steps * min(count, manifest.batch), 4),
-        "variant": sampler.variant.name,
-        "files": [str(path) for path in written],
-    }
+            sheets = images if single_files else [grid(images, arguments.columns)]
+            for path, image in zip(pictures, sheets, strict=True):
+                write_png(path, image)
+        name = sampler.variant.name
     if arguments.json:
+        outcome = {
+            "images": count,
+            "seconds": seconds,
+            "images_per_second": count / seconds,
+            "variant": name,
+            "files": [str(path) for path in files],
+        }
         print(json.dumps(outcome))
     else:
-        where = str(written[-1]) if len(written) <= 2 else f"{written[0].parent}/ ({len(written)} files)"
-        print(f"{where}: {count} images in {seconds:.2f} s, {count / seconds:.2f} images/s, {outcome['variant']}")
+        where = ", ".join(map(str, files)) if len(files) <= 2 else f"{arguments.out}/ ({len(files)} files)"
+        print(f"{where}: {count} images in {seconds:.2f} s, {count / seconds:.2f} images/s, {name}")
     return 0
 
 

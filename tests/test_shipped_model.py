@@ -1,0 +1,93 @@
+"""The digits model that ships: from its checkpoint through the bundle, on real digits."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from starflow.export.exporter import ExportOptions, export_checkpoint
+from starflow.runtime import Sampler
+from starflow.training.checkpoint import load_model
+from starflow.training.model import FlowModel
+
+MOST_BYTES = 12_000_000
+
+
+@pytest.fixture(scope="module")
+def checkpoint(repository: Path) -> Path:
+    return repository / "examples" / "digits" / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> FlowModel:
+    return load_model(checkpoint)[1]
+
+
+@pytest.fixture(scope="module")
+def sampler(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Sampler:
+    bundle = tmp_path_factory.mktemp("digits") / "bundle"
+    export_checkpoint(checkpoint, bundle, ExportOptions(batch=10))
+    return Sampler.open(bundle, threads=1)
+
+
+@pytest.fixture(scope="module")
+def real() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """One real digit of each class, 28x28: scikit-learn's 8x8 scans scaled up, in the model's range."""
+    scans = load_digits()
+    first = [int(np.flatnonzero(scans.target == digit)[0]) for digit in range(10)]
+    small = [Image.fromarray((scans.images[index] * 255 / 16).astype(np.uint8)) for index in first]
+    large = np.stack([np.asarray(image.resize((28, 28), Image.Resampling.BICUBIC)) for image in small])
+    return large[:, None].astype(np.float32) / 127.5 - 1, np.arange(10)
+
+
+def test_it_is_small_and_says_what_it_is(checkpoint: Path) -> None:
+    assert sum(file.stat().st_size for file in checkpoint.iterdir()) <= MOST_BYTES
+    assert json.loads((checkpoint / "config.json").read_text())["conditioning"]["num_classes"] == 10
+    assert (checkpoint / "recipe.yaml").is_file() and (checkpoint / "metrics.json").is_file()
+
+
+@torch.inference_mode()
+def test_round_trip_of_real_digits(model: FlowModel, sampler: Sampler, real: tuple[NDArray, NDArray]) -> None:
+    """Normalise with PyTorch, sample the very noise through the bundle: the digits come back."""
+    images, labels = real
+    z = model(torch.from_numpy(images), model.encode_labels(torch.from_numpy(labels))).z
+    back = sampler.generate(z.numpy(), labels)
+    error = float(np.abs(back - images).max())
+    print(f"round trip of ten real digits, PyTorch to the bundle: max error {error:.2g}")
+    assert error < 1e-3
+
+
+@torch.inference_mode()
+def test_it_knows_which_digit_is_which(model: FlowModel, real: tuple[NDArray, NDArray]) -> None:
+    """The class a real digit is likeliest under is nearly always its own: the model has learnt the condition."""
+    images, labels = real
+    x = torch.from_numpy(images)
+    x = x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    scores = torch.stack(
+        [model.log_likelihood(x, model.encode_labels(torch.full((10,), digit))) for digit in range(10)]
+    )
+    assert int((scores.argmax(0).numpy() == labels).sum()) >= 7
+
+
+def test_bundle_samples_what_pytorch_samples(model: FlowModel, sampler: Sampler) -> None:
+    noise = sampler.noise(3, seed=3)
+    found = sampler.generate(noise, [2, 5, 8], guidance=2.0)
+    expected = model.sample_labels(torch.from_numpy(noise), torch.tensor([2, 5, 8]), 2.0).numpy()
+    assert np.abs(found - expected).max() < 1e-3
+
+
+@pytest.mark.slow
+def test_samples_are_recognised(repository: Path, checkpoint: Path) -> None:
+    """The benchmark's own judgement, on the full 1,000 samples; fetches the digits and an independent classifier."""
+    subprocess.run([sys.executable, "examples/digits/fetch.py"], cwd=repository, check=True)
+    judge = [sys.executable, "-m", "benchmarks.digits_quality", str(checkpoint), "--guidance", "2", "--json"]
+    report = json.loads(subprocess.run(judge, cwd=repository, check=True, stdout=subprocess.PIPE).stdout)
+    assert report["recognised_at_guidance"]["2.0"] >= 0.95
+    assert report["round_trip_max_error"] < 1e-3
