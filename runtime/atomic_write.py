@@ -13,19 +13,6 @@ from pathlib import Path
 from starflow.runtime.errors import UsageError
 
 
-def _parent_of(destination: Path) -> Path:
-    parent = destination.absolute().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"{destination}: cannot create {parent}: {error.strerror}; name a folder you can write to"
-        ) from None
-    if not os.access(parent, os.W_OK):
-        raise UsageError(f"{destination}: {parent} is not writable; name a folder you can write to")
-    return parent
-
-
 def check_file(destination: Path) -> None:
     """Say before long work whether a file could be written; creates nothing.
 
@@ -34,9 +21,21 @@ def check_file(destination: Path) -> None:
     """
     if destination.is_dir():
         raise UsageError(f"{destination}: is a folder; name a file")
-    nearest = next(parent for parent in destination.absolute().parents if parent.exists())
+    _check_parent(destination)
+
+
+def _check_parent(destination: Path) -> Path:
+    parents = destination.absolute().parents
+    nearest = next(parent for parent in parents if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise UsageError(f"{destination}: {nearest} is not a folder you can write to; name another")
+    return parents[0]
+
+
+def _make_parent(destination: Path) -> Path:
+    parent = _check_parent(destination)
+    parent.mkdir(parents=True, exist_ok=True)
+    return parent
 
 
 @contextmanager
@@ -48,7 +47,7 @@ def atomic_file(destination: str | os.PathLike[str]) -> Iterator[Path]:
     """
     destination = Path(destination)
     check_file(destination)
-    parent = _parent_of(destination)
+    parent = _make_parent(destination)
     handle, name = tempfile.mkstemp(prefix=f".{destination.name}.", dir=parent)
     os.close(handle)
     temporary = Path(name)
@@ -78,7 +77,7 @@ def atomic_folder(destination: str | os.PathLike[str], *, replace: bool) -> Iter
     if destination.exists() and (not destination.is_dir() or not replace):
         kind = "folder" if destination.is_dir() else "file"
         raise UsageError(f"{destination}: a {kind} of that name exists; remove it or pass --force (folders only)")
-    parent = _parent_of(destination)
+    parent = _make_parent(destination)
     temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=parent))
     try:
         yield temporary

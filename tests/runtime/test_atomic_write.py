@@ -95,14 +95,14 @@ def test_folder_never_replaces_a_file(tmp_path: Path) -> None:
     assert destination.read_text() == "mine"
 
 
-def test_parent_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+def test_parent_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="cannot create"), atomic_file(tmp_path / "file" / "deeper" / "result"):
+    with pytest.raises(UsageError, match="file is not a folder you can write to"), atomic_file(tmp_path / "file" / "deeper" / "result"):
         pytest.fail("nothing may be written")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_parent_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(UsageError, match="not writable"), atomic_file(tmp_path / "result"):
+    with pytest.raises(UsageError, match="not a folder you can write to"), atomic_file(tmp_path / "result"):
         pytest.fail("nothing may be written")
