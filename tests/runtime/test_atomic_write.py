@@ -97,7 +97,10 @@ def test_folder_never_replaces_a_file(tmp_path: Path) -> None:
 
 def test_parent_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="file is not a folder you can write to"), atomic_file(tmp_path / "file" / "deeper" / "result"):
+    with (
+        pytest.raises(UsageError, match="file is not a folder you can write to"),
+        atomic_file(tmp_path / "file" / "deeper" / "result"),
+    ):
         pytest.fail("nothing may be written")
 
 
