@@ -122,7 +122,7 @@ class FlowModel(nn.Module, ABC):
                 (TARFlow), or None.
         """
         grid = self._grid(x)
-        self._check_condition(y)
+        self._check_condition(y, len(x))
         tokens = patchify(x, self.config.patch_size, channel_first=self.channel_first)
         activations, log_dets = [tokens], []
         raws: list[Tensor | None] = []
@@ -194,7 +194,7 @@ class FlowModel(nn.Module, ABC):
             [B, C, H, W] float32.
         """
         guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
-        self._check_condition(y)
+        self._check_condition(y, len(noise))
         tokens, (height, width) = self._noise_tokens(noise)
         grid = (height // self.config.patch_size, width // self.config.patch_size)
         for config, block in zip(reversed(self.block_configs), reversed(self.blocks), strict=True):
@@ -288,7 +288,7 @@ class FlowModel(nn.Module, ABC):
     def _noise_tokens(self, noise: Tensor) -> tuple[Tensor, tuple[int, int]]: ...
 
     @abstractmethod
-    def _check_condition(self, y: Tensor | None) -> None: ...
+    def _check_condition(self, y: Tensor | None, batch: int) -> None: ...
 
     @abstractmethod
     def _guides(self, block: BlockConfig, guidance: Guidance) -> bool: ...

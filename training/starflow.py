@@ -71,11 +71,11 @@ class Starflow(FlowModel):
         tokens = patchify(noise, self.config.patch_size, channel_first=False)
         return tokens, (noise.shape[2], noise.shape[3])
 
-    def _check_condition(self, y: Tensor | None) -> None:
+    def _check_condition(self, y: Tensor | None, batch: int) -> None:
         width = self.config.txt_dim
         if self.config.txt_size == 0:
             if y is not None:
                 raise UsageError("this model is unconditional; it takes no condition")
-        elif y is None or y.ndim != 3 or y.shape[2] != width:
+        elif y is None or y.ndim != 3 or len(y) != batch or y.shape[2] != width:
             found = "none" if y is None else str(tuple(y.shape))
-            raise UsageError(f"condition of shape {found}: this model takes [B, tokens, {width}]")
+            raise UsageError(f"condition of shape {found}: this model takes [{batch}, tokens, {width}]")

@@ -76,8 +76,8 @@ class Tarflow(FlowModel):
             raise UsageError(f"data of shape {tuple(x.shape)}: this model takes {size} x {size} images only")
         return super()._grid(x)
 
-    def _check_condition(self, y: Tensor | None) -> None:
-        if y is not None and (self.config.num_classes == 0 or y.ndim != 1):
+    def _check_condition(self, y: Tensor | None, batch: int) -> None:
+        if y is not None and (self.config.num_classes == 0 or y.shape != (batch,)):
             classes = self.config.num_classes
-            wanted = f"class ids [B] below {classes}" if classes else "no condition"
+            wanted = f"class ids [{batch}] below {classes}" if classes else "no condition"
             raise UsageError(f"condition of shape {tuple(y.shape)}: this model takes {wanted}")
