@@ -260,13 +260,14 @@ def test_parameters_are_counted_once() -> None:
         ("starflow", (1, 2, 5, 4), None, "multiples of patch_size 2"),
         ("starflow", (2, 4, 4), None, r"data of shape \(2, 4, 4\) does not fit"),
         ("starflow", (1, 2, 4, 4), torch.zeros(1, 3, 5), "unconditional; it takes no condition"),
-        ("starflow-text", (1, 2, 4, 4), None, r"condition of shape none: this model takes \[B, tokens, 5\]"),
+        ("starflow-text", (1, 2, 4, 4), None, r"condition of shape none: this model takes \[1, tokens, 5\]"),
         ("starflow-text", (1, 2, 4, 4), torch.zeros(1, 3, 6), r"condition of shape \(1, 3, 6\)"),
+        ("starflow-text", (2, 2, 4, 4), torch.zeros(1, 3, 5), r"this model takes \[2, tokens, 5\]"),
         ("starflow-text", (1, 2, 4, 4), torch.zeros(1), r"condition of shape \(1,\)"),
         ("tarflow", (1, 2, 6, 6), None, r"data of shape \(1, 2, 6, 6\): this model takes 4 x 4 images only"),
         ("tarflow", (1, 3, 4, 4), None, r"does not fit \[B, 2, H, W\]"),
         ("tarflow", (1, 2, 4, 4), torch.zeros(1, dtype=torch.int64), "this model takes no condition"),
-        ("tarflow-class", (1, 2, 4, 4), torch.zeros(1, 3), r"this model takes class ids \[B\] below 3"),
+        ("tarflow-class", (1, 2, 4, 4), torch.zeros(1, 3), r"this model takes class ids \[1\] below 3"),
     ],
 )
 def test_wrong_data_and_conditions_are_named(
