@@ -1,6 +1,6 @@
 """Writing ONNX graphs by hand, legibly: one call per node, weights by reference."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -82,9 +82,9 @@ class GraphBuilder:
             self._initializers[name] = numpy_helper.from_array(array, name)
         return name
 
-    def weight(self, name: str, array: NDArray) -> str:
+    def weight(self, name: str, load: Callable[[], NDArray]) -> str:
         """A weight by reference: its data lies in the weight file once, whatever graph uses it."""
-        stored = self.weights.add(name, array)
+        stored = self.weights.add(name, load)
         if name not in self._initializers:
             tensor = TensorProto(name=name, data_type=ONNX_TYPES[stored.dtype], dims=stored.shape)
             tensor.data_location = TensorProto.EXTERNAL

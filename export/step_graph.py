@@ -82,13 +82,12 @@ class _StepGraph:
 
     def weight(self, name: str) -> str:
         """A weight in the compute type; stored smaller, it is widened when the session loads."""
-        array = self.weights.matrix(name)
-        value = self.graph.weight(self.weights.full_name(name), array)
-        return value if array.dtype == self.dtype else self.graph.cast(value, self.dtype)
+        value = self.graph.weight(self.weights.full_name(name), lambda: self.weights.matrix(name))
+        return value if self.options.dtype == self.dtype else self.graph.cast(value, self.dtype)
 
     def table(self, name: str, array: NDArray) -> str:
         """A float32 vector or table: norms, biases of float32 parts."""
-        return self.graph.weight(name, array.astype(np.float32))
+        return self.graph.weight(name, lambda: array.astype(np.float32))
 
     def narrow(self, value: str) -> str:
         return value if self.dtype == np.float32 else self.graph.cast(value, self.dtype)
@@ -160,7 +159,10 @@ class _StepGraph:
         name = self.weights.rotary_name(self.geometry)
         cos, sin = (table.astype(self.dtype) for table in (np.cos(angles), np.sin(angles)))
         suffix = "" if self.dtype == np.float32 else f".{self.dtype.name}"
-        return self.graph.weight(f"{name}.cos{suffix}", cos), self.graph.weight(f"{name}.sin{suffix}", sin)
+        return (
+            self.graph.weight(f"{name}.cos{suffix}", lambda: cos),
+            self.graph.weight(f"{name}.sin{suffix}", lambda: sin),
+        )
 
     def _embed(self, previous: str, step: StepValues) -> str:
         """Previous tokens (or the start token, or the condition) as flat hidden states of all rows."""

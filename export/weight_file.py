@@ -6,6 +6,7 @@ the safetensors format allows no gaps, so the padding is named (`_padding.N`).
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -70,14 +71,12 @@ class WeightFile:
             self._file.write(room.to_bytes(8, "little") + header.ljust(room))
         self._file.close()
 
-    def add(self, name: str, array: NDArray) -> StoredTensor:
-        """Store `array` under `name`; a name that is there already is not stored again."""
+    def add(self, name: str, load: Callable[[], NDArray]) -> StoredTensor:
+        """Store a tensor under `name`; one that is there already is not even loaded again."""
         if name in self.tensors:
-            stored = self.tensors[name]
-            if stored.shape != array.shape or stored.dtype != array.dtype:
-                raise ValueError(f"{name}: stored as {stored.shape}, asked for as {array.shape}")
-            return stored
+            return self.tensors[name]
         assert self._file is not None
+        array = load()
         if padding := -self._end % ALIGNMENT:
             self._append(f"_padding.{len(self._entries)}", "U8", (padding,), b"\0" * padding)
         offset = self._end
