@@ -1,6 +1,7 @@
 """How fast this machine reads memory, measured the way a step reads weights: streaming, on all threads."""
 
 import os
+import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
@@ -8,6 +9,7 @@ from typing import Self
 import numpy as np
 
 BUFFER_BYTES = 256 << 20  # well beyond any last-level cache
+SETTLING_PASSES, PASSES = 5, 7
 
 
 class BandwidthProbe:
@@ -29,12 +31,16 @@ class BandwidthProbe:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
-    def measure(self, passes: int = 3) -> float:
-        """Bytes a second, the best of a few passes over the buffer (a pass can only be slowed by others)."""
-        best = 0.0
-        for _ in range(passes):
-            start = time.perf_counter()
-            list(self._pool.map(np.maximum.reduce, self._parts))
-            seconds = time.perf_counter() - start
-            best = max(best, sum(part.nbytes for part in self._parts) / seconds)
-        return best
+    def measure(self) -> float:
+        """Bytes a second: the median of some passes over the buffer, as every other figure is a median.
+
+        ONNX Runtime's threads go on spinning for a while after a run and slow the first passes; those do not count.
+        """
+        for _ in range(SETTLING_PASSES):
+            self._read()
+        return statistics.median(self._read() for _ in range(PASSES))
+
+    def _read(self) -> float:
+        start = time.perf_counter()
+        list(self._pool.map(np.maximum.reduce, self._parts))
+        return sum(part.nbytes for part in self._parts) / (time.perf_counter() - start)
