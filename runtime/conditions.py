@@ -74,6 +74,8 @@ def _labels(spec: ConditioningSpec, count: int, condition: ArrayLike | Sequence[
         return np.full(count, spec.num_classes, np.int64)
     values = np.atleast_1d(np.asarray(condition))
     names = spec.class_names or ()
+    if list(names) == [str(index) for index in range(spec.num_classes)]:
+        names = ()  # numbers by another name
     known = f"0 to {spec.num_classes - 1}" + (f", or {', '.join(names)}" if names else "")
     if values.dtype.kind in "US":
         values = np.array([_label(str(value), names, known) for value in values], np.int64)

@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print(benchmark: "Benchmark") -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -73,11 +74,8 @@ def _print(benchmark: "Benchmark") -> None:
         highlight=False,
     )
     for variant in benchmark.variants:
-        table = Table(
-            title=f"{variant.variant}: {variant.images_per_second:.2f} images/s, batch {variant.batch}",
-            title_justify="left",
-            title_style="bold",
-        )
+        title = f"{variant.variant}: {variant.images_per_second:.2f} images/s, batch {variant.batch}"
+        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
         for column in ("flow block", "ms/token", "spread", "bytes/token", "floor ms", "% of floor"):
             table.add_column(column, justify="right", no_wrap=True)
         for row in variant.rows:

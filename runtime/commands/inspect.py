@@ -39,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print(summary: dict[str, Any], *, hashes: bool) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -47,16 +48,20 @@ def _print(summary: dict[str, Any], *, hashes: bool) -> None:
         console.print(f"[bold]{key:<11}[/bold]{summary[key]}", highlight=False)
     for variant in summary["variants"]:
         console.print()
+        title = f"{variant['name']}: weights {mebibytes(variant['weight_file_bytes'])}"
         table = Table(
-            title=f"{variant['name']}: weights {mebibytes(variant['weight_file_bytes'])}",
+            title=title,
             title_justify="left",
             title_style="bold",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
         )
-        for column in ("block", "order", "layers", "rows", "positions", "prefix", "weights/step", "caches"):
+        for column in ("block", "order", "layers", "rows", "capacity", "prefix", "weights/step", "caches"):
             table.add_column(column, justify="right", no_wrap=True)
         for block in variant["blocks"]:
             table.add_row(
-                str(block["block"]) + (" (deep)" if block["top"] else ""),
+                str(block["block"]) + (" deep" if block["top"] else ""),
                 "reversed" if block["reversed"] else "raster",
                 "identity" if block["identity"] else str(block["layers"]),
                 str(block["rows"]),
