@@ -1,6 +1,7 @@
 """The exported loop against the project's own PyTorch `reverse`: same random weights, one process, interleaved.
 
-The model is one deep block with guidance, too large for any last-level cache: what is compared is how well each uses memory.
+Sizes S and M are one deep block with guidance and random weights, too large for any last-level cache: what is compared is how
+well each uses memory. `digits` is the shipped model.
 
 Example: python -m benchmarks.pytorch_comparison --size M
 """
@@ -19,12 +20,13 @@ from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
 from starflow.runtime.benchmark import step_bytes
 from starflow.runtime.memory_bandwidth import BandwidthProbe
-from starflow.training.checkpoint import save_checkpoint
+from starflow.training.checkpoint import load_model, save_checkpoint
 from starflow.training.config import CheckpointConfig, Conditioning, StarflowConfig
 from starflow.training.model import FlowModel, build_model
 
 SIZES = {"S": (512, 8), "M": (1024, 12)}  # width, layers
 TEXT_TOKENS, TEXT_WIDTH = 8, 256
+DIGITS = Path(__file__).parent.parent / "examples" / "digits" / "checkpoint"
 GUIDANCE = 2.0
 
 
@@ -57,13 +59,16 @@ def random_model(width: int, layers: int) -> tuple[CheckpointConfig, FlowModel]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=sorted(SIZES), default="M")
+    parser.add_argument("--size", choices=["digits", *sorted(SIZES)], default="M")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    config, model = random_model(*SIZES[arguments.size])
-    generator = np.random.default_rng(1)
-    text, null = (generator.standard_normal((1, TEXT_TOKENS, TEXT_WIDTH), np.float32) for _ in range(2))
+    if arguments.size == "digits":
+        config, model = load_model(DIGITS)
+        text, null = np.eye(11, dtype=np.float32)[[3, 10]][:, None, None]
+    else:
+        config, model = random_model(*SIZES[arguments.size])
+        text, null = np.random.default_rng(1).standard_normal((2, 1, TEXT_TOKENS, TEXT_WIDTH), np.float32)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, bundle = Path(folder) / "checkpoint", Path(folder) / "bundle"
         save_checkpoint(checkpoint, config, model.state_dict())
@@ -77,8 +82,9 @@ def main() -> None:
                 "cpu-fp32": lambda: cpu.generate(noise, text, null, guidance=GUIDANCE),
                 "portable-fp32": lambda: portable.generate(noise, text, null, guidance=GUIDANCE),
             }
-            graph = cpu.bundle.graph(cpu.variant, 0)
-            read = step_bytes(graph, cpu.manifest.blocks[0])
+            graphs = cpu.variant.graphs
+            read = sum(step_bytes(graph, cpu.manifest.blocks[graph.block]) for graph in graphs)
+            weight_bytes = sum(graph.weight_bytes for graph in graphs)
             seconds: dict[str, list[float]] = {name: [] for name in ways}
             outputs = {name: way() for name, way in ways.items()}  # warm up
             bandwidths = []
@@ -106,7 +112,7 @@ def main() -> None:
     }
     summary = {
         "size": arguments.size,
-        "weight_megabytes": graph.weight_bytes / 1e6,
+        "weight_megabytes": weight_bytes / 1e6,
         "bytes_per_token": read,
         "bandwidth_gigabytes_per_second": bandwidth / 1e9,
         "floor_milliseconds": floor,
@@ -116,7 +122,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(summary, indent=1))
         return
-    print(f"size {arguments.size}: {graph.weight_bytes / 1e6:.0f} MB of weights, {tokens} tokens, guidance (2 rows)")
+    print(f"size {arguments.size}: {weight_bytes / 1e6:.0f} MB of weights, {tokens} tokens, guidance (2 rows)")
     print(f"bandwidth {bandwidth / 1e9:.1f} GB/s, floor {floor:.2f} ms per token, {arguments.repetitions} repetitions")
     print(f"{'':<18}{'ms/token':>10}{'fastest':>10}{'x faster':>10}{'% floor':>9}{'max |difference|':>18}")
     for name, row in rows.items():
