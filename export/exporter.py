@@ -87,23 +87,12 @@ def export_checkpoint(
         model = build_model(config.model)
     tensors.check(model)
     with atomic_folder(bundle, replace=replace) as folder:
-        return write_bundle(folder, config, model, tensors, options, progress)
-
-
-def write_bundle(
-    folder: Path,
-    config: CheckpointConfig,
-    model: FlowModel,
-    tensors: CheckpointTensors,
-    options: ExportOptions,
-    progress: Report = no_report,
-) -> Manifest:
-    """Write every file of a bundle into `folder`, which the caller makes appear atomically."""
-    exporter = _Exporter(folder, config, model, tensors, options, progress)
-    return exporter.run()
+        return _Exporter(folder, config, model, tensors, options, progress).run()
 
 
 class _Exporter:
+    """Writes every file of a bundle into a folder, which the caller makes appear atomically."""
+
     def __init__(
         self,
         folder: Path,
