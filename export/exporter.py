@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+import ml_dtypes
 import numpy as np
 import onnx
 import torch
@@ -40,8 +41,12 @@ from starflow.training.checkpoint import CheckpointTensors, open_checkpoint
 from starflow.training.config import BlockConfig, CheckpointConfig, StarflowConfig, TarflowConfig
 from starflow.training.model import FlowModel, build_model
 
-Precision = Literal["fp32", "fp16"]
-DTYPES: dict[Precision, np.dtype] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
+Precision = Literal["fp32", "fp16", "bf16"]
+DTYPES: dict[Precision, np.dtype] = {
+    "fp32": np.dtype(np.float32),
+    "fp16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+}
 TOOLS = ("starflow-compiler", "torch", "onnx", "numpy")
 
 
@@ -198,7 +203,8 @@ class _Exporter:
         return "ratio" if isinstance(self.model.config, StarflowConfig) else "linear"
 
     def _write_precision(self, precision: Precision) -> list[Variant]:
-        """Both lowerings at one precision, over one weight file."""
+        """All lowerings of one precision, over one weight file. bf16 is for TensorRT: no CPU kernel computes in it."""
+        lowerings = ("portable",) if precision == "bf16" else tuple(LOWERINGS)
         location = f"weights/{precision}.safetensors"
         path = self.folder / "graphs" / location
         models: dict[str, list[tuple[int, GraphBuilder, onnx.ModelProto, Path]]] = {}
@@ -206,7 +212,7 @@ class _Exporter:
             for block in reversed(self.model.block_configs):
                 if not block.layers:
                     continue
-                for lowering in LOWERINGS:
+                for lowering in lowerings:
                     self._step(f"flow block {block.index}, {lowering} {precision}")
                     name = f"block{block.index}.{lowering}-{precision}"
                     graph = GraphBuilder(name, weights, location)

@@ -47,6 +47,7 @@ class Lowering(ABC):
 
     name: str
     time_major: bool
+    feeds_position: bool  # whether the graph returns the next position, for loops that stay on a device
 
     def __init__(self, graph: GraphBuilder, block: BlockConfig, geometry: StepGeometry, dtype: np.dtype) -> None:
         self.graph, self.block, self.geometry, self.dtype = graph, block, geometry, dtype
@@ -95,6 +96,7 @@ class PortableLowering(Lowering):
 
     name = "portable"
     time_major = False
+    feeds_position = True
 
     @staticmethod
     def cache_shape(block: BlockConfig, geometry: StepGeometry) -> list[int]:
@@ -144,6 +146,7 @@ class CpuLowering(Lowering):
 
     name = "cpu"
     time_major = True
+    feeds_position = False
 
     @staticmethod
     def cache_shape(block: BlockConfig, geometry: StepGeometry) -> list[int]:

@@ -146,6 +146,8 @@ class _StepGraph:
             written = graph.op("TensorScatter", samples, unsqueezed, write, axis=-2, mode="linear")
         graph.output(x, "x", np.float32, [batch, "S", dim])
         graph.output(written, "samples_out", np.float32, [batch, 1, capacity, dim])
+        if lowering.feeds_position:
+            graph.output(graph.op("Add", position, count), "position_next", np.int64, [1])
         for index, (keys, values) in enumerate(caches):
             graph.output(keys, f"key_out.{index}", self.dtype, shape)
             graph.output(values, f"value_out.{index}", self.dtype, shape)

@@ -24,7 +24,13 @@ def _input_role(name: str) -> tuple[str, str | None]:
 
 def _output_role(name: str) -> tuple[str, str | None]:
     kind = name.partition(".")[0]
-    return {"key_out": "cache", "value_out": "cache", "samples_out": "samples", "x": "token"}[kind], None
+    return {
+        "key_out": "cache",
+        "value_out": "cache",
+        "samples_out": "samples",
+        "position_next": "position",
+        "x": "token",
+    }[kind], None
 
 
 def _spec(value: onnx.ValueInfoProto, role: tuple[str, str | None]) -> TensorSpec:

@@ -79,7 +79,7 @@ class Variant(Part):
 
     name: str
     lowering: Literal["portable", "cpu"]
-    precision: Literal["fp32", "fp16"]
+    precision: Literal["fp32", "fp16", "bf16"]
     weights: FileSpec
     graphs: tuple[GraphSpec, ...]
 
@@ -200,7 +200,7 @@ class Manifest(Part):
                 raise ValueError(f"variant {variant.name}: must have one graph for each of the flow blocks {working}")
             for graph in variant.graphs:
                 updates = [spec.updated_by for spec in graph.inputs if spec.updated_by]
-                outputs = [spec.name for spec in graph.outputs if spec.role != "token"]
+                outputs = [spec.name for spec in graph.outputs if spec.role in ("cache", "samples")]
                 if sorted(updates) != sorted(outputs):
                     raise ValueError(f"variant {variant.name}, block {graph.block}: caches in and out do not pair up")
         if self.max_chunk > max((block.capacity for block in self.blocks), default=1):

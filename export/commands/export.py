@@ -22,9 +22,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         nargs="+",
-        choices=("fp32", "fp16"),
+        choices=("fp32", "fp16", "bf16"),
         default=["fp32"],
-        help="type of weights, activations and caches; fp16 on the cpu lowering stores half and computes in fp32",
+        help="type of weights, activations and caches; fp16 on the cpu lowering stores half and computes in fp32; "
+        "bf16 is for TensorRT only",
     )
     parser.add_argument("--batch", type=int, default=1, help="images decoded together (default: 1)")
     parser.add_argument("--shape", metavar="HxW", help="data size in (latent) pixels (default: the training size)")

@@ -9,9 +9,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from starflow.runtime.backends.base import BlockInputs
+from starflow.runtime.backends.sequence_runner import SequenceRunner
 from starflow.runtime.bundle import Bundle
-from starflow.runtime.decode_plan import Jacobi
 from starflow.runtime.errors import BackendError, BundleError
 from starflow.runtime.manifest import Block, GraphSpec, TensorSpec, Variant, fixed_shape
 
@@ -27,7 +26,7 @@ def numpy_dtype(spec: TensorSpec) -> np.dtype:
     return np.dtype(spec.dtype)
 
 
-class OnnxBlockRunner:
+class OnnxBlockRunner(SequenceRunner):
     """One flow block in one session.
 
     Buffers whose shape does not depend on the number of tokens S exist once; those that do, once per S that occurs. For
@@ -35,9 +34,8 @@ class OnnxBlockRunner:
     """
 
     def __init__(self, bundle: Bundle, graph: GraphSpec, block: Block, max_chunk: int, threads: int) -> None:
-        self._block, self._max_chunk = block, max_chunk
+        super().__init__(block, graph, max_chunk)
         self._specs = {spec.name: spec for spec in graph.inputs}
-        self._outputs = graph.outputs
         self._session = _session(bundle, graph, threads)
         self._fixed: dict[str, NDArray] = {}
         self._values: dict[str, onnxruntime.OrtValue] = {}
@@ -48,31 +46,22 @@ class OnnxBlockRunner:
         self._position = self._fixed["position"]
         self._bindings: dict[int, _Binding] = {}
         self._step = self._binding(1)
-        self._last = self._step.inputs["previous"]  # [B, 1, D]: the token before the next one
         self._assert_in_place()
 
-    # The BlockRunner protocol
+    def store(self, name: str, value: NDArray, count: int = 1) -> None:
+        self._buffer(name, count)[...] = value
 
-    def prefill(self, inputs: BlockInputs) -> None:
-        block, noise = self._block, inputs.noise
-        for name, value in inputs.scalars.items():
-            if name in self._fixed:
-                self._fixed[name][...] = value
-        if inputs.label is not None:
-            self._fixed["label"][...] = inputs.label
-        self._fixed["noise"][:, block.prefix :] = noise[:, block.first_token :]
-        self._first = noise[:, : block.first_token].copy()
-        self._position[0] = 0
-        for start in range(0, block.prefix, self._max_chunk):
-            assert inputs.condition is not None
-            part = inputs.condition[:, start : min(start + self._max_chunk, block.prefix)]
-            binding = self._binding(part.shape[1])
-            binding.inputs["condition"][...] = part
-            self._run(binding)
-            binding.inputs["condition"][...] = 0
-            self._position += part.shape[1]
-        if block.first_token:
-            self._last[...] = self._first
+    def fetch(self, name: str, count: int = 1) -> NDArray:
+        return self._buffer(name, count)
+
+    def run(self, count: int) -> None:
+        self._session.run_with_iobinding(self._binding(count).io)
+
+    def seek(self, position: int) -> None:
+        self._position[0] = position
+
+    def tell(self) -> int:
+        return int(self._position[0])
 
     def advance(self, steps: int) -> None:
         run, binding, position = self._session.run_with_iobinding, self._step.io, self._position
@@ -80,44 +69,15 @@ class OnnxBlockRunner:
             run(binding)
             position += 1
 
-    def iterate(self, chunk: int, jacobi: Jacobi) -> list[float]:
-        if chunk == 1:  # one pass is exact, and the single-step buffers feed themselves
-            self.advance(1)
-            return [0.0]
-        binding = self._binding(chunk)
-        previous, new = binding.inputs["previous"], binding.token
-        start = int(self._position[0])
-        old = self._fixed["noise"][:, start : start + chunk].copy()
-        previous[:, :1] = self._last
-        changes: list[float] = []
-        for _ in range(jacobi.max_iterations):
-            previous[:, 1:] = old[:, :-1]
-            self._run(binding)
-            with np.errstate(
-                all="ignore"
-            ):  # a value that is not finite is reported with its block, once the sequence is read
-                changes.append(float(np.square(new - old).mean() / np.square(new).mean()))
-            old[...] = new
-            if not changes[-1] >= jacobi.threshold:
-                break
-        self._last[...] = new[:, -1:]
-        self._position += chunk
-        return changes
-
-    def read(self) -> NDArray:
-        samples = self._fixed["samples"][:, 0, self._block.prefix :]
-        return np.concatenate([self._first, samples], axis=1)
-
     def clear(self) -> None:
-        """Zero the caches: a value that is not finite would reach later sequences through masked positions."""
         for name, spec in self._specs.items():
             if spec.role == "cache":
                 self._fixed[name][...] = 0
 
     # Buffers
 
-    def _run(self, binding: "_Binding") -> None:
-        self._session.run_with_iobinding(binding.io)
+    def _buffer(self, name: str, count: int) -> NDArray:
+        return self._fixed[name] if name in self._fixed else self._binding(count).sized[name]
 
     def _binding(self, count: int) -> "_Binding":
         if count not in self._bindings:
@@ -138,40 +98,39 @@ class OnnxBlockRunner:
         # The token output depends on `previous` and nothing reads `previous` after it, so they may share memory.
         token = sized["previous"] if count == 1 else np.zeros_like(sized["previous"])
         token_value = values["previous"] if count == 1 else onnxruntime.OrtValue.ortvalue_from_numpy(token)
-        for spec in self._outputs:
-            io.bind_ortvalue_output(spec.name, token_value if spec.role == "token" else values[updates[spec.name]])
-        return _Binding(io, sized, token, (values, token_value))
+        for spec in self.graph.outputs:
+            if spec.role == "token":
+                io.bind_ortvalue_output(spec.name, token_value)
+            elif spec.name in updates:
+                io.bind_ortvalue_output(spec.name, values[updates[spec.name]])
+        return _Binding(io, sized | {"x": token}, (values, token_value))
 
     def _assert_in_place(self) -> None:
         """Run one step on marked caches: exactly the written position may change, in the very memory we bound."""
         mark = 7.0
-        position = self._block.capacity - 1
+        position = self.block.capacity - 1
         caches = {name: self._fixed[name] for name, spec in self._specs.items() if spec.role in ("cache", "samples")}
         for cache in caches.values():
             cache[...] = mark
-        self._position[0] = position
-        self._run(self._step)
+        self.seek(position)
+        self.run(1)
         for name, cache in caches.items():
             untouched = bool((cache[..., :position, :] == mark).all())
             written = bool((cache[..., position, :] != mark).any())
             if not (untouched and written):
                 raise BackendError(
-                    f"{name} of flow block {self._block.index} is not updated in place by this ONNX Runtime"
+                    f"{name} of flow block {self.block.index} is not updated in place by this ONNX Runtime"
                 )
-        for name in self._bindings[1].inputs:
-            self._bindings[1].inputs[name][...] = 0
-        for name in caches:
-            caches[name][...] = 0
-        self._position[0] = 0
+        for buffer in (*self._step.sized.values(), *caches.values()):
+            buffer[...] = 0
+        self.seek(0)
 
 
 class _Binding:
-    """An IOBinding for one number of tokens, with the arrays it points into."""
+    """An IOBinding for one number of tokens, with the arrays of that size it points into."""
 
-    def __init__(
-        self, io: onnxruntime.IOBinding, inputs: dict[str, NDArray], token: NDArray, owned: tuple[object, ...]
-    ) -> None:
-        self.io, self.inputs, self.token = io, inputs, token
+    def __init__(self, io: onnxruntime.IOBinding, sized: dict[str, NDArray], owned: tuple[object, ...]) -> None:
+        self.io, self.sized = io, sized
         self._owned = owned  # OrtValues the binding refers to
 
 

@@ -1,0 +1,1 @@
+"""Execute the network TensorRT parsed from a step graph, layer by layer, in NumPy."""

@@ -1,0 +1,1 @@
+"""Does every way of running a bundle give the same numbers?"""
