@@ -14,6 +14,7 @@ import onnx
 import torch
 from safetensors.numpy import save_file
 
+from starflow.export.activation_check import ActivationData, activation_peaks, refuse_overflow
 from starflow.export.block_weights import BlockWeights
 from starflow.export.geometry import StepGeometry, step_geometry
 from starflow.export.graph_builder import GraphBuilder
@@ -62,6 +63,7 @@ class ExportOptions:
         guidance: Whether the conditioned blocks run [conditional, null] rows.
         attention_temperature: Whether graphs take the attention temperature as an input.
         condition_tokens: Tokens of a feature condition; None takes the configured number.
+        activations: Data whose activations must fit into fp16; None draws samples from the model.
     """
 
     precisions: Sequence[Precision] = ("fp32",)
@@ -71,6 +73,7 @@ class ExportOptions:
     guidance: bool = True
     attention_temperature: bool = False
     condition_tokens: int | None = None
+    activations: ActivationData | None = None
 
 
 def export_checkpoint(
@@ -85,7 +88,7 @@ def export_checkpoint(
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
-        ExportError, UsageError: the options do not fit the model, or weights are not finite.
+        ExportError, UsageError: the options do not fit the model, or weights or activations do not fit the precision.
     """
     config, tensors = open_checkpoint(checkpoint)
     with torch.device("meta"):
@@ -127,7 +130,8 @@ class _Exporter:
 
     def _step(self, doing: str) -> None:
         self._done += 1
-        self.progress(self._done, 4 * len(self.options.precisions) * len(self.geometries), doing)
+        graphs = len(self.geometries) * sum(len(lowerings(precision)) for precision in self.options.precisions)
+        self.progress(self._done, 2 * graphs + ("fp16" in self.options.precisions), doing)
 
     def _shape(self) -> tuple[int, int]:
         model = self.model.config
@@ -172,6 +176,7 @@ class _Exporter:
 
     def run(self) -> Manifest:
         (self.folder / "graphs").mkdir()
+        self._peaks = self._activation_peaks()
         variants: list[Variant] = []
         for precision in self.options.precisions:
             variants += self._write_precision(precision)
@@ -198,13 +203,21 @@ class _Exporter:
         (self.folder / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
         return manifest
 
+    def _activation_peaks(self) -> dict[str, float] | None:
+        """What float16 has to hold, checked before anything is written."""
+        if "fp16" not in self.options.precisions:
+            return None
+        self._step("checking activations")
+        peaks = activation_peaks(self.config, self.model, self.tensors, self.options.activations)
+        refuse_overflow(peaks)
+        return {name: float(f"{peak:.4g}") for name, peak in peaks.items()}
+
     @property
     def _rule(self) -> GuidanceRule:
         return "ratio" if isinstance(self.model.config, StarflowConfig) else "linear"
 
     def _write_precision(self, precision: Precision) -> list[Variant]:
-        """All lowerings of one precision, over one weight file. bf16 is for TensorRT: no CPU kernel computes in it."""
-        lowerings = ("portable",) if precision == "bf16" else tuple(LOWERINGS)
+        """All lowerings of one precision, over one weight file."""
         location = f"weights/{precision}.safetensors"
         path = self.folder / "graphs" / location
         models: dict[str, list[tuple[int, GraphBuilder, onnx.ModelProto, Path]]] = {}
@@ -212,7 +225,7 @@ class _Exporter:
             for block in reversed(self.model.block_configs):
                 if not block.layers:
                     continue
-                for lowering in lowerings:
+                for lowering in lowerings(precision):
                     self._step(f"flow block {block.index}, {lowering} {precision}")
                     name = f"block{block.index}.{lowering}-{precision}"
                     graph = GraphBuilder(name, weights, location)
@@ -230,6 +243,7 @@ class _Exporter:
                 lowering=lowering,
                 precision=precision,
                 weights=file,
+                activation_peaks=self._peaks if precision == "fp16" else None,
                 graphs=tuple(
                     self._write_graph(*entry, lowering, precision) for entry in sorted(entries, key=lambda e: e[0])
                 ),
@@ -310,6 +324,11 @@ class _Exporter:
             tokens=(self.height // model.patch_size) * (self.width // model.patch_size),
             token_dim=model.in_channels * model.patch_size**2,
         )
+
+
+def lowerings(precision: Precision) -> tuple[str, ...]:
+    """The lowerings a precision is written in. bf16 is for engines: ONNX Runtime's CPU kernels do not compute in it."""
+    return ("portable",) if precision == "bf16" else tuple(LOWERINGS)
 
 
 def _tool_versions() -> dict[str, str]:

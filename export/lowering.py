@@ -86,7 +86,12 @@ class Lowering(ABC):
     def _rotate(self, value: str, ids: str, **attributes: Any) -> str:
         assert self.step.rotary is not None
         interleaved = int(not self.block.half_rotation)
-        return self.graph.op("RotaryEmbedding", value, *self.step.rotary, ids, interleaved=interleaved, **attributes)
+        wide = self._cast(value, np.float32)
+        turned = self.graph.op("RotaryEmbedding", wide, *self.step.rotary, ids, interleaved=interleaved, **attributes)
+        return self._cast(turned, self.dtype)
+
+    def _cast(self, value: str, dtype: np.dtype | type) -> str:
+        return value if self.dtype == np.float32 else self.graph.cast(value, dtype)
 
     step: StepValues
 
@@ -113,7 +118,7 @@ class PortableLowering(Lowering):
             self._ids = graph.op("Expand", step.positions, shape)
         if step.inverse_temperature:
             factor = graph.reshape(step.inverse_temperature, [rows, 1, 1, 1])
-            self._factor = factor if self.dtype == np.float32 else graph.cast(factor, self.dtype)
+            self._factor = self._cast(factor, self.dtype)
 
     def attend(self, q: str, k: str, v: str, keys: str, values: str) -> tuple[str, str, str]:
         graph, block, rows = self.graph, self.block, self.geometry.rows

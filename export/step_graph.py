@@ -4,8 +4,8 @@ It reads the previous tokens and the noise of S positions, runs the block's tran
 the S tokens x = z * sigma + mu. Everything per element happens inside: projections, rotary positions, norms, soft clip,
 scale, guidance, affine update, and the write of the samples into the output sequence. `docs/bundle.md` is the contract.
 
-Number types: weights, activations and caches have the variant's type; norms, scale, guidance, update and positions are
-float32 (and int64 for indices).
+Number types: weights, activations and caches have the variant's type; norms, rotary turn, scale, guidance, update and
+positions are float32 (and int64 for indices).
 """
 
 from dataclasses import dataclass
@@ -157,14 +157,8 @@ class _StepGraph:
         angles = self.weights.rotary_angles(self.geometry)
         if angles is None:
             return None
-        # Tables follow the type of what they turn; equal ones of different blocks are stored once.
-        name = self.weights.rotary_name(self.geometry)
-        cos, sin = (table.astype(self.dtype) for table in (np.cos(angles), np.sin(angles)))
-        suffix = "" if self.dtype == np.float32 else f".{self.dtype.name}"
-        return (
-            self.graph.weight(f"{name}.cos{suffix}", lambda: cos),
-            self.graph.weight(f"{name}.sin{suffix}", lambda: sin),
-        )
+        name = self.weights.rotary_name(self.geometry)  # equal tables of different blocks are stored once
+        return self.table(f"{name}.cos", np.cos(angles)), self.table(f"{name}.sin", np.sin(angles))
 
     def _embed(self, previous: str, step: StepValues) -> str:
         """Previous tokens (or the start token, or the condition) as flat hidden states of all rows."""

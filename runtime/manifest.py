@@ -75,12 +75,17 @@ class GraphSpec(Part):
 
 
 class Variant(Part):
-    """One set of step graphs: a lowering at a precision."""
+    """One set of step graphs: a lowering at a precision.
+
+    `activation_peaks`, in fp16 variants, are the largest magnitudes that were seen at export, by transformer layer and
+    projection; float16 holds 65504.
+    """
 
     name: str
     lowering: Literal["portable", "cpu"]
     precision: Literal["fp32", "fp16", "bf16"]
     weights: FileSpec
+    activation_peaks: dict[str, float] | None
     graphs: tuple[GraphSpec, ...]
 
 

@@ -44,7 +44,8 @@ class FlowBlock:
         for tensor in self.inputs:
             binding.bind_ortvalue_input(tensor["name"], values[tensor["name"]])
         for tensor in self.outputs:
-            binding.bind_ortvalue_output(tensor["name"], values[self.updates.get(tensor["name"], "x")])
+            if tensor["role"] != "position":  # the caller counts
+                binding.bind_ortvalue_output(tensor["name"], values[self.updates.get(tensor["name"], "x")])
         self.session.run_with_iobinding(binding)
         return x
 

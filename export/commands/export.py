@@ -40,12 +40,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attention-temperature", action="store_true", help="make the attention temperature an input of the graphs"
     )
+    parser.add_argument(
+        "--activations",
+        type=Path,
+        metavar="FILE.npz",
+        help="check that fp16 holds the activations on this data (x [N, C, H, W] as trained on, and condition: features or "
+        "class ids) instead of on samples drawn from the model",
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Export; 0 when the bundle stands."""
+    from starflow.export.activation_check import FLOAT16_MAX
+    from starflow.export.activation_data import load_activation_data
     from starflow.export.exporter import ExportOptions, export_checkpoint
     from starflow.runtime.bundle import Bundle
     from starflow.runtime.progress import progress_bar
@@ -58,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         guidance=arguments.guidance,
         attention_temperature=arguments.attention_temperature,
         condition_tokens=arguments.condition_tokens,
+        activations=load_activation_data(arguments.activations) if arguments.activations else None,
     )
     with progress_bar("exporting", enabled=not arguments.json) as bar:
         manifest = export_checkpoint(
@@ -65,10 +75,15 @@ def run(arguments: argparse.Namespace) -> int:
         )
     size = sum(file.bytes for file in Bundle(arguments.out, manifest).files())
     names = [variant.name for variant in manifest.variants]
+    peaks = next((variant.activation_peaks for variant in manifest.variants if variant.activation_peaks), None)
     if arguments.json:
-        print(json.dumps({"bundle": str(arguments.out), "bytes": size, "variants": names, "batch": manifest.batch}))
+        facts = {"bundle": str(arguments.out), "bytes": size, "variants": names, "batch": manifest.batch}
+        print(json.dumps(facts | {"activation_peaks": peaks}))
     else:
         print(f"{arguments.out}: {', '.join(names)}; {size / 2**20:.1f} MiB, batch {manifest.batch}")
+        if peaks:
+            layer = max(peaks, key=lambda name: peaks[name])
+            print(f"largest activation {peaks[layer]:.4g}, in {layer}; float16 ends at {FLOAT16_MAX:,.0f}")
     return 0
 
 
