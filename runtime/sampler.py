@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from safetensors.numpy import load_file
 
 from starflow.runtime.backends.base import Backend
+from starflow.runtime.backends.choice import BackendName, Provider, open_backend
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.conditions import encode_conditions
 from starflow.runtime.decode_plan import Jacobi
@@ -42,35 +43,32 @@ class Sampler:
         cls,
         path: str | os.PathLike[str],
         *,
-        backend: Literal["auto", "onnxruntime"] = "auto",
+        backend: BackendName = "auto",
         variant: str | None = None,
         plan: Plan = "auto",
+        provider: Provider = "cpu",
         threads: int = 0,
     ) -> "Sampler":
         """Open a bundle.
 
         Args:
             path: The bundle's folder.
-            backend: What runs it. `auto` is ONNX Runtime on the CPU.
+            backend: What runs it: `onnxruntime`, `tensorrt` (engines made by `starflow build`, on a GPU), or `auto`: TensorRT
+                where there is a GPU and the bundle has engines for it, else ONNX Runtime.
             variant: Name of a variant, such as `portable-fp32`; None takes the first one made for the backend.
             plan: How tokens are decoded: `sequential`, in Jacobi chunks, or `auto` (sequential).
-            threads: Threads within an operator; 0 takes one per physical core.
+            provider: ONNX Runtime's execution provider: `cpu`, or on a GPU `cuda` or `tensorrt`.
+            threads: Threads within an operator on the CPU; 0 takes one per physical core.
 
         Raises:
             BundleError: the bundle is damaged, of a newer schema, or lacks the variant.
-            BackendError: the backend cannot run here.
+            BackendError: the backend cannot run here. There is no falling back to another device.
         """
-        if backend not in ("auto", "onnxruntime"):
-            raise UsageError(f"backend {backend!r} is not known; choose auto or onnxruntime")
-        if threads < 0:
-            raise UsageError(f"threads {threads}: give a number >= 0 (0 takes one per physical core)")
-        from starflow.runtime.backends.onnxruntime import OnnxRuntimeBackend
-
         bundle = Bundle.open(path)
         if isinstance(plan, Jacobi):
             plan.check(bundle.manifest.model.tokens, bundle.manifest.max_chunk)
-        chosen = bundle.variant(variant, "cpu")
-        return cls(bundle, chosen, OnnxRuntimeBackend(bundle, chosen, threads), plan)
+        chosen, opened = open_backend(bundle, backend, variant=variant, provider=provider, threads=threads)
+        return cls(bundle, chosen, opened, plan)
 
     def __enter__(self) -> Self:
         return self

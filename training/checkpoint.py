@@ -95,7 +95,9 @@ def _stored(name: str, value: Tensor, *, half: bool) -> Tensor:
 
 
 class CheckpointTensors(Mapping[str, Callable[[], NDArray[np.float32]]]):
-    """A checkpoint's tensors by name, memory-mapped: each value is a function that reads its tensor as float32.
+    """A checkpoint's tensors by name: each value is a function that reads its tensor as float32.
+
+    The file is mapped anew for every read. Mapped for good, all that was ever read would stay resident.
 
     Raises:
         CheckpointError: the file is damaged or truncated.
@@ -104,24 +106,29 @@ class CheckpointTensors(Mapping[str, Callable[[], NDArray[np.float32]]]):
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = safe_open(path, framework="pt")
+            with safe_open(path, framework="pt") as file:
+                self._shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: damaged or truncated ({error}); copy it again") from None
-        self._names = frozenset(self._file.keys())
 
     def __getitem__(self, name: str) -> Callable[[], NDArray[np.float32]]:
-        if name not in self._names:
+        if name not in self._shapes:
             raise KeyError(name)
-        return lambda: self._file.get_tensor(name).float().numpy()
+        return lambda: self._read(name)
+
+    def _read(self, name: str) -> NDArray[np.float32]:
+        with safe_open(self.path, framework="pt") as file:
+            array: NDArray[np.float32] = file.get_tensor(name).float().numpy()
+        return array
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._names))
+        return iter(sorted(self._shapes))
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._shapes)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._file.get_slice(name).get_shape())
+        return self._shapes[name]
 
     def check(self, model: FlowModel) -> None:
         """Compare names and shapes with what `model` needs, reading no data.

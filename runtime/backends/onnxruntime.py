@@ -1,7 +1,5 @@
-"""ONNX Runtime on the CPU: every buffer allocated once, caches updated in place, one run call per step."""
+"""ONNX Runtime: on the CPU, every buffer allocated once, caches updated in place, one run call per step."""
 
-from collections.abc import Sequence
-from itertools import zip_longest
 from types import TracebackType
 from typing import Self
 
@@ -9,25 +7,16 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from starflow.runtime.backends.sequence_runner import SequenceRunner
+from starflow.runtime.backends.choice import Provider
+from starflow.runtime.backends.onnxruntime_device import DeviceBlockRunner
+from starflow.runtime.backends.onnxruntime_session import numpy_dtype, open_session
+from starflow.runtime.backends.sequence_runner import SequenceRunner, assert_in_place
 from starflow.runtime.bundle import Bundle
-from starflow.runtime.errors import BackendError, BundleError
-from starflow.runtime.manifest import Block, GraphSpec, TensorSpec, Variant, fixed_shape
-
-PROVIDER = "CPUExecutionProvider"
+from starflow.runtime.manifest import Block, GraphSpec, Variant, fixed_shape
 
 
-def numpy_dtype(spec: TensorSpec) -> np.dtype:
-    """NumPy's type of a tensor of the manifest."""
-    if spec.dtype == "bfloat16":
-        raise BackendError(
-            f"{spec.name} is bfloat16, which ONNX Runtime's CPU provider cannot compute; use another variant"
-        )
-    return np.dtype(spec.dtype)
-
-
-class OnnxBlockRunner(SequenceRunner):
-    """One flow block in one session.
+class HostBlockRunner(SequenceRunner):
+    """One flow block in one session, its buffers NumPy arrays.
 
     Buffers whose shape does not depend on the number of tokens S exist once; those that do, once per S that occurs. For
     single steps the token output is bound to the memory of the `previous` input, so a step feeds the next one.
@@ -36,7 +25,7 @@ class OnnxBlockRunner(SequenceRunner):
     def __init__(self, bundle: Bundle, graph: GraphSpec, block: Block, max_chunk: int, threads: int) -> None:
         super().__init__(block, graph, max_chunk)
         self._specs = {spec.name: spec for spec in graph.inputs}
-        self._session = _session(bundle, graph, threads)
+        self._session = open_session(bundle, graph, "cpu", threads)
         self._fixed: dict[str, NDArray] = {}
         self._values: dict[str, onnxruntime.OrtValue] = {}
         for spec in graph.inputs:
@@ -46,9 +35,9 @@ class OnnxBlockRunner(SequenceRunner):
         self._position = self._fixed["position"]
         self._bindings: dict[int, _Binding] = {}
         self._step = self._binding(1)
-        self._assert_in_place()
+        assert_in_place(self)
 
-    def store(self, name: str, value: NDArray, count: int = 1) -> None:
+    def store(self, name: str, value: NDArray | np.float32, count: int = 1) -> None:
         self._buffer(name, count)[...] = value
 
     def fetch(self, name: str, count: int = 1) -> NDArray:
@@ -105,26 +94,6 @@ class OnnxBlockRunner(SequenceRunner):
                 io.bind_ortvalue_output(spec.name, values[updates[spec.name]])
         return _Binding(io, sized | {"x": token}, (values, token_value))
 
-    def _assert_in_place(self) -> None:
-        """Run one step on marked caches: exactly the written position may change, in the very memory we bound."""
-        mark = 7.0
-        position = self.block.capacity - 1
-        caches = {name: self._fixed[name] for name, spec in self._specs.items() if spec.role in ("cache", "samples")}
-        for cache in caches.values():
-            cache[...] = mark
-        self.seek(position)
-        self.run(1)
-        for name, cache in caches.items():
-            untouched = bool((cache[..., :position, :] == mark).all())
-            written = bool((cache[..., position, :] != mark).any())
-            if not (untouched and written):
-                raise BackendError(
-                    f"{name} of flow block {self.block.index} is not updated in place by this ONNX Runtime"
-                )
-        for buffer in (*self._step.sized.values(), *caches.values()):
-            buffer[...] = 0
-        self.seek(0)
-
 
 class _Binding:
     """An IOBinding for one number of tokens, with the arrays of that size it points into."""
@@ -135,19 +104,22 @@ class _Binding:
 
 
 class OnnxRuntimeBackend:
-    """Sessions of one variant's flow blocks on the CPU.
+    """Sessions of one variant's flow blocks.
 
     Args:
         bundle: An open bundle.
-        variant: The variant to run.
-        threads: Threads within an operator; 0 leaves the choice to ONNX Runtime (one per physical core).
+        variant: The variant to run; one of the portable lowering for other providers than `cpu`.
+        provider: What runs it. A session that fell back to another one is an error.
+        threads: Threads within an operator on the CPU; 0 leaves the choice to ONNX Runtime (one per physical core).
     """
 
-    name = "onnxruntime"
+    def __init__(self, bundle: Bundle, variant: Variant, provider: Provider = "cpu", threads: int = 0) -> None:
+        self._bundle, self._variant, self._provider, self._threads = bundle, variant, provider, threads
+        self._runners: dict[int, SequenceRunner] = {}
 
-    def __init__(self, bundle: Bundle, variant: Variant, threads: int = 0) -> None:
-        self._bundle, self._variant, self._threads = bundle, variant, threads
-        self._runners: dict[int, OnnxBlockRunner] = {}
+    @property
+    def name(self) -> str:
+        return f"onnxruntime {self._provider}"
 
     def __enter__(self) -> Self:
         return self
@@ -157,42 +129,14 @@ class OnnxRuntimeBackend:
     ) -> None:
         self._runners.clear()
 
-    def runner(self, block: int) -> OnnxBlockRunner:
+    def runner(self, block: int) -> SequenceRunner:
         if block not in self._runners:
-            manifest = self._bundle.manifest
-            graph = self._bundle.graph(self._variant, block)
-            self._runners[block] = OnnxBlockRunner(
-                self._bundle, graph, manifest.blocks[block], manifest.max_chunk, self._threads
-            )
+            self._runners[block] = self._open(self._bundle.graph(self._variant, block))
         return self._runners[block]
 
-
-def _session(bundle: Bundle, graph: GraphSpec, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    path = bundle.root / graph.file.path
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=[PROVIDER])
-    except Exception as error:  # ONNX Runtime raises a dozen types for one thing: it cannot load this graph
-        raise BundleError(
-            f"{path}: ONNX Runtime cannot load it ({_first_line(error)}); export the bundle again"
-        ) from None
-    if session.get_providers() != [PROVIDER]:
-        raise BackendError(f"asked ONNX Runtime for {PROVIDER}, got {session.get_providers()}")
-    _compare(path.name, "inputs", graph.inputs, session.get_inputs())
-    _compare(path.name, "outputs", graph.outputs, session.get_outputs())
-    return session
-
-
-def _compare(name: str, what: str, specs: Sequence[TensorSpec], found: Sequence[onnxruntime.NodeArg]) -> None:
-    """The graph on disk must be the one the manifest describes."""
-    expected = [f"{spec.name}{list(spec.shape)}" for spec in specs]
-    actual = [f"{value.name}{value.shape}" for value in found]
-    for one, other in zip_longest(expected, actual, fillvalue="nothing"):
-        if one != other:
-            raise BundleError(f"{name}: among its {what} is {other}, the manifest says {one}; export the bundle again")
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    def _open(self, graph: GraphSpec) -> SequenceRunner:
+        manifest = self._bundle.manifest
+        block = manifest.blocks[graph.block]
+        if self._provider == "cpu":
+            return HostBlockRunner(self._bundle, graph, block, manifest.max_chunk, self._threads)
+        return DeviceBlockRunner(self._bundle, graph, block, manifest.max_chunk, self._provider)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from starflow.runtime.backends.base import BlockInputs
 from starflow.runtime.decode_plan import Jacobi
+from starflow.runtime.errors import BackendError
 from starflow.runtime.manifest import Block, GraphSpec
 
 
@@ -33,8 +34,8 @@ class SequenceRunner(ABC):
     # What a backend adds
 
     @abstractmethod
-    def store(self, name: str, value: NDArray, count: int = 1) -> None:
-        """Fill an input buffer; `count` is the S of a buffer that depends on it."""
+    def store(self, name: str, value: NDArray | np.float32, count: int = 1) -> None:
+        """Fill an input buffer, broadcasting; `count` is the S of a buffer that depends on it."""
 
     @abstractmethod
     def fetch(self, name: str, count: int = 1) -> NDArray:
@@ -109,3 +110,27 @@ class SequenceRunner(ABC):
     def read(self) -> NDArray:
         samples = self.fetch("samples")[:, 0, self.block.prefix :]
         return np.concatenate([self._first, samples], axis=1)
+
+
+def assert_in_place(runner: SequenceRunner) -> None:
+    """Run one step on marked caches: exactly the written position may change, in the very memory that was bound.
+
+    Raises:
+        BackendError: this release of the engine copies.
+    """
+    mark = 7.0
+    last = runner.block.capacity - 1
+    names = [spec.name for spec in runner.graph.inputs if spec.role in ("cache", "samples")]
+    for name in names:
+        runner.store(name, np.float32(mark))
+    runner.seek(last)
+    runner.run(1)
+    for name in names:
+        cache = runner.fetch(name)
+        untouched = bool((cache[..., :last, :] == mark).all())
+        written = bool((cache[..., last, :] != mark).any())
+        if not (untouched and written):
+            raise BackendError(f"{name} of flow block {runner.block.index} is not updated in place by this engine")
+    for name in (*names, "previous"):
+        runner.store(name, np.float32(0))
+    runner.seek(0)

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from starflow.runtime.commands.backend_arguments import add_backend_arguments, backend_options
 from starflow.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,28 +25,36 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("bundle", type=Path, help="folder written by `starflow export`")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help="variants to compare (default: the cpu ones)")
+    parser.add_argument(
+        "--variants", nargs="+", metavar="NAME", help="variants to compare (default: those made for the backend)"
+    )
     parser.add_argument("--repetitions", type=int, default=5, help="batches each decodes (default: 5)")
-    parser.add_argument("--threads", type=int, default=0, help="threads within an operator (default: one a core)")
+    add_backend_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print."""
     from starflow.runtime.benchmark import run_benchmark
-    from starflow.runtime.bundle import Bundle
     from starflow.runtime.progress import progress_bar
     from starflow.runtime.sampler import Sampler
 
     if arguments.repetitions < 1:
         raise UsageError(f"--repetitions {arguments.repetitions}: give a number of at least 1")
-    variants = Bundle.open(arguments.bundle).manifest.variants
-    names = arguments.variants or [v.name for v in variants if v.lowering == "cpu"] or [variants[0].name]
+    options = backend_options(arguments)
     with ExitStack() as stack:
         samplers = [
-            stack.enter_context(Sampler.open(arguments.bundle, variant=name, threads=arguments.threads))
-            for name in names
+            stack.enter_context(Sampler.open(arguments.bundle, variant=name, **options))
+            for name in arguments.variants or [None]
         ]
+        if not arguments.variants:
+            # On the CPU the question is which of its variants; elsewhere the default one is what runs.
+            first = samplers[0]
+            others = [v.name for v in first.manifest.variants if v.lowering == "cpu" and v != first.variant]
+            if first.variant.lowering == "cpu":
+                samplers += [
+                    stack.enter_context(Sampler.open(arguments.bundle, variant=name, **options)) for name in others
+                ]
         with progress_bar("measuring", enabled=not arguments.json) as bar:
             benchmark = run_benchmark(
                 samplers, guidance=1.0, repetitions=arguments.repetitions, threads=arguments.threads, progress=bar

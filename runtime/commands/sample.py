@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from starflow.runtime.commands.backend_arguments import add_backend_arguments, backend_options
 from starflow.runtime.errors import UsageError
 
 
@@ -33,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", type=int, help="images in a row of the grid (default: near a square)")
     parser.add_argument("--latents", type=Path, metavar="FILE.npy", help="write the data as well, float32 [N, C, H, W]")
     parser.add_argument("--variant", help="variant to run (default: the first one made for the backend)")
-    parser.add_argument("--threads", type=int, default=0, help="threads within an operator (default: one a core)")
+    add_backend_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
 
 
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     single_files = arguments.out.suffix.lower() != ".png"
     if single_files and arguments.out.suffix:
         raise UsageError(f"--out {arguments.out}: give a .png file, or a folder for single files")
-    with Sampler.open(arguments.bundle, variant=arguments.variant, threads=arguments.threads) as sampler:
+    with Sampler.open(arguments.bundle, variant=arguments.variant, **backend_options(arguments)) as sampler:
         manifest = sampler.manifest
         condition, given = _condition(arguments)
         count = arguments.count or given or 1
@@ -83,19 +84,20 @@ def run(arguments: argparse.Namespace) -> int:
             sheets = images if single_files else [grid(images, arguments.columns)]
             for path, image in zip(pictures, sheets, strict=True):
                 write_png(path, image)
-        name = sampler.variant.name
+        variant, backend = sampler.variant.name, sampler.backend.name
     if arguments.json:
         outcome = {
             "images": count,
             "seconds": seconds,
             "images_per_second": count / seconds,
-            "variant": name,
+            "variant": variant,
+            "backend": backend,
             "files": [str(path) for path in files],
         }
         print(json.dumps(outcome))
     else:
         where = ", ".join(map(str, files)) if len(files) <= 2 else f"{arguments.out}/ ({len(files)} files)"
-        print(f"{where}: {count} images in {seconds:.2f} s, {count / seconds:.2f} images/s, {name}")
+        print(f"{where}: {count} images in {seconds:.2f} s, {count / seconds:.2f} images/s, {variant} on {backend}")
     return 0
 
 

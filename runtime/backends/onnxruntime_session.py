@@ -1,0 +1,94 @@
+"""ONNX Runtime sessions that are what was asked for: the manifest's graph, on the provider that was named."""
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import get_args
+
+import numpy as np
+import onnxruntime
+
+from starflow.runtime.backends.choice import Provider
+from starflow.runtime.bundle import Bundle
+from starflow.runtime.errors import BackendError, BundleError, UsageError
+from starflow.runtime.manifest import GraphSpec, TensorSpec
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+# Every provider leaves the nodes it does not take to the ones after it.
+EXECUTION_PROVIDERS: dict[Provider, tuple[str, ...]] = {
+    "cpu": (CPU,),
+    "cuda": (CUDA, CPU),
+    "tensorrt": ("TensorrtExecutionProvider", CUDA, CPU),
+}
+
+
+def check_provider(name: str) -> Provider:
+    """The provider called `name`.
+
+    Raises:
+        UsageError: there is none.
+        BackendError: the installed onnxruntime was built without it.
+    """
+    provider = next((known for known in get_args(Provider) if known == name), None)
+    if provider is None:
+        raise UsageError(f"provider {name!r} is not known; choose {', '.join(EXECUTION_PROVIDERS)}")
+    if EXECUTION_PROVIDERS[provider][0] not in onnxruntime.get_available_providers():
+        raise BackendError(
+            f"this onnxruntime has no {EXECUTION_PROVIDERS[provider][0]}; "
+            "put the GPU build in its place: pip uninstall onnxruntime; pip install onnxruntime-gpu"
+        )
+    return provider
+
+
+def numpy_dtype(spec: TensorSpec) -> np.dtype:
+    """NumPy's type of a tensor of the manifest."""
+    if spec.dtype == "bfloat16":
+        raise BackendError(f"{spec.name} is bfloat16, which this backend cannot compute; use another variant")
+    return np.dtype(spec.dtype)
+
+
+def open_session(bundle: Bundle, graph: GraphSpec, provider: Provider, threads: int) -> onnxruntime.InferenceSession:
+    """Load a step graph.
+
+    Args:
+        bundle: The bundle.
+        graph: One of its graphs.
+        provider: What has to run it.
+        threads: Threads within an operator on the CPU; 0 leaves the choice to ONNX Runtime (one per physical core).
+
+    Raises:
+        BundleError: the graph does not load, or is not the one the manifest describes.
+        BackendError: ONNX Runtime fell back from the provider that was asked for.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    path = bundle.root / graph.file.path
+    wanted = EXECUTION_PROVIDERS[provider]
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=list(wanted))
+    except Exception as error:  # ONNX Runtime raises a dozen types for one thing: it cannot load this graph
+        raise BundleError(
+            f"{path}: ONNX Runtime cannot load it ({_first_line(error)}); export the bundle again"
+        ) from None
+    if session.get_providers()[0] != wanted[0]:
+        raise BackendError(
+            f"asked ONNX Runtime for {wanted[0]}, got {session.get_providers()[0]}: its libraries did not load; "
+            "`starflow doctor` says what is missing"
+        )
+    _compare(path.name, "inputs", graph.inputs, session.get_inputs())
+    _compare(path.name, "outputs", graph.outputs, session.get_outputs())
+    return session
+
+
+def _compare(name: str, what: str, specs: Sequence[TensorSpec], found: Sequence[onnxruntime.NodeArg]) -> None:
+    """The graph on disk must be the one the manifest describes."""
+    expected = [f"{spec.name}{list(spec.shape)}" for spec in specs]
+    actual = [f"{value.name}{value.shape}" for value in found]
+    for one, other in zip_longest(expected, actual, fillvalue="nothing"):
+        if one != other:
+            raise BundleError(f"{name}: among its {what} is {other}, the manifest says {one}; export the bundle again")
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
