@@ -1,1 +1,1 @@
-"""Execute the network TensorRT parsed from a step graph, layer by layer, in NumPy."""
+"""Executing a parsed TensorRT network in NumPy, layer by layer: what TensorRT understood, checked without a GPU."""

@@ -1,4 +1,4 @@
-"""Run a recorded sampling call through export and the ONNX Runtime loop."""
+"""Run a recorded sampling call through export and the loop, on ONNX Runtime or on the network interpreter."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
+from starflow.export.network.backend import NetworkBackend
 from starflow.runtime import Sampler
+from starflow.runtime.bundle import Bundle
+from starflow.runtime.sampler import Plan
 from starflow.training.checkpoint import save_checkpoint
 from starflow.training.config import CheckpointConfig
 from tests.conformance.cases import Case
@@ -37,7 +40,16 @@ def export_call(case: Case, call: dict[str, Any], weights: dict[str, Any], folde
     return bundle
 
 
-def run_sampling(case: Case, call: dict[str, Any], bundle: Path, lowering: str) -> dict[str, NDArray]:
+def open_sampler(path: Path, route: str, plan: Plan) -> Sampler:
+    """A sampler in float32: `portable` and `cpu` are lowerings on ONNX Runtime, `network` is what TensorRT's parser reads."""
+    if route != "network":
+        return Sampler.open(path, variant=f"{route}-fp32", plan=plan, threads=1)
+    bundle = Bundle.open(path)
+    variant = bundle.variant("portable-fp32", "portable")
+    return Sampler(bundle, variant, NetworkBackend(bundle, variant), plan)
+
+
+def run_sampling(case: Case, call: dict[str, Any], bundle: Path, route: str) -> dict[str, NDArray]:
     """Outputs of a `reverse` call by their recorded keys."""
     args = call["args"]
     inputs = {argument: case.tensors[name] for argument, name in call["inputs"].items()}
@@ -51,7 +63,7 @@ def run_sampling(case: Case, call: dict[str, Any], bundle: Path, lowering: str) 
     def keep(block: int, x: NDArray) -> None:
         sequence[f"seq.{blocks - block}"] = x
 
-    with Sampler.open(bundle, variant=f"{lowering}-fp32", plan=call_jacobi(args) or "sequential", threads=1) as sampler:
+    with open_sampler(bundle, route, call_jacobi(args) or "sequential") as sampler:
         sample = sampler.generate(
             noise.numpy(),
             None if y is None else y.numpy(),
