@@ -9,7 +9,7 @@ NAMESPACE := build/namespace/starflow
 BUNDLE ?= out/demo/bundle
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format schema docs bench clean
+.PHONY: help install demo test test-slow lint format schema docs gpu-check bench clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -35,12 +35,17 @@ format: $(VENV)/installed ## Format, and mend what the linter can mend
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-schema: $(VENV)/installed ## Write the manifest's published JSON Schema
-	$(BIN)/python -c 'import json; from starflow.runtime.manifest import published_schema as s; print(json.dumps(s(), indent=1))' \
+schema: $(VENV)/installed ## Write the published JSON Schemas of manifest.json and build.json
+	$(BIN)/python -c 'import json; from starflow.runtime.manifest import published_manifest_schema as s; print(json.dumps(s(), indent=1))' \
 	  > runtime/schema/manifest-1.json
+	$(BIN)/python -c 'import json; from starflow.runtime.build_record import published_build_schema as s; print(json.dumps(s(), indent=1))' \
+	  > runtime/schema/build-1.json
 
 docs: $(VENV)/installed-docs $(NAMESPACE) ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+gpu-check: $(VENV)/installed ## On a GPU machine: build, verify, measure, compare with PyTorch, into out/gpu-check/report.md
+	$(BIN)/python -m benchmarks.gpu_check out/gpu-check
 
 bench: demo ## Time the demo's bundle (BUNDLE=... for another one)
 	$(BIN)/starflow bench $(BUNDLE)

@@ -19,7 +19,7 @@ import torch
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
 from starflow.runtime.benchmark import step_bytes
-from starflow.runtime.memory_bandwidth import BandwidthProbe
+from starflow.runtime.memory_bandwidth import HostBandwidthProbe
 from starflow.training.checkpoint import load_model, save_checkpoint
 from starflow.training.config import CheckpointConfig, Conditioning, StarflowConfig
 from starflow.training.model import FlowModel, build_model
@@ -88,7 +88,7 @@ def main() -> None:
             seconds: dict[str, list[float]] = {name: [] for name in ways}
             outputs = {name: way() for name, way in ways.items()}  # warm up
             bandwidths = []
-            with BandwidthProbe() as probe:
+            with HostBandwidthProbe() as probe:
                 for _ in range(arguments.repetitions):
                     for name, way in ways.items():
                         start = time.perf_counter()

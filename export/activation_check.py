@@ -20,9 +20,8 @@ from starflow.training.config import CheckpointConfig, StarflowConfig
 from starflow.training.model import FlowModel
 
 FLOAT16_MAX = 65504.0
-MARGIN = 2.0  # the check sees a few samples, not all
-IMAGES = 2
-WORK = 3e12  # multiply-adds of a check on drawn samples: about a minute on two cores
+MARGIN = 2.0  # the check sees one sample, not all
+WORK = 1e12  # multiply-adds of a check on drawn samples: half a minute on two cores
 SMALLEST_SIDE = 8  # tokens; large models are checked on smaller images, but no smaller than this
 MIN_PASSES, MAX_PASSES = 2, 32
 
@@ -50,7 +49,7 @@ def activation_peaks(
         model: Its model, on the meta device.
         tensors: Its parameters.
         data: What to run on, in the normalising direction. None draws samples by Jacobi iteration over the whole sequence:
-            until it converges for models of up to some 20 million parameters, a few passes over smaller images for
+            until it converges for models of up to some ten million parameters, a few passes over smaller images for
             larger ones. Models conditioned on features then get standard normal ones.
     """
     peaks: dict[str, float] = {}
@@ -77,8 +76,8 @@ def refuse_overflow(peaks: dict[str, float]) -> None:
 
 
 def _draw(config: CheckpointConfig, model: FlowModel) -> None:
-    """Sample a few images, guided where the model can be."""
-    cost = 2 * IMAGES * sum(parameter.numel() for parameter in model.parameters())  # of one token
+    """Sample an image, guided where the model can be."""
+    cost = 2 * sum(parameter.numel() for parameter in model.parameters())  # of one token
     side = model.side
     if not any(block.positions == "learned" for block in model.block_configs):
         while side > SMALLEST_SIDE and MIN_PASSES * cost * side**2 > WORK:
@@ -86,7 +85,7 @@ def _draw(config: CheckpointConfig, model: FlowModel) -> None:
     passes = min(max(int(WORK / (cost * side**2)), MIN_PASSES), MAX_PASSES)
     generator = torch.Generator().manual_seed(0)
     pixels = side * model.config.patch_size
-    noise = torch.randn(model.noise_shape(IMAGES, pixels, pixels), generator=generator)
+    noise = torch.randn(model.noise_shape(1, pixels, pixels), generator=generator)
     y, null = _conditions(config, model, generator)
     plan = Jacobi(chunk=side**2, max_iterations=passes)
     model.reverse(noise, y, null, guidance=0.0 if y is None else 1.0, jacobi=plan)
@@ -95,15 +94,15 @@ def _draw(config: CheckpointConfig, model: FlowModel) -> None:
 def _conditions(
     config: CheckpointConfig, model: FlowModel, generator: torch.Generator
 ) -> tuple[Tensor | None, Tensor | None]:
-    """A condition for each image, and the null condition."""
+    """A condition and the null condition."""
     flow = model.config
     if isinstance(flow, StarflowConfig) and config.conditioning.kind != "class":
-        shape = (IMAGES, flow.txt_size, flow.txt_dim)
+        shape = (1, flow.txt_size, flow.txt_dim)
         return (torch.randn(shape, generator=generator), torch.zeros(shape)) if flow.txt_size else (None, None)
     classes = _classes(model)
     if not classes:
         return None, None
-    labels = torch.arange(IMAGES) % classes
+    labels = torch.zeros(1, dtype=torch.int64)
     return model.encode_labels(labels), model.encode_labels(torch.full_like(labels, classes))
 
 

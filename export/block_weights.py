@@ -49,14 +49,14 @@ class BlockWeights:
             ExportError: a value does not fit into it.
         """
         array = self[name]
+        largest = np.maximum(array.max(initial=0), -array.min(initial=0))
         with np.errstate(over="ignore"):
-            stored = array.astype(self._dtype, copy=False)
-        if not np.isfinite(stored.astype(np.float32, copy=False)).all():
-            largest = float(np.abs(array).max())
-            raise ExportError(
-                f"{self.full_name(name)} reaches {largest:.3g}, more than {self._dtype} holds; use --precision fp32"
-            )
-        return stored
+            if not np.isfinite(largest.astype(self._dtype).astype(np.float32)):
+                raise ExportError(
+                    f"{self.full_name(name)} reaches {largest:.3g}, more than {self._dtype} holds; "
+                    "use --precision bf16 or fp32"
+                )
+        return array.astype(self._dtype, copy=False)
 
     def ordered_positions(self, geometry: StepGeometry) -> NDArray:
         """Learned positions in block order, cut to the network's inputs, [T or T - 1, channels] float32."""

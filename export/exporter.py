@@ -176,7 +176,6 @@ class _Exporter:
 
     def run(self) -> Manifest:
         (self.folder / "graphs").mkdir()
-        self._peaks = self._activation_peaks()
         variants: list[Variant] = []
         for precision in self.options.precisions:
             variants += self._write_precision(precision)
@@ -203,10 +202,8 @@ class _Exporter:
         (self.folder / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
         return manifest
 
-    def _activation_peaks(self) -> dict[str, float] | None:
-        """What float16 has to hold, checked before anything is written."""
-        if "fp16" not in self.options.precisions:
-            return None
+    def _activation_peaks(self) -> dict[str, float]:
+        """What float16 has to hold."""
         self._step("checking activations")
         peaks = activation_peaks(self.config, self.model, self.tensors, self.options.activations)
         refuse_overflow(peaks)
@@ -237,13 +234,14 @@ class _Exporter:
                     target = self.folder / "graphs" / f"{name}.onnx"
                     models.setdefault(lowering, []).append((block.index, graph, model, target))
         file = self._file(path)
+        peaks = self._activation_peaks() if precision == "fp16" else None
         return [
             Variant(
                 name=f"{lowering}-{precision}",
                 lowering=lowering,
                 precision=precision,
                 weights=file,
-                activation_peaks=self._peaks if precision == "fp16" else None,
+                activation_peaks=peaks,
                 graphs=tuple(
                     self._write_graph(*entry, lowering, precision) for entry in sorted(entries, key=lambda e: e[0])
                 ),

@@ -46,7 +46,7 @@ def streamed(model: FlowModel, tensors: Tensors) -> Iterator[None]:
 def _assign(model: nn.Module, name: str, tensors: Tensors) -> None:
     path, _, last = name.rpartition(".")
     owner = model.get_submodule(path)
-    value: Tensor = torch.from_numpy(tensors[name]().astype(np.float32))
+    value: Tensor = torch.from_numpy(tensors[name]().astype(np.float32, copy=False))
     if last in owner._buffers:
         owner._buffers[last] = value
     else:

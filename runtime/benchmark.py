@@ -15,7 +15,6 @@ from starflow.runtime.bundle_summary import cache_bytes
 from starflow.runtime.conditions import Conditions, encode_conditions
 from starflow.runtime.guidance import Guidance
 from starflow.runtime.manifest import Block, GraphSpec, Manifest
-from starflow.runtime.memory_bandwidth import BandwidthProbe
 from starflow.runtime.sampler import Sampler
 from starflow.runtime.sampling_loop import sample_batch
 
@@ -78,21 +77,19 @@ def run_benchmark(
     *,
     guidance: float,
     repetitions: int,
-    threads: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Benchmark:
     """Time samplers against each other, interleaved.
 
     Args:
-        samplers: One for each variant to compare.
+        samplers: One for each variant to compare, all on one device.
         guidance: Weight; time does not depend on its value, only on the exported rows.
         repetitions: How often each decodes one batch.
-        threads: Threads the samplers use, so that bandwidth is measured on as many; 0 is one per core.
         progress: Called with repetitions done and in total.
     """
     timers = [_Timer(sampler, guidance) for sampler in samplers]
     bandwidths = []
-    with BandwidthProbe(threads) as probe:
+    with samplers[0].backend.bandwidth_probe() as probe:
         for timer in timers:
             timer.run()  # loads sessions and warms up
             timer.clear()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+from starflow.runtime.build_record import BuildRecord, read_builds
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.manifest import GraphSpec, Manifest, Variant, fixed_shape
 
@@ -34,6 +35,7 @@ def summarise(bundle: Bundle, variants: Sequence[Variant]) -> dict[str, Any]:
         + ", ".join(f"{tool} {version}" for tool, version in manifest.provenance.tools.items()),
         "num_classes": conditioning.num_classes,
         "variants": [_variant(manifest, variant) for variant in variants],
+        "engines": [_build(record) for record in read_builds(bundle)],
     }
 
 
@@ -59,7 +61,24 @@ def _variant(manifest: Manifest, variant: Variant) -> dict[str, Any]:
                 "graph": graph.file.path if graph else None,
             }
         )
-    return {"name": variant.name, "weight_file_bytes": variant.weights.bytes, "blocks": blocks}
+    peaks = variant.activation_peaks
+    return {
+        "name": variant.name,
+        "weight_file_bytes": variant.weights.bytes,
+        "largest_activation": max(peaks.values()) if peaks else None,
+        "blocks": blocks,
+    }
+
+
+def _build(record: BuildRecord) -> dict[str, Any]:
+    return {
+        "target": record.target,
+        "variant": record.variant,
+        "version": record.version,
+        "profile_tokens": [profile.maximum for profile in record.profiles],
+        "bytes": sum(engine.file.bytes for engine in record.engines),
+        "created": record.created,
+    }
 
 
 def _condition(manifest: Manifest) -> str:

@@ -213,8 +213,13 @@ class Manifest(Part):
         return self
 
 
-def published_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of `manifest.json`, as published in schema/manifest-1.json."""
-    schema = Manifest.model_json_schema()
-    schema["title"] = f"starflow bundle manifest, schema version {SCHEMA_VERSION}"
+def published_schema(model: type[Part], title: str) -> dict[str, Any]:
+    """JSON Schema (2020-12) of a file whose contract is published."""
+    schema = model.model_json_schema()
+    schema["title"] = title
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def published_manifest_schema() -> dict[str, Any]:
+    """JSON Schema of `manifest.json`, as published in schema/manifest-1.json."""
+    return published_schema(Manifest, f"starflow bundle manifest, schema version {SCHEMA_VERSION}")

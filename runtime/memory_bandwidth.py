@@ -12,7 +12,7 @@ BUFFER_BYTES = 256 << 20  # well beyond any last-level cache
 SETTLING_PASSES, PASSES = 5, 7
 
 
-class BandwidthProbe:
+class HostBandwidthProbe:
     """Measures read bandwidth; keep one and call `measure` next to what is compared with it.
 
     Args:

@@ -45,10 +45,28 @@ class BlockRunner(Protocol):
         """Forget what is in the caches, after a value that is not finite."""
 
 
-class Backend(Protocol):
-    """A device and the runners of a variant's flow blocks; leaving the context frees both."""
+class BandwidthProbe(Protocol):
+    """Measures how fast a device's memory is, in bytes a second; a context manager that owns what it needs for that."""
 
-    name: str
+    def measure(self) -> float: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Backend(Protocol):
+    """A device and the runners of a variant's flow blocks; leaving the context frees both.
+
+    Attributes:
+        name: What ran, for reports: `onnxruntime cpu`, `tensorrt`.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def bandwidth_probe(self) -> BandwidthProbe:
+        """A probe of the memory the runners' weights are in."""
 
     def runner(self, block: int) -> BlockRunner:
         """The runner of a flow block, made when first asked for."""

@@ -7,12 +7,14 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from starflow.runtime.backends.base import BandwidthProbe
 from starflow.runtime.backends.choice import Provider
 from starflow.runtime.backends.onnxruntime_device import DeviceBlockRunner
 from starflow.runtime.backends.onnxruntime_session import numpy_dtype, open_session
 from starflow.runtime.backends.sequence_runner import SequenceRunner, assert_in_place
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.manifest import Block, GraphSpec, Variant, fixed_shape
+from starflow.runtime.memory_bandwidth import HostBandwidthProbe
 
 
 class HostBlockRunner(SequenceRunner):
@@ -120,6 +122,14 @@ class OnnxRuntimeBackend:
     @property
     def name(self) -> str:
         return f"onnxruntime {self._provider}"
+
+    def bandwidth_probe(self) -> BandwidthProbe:
+        if self._provider == "cpu":
+            return HostBandwidthProbe(self._threads)
+        from starflow.runtime.backends.cuda_bandwidth import CudaBandwidthProbe
+        from starflow.runtime.backends.cuda_device import Gpu
+
+        return CudaBandwidthProbe(Gpu())
 
     def __enter__(self) -> Self:
         return self

@@ -56,9 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
                     stack.enter_context(Sampler.open(arguments.bundle, variant=name, **options)) for name in others
                 ]
         with progress_bar("measuring", enabled=not arguments.json) as bar:
-            benchmark = run_benchmark(
-                samplers, guidance=1.0, repetitions=arguments.repetitions, threads=arguments.threads, progress=bar
-            )
+            benchmark = run_benchmark(samplers, guidance=1.0, repetitions=arguments.repetitions, progress=bar)
     if arguments.json:
         figures = dataclasses.asdict(benchmark)
         for variant, timing in zip(figures["variants"], benchmark.variants, strict=True):

@@ -1,4 +1,4 @@
-"""Show what is in a bundle: model, blocks, shapes, bytes, caches.
+"""Show what is in a bundle: model, blocks, shapes, bytes, caches, engines.
 
 Example:
   starflow inspect digits.bundle
@@ -49,6 +49,8 @@ def _print(summary: dict[str, Any], *, hashes: bool) -> None:
     for variant in summary["variants"]:
         console.print()
         title = f"{variant['name']}: weights {mebibytes(variant['weight_file_bytes'])}"
+        if variant["largest_activation"]:
+            title += f", largest activation {variant['largest_activation']:g}"
         table = Table(
             title=title,
             title_justify="left",
@@ -71,6 +73,13 @@ def _print(summary: dict[str, Any], *, hashes: bool) -> None:
                 mebibytes(block["cache_bytes"]),
             )
         console.print(table)
+    for build in summary["engines"]:
+        tokens = ", ".join(map(str, build["profile_tokens"]))
+        console.print(
+            f"[bold]engines[/bold]    {build['target']}, {build['variant']}: {mebibytes(build['bytes'])}, "
+            f"runs of up to {tokens} tokens, TensorRT {build['version']}, {build['created']}",
+            highlight=False,
+        )
     if hashes:
         console.print("every file has the digest the manifest states")
 
