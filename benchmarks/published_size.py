@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -47,7 +48,8 @@ GIB = 2**30
 class RandomWeights(Mapping[str, Tensor]):
     """A state dict that makes each tensor when it is read, scaled so that samples stay finite.
 
-    Normal numbers come from one pool, whose odd length keeps rows from repeating; drawing 4 billion takes minutes.
+    Normal numbers come from one pool, as drawing 4 billion takes minutes. Each tensor begins elsewhere in it and its odd length
+    keeps rows from repeating: TensorRT stores equal weights once.
     """
 
     def __init__(self, config: StarflowConfig) -> None:
@@ -62,10 +64,8 @@ class RandomWeights(Mapping[str, Tensor]):
         if len(shape) < 2:
             return torch.zeros(shape)
         scale = 0.3 if name.endswith("proj_out.weight") else 1.0
-        count = shape.numel()
-        values = (
-            self._pool.repeat(-(-count // len(self._pool)))[:count] if count > len(self._pool) else self._pool[:count]
-        )
+        count, start = shape.numel(), crc32(name.encode()) % len(self._pool)
+        values = self._pool.repeat(-(-(start + count) // len(self._pool)))[start : start + count]
         return values.view(shape) * (scale / shape[-1] ** 0.5)
 
     def __iter__(self) -> Iterator[str]:
