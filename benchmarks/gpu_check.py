@@ -188,7 +188,7 @@ def _step(bundle: Path) -> dict[str, Any]:
         runner.read()
         return {
             "host_microseconds_per_step": 1e6 * launched / steps,
-            "kernels_per_step": runner.kernel_count(),
+            "kernels_per_step": runner.kernels_per_step,
             "gpu_memory_bytes": used,
         }
 

@@ -8,6 +8,14 @@ import pytest
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.training.model import FlowModel
 from tests.models import class_config, write_checkpoint
+from tests.simulated_device.fixtures import (  # noqa: F401 (fixtures)
+    digits_engines,
+    engine_library,
+    features_engines,
+    simulate,
+    tarflow_engines,
+    tiny_engines,
+)
 
 # A shared machine may stall for longer than Hypothesis's default of 200 ms; slowness is not what these tests are about.
 hypothesis.settings.register_profile("starflow", deadline=None)
