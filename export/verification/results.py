@@ -1,0 +1,118 @@
+"""A verification as a table on the terminal and as plain values for programs."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from starflow.export.verification.agreement import Measurement
+from starflow.export.verification.tolerances import KINDS
+from starflow.export.verification.verify import Verification
+from starflow.runtime.bundle import Bundle
+
+
+def headline(result: Verification) -> str:
+    """The verdict in one sentence."""
+    routes = sorted({m.route for m in result.measurements if m.route != result.reference})
+    missing = f"; {count(len(result.not_run), 'route')} not run" if result.not_run else ""
+    if not result.compared:
+        return f"nothing was compared with {result.reference}{missing}"
+    if result.passed:
+        return f"{count(len(routes), 'route')} agree{'s' if len(routes) == 1 else ''} with {result.reference}{missing}"
+    broken = (*result.guard.failures, *result.failures)
+    failed = {m.route for m in result.measurements if not m.passed} | {failure.route for failure in broken}
+    return f"{', '.join(sorted(failed))}: not in order{missing}"
+
+
+def count(number: int, what: str) -> str:
+    """`1 route`, `2 routes`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def worst(result: Verification) -> Iterator[Measurement]:
+    """For every route and kind the block nearest to its tolerance, or furthest beyond it."""
+    for route in result.routes:
+        for kind in KINDS:
+            measured = [m for m in result.measurements if (m.route, m.kind) == (route, kind)]
+            if measured:
+                yield max(measured, key=lambda m: (not m.passed, m.load))
+
+
+def figure(value: float | None) -> str:
+    """An error for people: two digits, or a dash where there is none."""
+    return "-" if value is None else "0" if value == 0 else f"{value:.1e}"
+
+
+def bound(measurement: Measurement) -> str:
+    """A tolerance with what it bounds: `scaled ≤ 1e-05`."""
+    name = "scaled" if measurement.measure == "largest" else "relative"
+    return f"{name} ≤ {measurement.tolerance:.3g}"
+
+
+def findings(result: Verification) -> list[tuple[str, str]]:
+    """What is wrong beyond a figure, by route."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for m in result.measurements:
+        if m.finding:
+            kinds.setdefault((m.route, m.finding), []).append(m.kind)
+    found = [(route, f"{finding} (inputs: {', '.join(names)})") for (route, finding), names in kinds.items()]
+    return [(failure.route, failure.what) for failure in (*result.guard.failures, *result.failures)] + found
+
+
+def guard_line(result: Verification) -> str:
+    """What the parser guard found, for people."""
+    graphs, wrong = result.guard.graphs, len(result.guard.failures)
+    return f"{count(graphs, 'portable graph')}, of which TensorRT would misread {wrong or 'none'}"
+
+
+def as_plain_values(bundle: Bundle, result: Verification) -> dict[str, Any]:
+    """For `--json`."""
+    return {
+        "bundle": str(bundle.root),
+        "passed": result.passed,
+        "compared": result.compared,
+        "reference": result.reference,
+        "images": len(result.case.noise),
+        "seed": result.case.seed,
+        "guidance": result.case.guidance,
+        "measurements": [dataclasses.asdict(m) for m in result.measurements],
+        "guard": dataclasses.asdict(result.guard),
+        "failures": [dataclasses.asdict(failure) for failure in result.failures],
+        "not_run": [dataclasses.asdict(route) for route in result.not_run],
+        "sensitivity": {str(block): errors.tolist() for block, errors in result.sensitivity.items()},
+    }
+
+
+def print_table(result: Verification) -> None:
+    """The worst block of every route and kind, then what is wrong, what was not run, and the verdict.
+
+    Lines of 80 columns: a route stands above its figures, because its name may be long.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False, soft_wrap=True)
+    case = result.case
+    console.print(
+        f"reference [bold]{result.reference}[/bold]: {count(len(case.noise), 'image')}, seed {case.seed}, "
+        f"guidance {case.guidance:g}\n"
+    )
+    columns = ("block", "token", "max abs", "scaled", "relative")
+    if result.measurements:
+        console.print(f"[bold]{'inputs':<8}{''.join(f'{name:>9}' for name in columns)}  worst block, allowed[/bold]")
+    route = None
+    for m in worst(result):
+        if m.route != route:
+            console.print(f"[bold cyan]{m.route}[/bold cyan]")
+        route = m.route
+        numbers = (str(m.block), str(m.token), figure(m.largest), figure(m.scaled), figure(m.relative))
+        verdict = "[green]ok[/green]" if m.passed else "[bold red]FAILED[/bold red]"
+        console.print(f"  {m.kind:<6}{''.join(f'{number:>9}' for number in numbers)}  {bound(m):<18}{verdict}")
+    console.print()
+    if result.guard.graphs and not result.guard.failures:
+        console.print(f"parser guard: {guard_line(result)}")
+    for name, what in findings(result):
+        console.print(f"[bold red]FAILED[/bold red] {name}: {escape(what)}")
+    for skipped in result.not_run:
+        console.print(f"[yellow]not run[/yellow] {skipped.route}: {escape(skipped.why)}")
+    colour = "green" if result.passed else "red"
+    console.print(f"[bold {colour}]{'PASSED' if result.passed else 'FAILED'}[/bold {colour}] {headline(result)}")

@@ -1,0 +1,66 @@
+"""How far apart two ways of running a bundle may be, and why (docs/verification.md gives the measurements behind it)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from starflow.runtime.errors import UsageError
+
+Precision = Literal["fp32", "fp16", "bf16"]
+Kind = Literal["given", "block", "sample"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Measure = Literal["largest", "relative"]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """A bound on an error.
+
+    `largest` bounds every element, |found - expected| <= value * max(1, |expected|); `relative` bounds the whole,
+    |found - expected| <= value * |expected| in the Euclidean norm. `chosen` tells that the user set it.
+    """
+
+    measure: Measure
+    value: float
+    chosen: bool = False
+
+
+# With every input given, what is left is the arithmetic of one pass. With tokens fed back it is amplified, token by token, by
+# as much as the model amplifies any disturbance: single elements then say little, and the norm of the error is bounded. Each is
+# two to five times the worst of what was measured on right implementations; bf16 rounds eight times as coarsely as fp16.
+DEFAULTS: dict[tuple[Precision, Kind], Tolerance] = {
+    ("fp32", "given"): Tolerance("largest", 5e-5),
+    ("fp32", "block"): Tolerance("relative", 1e-4),
+    ("fp32", "sample"): Tolerance("relative", 1e-4),
+    ("fp16", "given"): Tolerance("relative", 5e-3),
+    ("fp16", "block"): Tolerance("relative", 5e-2),
+    ("fp16", "sample"): Tolerance("relative", 5e-2),
+    ("bf16", "given"): Tolerance("relative", 4e-2),
+    ("bf16", "block"): Tolerance("relative", 4e-1),
+    ("bf16", "sample"): Tolerance("relative", 4e-1),
+}
+
+Tolerances = dict[tuple[Precision, Kind], Tolerance]
+
+
+def tolerances(changes: Sequence[str] = ()) -> Tolerances:
+    """The defaults with the user's changes, such as "fp16.sample=0.05".
+
+    Raises:
+        UsageError: a change is not of that form.
+    """
+    chosen = dict(DEFAULTS)
+    names = {f"{precision}.{kind}": (precision, kind) for precision, kind in DEFAULTS}
+    for change in changes:
+        name, _, text = change.partition("=")
+        if name not in names:
+            raise UsageError(f"--tolerance {change}: give PRECISION.KIND=VALUE with one of {', '.join(names)}")
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not 0 < value < float("inf"):
+            raise UsageError(f"--tolerance {change}: {text!r} is not a positive number")
+        key = names[name]
+        chosen[key] = Tolerance(chosen[key].measure, value, chosen=True)
+    return chosen

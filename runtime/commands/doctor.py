@@ -1,0 +1,81 @@
+"""Tell what this machine can do, and what to install for the rest.
+
+Example:
+  starflow doctor
+  starflow doctor --json
+"""
+
+import argparse
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from starflow.runtime.doctor import Diagnosis
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Examine and print; always 0, because something missing is an answer and not a failure."""
+    from starflow.runtime.doctor import examine
+
+    diagnosis = examine()
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(diagnosis)))
+    else:
+        _print(diagnosis)
+    return 0
+
+
+def _print(diagnosis: "Diagnosis") -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    facts = Table.grid(padding=(0, 2))
+    for name, value in _facts(diagnosis):
+        facts.add_row(f"[bold]{name}[/bold]", value)
+    console.print(facts)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("what you can do", no_wrap=True)
+    table.add_column("with what, or what is needed", overflow="fold")
+    for ability in diagnosis.abilities:
+        verdict = "[green]yes[/green]" if ability.possible else "[yellow]no[/yellow]"
+        # Square brackets are markup to rich and extras to pip.
+        table.add_row(verdict, ability.what, ability.how.replace("[", r"\["))
+    console.print(table)
+
+
+def _facts(diagnosis: "Diagnosis") -> list[tuple[str, str]]:
+    machine, gpus = diagnosis.machine, diagnosis.gpus
+    rows = [
+        ("python", f"{machine.python} on {machine.platform}"),
+        ("processor", f"{machine.cores} cores{_gibibytes(machine.memory_bytes)}"),
+    ]
+    if gpus.found:
+        for gpu in gpus.found:
+            capability = f"compute capability {gpu.compute_capability}"
+            rows.append(("GPU", f"{gpu.name}, {capability}{_gibibytes(gpu.memory_bytes)}"))
+        rows.append(("driver", gpus.driver or "unknown"))
+    else:
+        rows.append(("GPU", f"none: {gpus.problem}"))
+    for package in diagnosis.packages:
+        rows.append((package.name, ", ".join(filter(None, (package.version, package.note)))))
+    for provider in diagnosis.providers:
+        rows.append(("provider", f"{provider.name}{'' if provider.loads else ', which does not load'}"))
+    for flavour in diagnosis.tensorrt:
+        rows.append((flavour.name, f"{flavour.version}" if flavour.problem is None else flavour.problem))
+    for extra in diagnosis.extras:
+        state = f"missing {', '.join(extra.missing)}" if extra.missing else "complete"
+        rows.append((f"[{extra.name}]", state))
+    return [(name.replace("[", r"\["), value.replace("[", r"\[")) for name, value in rows]
+
+
+def _gibibytes(count: int | None) -> str:
+    return f", {count / 2**30:.1f} GiB of memory" if count else ""

@@ -1,0 +1,102 @@
+"""Routes that go wrong in ways an engine could, by a fault planted in a real backend."""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from starflow.export.verification.routes import Route
+from starflow.runtime.backends.base import Backend, BandwidthProbe, BlockInputs
+from starflow.runtime.backends.sequence_runner import SequenceRunner
+from starflow.runtime.bundle import Bundle
+from starflow.runtime.errors import BackendError
+
+Fault = Callable[[SequenceRunner], None]
+
+
+class FaultyBackend:
+    """Hands out the runners of another backend, each changed by a fault once."""
+
+    def __init__(self, backend: Backend, fault: Fault) -> None:
+        self.name, self._backend, self._fault = "faulty", backend, fault
+        self._runners: dict[int, SequenceRunner] = {}
+
+    def runner(self, block: int) -> SequenceRunner:
+        if block not in self._runners:
+            runner = self._backend.runner(block)
+            assert isinstance(runner, SequenceRunner)
+            self._fault(runner)
+            self._runners[block] = runner
+        return self._runners[block]
+
+    def bandwidth_probe(self) -> BandwidthProbe:
+        return self._backend.bandwidth_probe()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._backend.__exit__(kind, error, trace)
+
+
+def faulty(route: Route, fault: Fault, name: str = "faulty") -> Route:
+    """A route like another one, with a fault."""
+    return Route(name, route.bundle, route.variant, lambda: FaultyBackend(route.open(), fault))
+
+
+def nan_at(block: int, position: int, image: int, sequences: int | None = None) -> Fault:
+    """What the graph computes at one position of one block is NaN, in its first `sequences` sequences."""
+
+    def plant(runner: SequenceRunner) -> None:
+        prefill, seen = runner.prefill, 0
+
+        def poisoned(inputs: BlockInputs) -> None:
+            nonlocal seen
+            prefill(inputs)
+            seen += 1
+            if sequences is None or seen <= sequences:
+                noise = runner.fetch("noise").copy()
+                noise[image, position] = np.nan
+                runner.store("noise", noise)
+
+        if runner.block.index == block:
+            runner.prefill = poisoned  # type: ignore[method-assign]
+
+    return plant
+
+
+def more_guidance(runner: SequenceRunner) -> None:
+    """The guidance weight is one per cent too high."""
+    prefill = runner.prefill
+
+    def changed(inputs: BlockInputs) -> None:
+        prefill(inputs)
+        runner.store("guidance", runner.fetch("guidance") * np.float32(1.01))
+
+    if "guidance" in runner.input_names:
+        runner.prefill = changed  # type: ignore[method-assign]
+
+
+def lost_first_key(runner: SequenceRunner) -> None:
+    """A chunk forgets the key of the first position, as a cache written to the wrong place would."""
+    run = runner.run
+
+    def changed(count: int) -> None:
+        run(count)
+        keys = runner.fetch("key.0").copy()
+        keys[..., 0, :] = 0
+        runner.store("key.0", keys)
+
+    runner.run = changed  # type: ignore[method-assign]
+
+
+def broken(bundle: Bundle, route: Route) -> Route:
+    """A route that cannot be opened."""
+
+    def refuse() -> Backend:
+        raise BackendError("the engine is of another release; build it again")
+
+    return Route("broken", bundle, route.variant, refuse)
