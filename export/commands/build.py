@@ -1,0 +1,137 @@
+"""Build TensorRT engines from a bundle's portable graphs.
+
+A target is a TensorRT and the GPUs to build for. `tensorrt-rtx` builds for RTX cards on any machine, with or without a
+GPU, for the compute capabilities that are named; `tensorrt` builds for the GPU that is present. Engines lie in the
+bundle, under engines/. What has not changed since the last build is not built again.
+
+Examples:
+  starflow build digits.bundle --target tensorrt-rtx:8.9,12.0
+  starflow build t2i.bundle --target tensorrt --variant portable-fp16 --profile-tokens 1,32,256 --workspace 2GiB
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starflow.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from starflow.export.tensorrt.build import BuiltEngine
+    from starflow.export.tensorrt.target import Target
+
+UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("bundle", type=Path, help="folder written by `starflow export`")
+    parser.add_argument(
+        "--target",
+        required=True,
+        help="tensorrt-rtx:CC,CC... for these compute capabilities (8.9: RTX 40, 12.0: RTX 50); tensorrt for this machine's GPU",
+    )
+    parser.add_argument(
+        "--variant", nargs="+", metavar="NAME", help="variants to build (default: every portable one of 16 bits)"
+    )
+    parser.add_argument(
+        "--workspace",
+        metavar="SIZE",
+        help="most scratch memory an engine may need on the GPU, such as 2GiB (default: all)",
+    )
+    parser.add_argument(
+        "--optimization-level",
+        type=int,
+        choices=range(6),
+        help="how long TensorRT searches for fast kernels; RTX chooses them on the GPU later (default: 3)",
+    )
+    parser.add_argument(
+        "--profile-tokens",
+        metavar="S,S,...",
+        default="1,16,128",
+        help="numbers of tokens in one run to tune for; 1 is always among them, the last is the most a run may have, "
+        "none exceeds the bundle's own limit; prefills longer than that take several runs (default: %(default)s)",
+    )
+    parser.add_argument("--force", action="store_true", help="build again what has not changed, too")
+    parser.add_argument("--json", action="store_true", help="print what was built as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Build; 0 when all engines are there."""
+    from starflow.export.tensorrt.build import BuildRequest, build_bundle
+    from starflow.export.tensorrt.target import parse_target
+    from starflow.runtime.build_record import BuildOptions
+    from starflow.runtime.bundle import Bundle
+    from starflow.runtime.progress import progress_bar
+
+    options = BuildOptions(workspace_bytes=_bytes(arguments.workspace), optimization_level=arguments.optimization_level)
+    request = BuildRequest(arguments.variant, options, _tokens(arguments.profile_tokens), arguments.force)
+    bundle = Bundle.open(arguments.bundle)
+    target = parse_target(arguments.target)
+
+    def waiting() -> None:
+        print("waiting for another build of this bundle to end", file=sys.stderr)
+
+    with progress_bar("building", enabled=not arguments.json) as bar:
+        built = build_bundle(bundle, target, request, report=bar, waiting=waiting)
+    if arguments.json:
+        print(json.dumps({"bundle": str(bundle.root), "target": target.name, "engines": [_plain(e) for e in built]}))
+    else:
+        _print(built, target)
+    return 0
+
+
+def _plain(engine: "BuiltEngine") -> dict[str, object]:
+    return {
+        "variant": engine.variant,
+        "block": engine.spec.block,
+        "path": engine.spec.file.path,
+        "bytes": engine.spec.file.bytes,
+        "weight_bytes": engine.weight_bytes,
+        "unchanged": engine.seconds is None,
+        "seconds": engine.seconds,
+    }
+
+
+def _print(built: "list[BuiltEngine]", target: "Target") -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"{target.name}, {target.flavour.name} {target.flavour.version}",
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("variant", no_wrap=True)
+    for column in ("flow block", "engine MiB", "weights MiB", "seconds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for engine in built:
+        table.add_row(
+            engine.variant,
+            str(engine.spec.block),
+            f"{engine.spec.file.bytes / 2**20:.1f}",
+            f"{engine.weight_bytes / 2**20:.1f}",
+            "unchanged" if engine.seconds is None else f"{engine.seconds:.1f}",
+        )
+    Console().print(table)
+
+
+def _bytes(text: str | None) -> int | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)(KiB|MiB|GiB|)", text)
+    if not match or int(match[1]) < 1:
+        raise UsageError(f"--workspace {text}: give a size such as 512MiB or 2GiB")
+    return int(match[1]) * UNITS[match[2]]
+
+
+def _tokens(text: str) -> tuple[int, ...]:
+    numbers = text.split(",")
+    if not all(number.isascii() and number.isdigit() for number in numbers):
+        raise UsageError(f"--profile-tokens {text}: give numbers of tokens, such as 1,16,128")
+    return tuple(map(int, numbers))

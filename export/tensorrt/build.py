@@ -1,0 +1,213 @@
+"""Builds the engines of a bundle: which, whether anew, and what is written about them."""
+
+import datetime
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from starflow.export.tensorrt.build_lock import build_lock
+from starflow.export.tensorrt.build_monitor import PARTS
+from starflow.export.tensorrt.build_resources import check_room
+from starflow.export.tensorrt.engine_builder import build_engine
+from starflow.export.tensorrt.engine_header import begins_like_engine
+from starflow.export.tensorrt.parse import parse_graph
+from starflow.export.tensorrt.parser_guard import guard_graph
+from starflow.export.tensorrt.profiles import DEFAULT_TOKENS, token_profiles
+from starflow.export.tensorrt.target import Target
+from starflow.runtime.atomic_write import atomic_file
+from starflow.runtime.build_record import (
+    BuildConfig,
+    BuildOptions,
+    BuildRecord,
+    EngineSpec,
+    build_folder,
+    read_build,
+)
+from starflow.runtime.bundle import Bundle, sha256
+from starflow.runtime.errors import BundleError, UsageError
+from starflow.runtime.manifest import FileSpec, GraphSpec, Variant
+from starflow.runtime.progress import Report, no_report
+from starflow.runtime.tensorrt_flavour import Flavour
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build of a bundle.
+
+    Attributes:
+        variants: Names; None takes every portable variant of 16 bits.
+        options: Limits on the builder.
+        profile_tokens: Numbers of tokens a run may have.
+        force: Whether to build what is there and unchanged again.
+    """
+
+    variants: Sequence[str] | None = None
+    options: BuildOptions = field(default_factory=BuildOptions)
+    profile_tokens: Sequence[int] = DEFAULT_TOKENS
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """What became of one engine; `seconds` is None where it was there already."""
+
+    variant: str
+    spec: EngineSpec
+    weight_bytes: int
+    seconds: float | None
+
+
+def build_bundle(
+    bundle: Bundle,
+    target: Target,
+    request: BuildRequest = BuildRequest(),
+    *,
+    report: Report = no_report,
+    waiting: Callable[[], None] = lambda: None,
+) -> list[BuiltEngine]:
+    """Build a bundle's engines for a target.
+
+    What was finished before an error, Ctrl-C or a crash is kept and found again by the next build. Until all engines of a
+    variant are there, its `build.json` names the previous ones, which stay.
+
+    Args:
+        bundle: The bundle.
+        target: What to build for.
+        request: What to build.
+        report: Told how far all of it is.
+        waiting: Called before waiting for another build of the bundle to end.
+
+    Raises:
+        UsageError: a variant cannot be built for the target, or the bundle cannot be written.
+        BundleError: the bundle has no such variant, or is damaged.
+        ExportError: a graph cannot be built, or memory or disk do not suffice.
+    """
+    variants = _variants(bundle, request.variants)
+    for variant in variants:
+        target.check_variant(variant)
+    profiles = token_profiles(request.profile_tokens, bundle.manifest.max_chunk)
+    total = sum(len(variant.graphs) for variant in variants)
+    built: list[BuiltEngine] = []
+    with build_lock(bundle, waiting):
+        for variant in variants:
+            config = BuildConfig(
+                flavour=target.flavour.name,
+                version=target.flavour.version,
+                compute_capabilities=target.compute_capabilities,
+                variant=variant.name,
+                profiles=profiles,
+                options=request.options,
+            )
+            builder = _VariantBuilder(bundle, target.flavour, variant, config, force=request.force)
+            for graph in variant.graphs:
+                what = f"{variant.name}, flow block {graph.block}"
+                built.append(builder.engine(graph, _share(report, len(built), total, what)))
+            builder.finish([engine.spec for engine in built if engine.variant == variant.name])
+    return built
+
+
+def _variants(bundle: Bundle, names: Sequence[str] | None) -> list[Variant]:
+    if names is not None:
+        return [bundle.variant(name, "portable") for name in dict.fromkeys(names)]
+    found = [each for each in bundle.manifest.variants if each.lowering == "portable" and each.precision != "fp32"]
+    if not found:
+        raise UsageError(f"{bundle.root}: has no portable variant of 16 bits; export it with --precision fp16")
+    return found
+
+
+def _share(report: Report, index: int, count: int, what: str) -> Report:
+    """The report of one engine of `count`."""
+
+    def of_one(done: int, total: int, doing: str | None = None) -> None:
+        report(index * total + done, count * total, f"{what}: {doing}" if doing else what)
+
+    return of_one
+
+
+class _VariantBuilder:
+    """Builds the engines of one variant, and says in `build.json` what they are."""
+
+    def __init__(self, bundle: Bundle, flavour: Flavour, variant: Variant, config: BuildConfig, *, force: bool) -> None:
+        self.bundle, self.flavour, self.variant, self.config, self.force = bundle, flavour, variant, config, force
+        self.folder = build_folder(bundle, config.target, variant.name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for abandoned in (*self.folder.glob(".block*.engine.*"), *self.folder.glob(".build.json.*")):
+            abandoned.unlink()  # of a build that was killed; the lock says that no other is at work
+        self.recorded = self._recorded()
+        self._weights_checked = False
+
+    def engine(self, graph: GraphSpec, report: Report) -> BuiltEngine:
+        """Build the engine of a graph, unless it is there."""
+        key = self.config.key(self.bundle, graph.block)
+        path = self.folder / f"block{graph.block}-{key[:12]}.engine"
+        report(0, PARTS)
+        file = None if self.force else self._present(path, key)
+        seconds = None
+        if file is None:
+            started = time.perf_counter()
+            self._build(graph, path, report)
+            seconds = time.perf_counter() - started
+            file = self._describe(path)
+        report(PARTS, PARTS)
+        spec = EngineSpec(block=graph.block, file=file, key=key)
+        return BuiltEngine(self.variant.name, spec, graph.weight_bytes, seconds)
+
+    def finish(self, engines: Sequence[EngineSpec]) -> None:
+        """Write `build.json`, then remove what it does not name."""
+        if self.recorded != {engine.key: engine for engine in engines}:
+            self._write(engines)
+        named = {Path(engine.file.path).stem for engine in engines}
+        for path in self.folder.glob("block*.*"):  # engines, and what the runtime keeps beside them
+            if path.stem not in named:
+                path.unlink()
+
+    def _write(self, engines: Sequence[EngineSpec]) -> None:
+        record = BuildRecord(
+            schema_version=1,
+            **dict(self.config),
+            engines=tuple(engines),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        with atomic_file(self.folder / "build.json") as temporary:
+            temporary.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    def _recorded(self) -> dict[str, EngineSpec]:
+        """The engines of the last build, by key; none where there is no record to rely on."""
+        try:
+            return {engine.key: engine for engine in read_build(self.folder / "build.json").engines}
+        except BundleError:
+            return {}
+
+    def _present(self, path: Path, key: str) -> FileSpec | None:
+        """The engine of a key, if it is there and whole.
+
+        One that no record names was finished by a build that never came to its end. It is whole, since it appeared whole.
+        """
+        if not path.is_file():
+            return None
+        file = self._describe(path)
+        recorded = self.recorded.get(key)
+        whole = recorded.file == file if recorded else begins_like_engine(self.flavour, path)
+        return file if whole else None
+
+    def _describe(self, path: Path) -> FileSpec:
+        name = path.relative_to(self.bundle.root).as_posix()
+        return FileSpec(path=name, bytes=path.stat().st_size, sha256=sha256(path))
+
+    def _build(self, graph: GraphSpec, path: Path, report: Report) -> None:
+        self._check_source(graph.file)
+        if not self._weights_checked:
+            self._check_source(self.variant.weights)
+            self._weights_checked = True
+        source = self.bundle.root / graph.file.path
+        check_room(graph.block, graph.weight_bytes, self.folder)
+        guard_graph(source, graph.block)
+        capacity = self.bundle.manifest.blocks[graph.block].capacity
+        build_engine(parse_graph(self.flavour, source, graph.block), self.config, capacity, path, report)
+
+    def _check_source(self, file: FileSpec) -> None:
+        """An engine's key states the digests of what it was built from, so they had better be true."""
+        path = self.bundle.root / file.path
+        if sha256(path) != file.sha256:
+            raise BundleError(f"{path}: its content is not what was exported; copy or export it again")

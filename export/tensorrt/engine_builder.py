@@ -1,0 +1,129 @@
+"""From a parsed step graph to an engine on disk."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from starflow.export.tensorrt.build_monitor import BuildMonitor
+from starflow.export.tensorrt.engine_header import begins_like_engine
+from starflow.export.tensorrt.engine_writer import EngineWriter
+from starflow.export.tensorrt.parse import ParsedGraph
+from starflow.export.tensorrt.timing_cache import TimingCache
+from starflow.runtime.atomic_write import atomic_file
+from starflow.runtime.build_record import BuildConfig, Profile
+from starflow.runtime.errors import ExportError
+from starflow.runtime.progress import Report, no_report
+from starflow.runtime.tensorrt_flavour import Flavour
+
+# What TensorRT says (a part of it), and what to do about it.
+ADVICE = {
+    r"within workspace limit|requires workspace memory": "give it more with --workspace",
+    r"out of memory|OutOfMemory|bad_alloc": "free some memory or build on a larger machine",
+}
+
+
+def build_engine(
+    parsed: ParsedGraph, config: BuildConfig, capacity: int, destination: Path, report: Report = no_report
+) -> None:
+    """Build the engine of a parsed graph into a file, which appears whole or not at all.
+
+    Ctrl-C and SIGTERM end the build at TensorRT's next step, and leave as KeyboardInterrupt.
+
+    Args:
+        parsed: The graph.
+        config: What to build for, and how.
+        capacity: Positions in the flow block's caches; no profile takes more tokens.
+        destination: The engine file; one that exists is replaced.
+        report: Told how far the build is, in parts.
+
+    Raises:
+        ExportError: TensorRT cannot build it, memory or disk ran out.
+    """
+    monitor = BuildMonitor(parsed.flavour, report)
+    cache = TimingCache(parsed.flavour, destination.parent.parent / "timing.cache")
+    _allow_decomposition(parsed)
+    settings = _settings(parsed, config, capacity)
+    settings.progress_monitor = monitor.interface
+    cache.attach(settings)
+    with atomic_file(destination) as temporary:
+        try:
+            with temporary.open("wb") as file:
+                writer = EngineWriter(parsed.flavour, file)
+                built = _build(parsed, settings, writer, monitor)
+                writer.flush()
+        except OSError as error:  # closing is the last chance to learn of a full disk
+            writer.error = writer.error or error
+        if writer.error:
+            raise ExportError(f"{destination}: cannot be written ({writer.error.strerror}); free some space") from None
+        if not built or not begins_like_engine(parsed.flavour, temporary):
+            raise ExportError(_failure(parsed))
+    cache.save()
+
+
+def _build(parsed: ParsedGraph, settings: Any, writer: EngineWriter, monitor: BuildMonitor) -> bool:
+    """Run the builder in a thread of its own, so that this one hears signals meanwhile."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        # A signal may come at any point, also between the start of a thread and the note that it has to be waited for; so
+        # the thread stands before it has anything to do.
+        thread.submit(int).result()
+        build = parsed.builder.build_serialized_network_to_stream
+        try:
+            return bool(thread.submit(build, parsed.network, settings, writer.interface).result())
+        except BaseException:
+            monitor.cancel()  # leaving the context waits for the builder
+            raise
+
+
+def _allow_decomposition(parsed: ParsedGraph) -> None:
+    """Let TensorRT compute attention in several kernels where it has no fused one, which would be an error otherwise.
+
+    It has none for a single row and token (a step of batch 1), for a single head, and for float32; where it has one, it takes
+    that one.
+    """
+    trt = parsed.flavour.trt
+    for index in range(parsed.network.num_layers):
+        layer = parsed.network.get_layer(index)
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            layer.__class__ = trt.IAttentionInputLayer  # the network hands out layers as their base class
+            layer.attention.decomposable = True
+
+
+def _settings(parsed: ParsedGraph, config: BuildConfig, capacity: int) -> Any:
+    trt = parsed.flavour.trt
+    settings = parsed.builder.create_builder_config()
+    settings.clear_flag(trt.BuilderFlag.TF32)  # a graph's types say what is computed in, and float32 is not TF32
+    if parsed.flavour.named_capabilities:
+        settings.num_compute_capabilities = len(config.compute_capabilities)
+        for index, capability in enumerate(config.compute_capabilities):
+            settings.set_compute_capability(_capability(parsed.flavour, capability), index)
+    if config.options.workspace_bytes is not None:
+        settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, config.options.workspace_bytes)
+    if config.options.optimization_level is not None:
+        settings.builder_optimization_level = config.options.optimization_level
+    for profile in config.profiles:
+        settings.add_optimization_profile(_ranges(parsed, profile.within(capacity)))
+    return settings
+
+
+def _capability(flavour: Flavour, capability: str) -> Any:
+    return getattr(flavour.trt.ComputeCapability, f"SM{capability.replace('.', '')}")
+
+
+def _ranges(parsed: ParsedGraph, profile: Profile) -> Any:
+    """The shapes of all inputs that have the number of tokens S, the only dynamic size of a step graph."""
+    ranges = parsed.builder.create_optimization_profile()
+    for index in range(parsed.network.num_inputs):
+        tensor = parsed.network.get_input(index)
+        shape = tuple(tensor.shape)
+        if -1 in shape:
+            counts = (profile.minimum, profile.optimum, profile.maximum)
+            ranges.set_shape(tensor.name, *([count if size == -1 else size for size in shape] for count in counts))
+    return ranges
+
+
+def _failure(parsed: ParsedGraph) -> str:
+    where = str(parsed.path) if parsed.block is None else f"{parsed.path}: flow block {parsed.block}"
+    said = parsed.log.last_error()
+    advice = next((mend for pattern, mend in ADVICE.items() if re.search(pattern, said)), None)
+    return f"{where}: {parsed.flavour.name} cannot build it: {said[:300]}" + (f"; {advice}" if advice else "")

@@ -1,0 +1,112 @@
+"""What engines are built for: `--target tensorrt-rtx:8.9,12.0`, or `tensorrt` for the GPU that is present."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starflow.runtime.backends.cuda_device import Gpu
+from starflow.runtime.build_record import target_name
+from starflow.runtime.errors import BackendError, UsageError
+from starflow.runtime.manifest import Variant
+from starflow.runtime.tensorrt_flavour import Flavour, load_flavour
+
+BFLOAT16_SINCE = (8, 0)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A TensorRT and the GPUs its engines run on.
+
+    Attributes:
+        flavour: The TensorRT that builds.
+        compute_capabilities: Such as "8.9", in ascending order, none twice.
+    """
+
+    flavour: Flavour
+    compute_capabilities: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """`tensorrt-rtx-8.9_12.0`."""
+        return target_name(self.flavour.name, self.compute_capabilities)
+
+    def check_variant(self, variant: Variant) -> None:
+        """See that a variant can be computed on every GPU of the target.
+
+        Raises:
+            UsageError: it cannot; the message says what can be built instead.
+        """
+        if variant.lowering != "portable":
+            raise UsageError(f"--variant {variant.name}: is made for ONNX Runtime on a CPU; name a portable variant")
+        older = [c for c in self.compute_capabilities if _numbers(c) < BFLOAT16_SINCE]
+        if variant.precision == "bf16" and older:
+            raise UsageError(
+                f"--variant {variant.name}: compute capability {older[0]} does not compute in bfloat16, 8.0 and later do; "
+                f"leave {older[0]} out or build an fp16 variant"
+            )
+
+
+def parse_target(text: str) -> Target:
+    """Read a target and see that it can be built for here.
+
+    Args:
+        text: A flavour, then, where the flavour builds for named GPUs, a colon and their compute capabilities.
+
+    Raises:
+        UsageError: unknown flavour, or compute capabilities that are malformed or not the flavour's.
+        BackendError: the flavour is not installed, or it builds for the GPU that is present and there is none.
+    """
+    name, colon, listed = text.partition(":")
+    asked = listed.split(",") if colon else []
+    for capability in asked:
+        if not re.fullmatch(r"\d+\.\d", capability):
+            raise UsageError(
+                f"--target {text}: {capability!r} is no compute capability; write two numbers, such as {name}:8.9,12.0"
+            )
+    flavour = load_flavour(name)
+    return Target(flavour, choose_capabilities(flavour, sorted(set(asked), key=_numbers)))
+
+
+def choose_capabilities(flavour: Flavour, asked: Sequence[str]) -> tuple[str, ...]:
+    """The compute capabilities to build for, of those a flavour can build for here.
+
+    Raises:
+        UsageError: the flavour lacks one, takes none or needs some.
+        BackendError: it builds for the GPU that is present and there is none.
+    """
+    available = flavour.named_capabilities
+    if not available:
+        if asked:
+            raise UsageError(
+                f"--target {flavour.name}:{','.join(asked)}: {flavour.name} builds for the GPU that is present; leave the "
+                "compute capability out and build on that GPU"
+            )
+        return (_present(flavour),)
+    if not asked:
+        raise UsageError(
+            f"--target {flavour.name}: name the compute capabilities to build for, such as {flavour.name}:8.9; "
+            f"there are {', '.join(available)}"
+        )
+    for capability in asked:
+        if capability not in available:
+            raise UsageError(
+                f"--target {flavour.name}: has no compute capability {capability}, it has {', '.join(available)}; RTX does not "
+                "cover data-centre GPUs such as Hopper (9.0): build on that GPU with --target tensorrt"
+            )
+    return tuple(asked)
+
+
+def _present(flavour: Flavour) -> str:
+    try:
+        return Gpu().compute_capability
+    except BackendError as error:
+        reason = str(error).partition(";")[0]
+        raise BackendError(
+            f"--target {flavour.name}: builds for the GPU that is present, and there is none to use here: {reason}; build "
+            "on the machine that will run it, or for RTX cards on any machine with --target tensorrt-rtx:8.9"
+        ) from None
+
+
+def _numbers(capability: str) -> tuple[int, int]:
+    major, _, minor = capability.partition(".")
+    return int(major), int(minor)
