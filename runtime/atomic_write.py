@@ -4,6 +4,7 @@ Content is written beside its destination and renamed into place; an error, Ctrl
 """
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -38,6 +39,10 @@ def _make_parent(destination: Path) -> Path:
     return parent
 
 
+def _temporary_name(destination: Path) -> str:
+    return f".{destination.name}.{secrets.token_hex(4)}"
+
+
 @contextmanager
 def atomic_file(destination: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `destination`; on success it replaces `destination`, on any error it is removed.
@@ -47,13 +52,11 @@ def atomic_file(destination: str | os.PathLike[str]) -> Iterator[Path]:
     """
     destination = Path(destination)
     check_file(destination)
-    parent = _make_parent(destination)
-    handle, name = tempfile.mkstemp(prefix=f".{destination.name}.", dir=parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    temporary = _make_parent(destination) / _temporary_name(destination)
+    try:  # before the file is there: Ctrl-C may come right after
+        temporary.touch(mode=0o600, exist_ok=False)
         yield temporary
-        # mkstemp makes a private file; a finished result gets the permissions any new file would have.
+        # A finished result gets the permissions any new file would have.
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
@@ -78,8 +81,9 @@ def atomic_folder(destination: str | os.PathLike[str], *, replace: bool) -> Iter
         kind = "folder" if destination.is_dir() else "file"
         raise UsageError(f"{destination}: a {kind} of that name exists; remove it or pass --force (folders only)")
     parent = _make_parent(destination)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=parent))
+    temporary = parent / _temporary_name(destination)
     try:
+        temporary.mkdir(mode=0o700)
         yield temporary
         temporary.chmod(0o755)
         if destination.exists():

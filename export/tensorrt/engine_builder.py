@@ -93,6 +93,9 @@ def _settings(parsed: ParsedGraph, config: BuildConfig, capacity: int) -> Any:
     trt = parsed.flavour.trt
     settings = parsed.builder.create_builder_config()
     settings.clear_flag(trt.BuilderFlag.TF32)  # a graph's types say what is computed in, and float32 is not TF32
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # Memory comes from the runtime, none is allocated while an engine runs: RTX demands it for CUDA graph capture.
+        settings.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if parsed.flavour.named_capabilities:
         settings.num_compute_capabilities = len(config.compute_capabilities)
         for index, capability in enumerate(config.compute_capabilities):

@@ -203,7 +203,7 @@ def test_an_engine_that_no_record_names(built: Path) -> None:
     (built / first.file.path).write_bytes(b"not an engine")
     assert rebuilt(build(built)) == [0]
     made = record(built)
-    assert [engine.key for engine in made.engines][0] == first.key
+    assert made.engines[0].key == first.key
     check_engine_file(Bundle.open(built), made, made.engines[0], digest=True)
 
 
