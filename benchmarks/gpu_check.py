@@ -33,6 +33,7 @@ from starflow.runtime.benchmark import run_benchmark
 from starflow.runtime.errors import BackendError, StarflowError
 from starflow.runtime.tensorrt_flavour import FLAVOUR_NAMES, load_flavour
 from starflow.training.checkpoint import load_model, save_checkpoint
+from starflow.training.flow_block import FlowBlock
 from starflow.training.tokens import patchify
 
 LARGE = (2048, 12)  # width, layers: 1.2 GB in float16, far beyond any L2 cache
@@ -199,6 +200,7 @@ def _pytorch(checkpoint: Path, repetitions: int) -> dict[str, Any]:
     _, loaded = load_model(checkpoint)
     model = loaded.to("cuda", torch.float16)
     block = model.blocks[-1]
+    assert isinstance(block, FlowBlock)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(model.noise_shape(1), generator=generator)
     text = torch.randn(1, TEXT_TOKENS, TEXT_WIDTH, generator=generator)

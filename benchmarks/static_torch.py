@@ -4,6 +4,8 @@ What the runtime is compared with, besides the eager sampler: `torch.compile` ca
 into one CUDA graph, because no shape in it ever changes.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -81,7 +83,7 @@ class StaticStep(nn.Module):
 
 
 @torch.inference_mode()
-def decode(step: StaticStep, forward: nn.Module, noise: Tensor, condition: Tensor) -> Tensor:
+def decode(step: StaticStep, forward: Callable[..., Tensor], noise: Tensor, condition: Tensor) -> Tensor:
     """Decode a block's sequence: noise [B, T, D] and condition [2B, prefix, width] -> tokens [B, T, D], block order.
 
     `forward` is `step`, or what `torch.compile` made of it.

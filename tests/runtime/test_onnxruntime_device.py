@@ -6,10 +6,11 @@ The runner for devices does not know which memory its OrtValues are in, so here 
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from starflow.runtime import Jacobi, Sampler
-from starflow.runtime.backends import onnxruntime_session
+from starflow.runtime.backends.choice import Provider
 from starflow.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from starflow.runtime.backends.onnxruntime_device import DeviceBlockRunner
 from starflow.runtime.backends.onnxruntime_session import CPU, CUDA, check_provider
@@ -50,7 +51,7 @@ def test_a_provider_this_build_lacks_is_refused(tiny_bundle: Path, capsys: pytes
 
 def test_a_silent_fallback_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """onnxruntime-gpu lists CUDA everywhere and, without a GPU, gives a CPU session without a word."""
-    monkeypatch.setattr(onnxruntime_session.onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     with (
         pytest.raises(BackendError, match="asked ONNX Runtime for CUDAExecutionProvider, got CPUExecutionProvider"),
         Sampler.open(tiny_bundle, provider="cuda") as sampler,
@@ -60,7 +61,7 @@ def test_a_silent_fallback_is_refused(tiny_bundle: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
-def test_providers_agree_with_the_cpu(tiny_bundle: Path, provider: str) -> None:
+def test_providers_agree_with_the_cpu(tiny_bundle: Path, provider: Provider) -> None:
     try:
         check_provider(provider)
     except BackendError as error:
