@@ -1,5 +1,6 @@
 """What every test may rely on."""
 
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -20,6 +21,10 @@ from tests.simulated_device.fixtures import (  # noqa: F401 (fixtures)
 # A shared machine may stall for longer than Hypothesis's default of 200 ms; slowness is not what these tests are about.
 hypothesis.settings.register_profile("starflow", deadline=None)
 hypothesis.settings.load_profile("starflow")
+
+
+# Started in the background by a shell, a process ignores Ctrl-C, and so would every process that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
