@@ -8,15 +8,19 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from starflow.runtime.bundle_summary import cache_bytes
 from starflow.runtime.conditions import Conditions, encode_conditions
+from starflow.runtime.decode_plan import DecodePlan
 from starflow.runtime.guidance import Guidance
 from starflow.runtime.manifest import Block, GraphSpec, Manifest
+from starflow.runtime.plan_spec import predicted_milliseconds
 from starflow.runtime.sampler import Sampler
-from starflow.runtime.sampling_loop import sample_batch
+from starflow.runtime.sampling_loop import SEQUENTIAL, sample_batch
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,15 @@ class BlockTiming:
         block: Flow block, or None for the whole flow.
         milliseconds: Time per token: of the block's whole sequence, prefill included, over the number of tokens.
         spread: Interquartile range over the median.
-        bytes: Weights and mean valid cache a step reads.
+        passes: Runs of the network in a sequence, prefill apart; the mean over the repetitions.
+        bytes: Weights and mean valid cache a token reads: of a step, times passes for each token.
         floor_milliseconds: bytes / bandwidth.
     """
 
     block: int | None
     milliseconds: float
     spread: float
+    passes: float
     bytes: int
     floor_milliseconds: float
 
@@ -45,12 +51,27 @@ class BlockTiming:
 
 @dataclass(frozen=True)
 class VariantTiming:
-    """One variant: its blocks from the top down, the whole flow last."""
+    """One variant, decoded in one way: its blocks from the top down, the whole flow last.
+
+    Attributes:
+        variant: Its name.
+        decoding: Token by token, or by the sampler's plan.
+        batch: Images decoded together.
+        rows: What was measured.
+        images_per_second: Whole batches, prefill included.
+        batch_milliseconds: Time of a batch.
+        predicted_milliseconds: What the plan's calibration says it takes, where it was calibrated.
+        error: Of the plan's samples against sequential ones, ||x - sequential|| / ||sequential||.
+    """
 
     variant: str
+    decoding: Literal["sequential", "plan"]
     batch: int
     rows: tuple[BlockTiming, ...]
     images_per_second: float
+    batch_milliseconds: float
+    predicted_milliseconds: float | None
+    error: float | None
 
     @property
     def total(self) -> BlockTiming:
@@ -79,7 +100,7 @@ def run_benchmark(
     repetitions: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Benchmark:
-    """Time samplers against each other, interleaved.
+    """Time samplers against each other, interleaved; one with a plan decodes by it and token by token.
 
     Args:
         samplers: One for each variant to compare, all on one device.
@@ -87,7 +108,11 @@ def run_benchmark(
         repetitions: How often each decodes one batch.
         progress: Called with repetitions done and in total.
     """
-    timers = [_Timer(sampler, guidance) for sampler in samplers]
+    timers = []
+    for sampler in samplers:
+        timers.append(_Timer(sampler, SEQUENTIAL, guidance))
+        if sampler.plan.blocks:
+            timers.append(_Timer(sampler, sampler.plan, guidance, timers[-1]))
     bandwidths = []
     with samplers[0].backend.bandwidth_probe() as probe:
         for timer in timers:
@@ -103,22 +128,25 @@ def run_benchmark(
 
 
 class _Timer:
-    """Decodes batches with one sampler and notes how long each block took."""
+    """Decodes batches with one sampler and one plan, and notes how long each block took."""
 
-    def __init__(self, sampler: Sampler, guidance: float) -> None:
+    def __init__(self, sampler: Sampler, plan: DecodePlan, guidance: float, sequential: "_Timer | None" = None) -> None:
         manifest = sampler.manifest
-        self.sampler, self.manifest = sampler, manifest
+        self.sampler, self.manifest, self.plan, self.sequential = sampler, manifest, plan, sequential
         self.guidance = Guidance(guidance if manifest.guidance else 0.0)
         shape = (manifest.batch, manifest.model.tokens, manifest.model.token_dim)
         self.noise = np.random.default_rng(0).standard_normal(shape, np.float32)
         self.conditions = _conditions(manifest)
         self.block_seconds: dict[int, list[float]] = {b.index: [] for b in reversed(manifest.blocks) if not b.identity}
         self.batch_seconds: list[float] = []
+        self.passes: dict[int, list[int]] = {index: [] for index in self.block_seconds}
 
     def clear(self) -> None:
         for seconds in self.block_seconds.values():
             seconds.clear()
         self.batch_seconds.clear()
+        for passes in self.passes.values():
+            passes.clear()
 
     def run(self) -> None:
         last = [time.perf_counter()]
@@ -130,35 +158,63 @@ class _Timer:
             last[0] = now
 
         start = last[0]
-        sample_batch(
-            self.sampler.backend, self.manifest, self.noise, self.conditions, self.guidance, on_block=after_block
+        self.sample = sample_batch(
+            self.sampler.backend,
+            self.manifest,
+            self.noise,
+            self.conditions,
+            self.guidance,
+            plan=self.plan,
+            on_block=after_block,
+            on_passes=lambda block, count: self.passes[block].append(count),
         )
         self.batch_seconds.append(time.perf_counter() - start)
 
     def result(self, bandwidth: float) -> VariantTiming:
-        rows, total_bytes = [], 0
-        tokens = self.manifest.model.tokens
+        rows, total_bytes, total_passes = [], 0, 0.0
+        tokens = self.manifest.decoded_tokens()
         for index, seconds in self.block_seconds.items():
             block = self.manifest.blocks[index]
+            passes = statistics.fmean(self.passes[index])
             count = step_bytes(self.sampler.bundle.graph(self.sampler.variant, index), block)
-            total_bytes += count
-            rows.append(_timing(index, seconds, tokens, count, bandwidth))
-        rows.append(_timing(None, self.batch_seconds, tokens, total_bytes, bandwidth))
-        images = self.manifest.batch / statistics.median(self.batch_seconds)
-        return VariantTiming(self.sampler.variant.name, self.manifest.batch, tuple(rows), images)
+            count = round(count * passes / tokens[index])
+            total_bytes, total_passes = total_bytes + count, total_passes + passes
+            rows.append(_timing(index, seconds, self.manifest.model.tokens, passes, count, bandwidth))
+        rows.append(_timing(None, self.batch_seconds, self.manifest.model.tokens, total_passes, total_bytes, bandwidth))
+        median = statistics.median(self.batch_seconds)
+        spec = self.manifest.plan_for(self.sampler.backend.name, self.sampler.variant.name)
+        return VariantTiming(
+            variant=self.sampler.variant.name,
+            decoding="plan" if self.sequential else "sequential",
+            batch=self.manifest.batch,
+            rows=tuple(rows),
+            images_per_second=self.manifest.batch / median,
+            batch_milliseconds=1000 * median,
+            predicted_milliseconds=predicted_milliseconds(self.plan, spec.costs, tokens) if spec else None,
+            error=relative_error(self.sample, self.sequential.sample) if self.sequential else None,
+        )
 
 
-def _timing(block: int | None, seconds: Sequence[float], steps: int, count: int, bandwidth: float) -> BlockTiming:
-    per_step = [1000 * value / steps for value in seconds]
-    median = statistics.median(per_step)
-    quartiles = statistics.quantiles(per_step, n=4) if len(per_step) > 1 else [median] * 3
-    return BlockTiming(block, median, (quartiles[2] - quartiles[0]) / median, count, 1000 * count / bandwidth)
+def relative_error(found: NDArray, expected: NDArray) -> float:
+    """||found - expected|| / ||expected||."""
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def _timing(
+    block: int | None, seconds: Sequence[float], tokens: int, passes: float, count: int, bandwidth: float
+) -> BlockTiming:
+    per_token = [1000 * value / tokens for value in seconds]
+    median = statistics.median(per_token)
+    quartiles = statistics.quantiles(per_token, n=4) if len(per_token) > 1 else [median] * 3
+    spread = (quartiles[2] - quartiles[0]) / median
+    return BlockTiming(block, median, spread, passes, count, 1000 * count / bandwidth)
 
 
 def _conditions(manifest: Manifest) -> Conditions:
-    """Some condition of the right shape: what it says does not change the time."""
+    """Some condition of the right shape: what it says does not change a step's time, and a plan's passes little."""
     spec = manifest.conditioning
     if spec.kind == "features":
         zeros = np.zeros((spec.tokens, spec.width), np.float32)
         return encode_conditions(spec, manifest.batch, zeros, zeros, guided=True)
-    return encode_conditions(spec, manifest.batch, None, None, guided=True)
+    labels = np.arange(manifest.batch) % spec.num_classes if spec.num_classes else None
+    return encode_conditions(spec, manifest.batch, labels, None, guided=True)

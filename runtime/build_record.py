@@ -15,9 +15,9 @@ from pydantic import Field, ValidationError
 
 from starflow.runtime.bundle import Bundle, sha256
 from starflow.runtime.errors import BundleError
-from starflow.runtime.manifest import FileSpec, Part, published_schema
+from starflow.runtime.manifest import FileSpec, published_schema
 from starflow.runtime.tensorrt_flavour import Flavour, FlavourName
-from starflow.runtime.validation import one_line
+from starflow.runtime.validation import Part, one_line
 
 BUILD_SCHEMA_VERSION = 1
 ENGINES = "engines"

@@ -4,11 +4,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from starflow.runtime.atomic_write import atomic_file
+from starflow.runtime.bundle_lock import bundle_lock
 from starflow.runtime.errors import BundleError
 from starflow.runtime.manifest import SCHEMA_VERSION, FileSpec, GraphSpec, Manifest, Variant
 from starflow.runtime.validation import one_line
@@ -93,6 +96,28 @@ class Bundle:
             if graph.block == block:
                 return graph
         raise BundleError(f"{self.root}: variant {variant.name} has no graph for flow block {block}; export it again")
+
+
+@contextmanager
+def changing_manifest(root: Path) -> Iterator[Manifest]:
+    """The manifest as it is now, while nobody else changes it; `replace_manifest` ends the change.
+
+    Raises:
+        UsageError: the bundle cannot be written.
+        BundleError: its file system has no locks.
+    """
+    with bundle_lock(root, "manifest"):
+        yield _read_manifest(root / "manifest.json")
+
+
+def replace_manifest(root: Path, manifest: Manifest) -> None:
+    """Put another manifest in the place of a bundle's: at once, so that the bundle is whole at any time.
+
+    Raises:
+        UsageError: the bundle cannot be written.
+    """
+    with atomic_file(root / "manifest.json") as temporary:
+        temporary.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def _read_manifest(path: Path) -> Manifest:

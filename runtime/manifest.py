@@ -6,7 +6,10 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from starflow.runtime.plan_spec import PlanSpec
+from starflow.runtime.validation import Part
 
 SCHEMA_VERSION = 1
 
@@ -25,13 +28,6 @@ Role = Literal[
     "cache",
     "token",
 ]
-
-
-class Part(BaseModel):
-    """A frozen part of the manifest; unknown fields are refused."""
-
-    # Validators are built when a manifest is first read, not when the runtime is imported.
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class TensorSpec(Part):
@@ -74,18 +70,43 @@ class GraphSpec(Part):
     weight_bytes: int = Field(ge=0)
 
 
+class Quantization(Part):
+    """How a variant's weights were quantised, and what it costs.
+
+    Errors are those of whole samples, ||x - exact|| / ||exact|| over `images` images of guidance `guidance`, against the
+    same model with exact weights and the same noise.
+
+    Attributes:
+        source: Variant it was made from.
+        budget: Error that was allowed.
+        error: Error that was measured.
+        plain_error: Error with every matrix rounded to the nearest code, nothing calibrated and nothing kept; null if a
+            sample broke down.
+        matrices: What every weight matrix that could be quantised became; `kept` has the source's type.
+    """
+
+    source: str
+    budget: float
+    error: float
+    plain_error: float | None
+    images: int
+    guidance: float
+    matrices: dict[str, Literal["int4", "int8", "int8-wide", "fp8", "kept"]]
+
+
 class Variant(Part):
     """One set of step graphs: a lowering at a precision.
 
     `activation_peaks`, in fp16 variants, are the largest magnitudes that were seen at export, by transformer layer and
-    projection; float16 holds 65504.
+    projection; float16 holds 65504. Variants made by `starflow calibrate --weights` have a `quantization`.
     """
 
     name: str
     lowering: Literal["portable", "cpu"]
-    precision: Literal["fp32", "fp16", "bf16"]
+    precision: Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8"]
     weights: FileSpec
     activation_peaks: dict[str, float] | None
+    quantization: Quantization | None = None
     graphs: tuple[GraphSpec, ...]
 
 
@@ -175,6 +196,7 @@ class Manifest(Part):
     prior: FileSpec | None
     blocks: tuple[Block, ...]
     variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
+    plans: tuple[PlanSpec, ...] = ()
     provenance: Provenance
 
     @model_validator(mode="after")
@@ -210,7 +232,22 @@ class Manifest(Part):
                     raise ValueError(f"variant {variant.name}, block {graph.block}: caches in and out do not pair up")
         if self.max_chunk > max((block.capacity for block in self.blocks), default=1):
             raise ValueError(f"max_chunk {self.max_chunk}: more than any block's capacity")
+        named = {variant.name for variant in self.variants}
+        for spec in self.plans:
+            if spec.variant not in named:
+                raise ValueError(f"plans: one is for a variant {spec.variant}; there are {', '.join(sorted(named))}")
+            misfit = spec.plan.misfit(self.decoded_tokens(), self.max_chunk, self.batch)
+            if misfit:
+                raise ValueError(f"plans: {spec.backend}, {spec.variant}: {misfit}")
         return self
+
+    def decoded_tokens(self) -> dict[int, int]:
+        """How many tokens are decoded in each flow block that has a graph."""
+        return {block.index: block.capacity - block.prefix for block in self.blocks if not block.identity}
+
+    def plan_for(self, backend: str, variant: str) -> PlanSpec | None:
+        """The plan calibrated for a backend and a variant."""
+        return next((plan for plan in self.plans if (plan.backend, plan.variant) == (backend, variant)), None)
 
 
 def published_schema(model: type[Part], title: str) -> dict[str, Any]:

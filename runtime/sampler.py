@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,15 +14,16 @@ from starflow.runtime.backends.base import Backend
 from starflow.runtime.backends.choice import BackendName, Provider, open_backend
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.conditions import encode_conditions
-from starflow.runtime.decode_plan import Jacobi
+from starflow.runtime.decode_plan import DecodePlan, Jacobi, read_plan
 from starflow.runtime.errors import BundleError, UsageError
 from starflow.runtime.guidance import Guidance
 from starflow.runtime.images import to_uint8
 from starflow.runtime.manifest import Manifest, Variant
-from starflow.runtime.sampling_loop import sample_batch
+from starflow.runtime.sampling_loop import SEQUENTIAL, sample_batch
 from starflow.runtime.tokens import patchify, unpatchify
 
-Plan = Jacobi | Literal["auto", "sequential"]
+# "auto", "sequential", or a plan; as text anything else is a file
+Plan = DecodePlan | Jacobi | str | os.PathLike[str]
 
 
 class Sampler:
@@ -32,10 +34,15 @@ class Sampler:
         ...     images = sampler.sample([3, 1, 4], guidance=2.0, seed=7)
 
     A sampler keeps its buffers between calls and serves one thread.
+
+    Attributes:
+        plan: How tokens are decoded.
     """
 
     def __init__(self, bundle: Bundle, variant: Variant, backend: Backend, plan: Plan = "auto") -> None:
-        self.bundle, self.variant, self._backend, self._plan = bundle, variant, backend, plan
+        self.bundle, self.variant, self._backend = bundle, variant, backend
+        stored = bundle.manifest.plan_for(backend.name, variant.name)
+        self.plan = _resolve(plan, bundle.manifest) or (stored.plan if stored else SEQUENTIAL)
         self._deviation = _prior_deviation(bundle)
 
     @classmethod
@@ -56,17 +63,18 @@ class Sampler:
             backend: What runs it: `onnxruntime`, `tensorrt` (engines made by `starflow build`, on a GPU), or `auto`: TensorRT
                 where there is a GPU and the bundle has engines for it, else ONNX Runtime.
             variant: Name of a variant, such as `portable-fp32`; None takes the first one made for the backend.
-            plan: How tokens are decoded: `sequential`, in Jacobi chunks, or `auto` (sequential).
+            plan: How tokens are decoded: `sequential`, a `DecodePlan` or its JSON file, `Jacobi` chunks; or `auto`, the plan
+                that `starflow calibrate --plan` stored for this backend and variant, else sequential.
             provider: ONNX Runtime's execution provider: `cpu`, or on a GPU `cuda` or `tensorrt`.
             threads: Threads within an operator on the CPU; 0 takes one per physical core.
 
         Raises:
             BundleError: the bundle is damaged, of a newer schema, or lacks the variant.
             BackendError: the backend cannot run here. There is no falling back to another device.
+            UsageError: the plan does not fit the bundle.
         """
         bundle = Bundle.open(path)
-        if isinstance(plan, Jacobi):
-            plan.check(bundle.manifest.model.tokens, bundle.manifest.max_chunk)
+        plan = _resolve(plan, bundle.manifest) or "auto"
         chosen, opened = open_backend(bundle, backend, variant=variant, provider=provider, threads=threads)
         return cls(bundle, chosen, opened, plan)
 
@@ -115,6 +123,7 @@ class Sampler:
         guidance: float | Guidance = 0.0,
         attention_temperature: float = 1.0,
         on_block: Callable[[int, NDArray], None] | None = None,
+        on_passes: Callable[[int, int], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> NDArray[np.float32]:
         """Turn noise into data, deterministically.
@@ -128,6 +137,8 @@ class Sampler:
             attention_temperature: STARFlow divides all attention logits by it, TARFlow those of its unguided branch. Only
                 bundles exported with `--attention-temperature` take another value than 1.
             on_block: Called after each flow block with its index and its output [n, C, H, W], one part of N at a time.
+            on_passes: Called after each flow block with its index and how often its network ran for that part, prefill
+                apart.
             progress: Called with tokens done and in total, over all blocks and parts.
 
         Returns:
@@ -169,9 +180,10 @@ class Sampler:
                 conditions.part(index),
                 guidance,
                 attention_temperature=attention_temperature,
-                plan=self._plan if isinstance(self._plan, Jacobi) else None,
+                plan=self.plan,
                 on_block=after_block,
                 on_tokens=report,
+                on_passes=on_passes or (lambda block, count: None),
             )
             out[start : start + size] = unpatchify(x[:size], manifest.model)
         return out
@@ -193,8 +205,8 @@ class Sampler:
             null_condition: See `generate`.
             count: Number of images; by default one for each condition.
             guidance: Weight w >= 0, or a `Guidance`.
-            seed: Image i is a function of (seed, i) and its condition, however the images are split into batches. (With a
-                Jacobi plan it is so up to the plan's threshold: a batch iterates until all of its images have converged.)
+            seed: Image i is a function of (seed, i) and its condition, however the images are split into batches. (With
+                `Jacobi` it is so up to its threshold: a batch iterates until all of its images have converged.)
             progress: See `generate`.
 
         Returns:
@@ -245,6 +257,24 @@ class _Progress:
         self._done += tokens
         if self._report:
             self._report(self._done, self._total)
+
+
+def _resolve(plan: Plan, manifest: Manifest) -> DecodePlan | None:
+    """A plan that fits the bundle; None for `auto`."""
+    if isinstance(plan, str | os.PathLike):
+        if plan == "auto":
+            return None
+        if plan == "sequential":
+            return SEQUENTIAL
+        name, plan = f"plan {os.fspath(plan)}", read_plan(Path(plan))
+    elif isinstance(plan, Jacobi):
+        name, plan = str(plan), plan.plan(manifest.decoded_tokens())
+    else:
+        name = "the plan"
+    misfit = plan.misfit(manifest.decoded_tokens(), manifest.max_chunk, manifest.batch)
+    if misfit:
+        raise UsageError(f"{name}: {misfit}")
+    return plan
 
 
 def _implied_count(condition: ArrayLike | Sequence[str] | None) -> int:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from starflow.runtime.backends.base import Backend, BlockInputs, BlockRunner
 from starflow.runtime.conditions import Conditions
-from starflow.runtime.decode_plan import Jacobi
+from starflow.runtime.decode_plan import DecodePlan, Segment, Steps
 from starflow.runtime.errors import BackendError
 from starflow.runtime.guidance import Guidance
 from starflow.runtime.manifest import Block, Manifest
@@ -20,6 +20,9 @@ TOKENS_PER_REPORT = 16  # how many steps run between two progress reports
 
 OnBlock = Callable[[int, NDArray], None]
 OnTokens = Callable[[int], None]
+OnPasses = Callable[[int, int], None]
+
+SEQUENTIAL = DecodePlan(blocks=())
 
 
 def sample_batch(
@@ -30,9 +33,10 @@ def sample_batch(
     guidance: Guidance,
     *,
     attention_temperature: float = 1.0,
-    plan: Jacobi | None = None,
+    plan: DecodePlan = SEQUENTIAL,
     on_block: OnBlock = lambda index, tokens: None,
     on_tokens: OnTokens = lambda count: None,
+    on_passes: OnPasses = lambda block, count: None,
 ) -> NDArray:
     """Sample one batch of exactly the exported size.
 
@@ -43,9 +47,10 @@ def sample_batch(
         conditions: Of the B images.
         guidance: What is asked for.
         attention_temperature: See `Sampler.generate`.
-        plan: Chunked decoding, or None for token by token.
+        plan: How each block is decoded.
         on_block: Called after every block with its index and its tokens [B, T, D].
         on_tokens: Called with the number of tokens just decoded.
+        on_passes: Called after every block with its index and how often its network ran, prefill apart.
 
     Returns:
         [B, T, D] float32, raster order.
@@ -55,8 +60,9 @@ def sample_batch(
         if not block.identity:
             z = x[:, ::-1] if block.reversed else x
             runner = backend.runner(block.index)
-            runner.prefill(_block_inputs(manifest, block, z, conditions, guidance, attention_temperature))
-            _decode(runner, z.shape[1] - block.first_token, plan, on_tokens)
+            runner.prefill(block_inputs(manifest, block, z, conditions, guidance, attention_temperature))
+            segments = plan.segments(block.index, block.capacity - block.prefix)
+            on_passes(block.index, sum(_decode(runner, segment, on_tokens) for segment in segments))
             tokens = runner.read()
             if not np.isfinite(tokens).all():
                 position = int(np.argwhere(~np.isfinite(tokens).all(axis=(0, 2)))[0, 0])
@@ -67,18 +73,20 @@ def sample_batch(
     return np.ascontiguousarray(x)
 
 
-def _decode(runner: BlockRunner, count: int, plan: Jacobi | None, on_tokens: OnTokens) -> None:
-    size = plan.chunk if plan else TOKENS_PER_REPORT
-    for start in range(0, count, size):
-        now = min(size, count - start)
-        if plan:
-            runner.iterate(now, plan)
-        else:
-            runner.advance(now)
-        on_tokens(now)
+def _decode(runner: BlockRunner, segment: Segment, on_tokens: OnTokens) -> int:
+    """Decode a segment; how often the network ran."""
+    if not isinstance(segment, Steps):
+        passes = runner.iterate(segment)
+        on_tokens(segment.tokens)
+        return passes
+    for start in range(0, segment.tokens, TOKENS_PER_REPORT):
+        count = min(TOKENS_PER_REPORT, segment.tokens - start)
+        runner.advance(count)
+        on_tokens(count)
+    return segment.tokens
 
 
-def _block_inputs(
+def block_inputs(
     manifest: Manifest,
     block: Block,
     noise: NDArray,

@@ -1,8 +1,15 @@
-"""Pydantic's findings in one line."""
+"""The base of every file format's parts, and Pydantic's findings in one line."""
 
 import difflib
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Part(BaseModel):
+    """A frozen part of a file whose schema is published; unknown fields are refused."""
+
+    # Validators are built when a file is first read, not when the runtime is imported.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 def one_line(error: ValidationError, known_fields: tuple[str, ...] = ()) -> str:

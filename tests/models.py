@@ -43,6 +43,15 @@ def randomise(model: FlowModel, seed: int = 0) -> FlowModel:
     return model.eval()
 
 
+def contextless(model: FlowModel) -> FlowModel:
+    """Make no token depend on another one, as in every freshly initialised STARFlow: the network's output is its bias."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("proj_out.weight"):
+                parameter.zero_()
+    return model
+
+
 def class_config(**changes: Any) -> CheckpointConfig:
     """A class-conditional STARFlow of ten classes on 8x8 grey images: 16 tokens of 4."""
     return CheckpointConfig(

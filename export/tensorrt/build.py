@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from starflow.export.tensorrt.build_lock import build_lock
 from starflow.export.tensorrt.build_monitor import PARTS
 from starflow.export.tensorrt.build_resources import check_room
 from starflow.export.tensorrt.engine_builder import build_engine
@@ -15,7 +14,7 @@ from starflow.export.tensorrt.parse import parse_graph
 from starflow.export.tensorrt.parser_guard import guard_graph
 from starflow.export.tensorrt.profiles import DEFAULT_TOKENS, token_profiles
 from starflow.export.tensorrt.target import Target
-from starflow.runtime.atomic_write import atomic_file
+from starflow.runtime.atomic_write import atomic_file, check_file
 from starflow.runtime.build_record import (
     BuildConfig,
     BuildOptions,
@@ -25,6 +24,7 @@ from starflow.runtime.build_record import (
     read_build,
 )
 from starflow.runtime.bundle import Bundle, sha256
+from starflow.runtime.bundle_lock import bundle_lock
 from starflow.runtime.errors import BundleError, UsageError
 from starflow.runtime.manifest import FileSpec, GraphSpec, Variant
 from starflow.runtime.progress import Report, no_report
@@ -89,7 +89,7 @@ def build_bundle(
     profiles = token_profiles(request.profile_tokens, bundle.manifest.max_chunk)
     total = sum(len(variant.graphs) for variant in variants)
     built: list[BuiltEngine] = []
-    with build_lock(bundle, waiting):
+    with bundle_lock(bundle.root, "work", waiting):
         for variant in variants:
             config = BuildConfig(
                 flavour=target.flavour.name,
@@ -131,6 +131,7 @@ class _VariantBuilder:
     def __init__(self, bundle: Bundle, flavour: Flavour, variant: Variant, config: BuildConfig, *, force: bool) -> None:
         self.bundle, self.flavour, self.variant, self.config, self.force = bundle, flavour, variant, config, force
         self.folder = build_folder(bundle, config.target, variant.name)
+        check_file(self.folder / "build.json")
         self.folder.mkdir(parents=True, exist_ok=True)
         for abandoned in (*self.folder.glob(".block*.engine.*"), *self.folder.glob(".build.json.*")):
             abandoned.unlink()  # of a build that was killed; the lock says that no other is at work

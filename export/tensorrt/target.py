@@ -10,7 +10,8 @@ from starflow.runtime.errors import BackendError, UsageError
 from starflow.runtime.manifest import Variant
 from starflow.runtime.tensorrt_flavour import Flavour, load_flavour
 
-BFLOAT16_SINCE = (8, 0)
+# Since which compute capability a GPU computes in a precision, and what to build for older ones.
+SINCE = {"bf16": ((8, 0), "fp16"), "fp8": ((8, 9), "int8")}
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,12 @@ class Target:
         """
         if variant.lowering != "portable":
             raise UsageError(f"--variant {variant.name}: is made for ONNX Runtime on a CPU; name a portable variant")
-        older = [c for c in self.compute_capabilities if _numbers(c) < BFLOAT16_SINCE]
-        if variant.precision == "bf16" and older:
+        since, instead = SINCE.get(variant.precision, ((0, 0), ""))
+        older = [c for c in self.compute_capabilities if _numbers(c) < since]
+        if older:
             raise UsageError(
-                f"--variant {variant.name}: compute capability {older[0]} does not compute in bfloat16, 8.0 and later do; "
-                f"leave {older[0]} out or build an fp16 variant"
+                f"--variant {variant.name}: compute capability {older[0]} does not compute in {variant.precision}, "
+                f"{since[0]}.{since[1]} and later do; leave {older[0]} out or build a variant in {instead}"
             )
 
 

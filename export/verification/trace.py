@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from starflow.runtime.backends.base import Backend, BandwidthProbe, BlockInputs, BlockRunner
 from starflow.runtime.backends.sequence_runner import SequenceRunner
 from starflow.runtime.bundle import Bundle
-from starflow.runtime.decode_plan import Jacobi
+from starflow.runtime.decode_plan import Iterated
 from starflow.runtime.manifest import Block, Variant
 from starflow.runtime.sampler import Sampler
 
@@ -89,7 +89,7 @@ def sample_trace(bundle: Bundle, variant: Variant, backend: Backend, case: Case)
     A block that gives NaN or infinity does not end it: zeros go on in their place, so that the blocks below are seen too.
     """
     recorder = _RecordingBackend(backend)
-    sampler = Sampler(bundle, variant, recorder)
+    sampler = Sampler(bundle, variant, recorder, "sequential")
     sampler.generate(case.noise, case.condition, case.null_condition, guidance=case.guidance)
     tokens = {index: np.concatenate(runner.outputs) for index, runner in recorder.runners.items()}
     return RecordedTrace(tokens, {index: runner.inputs for index, runner in recorder.runners.items()})
@@ -166,8 +166,8 @@ class _RecordingRunner:
     def advance(self, steps: int) -> None:
         self._runner.advance(steps)
 
-    def iterate(self, chunk: int, jacobi: Jacobi) -> list[float]:
-        return self._runner.iterate(chunk, jacobi)
+    def iterate(self, segment: Iterated) -> int:
+        return self._runner.iterate(segment)
 
     def read(self) -> NDArray:
         tokens = _finished(self._runner, self._runner.read())

@@ -6,7 +6,7 @@ from typing import Protocol, Self
 
 from numpy.typing import NDArray
 
-from starflow.runtime.decode_plan import Jacobi
+from starflow.runtime.decode_plan import Iterated
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class BlockRunner(Protocol):
     def advance(self, steps: int) -> None:
         """Decode the next `steps` tokens one by one."""
 
-    def iterate(self, chunk: int, jacobi: Jacobi) -> list[float]:
-        """Decode the next `chunk` tokens together; return the change after each iteration."""
+    def iterate(self, segment: Iterated) -> int:
+        """Decode the segment's tokens together; return the number of passes that took."""
 
     def read(self) -> NDArray:
         """The decoded sequence, [B, T, D] float32 in block order (a copy)."""

@@ -5,12 +5,13 @@ never per token: `advance`, the hot loop, belongs to the backend.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from starflow.runtime.backends.base import BlockInputs
-from starflow.runtime.decode_plan import Jacobi
+from starflow.runtime.decode_plan import Chunk, Guess, Iterated, Window
 from starflow.runtime.errors import BackendError
 from starflow.runtime.manifest import Block, GraphSpec
 
@@ -74,6 +75,7 @@ class SequenceRunner(ABC):
         self._noise[:, block.prefix :] = tokens[:, block.first_token :]
         self.store("noise", self._noise)
         self._first = tokens[:, : block.first_token].copy()
+        self._accepted: dict[int, NDArray] = {}  # tokens by position, where `samples` holds those of a later pass
         self.seek(0)
         for start in range(0, block.prefix, self.max_chunk):
             assert inputs.condition is not None
@@ -84,32 +86,142 @@ class SequenceRunner(ABC):
         if block.first_token:
             self.store("previous", self._first)
 
-    def iterate(self, chunk: int, jacobi: Jacobi) -> list[float]:
-        if chunk == 1:  # one pass is exact, and the single-step buffers feed themselves
+    def iterate(self, segment: Iterated) -> int:
+        if segment.tokens == 1:  # one pass is exact, and the single-step buffers feed themselves
             self.advance(1)
-            return [0.0]
+            return 1
         start = self.tell()
-        old = self._noise[:, start : start + chunk]
-        previous = np.concatenate([self.fetch("previous"), old[:, :-1]], axis=1)
-        changes: list[float] = []
-        for _ in range(jacobi.max_iterations):
-            previous[:, 1:] = old[:, :-1]
-            self.store("previous", previous, chunk)
-            self.run(chunk)
-            new = self.fetch("x", chunk).copy()
-            # A value that is not finite is reported with its block, once the sequence is read.
+        first, tokens = self._previous(start), self.guess(start, segment.tokens, segment.guess)
+        if isinstance(segment, Window):
+            passes = len(self.slide(start, first, tokens, segment))
+        elif segment.tolerance is not None:
+            passes = self._converge(start, first, tokens, segment)
+        else:
+            self.run_schedule(start, first, tokens, ((0, segment.tokens),) * segment.passes)
+            passes = segment.passes
+            if segment.caches == "exact" and passes < segment.tokens:
+                passes += self._refresh(start, first, tokens)
+        self.store("previous", tokens[:, -1:])
+        self.seek(start + segment.tokens)
+        return passes
+
+    def run_schedule(self, start: int, first: NDArray, tokens: NDArray, schedule: Sequence[tuple[int, int]]) -> None:
+        """Passes that are known beforehand: each takes its inputs from `tokens` and puts its outputs there.
+
+        Nothing depends on a value, so a backend whose tokens lie on a device may do all of it there.
+
+        Args:
+            start: Position of the first token.
+            first: [B, 1, D], the token before it.
+            tokens: [B, n, D], guesses; updated in place.
+            schedule: (first token, number of tokens) of each pass.
+        """
+        for offset, count in schedule:
+            tokens[:, offset : offset + count] = self._run(start, first, tokens, offset, count)
+
+    def _run(self, start: int, first: NDArray, tokens: NDArray, offset: int, count: int) -> NDArray:
+        """One pass over `count` of the tokens; what came out [B, count, D]."""
+        before = tokens[:, offset - 1 : offset] if offset else first
+        return self.run_on(start + offset, np.concatenate([before, tokens[:, offset : offset + count - 1]], axis=1))
+
+    def run_on(self, position: int, inputs: NDArray) -> NDArray:
+        """One pass from a position on, with given inputs [B, S, D]; what came out, [B, S, D], until the next run."""
+        count = inputs.shape[1]
+        if self.tell() != position:
+            self.seek(position)
+        self.store("previous", inputs, count)
+        self.run(count)
+        return self.fetch("x", count)
+
+    def _previous(self, start: int) -> NDArray:
+        """The token before `start`; zeros where there is none, which the graph replaces by its start token."""
+        token = self.fetch("previous").copy()
+        return token if start > self.block.prefix or self.block.first_token else np.zeros_like(token)
+
+    def guess(self, start: int, count: int, kind: Guess) -> NDArray:
+        """What `count` tokens from position `start` on are taken for at first, [B, count, D]."""
+        noise = self._noise[:, start : start + count]
+        if kind == "noise":
+            return noise.copy()
+        if kind == "zeros":
+            return np.zeros_like(noise)
+        return np.repeat(self._previous(start), count, axis=1)
+
+    def _converge(self, start: int, first: NDArray, tokens: NDArray, segment: Chunk) -> int:
+        """Passes over a chunk until every image has converged; an image that has is left as it is, whatever others do."""
+        assert segment.tolerance is not None
+        inputs = np.concatenate([first, tokens[:, :-1]], axis=1)
+        exact = segment.caches == "exact"
+        going = np.ones(len(tokens), bool)
+        fresh = np.zeros(len(tokens), bool)  # images whose keys are those of their accepted tokens
+        done = 0
+        while going.any() and done < segment.passes:
+            # `reference`: the keys of an image stay those of the inputs of its last pass.
+            renewed = slice(None) if exact else going
+            inputs[renewed, 1:] = tokens[renewed, :-1]
+            new = self.run_on(start, inputs)
+            change = _change(new, tokens, segment)
+            fresh = np.where(going, (new == tokens).all(axis=(1, 2)), exact)
+            tokens[going] = new[going]
+            # A value that is not finite ends it, too; it is reported with its block, once the sequence is read.
+            going &= change >= segment.tolerance
+            done += 1
+        if exact:
+            self._accepted[start] = tokens
+            if done < segment.tokens and not fresh.all():
+                done += self._refresh(start, first, tokens)
+        return done
+
+    def _refresh(self, start: int, first: NDArray, tokens: NDArray) -> int:
+        """Write the keys of accepted tokens: a pass whose outputs, one iteration further, do not count."""
+        self._accepted[start] = tokens
+        self._run(start, first, tokens, 0, tokens.shape[1])
+        return 1
+
+    def slide(self, start: int, first: NDArray, tokens: NDArray, window: Window) -> tuple[int, ...]:
+        """Decode by a window.
+
+        Args:
+            start: Position of the first token.
+            first: [B, 1, D], the token before it.
+            tokens: [B, n, D], guesses; updated in place.
+            window: The window. With a tolerance and several images, it moves past a token once all of them have it.
+
+        Returns:
+            By how many tokens it moved after each pass.
+        """
+        if window.tolerance is None:
+            self.run_schedule(start, first, tokens, window.schedule())
+            return window.advances or ()
+        advances: list[int] = []
+        offset = 0
+        while offset < window.tokens:
+            count = min(window.width, window.tokens - offset)
+            old = tokens[:, offset : offset + count]
+            new = self._run(start, first, tokens, offset, count)
             with np.errstate(all="ignore"):
-                changes.append(float(np.square(new - old).mean() / np.square(new).mean()))
-            old = new
-            if not changes[-1] >= jacobi.threshold:
-                break
-        self.store("previous", old[:, -1:])
-        self.seek(start + chunk)
-        return changes
+                change = np.sqrt(np.square(new - old).mean(axis=2)).max(axis=0)
+            tokens[:, offset : offset + count] = new
+            # The first token had final inputs; so had each behind it whose predecessors did not change.
+            moving = np.flatnonzero(~(change[:-1] < window.tolerance))
+            advances.append(int(moving[0]) + 1 if moving.size else count)
+            offset += advances[-1]
+        return tuple(advances)
 
     def read(self) -> NDArray:
-        samples = self.fetch("samples")[:, 0, self.block.prefix :]
-        return np.concatenate([self._first, samples], axis=1)
+        samples = self.fetch("samples")[:, 0].copy()
+        for start, tokens in self._accepted.items():
+            samples[:, start : start + tokens.shape[1]] = tokens
+        return np.concatenate([self._first, samples[:, self.block.prefix :]], axis=1)
+
+
+def _change(new: NDArray, old: NDArray, chunk: Chunk) -> NDArray:
+    """How far tokens moved, one value for each image or one for all."""
+    axes = (1, 2) if chunk.converged == "image" else None
+    with np.errstate(all="ignore"):
+        if chunk.norm == "max":
+            return np.asarray(np.abs(new - old).max(axis=axes))
+        return np.asarray(np.square(new - old).mean(axis=axes) / np.square(new).mean(axis=axes))
 
 
 def assert_in_place(runner: SequenceRunner) -> None:

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 
-def add_backend_arguments(parser: argparse.ArgumentParser) -> None:
+def add_backend_arguments(parser: argparse._ActionsContainer) -> None:
     """Declare --backend, --provider and --threads."""
     parser.add_argument(
         "--backend",
@@ -20,6 +20,17 @@ def add_backend_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--threads", type=int, default=0, help="threads within an operator on the CPU (default: one a core)"
+    )
+
+
+def add_plan_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare --plan."""
+    parser.add_argument(
+        "--plan",
+        default="auto",
+        metavar="auto|sequential|FILE",
+        help="how tokens are decoded: the plan stored by `starflow calibrate --plan`, if any (default); one by one; or as a "
+        "plan's JSON file says",
     )
 
 

@@ -1,7 +1,8 @@
 """Measure a bundle: time per token, images per second, bytes per token, per cent of the memory floor.
 
 The floor is the time it takes to read a step's weights and valid caches once, at the bandwidth measured between the
-repetitions. Variants are interleaved in one process; figures are medians.
+repetitions. Variants are interleaved in one process; figures are medians. A decode plan is measured beside sequential
+decoding, with the time its calibration predicts, its network passes and its error.
 
 Examples:
   starflow bench digits.bundle
@@ -15,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from starflow.runtime.commands.backend_arguments import add_backend_arguments, backend_options
+from starflow.runtime.commands.backend_arguments import add_backend_arguments, add_plan_argument, backend_options
 from starflow.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--repetitions", type=int, default=5, help="batches each decodes (default: 5)")
     add_backend_arguments(parser)
+    add_plan_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
@@ -41,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.repetitions < 1:
         raise UsageError(f"--repetitions {arguments.repetitions}: give a number of at least 1")
-    options = backend_options(arguments)
+    options = {"plan": arguments.plan, **backend_options(arguments)}
     with ExitStack() as stack:
         samplers = [
             stack.enter_context(Sampler.open(arguments.bundle, variant=name, **options))
@@ -81,7 +83,11 @@ def _print(benchmark: "Benchmark") -> None:
         highlight=False,
     )
     for variant in benchmark.variants:
-        title = f"{variant.variant}: {variant.images_per_second:.2f} images/s, batch {variant.batch}"
+        passes = variant.total.passes
+        title = (
+            f"{variant.variant}, {variant.decoding}: {variant.images_per_second:.2f} images/s, batch {variant.batch}, "
+            f"{passes:.0f} network passes"
+        )
         table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
         for column in ("flow block", "ms/token", "spread", "bytes/token", "floor ms", "% of floor"):
             table.add_column(column, justify="right", no_wrap=True)
@@ -96,5 +102,12 @@ def _print(benchmark: "Benchmark") -> None:
                 end_section=row.block == variant.rows[-2].block if len(variant.rows) > 1 else False,
             )
         console.print(table)
+        if variant.error is not None:
+            predicted = variant.predicted_milliseconds
+            said = f"{predicted:.1f} ms" if predicted is not None else "nothing (this plan was not calibrated here)"
+            console.print(
+                f"predicted {said}, measured {variant.batch_milliseconds:.1f} ms; error against sequential {variant.error:.1e}",
+                highlight=False,
+            )
     if any(variant.total.percent_of_floor > 100 for variant in benchmark.variants):
         console.print("More than 100 %: the weights stay in a processor cache, and memory is not the floor here.")

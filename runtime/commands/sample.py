@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from starflow.runtime.commands.backend_arguments import add_backend_arguments, backend_options
+from starflow.runtime.commands.backend_arguments import add_backend_arguments, add_plan_argument, backend_options
 from starflow.runtime.errors import UsageError
 
 
@@ -35,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--latents", type=Path, metavar="FILE.npy", help="write the data as well, float32 [N, C, H, W]")
     parser.add_argument("--variant", help="variant to run (default: the first one made for the backend)")
     add_backend_arguments(parser)
+    add_plan_argument(parser)
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
 
 
@@ -52,13 +53,14 @@ def run(arguments: argparse.Namespace) -> int:
     single_files = arguments.out.suffix.lower() != ".png"
     if single_files and arguments.out.suffix:
         raise UsageError(f"--out {arguments.out}: give a .png file, or a folder for single files")
-    with Sampler.open(arguments.bundle, variant=arguments.variant, **backend_options(arguments)) as sampler:
+    options = {"plan": arguments.plan, **backend_options(arguments)}
+    with Sampler.open(arguments.bundle, variant=arguments.variant, **options) as sampler:
         manifest = sampler.manifest
         condition, given = _condition(arguments)
         count = arguments.count or given or 1
         if given > 1 and count != given:
             condition = np.asarray(condition)[np.arange(count) % given]
-        null = None if arguments.null_condition is None else _load(arguments.null_condition)
+        null = None if arguments.null_condition is None else load_array(arguments.null_condition)
 
         pictures: list[Path] = []
         if manifest.image.mode != "latent":
@@ -85,6 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
             for path, image in zip(pictures, sheets, strict=True):
                 write_png(path, image)
         variant, backend = sampler.variant.name, sampler.backend.name
+        decoding = "by plan" if sampler.plan.blocks else "sequential"
     if arguments.json:
         outcome = {
             "images": count,
@@ -92,12 +95,16 @@ def run(arguments: argparse.Namespace) -> int:
             "images_per_second": count / seconds,
             "variant": variant,
             "backend": backend,
+            "decoding": decoding,
             "files": [str(path) for path in files],
         }
         print(json.dumps(outcome))
     else:
         where = ", ".join(map(str, files)) if len(files) <= 2 else f"{arguments.out}/ ({len(files)} files)"
-        print(f"{where}: {count} images in {seconds:.2f} s, {count / seconds:.2f} images/s, {variant} on {backend}")
+        print(
+            f"{where}: {count} images in {seconds:.2f} s, {count / seconds:.2f} images/s, "
+            f"{variant} on {backend}, {decoding}"
+        )
     return 0
 
 
@@ -107,7 +114,7 @@ def _condition(arguments: argparse.Namespace) -> tuple[Any, int]:
         labels = _labels(arguments.labels)
         return labels, len(labels)
     if arguments.condition is not None:
-        array = _load(arguments.condition)
+        array = load_array(arguments.condition)
         return array, 1 if array.ndim == 2 else len(array)
     return None, 0
 
@@ -128,7 +135,12 @@ def _labels(text: str) -> list[str]:
     return labels
 
 
-def _load(path: Path) -> Any:
+def load_array(path: Path) -> Any:
+    """An array from a .npy file.
+
+    Raises:
+        UsageError: it is missing or none.
+    """
     import numpy as np
 
     try:

@@ -128,7 +128,7 @@ def test_bf16_runs(tarflow_bundle: Path) -> None:
 
 @pytest.mark.parametrize("plan", ["sequential", Jacobi(4, 1e-6, 32)])
 def test_whole_samples(tiny_bundle: Path, plan: Jacobi | str, open_network: Callable[..., Sampler]) -> None:
-    with Sampler.open(tiny_bundle, variant="portable-fp32", plan=plan, threads=1) as sampler:  # type: ignore[arg-type]
+    with Sampler.open(tiny_bundle, variant="portable-fp32", plan=plan, threads=1) as sampler:
         noise = sampler.noise(3, 1)
         expected = sampler.generate(noise, [1, 2, 3], guidance=2.0)
     with open_network(tiny_bundle, "portable-fp32", plan) as sampler:
@@ -144,7 +144,7 @@ def open_network() -> Callable[..., Sampler]:
     def open_(root: Path, name: str, plan: Jacobi | str, rounding: bool = False) -> Sampler:
         bundle = Bundle.open(root)
         variant = bundle.variant(name, "portable")
-        return Sampler(bundle, variant, NetworkBackend(bundle, variant, rounding=rounding), plan)  # type: ignore[arg-type]
+        return Sampler(bundle, variant, NetworkBackend(bundle, variant, rounding=rounding), plan)
 
     return open_
 

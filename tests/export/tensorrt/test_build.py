@@ -39,7 +39,7 @@ def record(root: Path) -> BuildRecord:
 
 def engine_files(root: Path) -> set[Path]:
     """Everything under engines/ but the lock, also hidden files."""
-    return {path for path in (root / "engines").rglob("*") if path.is_file() and path.name != ".lock"}
+    return {path for path in (root / "engines").rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")

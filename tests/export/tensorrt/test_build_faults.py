@@ -39,7 +39,7 @@ def finish(build: subprocess.Popen[str]) -> tuple[int, list[bool], str]:
 
 def files(root: Path) -> list[str]:
     """Names of everything the last build left, but the lock."""
-    found = (path for path in (root / "engines").rglob("*") if path.is_file() and path.name != ".lock")
+    found = (path for path in (root / "engines").rglob("*") if path.is_file())
     return sorted(path.name.partition("-")[0] for path in found)
 
 

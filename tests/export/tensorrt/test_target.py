@@ -53,15 +53,23 @@ def test_a_flavour_that_builds_for_the_present_gpu_needs_one() -> None:
         assert len(found) == 1
 
 
-def test_bfloat16_needs_8_0(tiny_bundle: Path) -> None:
+@pytest.mark.parametrize(
+    ("precision", "too_old", "instead", "enough"),
+    [("bf16", "7.5", "fp16", "8.0,12.0"), ("fp8", "8.6", "int8", "8.9,12.0")],
+)
+def test_some_precisions_need_a_younger_gpu(
+    tiny_bundle: Path, precision: str, too_old: str, instead: str, enough: str
+) -> None:
+    name = f"portable-{precision}"
     variant = (
         Bundle.open(tiny_bundle)
         .variant("portable-fp16", "portable")
-        .model_copy(update={"precision": "bf16", "name": "portable-bf16"})
+        .model_copy(update={"precision": precision, "name": name})
     )
-    with pytest.raises(UsageError, match=r"portable-bf16: compute capability 7.5 .*bfloat16"):
-        parse_target("tensorrt-rtx:8.9,7.5").check_variant(variant)
-    parse_target("tensorrt-rtx:8.0,12.0").check_variant(variant)
+    message = rf"{name}: compute capability {too_old} does not compute in {precision}, .*a variant in {instead}"
+    with pytest.raises(UsageError, match=message):
+        parse_target(f"tensorrt-rtx:8.9,{too_old}").check_variant(variant)
+    parse_target(f"tensorrt-rtx:{enough}").check_variant(variant)
 
 
 def test_a_variant_for_the_cpu_cannot_be_built(tiny_bundle: Path) -> None:

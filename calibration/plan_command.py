@@ -1,0 +1,90 @@
+"""The plan part of `starflow calibrate`: its arguments, and what they start."""
+
+import argparse
+import json
+from pathlib import Path
+
+from starflow.runtime.commands.backend_arguments import add_backend_arguments
+from starflow.runtime.errors import UsageError
+
+
+def configure_plan(parser: argparse._ActionsContainer) -> None:
+    """Declare the arguments of plans; those it shares with other calibrations are there."""
+    add_backend_arguments(parser)
+    parser.add_argument(
+        "--condition", type=Path, metavar="FILE.npy", help="condition tokens [N, tokens, width] to sample"
+    )
+    parser.add_argument("--null-condition", type=Path, metavar="FILE.npy", help="null condition tokens [tokens, width]")
+    parser.add_argument("--widths", metavar="S,S,..", help="numbers of tokens in a pass to try (default: 2 to 64)")
+    parser.add_argument(
+        "--fixed",
+        action="store_true",
+        help="fixed numbers of passes only, which no device has to wait for (default on a GPU)",
+    )
+    parser.add_argument("--repetitions", type=int, default=7, help="of every timing (default: 7)")
+    parser.add_argument("--plan-file", type=Path, metavar="FILE.json", help="write the plan to a file as well")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="plot errors against passes")
+
+
+def run_plan(arguments: argparse.Namespace) -> int:
+    """Calibrate, store and report; 0 whether or not a plan pays."""
+    from starflow.calibration.cases import draw_cases
+    from starflow.calibration.plan import PlanOptions, calibrate_plan
+    from starflow.calibration.plan_report import as_json, print_report, write_plot
+    from starflow.runtime.atomic_write import atomic_file, check_file
+    from starflow.runtime.backends.choice import open_backend
+    from starflow.runtime.bundle import Bundle, changing_manifest, replace_manifest
+    from starflow.runtime.progress import progress_bar
+    from starflow.runtime.sampling_loop import SEQUENTIAL
+
+    for path in (arguments.plan_file, arguments.plot):
+        if path:
+            check_file(path)
+    if arguments.repetitions < 1 or not arguments.budget > 0:
+        raise UsageError("--repetitions and --budget take numbers above 0")
+    widths = _widths(arguments.widths) if arguments.widths else PlanOptions.widths
+    bundle = Bundle.open(arguments.bundle)
+    cases = draw_cases(
+        bundle, arguments.images, arguments.seed, arguments.guidance, arguments.condition, arguments.null_condition
+    )
+    variant, backend = open_backend(
+        bundle,
+        arguments.backend,
+        variant=arguments.variant,
+        provider=arguments.provider,
+        threads=arguments.threads,
+    )
+    options = PlanOptions(
+        budget=arguments.budget,
+        widths=widths,
+        fixed=arguments.fixed or backend.name != "onnxruntime cpu",
+        repetitions=arguments.repetitions,
+    )
+    with backend, progress_bar("calibrating", enabled=not arguments.json) as bar:
+        result = calibrate_plan(bundle, variant, backend, cases, options, progress=bar)
+    with changing_manifest(bundle.root) as manifest:
+        others = (spec for spec in manifest.plans if (spec.backend, spec.variant) != (backend.name, variant.name))
+        plans = (*others, *([result.spec] if result.spec else []))
+        if plans != manifest.plans:
+            replace_manifest(bundle.root, manifest.model_copy(update={"plans": plans}))
+    if arguments.plan_file:
+        with atomic_file(arguments.plan_file) as temporary:
+            plan = result.plan if result.spec else SEQUENTIAL
+            temporary.write_text(plan.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
+    if arguments.plot:
+        write_plot(result, arguments.plot)
+    if arguments.json:
+        print(json.dumps(as_json(result)))
+    else:
+        print_report(result)
+    return 0
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        widths = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise UsageError(f"--widths {text}: give numbers with commas between them, such as 4,8,16") from None
+    if widths[0] < 2:
+        raise UsageError(f"--widths {text}: a chunk has at least 2 tokens")
+    return widths
