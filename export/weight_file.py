@@ -22,7 +22,10 @@ SAFETENSORS_TYPES = {
     np.dtype(np.float32): "F32",
     np.dtype(np.float16): "F16",
     np.dtype(ml_dtypes.bfloat16): "BF16",
+    np.dtype(ml_dtypes.float8_e4m3fn): "F8_E4M3",
     np.dtype(np.int64): "I64",
+    np.dtype(np.int8): "I8",
+    np.dtype(np.uint8): "U8",  # codes of 4 bits as well, two to a byte
 }
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.export.network import arithmetic, attention, cache, movement, reductions
+from starflow.export.network import arithmetic, attention, cache, movement, quantization, reductions
 from starflow.export.network.cache import cache_pairs
 from starflow.export.network.constants import Constants
 from starflow.export.network.kernel import Compute, Kernel
@@ -17,7 +17,12 @@ from starflow.export.tensorrt.parse import ParsedGraph
 from starflow.runtime.errors import ExportError
 
 KERNELS: dict[str, Kernel] = (
-    arithmetic.KERNELS | movement.KERNELS | reductions.KERNELS | attention.KERNELS | cache.KERNELS
+    arithmetic.KERNELS
+    | movement.KERNELS
+    | reductions.KERNELS
+    | attention.KERNELS
+    | cache.KERNELS
+    | quantization.KERNELS
 )
 # Their results hold nothing that was not rounded before.
 _EXACT = frozenset(movement.KERNELS) | {"SELECT", "ATTENTION_OUTPUT", "KV_CACHE_UPDATE"}

@@ -1,0 +1,1 @@
+"""Commands that tune bundles: one module each, found by `starflow.runtime.command_line`."""
