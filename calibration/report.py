@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from starflow.calibration.weights import KEPT, SOURCE, MatrixResult, WeightCalibration
+from starflow.calibration.weight_results import KEPT, SOURCE, MatrixResult, WeightCalibration
 from starflow.export.verification.plots import COLOURS, GREY
 from starflow.export.verification.plots import STYLE as PLOT_STYLE
 from starflow.export.verification.report import STYLE

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from starflow.calibration.plan_command import configure_plan, run_plan
 
 if TYPE_CHECKING:
-    from starflow.calibration.weights import WeightCalibration, WeightRequest
+    from starflow.calibration.weight_results import WeightCalibration, WeightRequest
     from starflow.runtime.benchmark import Benchmark
     from starflow.runtime.bundle import Bundle
 
@@ -88,7 +88,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _run_weights(arguments: argparse.Namespace) -> int:
     from starflow.calibration.cases import draw_cases
     from starflow.calibration.inverted_data import invert_data, read_data
-    from starflow.calibration.weights import WeightRequest, calibrate_weights
+    from starflow.calibration.weight_results import WeightRequest
+    from starflow.calibration.weights import calibrate_weights
     from starflow.runtime.atomic_write import check_file
     from starflow.runtime.bundle import Bundle
     from starflow.runtime.progress import progress_bar
@@ -177,7 +178,7 @@ def _print(calibration: "WeightCalibration") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from starflow.calibration.weights import SOURCE
+    from starflow.calibration.weight_results import SOURCE
 
     console = Console()
     source, chosen = calibration.measurement(SOURCE), calibration.chosen

@@ -7,7 +7,8 @@ import pytest
 
 from starflow.calibration.cases import draw_cases
 from starflow.calibration.treatment import WeightType
-from starflow.calibration.weights import WeightCalibration, WeightRequest, calibrate_weights
+from starflow.calibration.weight_results import WeightCalibration, WeightRequest
+from starflow.calibration.weights import calibrate_weights
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime.bundle import Bundle
 from tests.models import class_config, write_checkpoint

@@ -11,7 +11,8 @@ import pytest
 from starflow.calibration.cases import Cases, draw_cases
 from starflow.calibration.report import write_report
 from starflow.calibration.variant_writer import VariantWriter
-from starflow.calibration.weights import ALL, PLAIN, SOURCE, WeightCalibration, WeightRequest, calibrate_weights
+from starflow.calibration.weight_results import ALL, PLAIN, SOURCE, WeightCalibration, WeightRequest
+from starflow.calibration.weights import calibrate_weights
 from starflow.export.network.backend import NetworkBackend
 from starflow.export.tensorrt.build import BuildRequest, build_bundle
 from starflow.export.tensorrt.target import parse_target
