@@ -1,6 +1,5 @@
 """A weight calibration as one HTML file: what was tried, what was taken, every matrix, and samples side by side."""
 
-import base64
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,13 +10,11 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from PIL import Image
 
 from starflow.calibration.weight_results import KEPT, SOURCE, MatrixResult, WeightCalibration
+from starflow.export.html_page import STYLE, png, section, table
 from starflow.export.verification.plots import COLOURS, GREY
 from starflow.export.verification.plots import STYLE as PLOT_STYLE
-from starflow.export.verification.report import STYLE
 from starflow.runtime.atomic_write import atomic_file
 from starflow.runtime.benchmark import Benchmark
 from starflow.runtime.bundle import Bundle
@@ -92,7 +89,7 @@ def _measured(calibration: WeightCalibration) -> Iterator[str]:
         "'calibrated, all matrices', after calibration. Choices keep some matrices more exact to stay within the budget."
     )
     columns = ("weights", "MB a pass reads", "of source", "error", "median image", "worst image")
-    yield from _section("Measured", _table(columns, rows, range(1, 6)), text)
+    yield from section("Measured", table(columns, rows, range(1, 6)), text)
 
 
 def _frontier(calibration: WeightCalibration) -> Iterator[str]:
@@ -115,7 +112,7 @@ def _frontier(calibration: WeightCalibration) -> Iterator[str]:
         buffer = io.StringIO()
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     svg = re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
-    yield from _section("Bytes against error", [svg])
+    yield from section("Bytes against error", [svg])
 
 
 def _samples(image: ImageSpec, calibration: WeightCalibration) -> Iterator[str]:
@@ -126,9 +123,9 @@ def _samples(image: ImageSpec, calibration: WeightCalibration) -> Iterator[str]:
         scale = max(1, -(-SMALLEST_IMAGE // shown.shape[1]))
         label = f"{calibration.variant.quantization.source if calibration.variant.quantization else ''} (exact)"
         caption = escape(label if name == SOURCE else name)
-        picture = f'<img alt="samples of {caption}" width="{sheet.shape[1] * scale}" src="{_png(sheet)}">'
+        picture = f'<img alt="samples of {caption}" width="{sheet.shape[1] * scale}" src="{png(sheet)}">'
         body.append(f"<figure><figcaption>{caption}</figcaption>{picture}</figure>")
-    yield from _section("Samples", body, "The same noise and conditions in every row.")
+    yield from section("Samples", body, "The same noise and conditions in every row.")
 
 
 def _blocks(calibration: WeightCalibration) -> Iterator[str]:
@@ -141,9 +138,7 @@ def _blocks(calibration: WeightCalibration) -> Iterator[str]:
         cells = (*counts, _megabytes(source), _megabytes(stored), f"{stored / source:.0%}")
         rows.append(f"<tr><td>{block}</td>{_numbers(cells)}</tr>")
     columns = ("flow block", *treatments, "MB before", "MB now", "of before")
-    yield from _section(
-        "Flow blocks", _table(columns, rows, range(1, len(columns))), "Matrices by what became of them."
-    )
+    yield from section("Flow blocks", table(columns, rows, range(1, len(columns))), "Matrices by what became of them.")
 
 
 def _matrices(calibration: WeightCalibration) -> Iterator[str]:
@@ -151,12 +146,12 @@ def _matrices(calibration: WeightCalibration) -> Iterator[str]:
     columns = (
         "matrix", "out x in", "became", "output error, plain", "calibrated", *(f"sample error, {n}" for n in names), "KB before", "KB now",
     )  # fmt: skip
-    table = _table(columns, (_matrix(matrix, names) for matrix in calibration.matrices), range(3, len(columns)))
+    rows = table(columns, (_matrix(matrix, names) for matrix in calibration.matrices), range(3, len(columns)))
     text = (
         "Output error: of the product's outputs from its weights alone, in the smallest type. Sample error: what the matrix alone does "
         "to the samples, predicted from what it does to its flow block; activations rounded on the way included."
     )
-    yield from _section("Matrices", ["<details open><summary>All</summary>", *table, "</details>"], text)
+    yield from section("Matrices", ["<details open><summary>All</summary>", *rows, "</details>"], text)
 
 
 def _matrix(matrix: MatrixResult, names: Sequence[str]) -> str:
@@ -190,23 +185,7 @@ def _speed(benchmark: Benchmark) -> Iterator[str]:
         f"{benchmark.bandwidth / 1e9:.1f} GB/s. `starflow bench` measures with more care."
     )
     columns = ("variant", "ms a token", "spread", "MB a token", "of floor", "images/s")
-    yield from _section("Speed on this machine", _table(columns, rows, range(1, 6)), text)
-
-
-def _section(title: str, body: Iterable[str], text: str = "") -> Iterator[str]:
-    yield f"<h2>{title}</h2>"
-    if text:
-        yield f"<p>{escape(text)}</p>"
-    yield "<section>"
-    yield from body
-    yield "</section>"
-
-
-def _table(columns: Sequence[str], rows: Iterable[str], numbers: Sequence[int]) -> Iterator[str]:
-    heads = "".join(f"<th{' class=number' if i in numbers else ''}>{escape(c)}</th>" for i, c in enumerate(columns))
-    yield f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>'
-    yield from rows
-    yield "</tbody></table></div>"
+    yield from section("Speed on this machine", table(columns, rows, range(1, 6)), text)
 
 
 def _numbers(cells: Iterable[str]) -> str:
@@ -223,9 +202,3 @@ def _percent(value: float) -> str:
 
 def _megabytes(value: int) -> str:
     return f"{value / 1e6:.2f}"
-
-
-def _png(image: NDArray[np.uint8]) -> str:
-    file = io.BytesIO()
-    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(file, format="png")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

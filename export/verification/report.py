@@ -1,15 +1,10 @@
 """A verification as one HTML file that needs nothing else: verdict, what was compared, table, plots, images."""
 
-import base64
-import io
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
+from starflow.export.html_page import STYLE, png, section, table
 from starflow.export.verification.agreement import Measurement
 from starflow.export.verification.plots import block_plot, growth_plot, route_colours
 from starflow.export.verification.results import bound, count, figure, findings, guard_line, headline, worst
@@ -29,40 +24,6 @@ KIND_TEXT: dict[Kind, str] = {
     "block, not from block to block.",
     "sample": "The whole sample, as it is run in use: every error is carried on to all that follows.",
 }
-
-STYLE = """
-:root { --ink: #1d2129; --soft: #5b626d; --line: #e3e6ea; --good: #0a7d4f; --bad: #c2272d; --note: #9a6700; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f6f7f9; color: var(--ink); font: 15px/1.55 system-ui, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 32px 24px 64px; }
-h1 { font-size: 22px; margin: 0 0 2px; }
-h2 { font-size: 17px; margin: 40px 0 6px; }
-h3 { font-size: 15px; margin: 20px 0 2px; }
-p { margin: 4px 0 10px; color: var(--soft); max-width: 84ch; }
-section, header { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 18px 22px; margin: 10px 0; }
-header { border-left: 6px solid var(--good); padding: 22px 26px; margin-bottom: 18px; }
-header.failed { border-left-color: var(--bad); }
-header p { font-size: 16px; color: var(--ink); margin: 0; }
-.verdict { color: var(--good); } .failed .verdict, .no { color: var(--bad); font-weight: 600; } .yes { color: var(--good); }
-.note { color: var(--note); font-weight: 600; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 20px; margin: 0; }
-dt { color: var(--soft); } dd { margin: 0; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
-th { text-align: left; color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--line); padding: 5px 10px 5px 0; }
-td { padding: 4px 10px 4px 0; border-bottom: 1px solid #f0f2f4; white-space: nowrap; }
-td.wrap { white-space: normal; }
-td.number, th.number { text-align: right; }
-tr.first td { border-top: 1px solid var(--line); }
-tr.failing td { background: #fdf1f1; }
-svg { width: 100%; height: auto; display: block; }
-svg text { font-family: system-ui, "Segoe UI", Roboto, sans-serif !important; }
-img { image-rendering: pixelated; display: block; border-radius: 4px; max-width: 100%; height: auto; justify-self: start; }
-figure { margin: 10px 0; display: grid; grid-template-columns: 210px 1fr; align-items: center; gap: 14px; }
-figcaption { font-size: 13.5px; } .swatch { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 8px; }
-details > summary { cursor: pointer; color: var(--soft); }
-footer { color: var(--soft); font-size: 13px; margin-top: 28px; }
-"""
 
 
 def write_report(path: Path, bundle: Bundle, result: Verification, tolerances: Tolerances) -> None:
@@ -103,7 +64,7 @@ def _verdict(bundle: Bundle, result: Verification) -> Iterator[str]:
         rows = (
             f'<tr class="failing"><td>{escape(r)}</td><td class="wrap">{escape(what)}</td></tr>' for r, what in wrong
         )
-        yield from _section("What is wrong", _table(("route", "finding"), rows))
+        yield from section("What is wrong", table(("route", "finding"), rows))
 
 
 def _compared(bundle: Bundle, result: Verification) -> Iterator[str]:
@@ -123,7 +84,7 @@ def _compared(bundle: Bundle, result: Verification) -> Iterator[str]:
         "Tools": ", ".join(f"{name} {version}" for name, version in manifest.provenance.tools.items()),
     }
     rows = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
-    yield from _section("What was compared", [f"<dl>{rows}</dl>"])
+    yield from section("What was compared", [f"<dl>{rows}</dl>"])
 
 
 def _not_run(result: Verification) -> Iterator[str]:
@@ -133,7 +94,7 @@ def _not_run(result: Verification) -> Iterator[str]:
             for r in result.not_run
         )
         text = "Nothing is known about these; they count neither as passed nor as failed."
-        yield from _section("What was not run", _table(("", "route", "why"), rows), text)
+        yield from section("What was not run", table(("", "route", "why"), rows), text)
 
 
 def _summary(result: Verification) -> Iterator[str]:
@@ -141,13 +102,13 @@ def _summary(result: Verification) -> Iterator[str]:
         "Of every route and kind of input, the flow block nearest to its tolerance. Errors: the largest difference of a single "
         "value; the same, scaled by max(1, |value|); and the difference of all values relative to their size (Euclidean norm)."
     )
-    yield from _section("Summary", _measurements(list(worst(result)), result), text)
+    yield from section("Summary", _measurements(list(worst(result)), result), text)
 
 
 def _every_block(result: Verification) -> Iterator[str]:
-    table = "\n".join(_measurements(result.measurements, result))
-    body = [f"<details><summary>{count(len(result.measurements), 'comparison')}</summary>{table}</details>"]
-    yield from _section("Every flow block", body)
+    content = "\n".join(_measurements(result.measurements, result))
+    body = [f"<details><summary>{count(len(result.measurements), 'comparison')}</summary>{content}</details>"]
+    yield from section("Every flow block", body)
 
 
 def _measurements(measurements: Sequence[Measurement], result: Verification) -> Iterator[str]:
@@ -181,7 +142,7 @@ def _measurements(measurements: Sequence[Measurement], result: Verification) -> 
         verdict = '<span class="yes">ok</span>' if m.passed else '<span class="no">FAILED</span>'
         classes = " ".join(name for name, on in (("first", new), ("failing", not m.passed)) if on)
         rows.append(f'<tr class="{classes}"><td>{name}</td><td>{m.kind}</td>{cells}<td>{verdict}</td></tr>')
-    return _table(columns, rows, numbers=range(2, 9))
+    return table(columns, rows, numbers=range(2, 9))
 
 
 def _plots(result: Verification) -> Iterator[str]:
@@ -190,9 +151,9 @@ def _plots(result: Verification) -> Iterator[str]:
         "unit in the last place: how far this model alone carries the smallest disturbance. A route that runs in parallel to it "
         "differs by rounding; one that rises on its own, or jumps, computes something else."
     )
-    yield from _section("Error growth over the whole sample", [growth_plot(result)], text)
-    yield from _section("Inputs given: the error of the arithmetic", [block_plot(result, "given")], KIND_TEXT["given"])
-    yield from _section("Each flow block on its own tokens", [block_plot(result, "block")], KIND_TEXT["block"])
+    yield from section("Error growth over the whole sample", [growth_plot(result)], text)
+    yield from section("Inputs given: the error of the arithmetic", [block_plot(result, "given")], KIND_TEXT["given"])
+    yield from section("Each flow block on its own tokens", [block_plot(result, "block")], KIND_TEXT["block"])
 
 
 def _images(result: Verification) -> Iterator[str]:
@@ -204,9 +165,9 @@ def _images(result: Verification) -> Iterator[str]:
         scale = max(1, -(-SMALLEST_IMAGE // shown.shape[1]))
         name = f"{_swatch(colours.get(route, '#8a8f98'))}{escape(route)}{' (reference)' if route == result.reference else ''}"
         width = sheet.shape[1] * scale
-        picture = f'<img alt="samples of {escape(route)}" style="width:{width}px" src="{_png(sheet)}">'
+        picture = f'<img alt="samples of {escape(route)}" style="width:{width}px" src="{png(sheet)}">'
         body.append(f"<figure><figcaption>{name}</figcaption>{picture}</figure>")
-    yield from _section("Samples", body, "The same noise and conditions in every row.")
+    yield from section("Samples", body, "The same noise and conditions in every row.")
 
 
 def _tolerances(tolerances: Tolerances) -> Iterator[str]:
@@ -215,33 +176,9 @@ def _tolerances(tolerances: Tolerances) -> Iterator[str]:
         f"{t.value:g}</td><td>{'<span class=note>set by hand</span>' if t.chosen else 'default'}</td></tr>"
         for (precision, kind), t in tolerances.items()
     )
-    table = "\n".join(_table(("precision", "inputs", "tolerance", ""), rows, numbers=(2,)))
-    yield from _section("Tolerances", [f"<details><summary>By precision and inputs</summary>{table}</details>"])
-
-
-def _section(title: str, body: Iterator[str] | list[str], text: str = "") -> Iterator[str]:
-    yield f"<h2>{title}</h2>"
-    if text:
-        yield f"<p>{escape(text)}</p>"
-    yield "<section>"
-    yield from body
-    yield "</section>"
-
-
-def _table(columns: Sequence[str], rows: Iterator[str] | list[str], numbers: Sequence[int] = ()) -> Iterator[str]:
-    heads = "".join(
-        f"<th{' class=number' if index in numbers else ''}>{column}</th>" for index, column in enumerate(columns)
-    )
-    yield f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>'
-    yield from rows
-    yield "</tbody></table></div>"
+    content = "\n".join(table(("precision", "inputs", "tolerance", ""), rows, numbers=(2,)))
+    yield from section("Tolerances", [f"<details><summary>By precision and inputs</summary>{content}</details>"])
 
 
 def _swatch(colour: str) -> str:
     return f'<span class="swatch" style="background:{colour}"></span>'
-
-
-def _png(image: NDArray[np.uint8]) -> str:
-    file = io.BytesIO()
-    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(file, format="png")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
