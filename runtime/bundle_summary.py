@@ -1,20 +1,16 @@
 """A bundle in a few facts, for `starflow inspect` and reports."""
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 from starflow.runtime.build_record import BuildRecord, read_builds
 from starflow.runtime.bundle import Bundle
-from starflow.runtime.manifest import GraphSpec, Manifest, Variant, fixed_shape
-
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
+from starflow.runtime.manifest import GraphSpec, Manifest, Variant, tensor_bytes
 
 
 def cache_bytes(graph: GraphSpec) -> int:
     """Bytes of all caches of a block."""
-    caches = (spec for spec in graph.inputs if spec.role == "cache")
-    return sum(prod(fixed_shape(spec)) * ITEM_BYTES[spec.dtype] for spec in caches)
+    return sum(tensor_bytes(spec) for spec in graph.inputs if spec.role == "cache")
 
 
 def summarise(bundle: Bundle, variants: Sequence[Variant]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from starflow.runtime.plan_spec import PlanSpec
 from starflow.runtime.validation import Part
 
 SCHEMA_VERSION = 1
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 
 Role = Literal[
     "position",
@@ -47,6 +48,11 @@ class TensorSpec(Part):
 def fixed_shape(spec: TensorSpec, count: int = 1) -> tuple[int, ...]:
     """The shape of a tensor in a run of `count` tokens."""
     return tuple(count if isinstance(size, str) else size for size in spec.shape)
+
+
+def tensor_bytes(spec: TensorSpec, count: int = 1) -> int:
+    """The size of a tensor in a run of `count` tokens."""
+    return math.prod(fixed_shape(spec, count)) * ITEM_BYTES[spec.dtype]
 
 
 class FileSpec(Part):

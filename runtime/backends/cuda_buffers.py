@@ -2,15 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from starflow.runtime.backends.cuda_device import DeviceMemory, PinnedMemory, Stream
-from starflow.runtime.manifest import GraphSpec, TensorSpec, fixed_shape
-
-ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
+from starflow.runtime.manifest import GraphSpec, TensorSpec, fixed_shape, tensor_bytes
 
 
 class TensorBuffer:
@@ -41,7 +38,7 @@ class TensorBuffer:
 
     def size(self, count: int) -> int:
         """Its bytes, as a tensor of `count` tokens."""
-        return prod(fixed_shape(self._spec, count)) * ELEMENT_BYTES[self._spec.dtype]
+        return tensor_bytes(self._spec, count)
 
     def store(self, value: NDArray | np.float32, count: int) -> None:
         """Fill it, as a tensor of `count` tokens, and wait until it is filled."""
