@@ -83,6 +83,24 @@ class InputRecorder:
         seen = {value: LayerInputs(moments[value] / counts[value], np.concatenate(kept[value])) for value in values}
         return {linear.weight: seen[linear.value] for linear in linears}
 
+    def cache_peaks(self) -> dict[str, NDArray]:
+        """Largest magnitude in each channel of the caches, over rows and positions.
+
+        Returns:
+            By name of the cache input, [kv_heads, head_size] float32.
+        """
+        caches = {spec.name: spec.updated_by for spec in self._spec.inputs if spec.role == "cache"}
+        batches = self._trace.inputs[self._block.index]
+        tokens = np.split(self._trace.tokens[self._block.index], len(batches))
+        peaks: dict[str, NDArray] = {}
+        for inputs, made in zip(batches, tokens, strict=True):
+            found = self._session.run(list(caches.values()), self._feed(inputs, made))
+            for name, cache in zip(caches, found, strict=True):
+                _, heads, _, size = cache.shape  # rows count as heads
+                by_row = np.abs(cache).max(axis=(0, 2)).reshape(self._block.rows, heads // self._block.rows, size)
+                peaks[name] = np.maximum(peaks.get(name, 0.0), by_row.max(axis=0))
+        return peaks
+
     def _feed(self, inputs: BlockInputs, tokens: NDArray) -> dict[str, Any]:
         """One run over every position, each given the token that truly came before it."""
         block = self._block

@@ -10,11 +10,12 @@ import onnx
 from numpy.typing import NDArray
 
 from starflow.calibration.graph_edit import EditedGraph
+from starflow.export.tensor_roles import graph_tensors
 from starflow.export.verification.trace import Case, RecordedTrace, decode_given
 from starflow.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.errors import BackendError
-from starflow.runtime.manifest import FileSpec, Variant
+from starflow.runtime.manifest import FileSpec, GraphSpec, Variant
 from starflow.runtime.sampler import Sampler
 
 
@@ -65,7 +66,7 @@ def error_given(bundle: Bundle, variant: Variant, block: int, trace: RecordedTra
         images: How many of its images to look at, in whole batches.
         threads: Threads within an operator; 0 takes one per physical core.
     """
-    spec = bundle.manifest.blocks[block]
+    spec = bundle.autoregressive.blocks[block]
     batches = trace.inputs[block]
     tokens = np.split(trace.tokens[block], len(batches))
     count = max(1, images // bundle.manifest.batch)
@@ -96,9 +97,7 @@ def candidate(bundle: Bundle, variant: Variant, graphs: Mapping[int, EditedGraph
                 graph.embedded(), path, save_as_external_data=True, location=f"{path.name}.weights", size_threshold=4096
             )
         specs = tuple(
-            graph.model_copy(update={"file": FileSpec.model_construct(path=paths[graph.block], bytes=0, sha256="")})
-            if graph.block in paths
-            else graph
+            _respecified(graph, graphs[graph.block].model, paths[graph.block]) if graph.block in paths else graph
             for graph in variant.graphs
         )
         yield variant.model_copy(update={"graphs": specs})
@@ -106,6 +105,13 @@ def candidate(bundle: Bundle, variant: Variant, graphs: Mapping[int, EditedGraph
         for name in paths.values():
             (bundle.root / name).unlink(missing_ok=True)
             (bundle.root / f"{name}.weights").unlink(missing_ok=True)
+
+
+def _respecified(graph: GraphSpec, model: onnx.ModelProto, path: str) -> GraphSpec:
+    """The entry of a graph for another file, whose caches may have another type."""
+    inputs, outputs = graph_tensors(model)
+    file = FileSpec.model_construct(path=path, bytes=0, sha256="")
+    return graph.model_copy(update={"file": file, "inputs": inputs, "outputs": outputs})
 
 
 def remove_abandoned(bundle: Bundle) -> None:

@@ -5,6 +5,7 @@
     matrices   scaled, rounded by GPTQ in every treatment of the ladder
     errors     each matrix in each treatment alone, on given tokens; each block as a whole, on whole samples
     choice     one treatment a matrix, the least bytes under the budget; sampled, corrected, sampled again
+    caches     of 8 bits for the flow blocks where the budget bears that, too (cpu only)
     variant    written beside the others, then named in the manifest
 
 Everything is measured on the cpu lowering in float32, which every calibration needs to be in the bundle. Integer products are
@@ -12,17 +13,15 @@ measured as they run. Portable variants are measured with their dequantised weig
 not the weights' doing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from starflow.calibration.cache_edit import quantize_caches
 from starflow.calibration.cases import Cases
-from starflow.calibration.gptq import gptq
 from starflow.calibration.graph_edit import EditedGraph, Replacement, edit_graph, simulate
-from starflow.calibration.input_scaling import choose_scales, output_error
-from starflow.calibration.layer_inputs import InputRecorder, LayerInputs
+from starflow.calibration.layer_inputs import InputRecorder
 from starflow.calibration.precision_choice import Choice, Option, choose, predicted_error, total_cost
 from starflow.calibration.sample_error import (
     SampleError,
@@ -32,16 +31,10 @@ from starflow.calibration.sample_error import (
     sample,
     sample_error,
 )
-from starflow.calibration.step_graph_weights import Linear, Norm, StepGraphWeights, float_bytes
+from starflow.calibration.step_graph_weights import Norm, StepGraphWeights, float_bytes
 from starflow.calibration.treatment import SMALLEST, SOURCES, TREATMENTS, Lowering
 from starflow.calibration.variant_writer import VariantWriter
-from starflow.calibration.weight_format import (
-    QuantizedMatrix,
-    WeightFormat,
-    best_scales,
-    largest_scales,
-    nearest_codes,
-)
+from starflow.calibration.weight_candidates import BlockCandidates, round_block
 from starflow.calibration.weight_results import (
     ALL,
     KEPT,
@@ -58,13 +51,13 @@ from starflow.runtime.bundle import Bundle
 from starflow.runtime.bundle_lock import bundle_lock
 from starflow.runtime.errors import BundleError, ExportError, UsageError
 from starflow.runtime.manifest import Quantization, Variant
+from starflow.runtime.memory_use import cache_bytes
 from starflow.runtime.progress import Report, no_report
 
 ROUNDS = 6  # of choosing and sampling
 MOST_ROUNDS = 12  # where none has kept the budget yet
 CLOSE = 0.8  # of the budget: an error between this and 1 is good enough to stop
 GIVEN_IMAGES = 16  # that single matrices are measured on
-HESSIAN_BYTES = 1 << 30  # of second moments held at a time
 
 
 def calibrate_weights(
@@ -95,7 +88,7 @@ def calibrate_weights(
         raise UsageError(f"--budget {request.budget}: give a relative error above 0, such as 0.005")
     lowerings = _lowerings(bundle, request)
     # A plan approximates; what weights do is measured token by token.
-    bundle = Bundle(bundle.root, bundle.manifest.model_copy(update={"plans": ()}))
+    bundle = Bundle(bundle.root, bundle.autoregressive.model_copy(update={"plans": ()}))
     with bundle_lock(bundle.root, "work", waiting):
         remove_abandoned(bundle)
         measured = bundle.variant(SOURCES["cpu"], "cpu")
@@ -140,31 +133,12 @@ class _Steps:
 
     def __init__(self, report: Report, bundle: Bundle, variants: int) -> None:
         self._report, self._done = report, 0
-        blocks = sum(not block.identity for block in bundle.manifest.blocks)
-        self._total = 1 + variants * (3 * blocks + 2 + ROUNDS + 1)
+        blocks = sum(not block.identity for block in bundle.autoregressive.blocks)
+        self._total = 1 + variants * (4 * blocks + 2 + ROUNDS + 1)
 
     def __call__(self, doing: str, count: int = 1) -> None:
         self._report(min(self._done, self._total), self._total, doing)
         self._done += count
-
-
-@dataclass(frozen=True)
-class _Candidates:
-    """What a flow block's matrices may become.
-
-    Attributes:
-        weights: Its graph in float32.
-        scales: Of the norms whose outputs are scaled.
-        plain: By matrix, rounded plainly in the smallest treatment.
-        calibrated: By matrix and treatment.
-        output_errors: By matrix: of the outputs, plain and calibrated.
-    """
-
-    weights: StepGraphWeights
-    scales: dict[Norm, NDArray]
-    plain: dict[str, Replacement]
-    calibrated: dict[str, dict[str, Replacement]]
-    output_errors: dict[str, tuple[float, float]]
 
 
 class _Calibration:
@@ -186,11 +160,10 @@ class _Calibration:
         self.source = bundle.variant(SOURCES[lowering], lowering)
         self.treatments = TREATMENTS[lowering, request.weights]
         self.name = f"{lowering}-{request.weights}"
-        self.scale_type = np.dtype(np.float32 if lowering == "cpu" else np.float16)
 
     def run(self) -> WeightCalibration:
         blocks = [graph.block for graph in self.source.graphs]
-        self.blocks = {block: self._candidates(block) for block in reversed(blocks)}
+        self.blocks = {block: self._round(block) for block in reversed(blocks)}
         options = {block: self._options(block) for block in self.blocks}
         self.options = {name: each for block in self.blocks for name, each in options[block].items()}
         if not self.options:
@@ -204,7 +177,10 @@ class _Calibration:
         measured.append(Measured(ALL, self._bytes(self._all()), sample_error(found, self.exact)))
         choice, tried, samples = self._choose()
         measured += tried
-        variant = self._write(choice, measured)
+        caches: frozenset[int] = frozenset()
+        if self.lowering == "cpu":
+            caches, measured[-1], samples = self._choose_caches(choice, measured[-1], samples)
+        variant = self._write(choice, caches, measured)
         return WeightCalibration(
             variant=variant,
             request=self.request,
@@ -216,84 +192,14 @@ class _Calibration:
             samples={SOURCE: self.exact, PLAIN: plain, self.name: samples},
         )
 
-    # Matrices
-
-    def _candidates(self, block: int) -> _Candidates:
-        """Round every matrix of a block in every treatment."""
+    def _round(self, block: int) -> BlockCandidates:
         self.steps(f"{self.name}: flow block {block}, looking at inputs")
         spec = self.bundle.graph(self.measured, block)
         weights = StepGraphWeights(self.bundle.root / spec.file.path)
-        linears = [linear for linear in weights.linears.values() if self._can(linear)]
         recorder = InputRecorder(
-            weights, spec, self.bundle.manifest.blocks[block], self.trace, threads=self.request.threads
+            weights, spec, self.bundle.autoregressive.blocks[block], self.trace, threads=self.request.threads
         )
-        found = _Candidates(weights, {}, {}, {}, {})
-        for group in _groups(linears, weights.norms):
-            inputs = recorder.record(group)
-            scaled = self._scale(weights, group, inputs, found.scales)
-            for linear in group:
-                self._round(weights, linear, inputs[linear.weight], scaled.get(linear.weight), found)
-        return found
-
-    def _can(self, linear: Linear) -> bool:
-        return linear.outputs * linear.inputs >= SMALLEST and self.treatments[0].block(linear.inputs) is not None
-
-    def _scale(
-        self,
-        weights: StepGraphWeights,
-        group: Sequence[Linear],
-        inputs: Mapping[str, LayerInputs],
-        scales: dict[Norm, NDArray],
-    ) -> dict[str, NDArray]:
-        """Choose scales for the norms before these matrices; by matrix, the scales of its inputs."""
-        first, named = self.treatments[0], {linear.weight: linear for linear in group}
-        found: dict[str, NDArray] = {}
-        for norm in weights.norms:
-            if all(name in named for name in norm.weights):
-                size = named[norm.weights[0]].inputs
-                chosen = choose_scales(
-                    [weights.array(name).astype(np.float32) for name in norm.weights],
-                    inputs[norm.weights[0]],
-                    first.format,
-                    first.block(size) or size,
-                    rounded_inputs=self.lowering == "cpu",
-                )
-                if (chosen != 1).any():
-                    scales[norm] = chosen
-                    found |= dict.fromkeys(norm.weights, chosen)
-        return found
-
-    def _round(
-        self,
-        weights: StepGraphWeights,
-        linear: Linear,
-        inputs: LayerInputs,
-        scales: NDArray | None,
-        found: _Candidates,
-    ) -> None:
-        name, matrix = linear.weight, weights.array(linear.weight).astype(np.float32)
-        factors = np.ones(linear.inputs) if scales is None else scales
-        scaled = (matrix * factors).astype(np.float32)
-        hessian = inputs.hessian / np.outer(factors, factors)
-        found.calibrated[name] = {}
-        rounded: dict[tuple[WeightFormat, int], QuantizedMatrix] = {}  # treatments may differ in activations alone
-        for treatment in self.treatments:
-            block = treatment.block(linear.inputs)
-            if block is None:
-                continue
-            key = (treatment.format, block)
-            if key not in rounded:
-                steps = best_scales(scaled, treatment.format, block, self.scale_type, np.diagonal(hessian))
-                rounded[key] = gptq(scaled, hessian, steps, treatment.format)
-            found.calibrated[name][treatment.name] = Replacement(rounded[key], treatment.wide)
-        first = self.treatments[0]
-        steps = largest_scales(matrix, first.format, first.block(linear.inputs) or linear.inputs, self.scale_type)
-        found.plain[name] = Replacement(nearest_codes(matrix, steps, first.format))
-        calibrated = found.calibrated[name][first.name].matrix.dequantized() / factors
-        found.output_errors[name] = (
-            output_error(matrix, found.plain[name].matrix.dequantized(), inputs),
-            output_error(matrix, calibrated, inputs),
-        )
+        return round_block(weights, recorder, self.treatments, self.lowering)
 
     # Errors
 
@@ -375,6 +281,24 @@ class _Calibration:
             )
         return best[0], [*tried, best[1]], best[2]
 
+    def _choose_caches(
+        self, choice: Choice, result: Measured, samples: NDArray
+    ) -> tuple[frozenset[int], Measured, NDArray]:
+        """Caches of 8 bits for each flow block whose samples stay in the budget with them; the largest caches first."""
+        kinds = {name: option.name for name, option in choice.items() if option.name != KEPT}
+        caches: frozenset[int] = frozenset()
+        for block in sorted(self.blocks, key=lambda block: -cache_bytes(self.bundle.graph(self.source, block))):
+            self.steps(f"{self.name}: flow block {block}, sampling with caches of 8 bits")
+            found = self._sample(self._edit(kinds, caches | {block}))
+            error = sample_error(found, self.exact)
+            if error.total <= self.request.budget:
+                caches |= {block}
+                what = f"{result.what.partition(',')[0]}, 8-bit caches"
+                scales = sum(peak.nbytes for peak in self.blocks[block].cache_peaks.values())
+                rows = self.bundle.autoregressive.blocks[block].rows
+                result, samples = Measured(what, result.bytes + rows * scales, error), found
+        return caches, result, samples
+
     def _frontier(self) -> tuple[tuple[float, int], ...]:
         """Bytes for errors, as predicted before anything was corrected."""
         points = []
@@ -391,14 +315,19 @@ class _Calibration:
         """Every matrix in its smallest treatment."""
         return {name: next(iter(kinds)) for block in self.blocks.values() for name, kinds in block.calibrated.items()}
 
-    def _edit(self, chosen: Mapping[str, str]) -> dict[int, EditedGraph]:
+    def _edit(self, chosen: Mapping[str, str], caches: Collection[int] = ()) -> dict[int, EditedGraph]:
         """Graphs to measure a choice with, of the blocks it changes."""
         graphs = {}
         for block, candidates in self.blocks.items():
             replacements = {n: candidates.calibrated[n][k] for n, k in chosen.items() if n in candidates.calibrated}
-            if replacements:
+            if replacements or block in caches:
                 graphs[block] = self._measurable(block, replacements)
+            if block in caches:
+                self._quantize_caches(block, graphs[block])
         return graphs
+
+    def _quantize_caches(self, block: int, graph: EditedGraph) -> None:
+        quantize_caches(graph, self.bundle.autoregressive.blocks[block], self.blocks[block].cache_peaks)
 
     def _plain_graphs(self) -> dict[int, EditedGraph]:
         return {
@@ -438,7 +367,7 @@ class _Calibration:
                     total += kinds[chosen[name]].matrix.bytes - self._source_bytes(candidates, name)
         return total
 
-    def _source_bytes(self, candidates: _Candidates, name: str) -> int:
+    def _source_bytes(self, candidates: BlockCandidates, name: str) -> int:
         stored = float_bytes(candidates.weights, name)
         return stored if self.lowering == "cpu" else stored // 2
 
@@ -459,7 +388,7 @@ class _Calibration:
             source_bytes=source,
         )
 
-    def _write(self, choice: Choice, measured: Sequence[Measured]) -> Variant:
+    def _write(self, choice: Choice, caches: Collection[int], measured: Sequence[Measured]) -> Variant:
         self.steps(f"{self.name}: writing")
         graphs = {}
         for graph in self.source.graphs:
@@ -468,6 +397,8 @@ class _Calibration:
             replacements = {name: candidates.calibrated[name][kind] for name, kind in chosen.items()}
             source = StepGraphWeights(self.bundle.root / graph.file.path)
             graphs[graph.block] = edit_graph(source, self.lowering, replacements, candidates.scales)
+            if graph.block in caches:
+                self._quantize_caches(graph.block, graphs[graph.block])
         plain = next(each.error.total for each in measured if each.what == PLAIN)
         record = Quantization(
             source=self.source.name,
@@ -477,26 +408,9 @@ class _Calibration:
             images=len(self.case.noise),
             guidance=self.case.guidance,
             matrices={name: option.name for name, option in choice.items()},
+            caches=tuple(sorted(caches)),
         )
         writer = VariantWriter(self.bundle, self.name)
         variant = writer.write(self.source, graphs, self.request.weights, record)
         writer.publish(variant)
         return variant
-
-
-def _groups(linears: Sequence[Linear], norms: Sequence[Norm]) -> list[list[Linear]]:
-    """Products whose second moments fit into memory together; those behind one norm stay together."""
-    together = {name: norm.weights[0] for norm in norms for name in norm.weights}
-    families: dict[str, list[Linear]] = {}
-    for linear in linears:
-        families.setdefault(together.get(linear.weight, linear.weight), []).append(linear)
-    groups: list[list[Linear]] = []
-    room = 0
-    for family in families.values():
-        size = 8 * family[0].inputs ** 2
-        if not groups or size > room:
-            groups.append([])
-            room = HESSIAN_BYTES
-        groups[-1] += family
-        room -= size
-    return groups

@@ -1,11 +1,10 @@
-"""Time per token against the memory floor, per flow block and for whole images.
+"""Variants and decode plans against each other and against the memory floor.
 
 A single step has to read every weight of its block once and the valid part of the caches once. Floor = those bytes divided by
 the read bandwidth measured between the repetitions. Whatever is compared runs interleaved in one process; figures are medians.
 """
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,14 +12,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.runtime.bundle_summary import cache_bytes
-from starflow.runtime.conditions import Conditions, encode_conditions
+from starflow.runtime.benchmark_timer import BatchTimer
 from starflow.runtime.decode_plan import DecodePlan
-from starflow.runtime.guidance import Guidance
-from starflow.runtime.manifest import Block, GraphSpec, Manifest
+from starflow.runtime.manifest import Block, GraphSpec
+from starflow.runtime.memory_use import MeasuredMemory, MemoryGauge, PredictedMemory, cache_bytes, predict_memory
 from starflow.runtime.plan_spec import predicted_milliseconds
 from starflow.runtime.sampler import Sampler
-from starflow.runtime.sampling_loop import SEQUENTIAL, sample_batch
+from starflow.runtime.sampling_loop import SEQUENTIAL
+
+MOST_PRECISE_FIRST = ("fp32", "fp16", "bf16", "int8", "fp8", "int4")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class VariantTiming:
         images_per_second: Whole batches, prefill included.
         batch_milliseconds: Time of a batch.
         predicted_milliseconds: What the plan's calibration says it takes, where it was calibrated.
-        error: Of the plan's samples against sequential ones, ||x - sequential|| / ||sequential||.
+        error: Of the batch against the exact sampler's (see `Benchmark.exact`), ||x - exact|| / ||exact||; None for that
+            one itself.
     """
 
     variant: str
@@ -77,14 +78,45 @@ class VariantTiming:
     def total(self) -> BlockTiming:
         return self.rows[-1]
 
+    @property
+    def image_milliseconds(self) -> float:
+        """Time of a batch over its images."""
+        return self.batch_milliseconds / self.batch
+
+
+@dataclass(frozen=True)
+class VariantMemory:
+    """Memory of one variant, all blocks open, a batch decoded in every way it was timed.
+
+    Attributes:
+        variant: Its name.
+        predicted: From the manifest.
+        measured: Growth of this process; None where the memory is not the host's, or the system does not tell.
+    """
+
+    variant: str
+    predicted: PredictedMemory
+    measured: MeasuredMemory | None
+
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What was measured, and the bandwidth beside it."""
+    """What was measured, and the bandwidth beside it.
+
+    Attributes:
+        bandwidth: Bytes a second.
+        repetitions: Batches each decoded.
+        exact: The variant whose samples, decoded token by token, errors are relative to: the most precise of those compared,
+            the first of several.
+        variants: Times.
+        memory: Bytes, one entry for each sampler.
+    """
 
     bandwidth: float
     repetitions: int
+    exact: str
     variants: tuple[VariantTiming, ...]
+    memory: tuple[VariantMemory, ...]
 
 
 def step_bytes(graph: GraphSpec, block: Block) -> int:
@@ -103,96 +135,31 @@ def run_benchmark(
     """Time samplers against each other, interleaved; one with a plan decodes by it and token by token.
 
     Args:
-        samplers: One for each variant to compare, all on one device.
+        samplers: One for each variant to compare, of one bundle and on one device; not used before.
         guidance: Weight; time does not depend on its value, only on the exported rows.
         repetitions: How often each decodes one batch.
         progress: Called with repetitions done and in total.
     """
-    timers = []
-    for sampler in samplers:
-        timers.append(_Timer(sampler, SEQUENTIAL, guidance))
-        if sampler.plan.blocks:
-            timers.append(_Timer(sampler, sampler.plan, guidance, timers[-1]))
-    bandwidths = []
+    timers, memory, bandwidths = [], [], []
     with samplers[0].backend.bandwidth_probe() as probe:
-        for timer in timers:
-            timer.run()  # loads sessions and warms up
-            timer.clear()
+        for sampler in samplers:
+            own = [BatchTimer(sampler, SEQUENTIAL, guidance)]
+            if isinstance(sampler.plan, DecodePlan) and sampler.plan.blocks:
+                own.append(BatchTimer(sampler, sampler.plan, guidance))
+            memory.append(_open(sampler, own))
+            timers += own
         for repetition in range(repetitions):
             bandwidths.append(probe.measure())
             for timer in timers:
                 timer.run()
             progress(repetition + 1, repetitions)
     bandwidth = statistics.median(bandwidths)
-    return Benchmark(bandwidth, repetitions, tuple(timer.result(bandwidth) for timer in timers))
-
-
-class _Timer:
-    """Decodes batches with one sampler and one plan, and notes how long each block took."""
-
-    def __init__(self, sampler: Sampler, plan: DecodePlan, guidance: float, sequential: "_Timer | None" = None) -> None:
-        manifest = sampler.manifest
-        self.sampler, self.manifest, self.plan, self.sequential = sampler, manifest, plan, sequential
-        self.guidance = Guidance(guidance if manifest.guidance else 0.0)
-        shape = (manifest.batch, manifest.model.tokens, manifest.model.token_dim)
-        self.noise = np.random.default_rng(0).standard_normal(shape, np.float32)
-        self.conditions = _conditions(manifest)
-        self.block_seconds: dict[int, list[float]] = {b.index: [] for b in reversed(manifest.blocks) if not b.identity}
-        self.batch_seconds: list[float] = []
-        self.passes: dict[int, list[int]] = {index: [] for index in self.block_seconds}
-
-    def clear(self) -> None:
-        for seconds in self.block_seconds.values():
-            seconds.clear()
-        self.batch_seconds.clear()
-        for passes in self.passes.values():
-            passes.clear()
-
-    def run(self) -> None:
-        last = [time.perf_counter()]
-
-        def after_block(index: int, _: object) -> None:
-            now = time.perf_counter()
-            if index in self.block_seconds:
-                self.block_seconds[index].append(now - last[0])
-            last[0] = now
-
-        start = last[0]
-        self.sample = sample_batch(
-            self.sampler.backend,
-            self.manifest,
-            self.noise,
-            self.conditions,
-            self.guidance,
-            plan=self.plan,
-            on_block=after_block,
-            on_passes=lambda block, count: self.passes[block].append(count),
-        )
-        self.batch_seconds.append(time.perf_counter() - start)
-
-    def result(self, bandwidth: float) -> VariantTiming:
-        rows, total_bytes, total_passes = [], 0, 0.0
-        tokens = self.manifest.decoded_tokens()
-        for index, seconds in self.block_seconds.items():
-            block = self.manifest.blocks[index]
-            passes = statistics.fmean(self.passes[index])
-            count = step_bytes(self.sampler.bundle.graph(self.sampler.variant, index), block)
-            count = round(count * passes / tokens[index])
-            total_bytes, total_passes = total_bytes + count, total_passes + passes
-            rows.append(_timing(index, seconds, self.manifest.model.tokens, passes, count, bandwidth))
-        rows.append(_timing(None, self.batch_seconds, self.manifest.model.tokens, total_passes, total_bytes, bandwidth))
-        median = statistics.median(self.batch_seconds)
-        spec = self.manifest.plan_for(self.sampler.backend.name, self.sampler.variant.name)
-        return VariantTiming(
-            variant=self.sampler.variant.name,
-            decoding="plan" if self.sequential else "sequential",
-            batch=self.manifest.batch,
-            rows=tuple(rows),
-            images_per_second=self.manifest.batch / median,
-            batch_milliseconds=1000 * median,
-            predicted_milliseconds=predicted_milliseconds(self.plan, spec.costs, tokens) if spec else None,
-            error=relative_error(self.sample, self.sequential.sample) if self.sequential else None,
-        )
+    exact = min(
+        (timer for timer in timers if timer.plan == SEQUENTIAL),
+        key=lambda timer: MOST_PRECISE_FIRST.index(timer.sampler.variant.precision),
+    )
+    timings = tuple(_timing(timer, exact, bandwidth) for timer in timers)
+    return Benchmark(bandwidth, repetitions, exact.sampler.variant.name, timings, tuple(memory))
 
 
 def relative_error(found: NDArray, expected: NDArray) -> float:
@@ -200,7 +167,42 @@ def relative_error(found: NDArray, expected: NDArray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def _timing(
+def _open(sampler: Sampler, timers: Sequence[BatchTimer]) -> VariantMemory:
+    """Open the sampler's blocks by decoding a batch in each way, and watch the memory that takes."""
+    bundle, variant = sampler.bundle, sampler.variant
+    gauge = MemoryGauge([bundle.root / variant.weights.path])
+    for timer in timers:
+        timer.warm_up()
+    on_host = sampler.backend.name == "onnxruntime cpu"
+    return VariantMemory(variant.name, predict_memory(bundle, variant), gauge.grown() if on_host else None)
+
+
+def _timing(timer: BatchTimer, exact: BatchTimer, bandwidth: float) -> VariantTiming:
+    sampler, manifest = timer.sampler, timer.sampler.bundle.autoregressive
+    tokens = manifest.decoded_tokens()
+    rows, total_bytes, total_passes = [], 0, 0.0
+    for index, seconds in timer.block_seconds.items():
+        passes = statistics.fmean(timer.passes[index])
+        count = step_bytes(sampler.bundle.graph(sampler.variant, index), manifest.blocks[index])
+        count = round(count * passes / tokens[index])
+        total_bytes, total_passes = total_bytes + count, total_passes + passes
+        rows.append(_row(index, seconds, manifest.model.tokens, passes, count, bandwidth))
+    rows.append(_row(None, timer.batch_seconds, manifest.model.tokens, total_passes, total_bytes, bandwidth))
+    median = statistics.median(timer.batch_seconds)
+    spec = manifest.plan_for(sampler.backend.name, sampler.variant.name)
+    return VariantTiming(
+        variant=sampler.variant.name,
+        decoding="plan" if timer.plan.blocks else "sequential",
+        batch=manifest.batch,
+        rows=tuple(rows),
+        images_per_second=manifest.batch / median,
+        batch_milliseconds=1000 * median,
+        predicted_milliseconds=predicted_milliseconds(timer.plan, spec.costs, tokens) if spec else None,
+        error=None if timer is exact else relative_error(timer.sample, exact.sample),
+    )
+
+
+def _row(
     block: int | None, seconds: Sequence[float], tokens: int, passes: float, count: int, bandwidth: float
 ) -> BlockTiming:
     per_token = [1000 * value / tokens for value in seconds]
@@ -208,13 +210,3 @@ def _timing(
     quartiles = statistics.quantiles(per_token, n=4) if len(per_token) > 1 else [median] * 3
     spread = (quartiles[2] - quartiles[0]) / median
     return BlockTiming(block, median, spread, passes, count, 1000 * count / bandwidth)
-
-
-def _conditions(manifest: Manifest) -> Conditions:
-    """Some condition of the right shape: what it says does not change a step's time, and a plan's passes little."""
-    spec = manifest.conditioning
-    if spec.kind == "features":
-        zeros = np.zeros((spec.tokens, spec.width), np.float32)
-        return encode_conditions(spec, manifest.batch, zeros, zeros, guided=True)
-    labels = np.arange(manifest.batch) % spec.num_classes if spec.num_classes else None
-    return encode_conditions(spec, manifest.batch, labels, None, guided=True)

@@ -13,6 +13,7 @@ Examples:
   starflow calibrate digits.bundle --weights int8 --data train.npz
   starflow calibrate digits.bundle --plan --budget 1e-3
   starflow calibrate digits.bundle --plan --variant cpu-int8
+  starflow calibrate continuous.bundle --plan --budget 0.01 --plot plan.png
 """
 
 import argparse
@@ -40,7 +41,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, help="folder written by `starflow export`; it gets what is made")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--weights", choices=("int8", "int4", "fp8"), help="make variants with weights of this type")
-    what.add_argument("--plan", action="store_true", help="make a decode plan for a variant")
+    what.add_argument(
+        "--plan",
+        action="store_true",
+        help="make a decode plan for a variant (continuous flows: solver, steps and grid)",
+    )
     parser.add_argument(
         "--budget",
         type=float,
@@ -203,4 +208,7 @@ def _print(calibration: "WeightCalibration") -> None:
     console.print(table)
     counts = Counter(matrix.treatment for matrix in calibration.matrices)
     became = ", ".join(f"{count} {treatment}" for treatment, count in sorted(counts.items()))
-    console.print(f"{len(calibration.matrices)} matrices: {became}", highlight=False)
+    quantization = calibration.variant.quantization
+    caches = quantization.caches if quantization else ()
+    blocks = f"; caches of 8 bits in flow blocks {', '.join(map(str, caches))}" if caches else ""
+    console.print(f"{len(calibration.matrices)} matrices: {became}{blocks}", highlight=False)

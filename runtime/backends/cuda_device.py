@@ -166,8 +166,11 @@ class Stream:
     def download(self, target: PinnedMemory, source: DeviceMemory, size: int) -> None:
         self._copy(target.address, source.address, size, "cudaMemcpyDeviceToHost")
 
-    def copy(self, target: DeviceMemory, source: DeviceMemory, size: int) -> None:
-        self._copy(target.address, source.address, size, "cudaMemcpyDeviceToDevice")
+    def copy(
+        self, target: DeviceMemory, source: DeviceMemory, size: int, *, target_offset: int = 0, source_offset: int = 0
+    ) -> None:
+        """Copy `size` bytes; offsets are in bytes."""
+        self._copy(target.address + target_offset, source.address + source_offset, size, "cudaMemcpyDeviceToDevice")
 
     def zero(self, target: DeviceMemory) -> None:
         self.gpu.call("cudaMemsetAsync", target.address, 0, target.size, self._stream)

@@ -1,5 +1,6 @@
 """ONNX Runtime: on the CPU, every buffer allocated once, caches updated in place, one run call per step."""
 
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -11,7 +12,9 @@ from starflow.runtime.backends.base import BandwidthProbe
 from starflow.runtime.backends.choice import Provider
 from starflow.runtime.backends.onnxruntime_device import DeviceBlockRunner
 from starflow.runtime.backends.onnxruntime_session import numpy_dtype, open_session
+from starflow.runtime.backends.onnxruntime_velocity import OnnxRuntimeVelocityRunner
 from starflow.runtime.backends.sequence_runner import SequenceRunner, assert_in_place
+from starflow.runtime.backends.thread_choice import fastest_runner, thread_counts
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.manifest import Block, GraphSpec, Variant, fixed_shape
 from starflow.runtime.memory_bandwidth import HostBandwidthProbe
@@ -22,12 +25,18 @@ class HostBlockRunner(SequenceRunner):
 
     Buffers whose shape does not depend on the number of tokens S exist once; those that do, once per S that occurs. For
     single steps the token output is bound to the memory of the `previous` input, so a step feeds the next one.
+
+    Attributes:
+        threads: Threads within an operator.
     """
 
-    def __init__(self, bundle: Bundle, graph: GraphSpec, block: Block, max_chunk: int, threads: int) -> None:
+    def __init__(
+        self, bundle: Bundle, graph: GraphSpec, block: Block, max_chunk: int, threads: int, profile: Path | None = None
+    ) -> None:
         super().__init__(block, graph, max_chunk)
+        self.threads = threads
         self._specs = {spec.name: spec for spec in graph.inputs}
-        self._session = open_session(bundle, graph, "cpu", threads)
+        self._session = open_session(bundle, graph, "cpu", threads, profile)
         self._fixed: dict[str, NDArray] = {}
         self._values: dict[str, onnxruntime.OrtValue] = {}
         for spec in graph.inputs:
@@ -112,12 +121,22 @@ class OnnxRuntimeBackend:
         bundle: An open bundle.
         variant: The variant to run; one of the portable lowering for other providers than `cpu`.
         provider: What runs it. A session that fell back to another one is an error.
-        threads: Threads within an operator on the CPU; 0 leaves the choice to ONNX Runtime (one per physical core).
+        threads: Threads within an operator on the CPU; 0 measures, for each block, whether one or all cores are faster.
+        profiles: Folder for what ONNX Runtime's profiler writes on the CPU, `block<index>_*.json`, once this is closed.
     """
 
-    def __init__(self, bundle: Bundle, variant: Variant, provider: Provider = "cpu", threads: int = 0) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        variant: Variant,
+        provider: Provider = "cpu",
+        threads: int = 0,
+        profiles: Path | None = None,
+    ) -> None:
         self._bundle, self._variant, self._provider, self._threads = bundle, variant, provider, threads
+        self._profiles = profiles
         self._runners: dict[int, SequenceRunner] = {}
+        self._velocity: OnnxRuntimeVelocityRunner | None = None
 
     @property
     def name(self) -> str:
@@ -138,6 +157,13 @@ class OnnxRuntimeBackend:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._runners.clear()
+        self._velocity = None
+
+    def velocity_runner(self) -> OnnxRuntimeVelocityRunner:
+        if self._velocity is None:
+            graph = self._bundle.graph(self._variant, 0)
+            self._velocity = OnnxRuntimeVelocityRunner(self._bundle, graph, self._provider, self._threads)
+        return self._velocity
 
     def runner(self, block: int) -> SequenceRunner:
         if block not in self._runners:
@@ -145,8 +171,13 @@ class OnnxRuntimeBackend:
         return self._runners[block]
 
     def _open(self, graph: GraphSpec) -> SequenceRunner:
-        manifest = self._bundle.manifest
+        manifest = self._bundle.autoregressive
         block = manifest.blocks[graph.block]
         if self._provider == "cpu":
-            return HostBlockRunner(self._bundle, graph, block, manifest.max_chunk, self._threads)
+            profile = self._profiles / f"block{block.index}" if self._profiles else None
+
+            def open_runner(threads: int) -> HostBlockRunner:
+                return HostBlockRunner(self._bundle, graph, block, manifest.max_chunk, threads, profile)
+
+            return fastest_runner(open_runner, thread_counts(self._threads, graph.weight_bytes))
         return DeviceBlockRunner(self._bundle, graph, block, manifest.max_chunk, self._provider)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -20,6 +21,10 @@ EXECUTION_PROVIDERS: dict[Provider, tuple[str, ...]] = {
     "cuda": (CUDA, CPU),
     "tensorrt": ("TensorrtExecutionProvider", CUDA, CPU),
 }
+
+# A worker waits awake for the next operator or step. ONNX Runtime's own 40 ms reach into the steps of the next flow block,
+# whose session has workers of its own, and take the core from them: measured in docs/performance.md.
+SPIN_MICROSECONDS = 1000
 
 
 def check_provider(name: str) -> Provider:
@@ -47,7 +52,9 @@ def numpy_dtype(spec: TensorSpec) -> np.dtype:
     return np.dtype(spec.dtype)
 
 
-def open_session(bundle: Bundle, graph: GraphSpec, provider: Provider, threads: int) -> onnxruntime.InferenceSession:
+def open_session(
+    bundle: Bundle, graph: GraphSpec, provider: Provider, threads: int, profile: Path | None = None
+) -> onnxruntime.InferenceSession:
     """Load a step graph.
 
     Args:
@@ -55,6 +62,7 @@ def open_session(bundle: Bundle, graph: GraphSpec, provider: Provider, threads: 
         graph: One of its graphs.
         provider: What has to run it.
         threads: Threads within an operator on the CPU; 0 leaves the choice to ONNX Runtime (one per physical core).
+        profile: Where ONNX Runtime's profiler writes when the session is gone: a path to which it adds the time of day.
 
     Raises:
         BundleError: the graph does not load, or is not the one the manifest describes.
@@ -62,7 +70,10 @@ def open_session(bundle: Bundle, graph: GraphSpec, provider: Provider, threads: 
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
     options.log_severity_level = 3
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     path = bundle.root / graph.file.path
     wanted = EXECUTION_PROVIDERS[provider]
     try:

@@ -4,6 +4,7 @@ A step feeds the next one on the device, so a block's whole loop is launches of 
 until its sequence is read.
 """
 
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from types import TracebackType
 from typing import Self
@@ -17,10 +18,13 @@ from starflow.runtime.backends.cuda_device import DeviceMemory, Gpu, Graph, Stre
 from starflow.runtime.backends.sequence_runner import SequenceRunner
 from starflow.runtime.backends.tensorrt_build import choose_build, rebuild_advice
 from starflow.runtime.backends.tensorrt_engine import BlockEngine, TensorrtRuntime
+from starflow.runtime.backends.tensorrt_velocity import TensorrtVelocityRunner
 from starflow.runtime.build_record import BuildRecord
 from starflow.runtime.bundle import Bundle
+from starflow.runtime.continuous_manifest import ContinuousManifest
 from starflow.runtime.errors import BackendError, BundleError
 from starflow.runtime.manifest import Block
+from starflow.runtime.manifest_file import AnyManifest
 from starflow.runtime.tensorrt_flavour import Flavour
 
 
@@ -41,6 +45,7 @@ class TensorrtBlockRunner(SequenceRunner):
     ) -> None:
         super().__init__(block, engine.graph, min(max_chunk, engine.max_tokens))
         self._engine, self._scratch, self._stream = engine, scratch, stream
+        self._batch = next(int(spec.shape[0]) for spec in engine.graph.inputs if spec.name == "previous")
         self._graphs: dict[int, Graph] = {}
         self._at = 0
         with ExitStack() as self._resources:
@@ -79,6 +84,18 @@ class TensorrtBlockRunner(SequenceRunner):
         self._graph(1).launch(steps)
         self._at += steps
 
+    def run_schedule(self, start: int, first: NDArray, tokens: NDArray, schedule: Sequence[tuple[int, int]]) -> None:
+        """A whole chunk, pass after pass, is launches of one graph; a window's passes move, and go through the host."""
+        count = tokens.shape[1]
+        if any(tokens_of_pass != (0, count) for tokens_of_pass in schedule):
+            super().run_schedule(start, first, tokens, schedule)
+            return
+        if self._at != start:
+            self.seek(start)
+        self.store("previous", np.concatenate([first, tokens[:, :-1]], axis=1), count)
+        self._graph(count).launch(len(schedule))
+        tokens[...] = self.fetch("x", count)
+
     def clear(self) -> None:
         self._stream.gpu.select()
         for memory in self._buffers.caches():
@@ -95,7 +112,7 @@ class TensorrtBlockRunner(SequenceRunner):
         return self._graphs[count]
 
     def _capture(self, count: int) -> Graph:
-        """Record a run of `count` tokens; for a single token, with what makes the next run the next step."""
+        """Record a run of `count` tokens, with what makes the next run the next step or, of several, the next pass."""
         execution = self._engine.execution(count, self._buffers.addresses(), self._scratch, self._stream)
         self._resources.callback(execution.close)
         # The first run compiles and allocates, which a capture must not. It writes where the run it stands for will write.
@@ -108,12 +125,24 @@ class TensorrtBlockRunner(SequenceRunner):
             if count == 1:
                 self._feed_back("previous", "x")
                 self._feed_back("position", "position_next")
+            else:
+                self._feed_tokens(count)
 
         return self._resources.enter_context(closing(self._stream.capture(work)))
 
     def _feed_back(self, target: str, source: str) -> None:
         into, out_of = self._buffers[target], self._buffers[source]
         self._stream.copy(into.memory, out_of.memory, into.size(1))
+
+    def _feed_tokens(self, count: int) -> None:
+        """Every token of x but the last of each image becomes the one before the next: previous[:, 1:] = x[:, :-1]."""
+        into, out_of = self._buffers["previous"], self._buffers["x"]
+        whole = into.size(count)
+        token = into.size(1) // self._batch
+        for image in range(0, whole, token * count):
+            self._stream.copy(
+                into.memory, out_of.memory, token * (count - 1), target_offset=image + token, source_offset=image
+            )
 
 
 class TensorrtBackend:
@@ -162,11 +191,10 @@ class TensorrtBackend:
             scratch = stack.enter_context(
                 closing(DeviceMemory(self._stream, max(size, 1), "the engines' scratch memory"))
             )
-            self._runners: dict[int, TensorrtBlockRunner] = {}
+            self._runners: dict[int, TensorrtBlockRunner | TensorrtVelocityRunner] = {}
             for engine in self._engines:
-                block = manifest.blocks[engine.graph.block]
-                runner = TensorrtBlockRunner(engine, block, manifest.max_chunk, scratch, self._stream)
-                self._runners[block.index] = stack.enter_context(closing(runner))
+                runner = _runner(manifest, engine, scratch, self._stream)
+                self._runners[engine.graph.block] = stack.enter_context(closing(runner))
             self._resources = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -189,9 +217,24 @@ class TensorrtBackend:
         return CudaBandwidthProbe(self._stream.gpu)
 
     def runner(self, block: int) -> TensorrtBlockRunner:
-        if block not in self._runners:
+        runner = self._runners.get(block)
+        if not isinstance(runner, TensorrtBlockRunner):
             raise BackendError(f"the sampler was closed, or {self.record.target} has no engine of flow block {block}")
-        return self._runners[block]
+        return runner
+
+    def velocity_runner(self) -> TensorrtVelocityRunner:
+        runner = self._runners.get(0)
+        if not isinstance(runner, TensorrtVelocityRunner):
+            raise BackendError(f"the sampler was closed, or {self.record.target} has no engine of a velocity graph")
+        return runner
+
+
+def _runner(
+    manifest: AnyManifest, engine: BlockEngine, scratch: DeviceMemory, stream: Stream
+) -> TensorrtBlockRunner | TensorrtVelocityRunner:
+    if isinstance(manifest, ContinuousManifest):
+        return TensorrtVelocityRunner(engine, scratch, stream)
+    return TensorrtBlockRunner(engine, manifest.blocks[engine.graph.block], manifest.max_chunk, scratch, stream)
 
 
 def open_tensorrt(bundle: Bundle, variant: str | None = None, device: int = 0) -> TensorrtBackend:

@@ -1,12 +1,14 @@
-"""Measure a bundle: time per token, images per second, bytes per token, per cent of the memory floor.
+"""Measure a bundle: time, images per second, bytes, per cent of the memory floor, error, memory.
 
-The floor is the time it takes to read a step's weights and valid caches once, at the bandwidth measured between the
-repetitions. Variants are interleaved in one process; figures are medians. A decode plan is measured beside sequential
-decoding, with the time its calibration predicts, its network passes and its error.
+One table compares the variants, each decoded token by token and by its plan, if it has one. The floor is the time it takes
+to read a step's weights and valid caches once, at the bandwidth measured between the repetitions. All take turns in one
+process; figures are medians. Errors are those of one batch, relative to the most precise variant decoded token by token.
 
 Examples:
   starflow bench digits.bundle
-  starflow bench digits.bundle --variants cpu-fp32 portable-fp32 --repetitions 20 --json
+  starflow bench digits.bundle --variants cpu-fp32 cpu-int8 --repetitions 20 --plot bench.png
+  starflow bench digits.bundle --explain --blocks
+  starflow bench continuous.bundle --solver midpoint --steps 8
 """
 
 import argparse
@@ -14,13 +16,25 @@ import dataclasses
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from starflow.runtime.commands.backend_arguments import add_backend_arguments, add_plan_argument, backend_options
+from starflow.runtime.commands.backend_arguments import (
+    add_backend_arguments,
+    add_integration_arguments,
+    add_plan_argument,
+    backend_options,
+    chosen_plan,
+)
 from starflow.runtime.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from starflow.runtime.benchmark import Benchmark
+    from starflow.runtime.operator_profile import StepProfile
+    from starflow.runtime.sampler import Sampler
+
+GUIDANCE = 1.0  # its value changes neither bytes nor time
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,84 +44,89 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--variants", nargs="+", metavar="NAME", help="variants to compare (default: those made for the backend)"
     )
     parser.add_argument("--repetitions", type=int, default=5, help="batches each decodes (default: 5)")
+    parser.add_argument("--blocks", action="store_true", help="show every flow block as well")
+    parser.add_argument(
+        "--explain", action="store_true", help="show which operators the time goes to (ONNX Runtime on the CPU)"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the comparison")
     add_backend_arguments(parser)
     add_plan_argument(parser)
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    add_integration_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print all figures as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print."""
     from starflow.runtime.benchmark import run_benchmark
+    from starflow.runtime.commands.bench_continuous import run_continuous
+    from starflow.runtime.continuous_manifest import ContinuousManifest
+    from starflow.runtime.operator_profile import check_profiler, profile_steps
     from starflow.runtime.progress import progress_bar
-    from starflow.runtime.sampler import Sampler
 
     if arguments.repetitions < 1:
         raise UsageError(f"--repetitions {arguments.repetitions}: give a number of at least 1")
-    options = {"plan": arguments.plan, **backend_options(arguments)}
+    if arguments.plot:
+        from starflow.runtime.benchmark_plot import check_plot, write_plot
+
+        check_plot(arguments.plot)
     with ExitStack() as stack:
-        samplers = [
-            stack.enter_context(Sampler.open(arguments.bundle, variant=name, **options))
-            for name in arguments.variants or [None]
-        ]
-        if not arguments.variants:
-            # On the CPU the question is which of its variants; elsewhere the default one is what runs.
-            first = samplers[0]
-            others = [v.name for v in first.manifest.variants if v.lowering == "cpu" and v != first.variant]
-            if first.variant.lowering == "cpu":
-                samplers += [
-                    stack.enter_context(Sampler.open(arguments.bundle, variant=name, **options)) for name in others
-                ]
+        samplers = _open(arguments, stack)
+        if isinstance(samplers[0].manifest, ContinuousManifest):
+            return run_continuous(arguments, samplers)
+        if arguments.explain:
+            check_profiler(samplers[0])
         with progress_bar("measuring", enabled=not arguments.json) as bar:
-            benchmark = run_benchmark(samplers, guidance=1.0, repetitions=arguments.repetitions, progress=bar)
+            benchmark = run_benchmark(samplers, guidance=GUIDANCE, repetitions=arguments.repetitions, progress=bar)
+        profiles = [
+            profile_steps(sampler, guidance=GUIDANCE, bandwidth=benchmark.bandwidth)
+            for sampler in (samplers if arguments.explain else ())
+        ]
+    if arguments.plot:
+        write_plot(benchmark, profiles, arguments.plot)
     if arguments.json:
-        figures = dataclasses.asdict(benchmark)
-        for variant, timing in zip(figures["variants"], benchmark.variants, strict=True):
-            for row, block in zip(variant["rows"], timing.rows, strict=True):
-                row["percent_of_floor"] = block.percent_of_floor
-        print(json.dumps(figures))
+        print(json.dumps(_plain(benchmark, profiles)))
     else:
-        _print(benchmark)
+        _print(benchmark, profiles, blocks=arguments.blocks)
     return 0
 
 
-def _print(benchmark: "Benchmark") -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
+def _open(arguments: argparse.Namespace, stack: ExitStack) -> "list[Sampler]":
+    from starflow.runtime.sampler import Sampler
 
-    from starflow.runtime.commands.inspect import mebibytes
+    options = {"plan": chosen_plan(arguments), **backend_options(arguments)}
+
+    def opened(name: str | None) -> Sampler:
+        return stack.enter_context(Sampler.open(arguments.bundle, variant=name, **options))
+
+    samplers = [opened(name) for name in arguments.variants or [None]]
+    first = samplers[0]
+    if not arguments.variants and first.variant.lowering == "cpu":
+        # On the CPU the question is which of its variants; elsewhere the default one is what runs.
+        samplers += [opened(v.name) for v in first.manifest.variants if v.lowering == "cpu" and v != first.variant]
+    return samplers
+
+
+def _plain(benchmark: "Benchmark", profiles: "Sequence[StepProfile]") -> dict[str, Any]:
+    """All figures as plain values, those with them that follow from others."""
+    figures = dataclasses.asdict(benchmark)
+    for variant, timing in zip(figures["variants"], benchmark.variants, strict=True):
+        variant["image_milliseconds"] = timing.image_milliseconds
+        for row, block in zip(variant["rows"], timing.rows, strict=True):
+            row["percent_of_floor"] = block.percent_of_floor
+    for memory, found in zip(figures["memory"], benchmark.memory, strict=True):
+        memory["predicted"]["total"] = found.predicted.total
+    return figures | {"profiles": [dataclasses.asdict(profile) for profile in profiles]}
+
+
+def _print(benchmark: "Benchmark", profiles: "Sequence[StepProfile]", *, blocks: bool) -> None:
+    from rich.console import Console
+
+    from starflow.runtime.commands.bench_tables import print_blocks, print_comparison, print_memory, print_profile
 
     console = Console()
-    console.print(
-        f"memory bandwidth {benchmark.bandwidth / 1e9:.1f} GB/s, measured between {benchmark.repetitions} repetitions",
-        highlight=False,
-    )
-    for variant in benchmark.variants:
-        passes = variant.total.passes
-        title = (
-            f"{variant.variant}, {variant.decoding}: {variant.images_per_second:.2f} images/s, batch {variant.batch}, "
-            f"{passes:.0f} network passes"
-        )
-        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-        for column in ("flow block", "ms/token", "spread", "bytes/token", "floor ms", "% of floor"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for row in variant.rows:
-            table.add_row(
-                "all" if row.block is None else str(row.block),
-                f"{row.milliseconds:.3f}",
-                f"{100 * row.spread:.0f} %",
-                mebibytes(row.bytes),
-                f"{row.floor_milliseconds:.3f}",
-                f"{row.percent_of_floor:.0f}",
-                end_section=row.block == variant.rows[-2].block if len(variant.rows) > 1 else False,
-            )
-        console.print(table)
-        if variant.error is not None:
-            predicted = variant.predicted_milliseconds
-            said = f"{predicted:.1f} ms" if predicted is not None else "nothing (this plan was not calibrated here)"
-            console.print(
-                f"predicted {said}, measured {variant.batch_milliseconds:.1f} ms; error against sequential {variant.error:.1e}",
-                highlight=False,
-            )
-    if any(variant.total.percent_of_floor > 100 for variant in benchmark.variants):
-        console.print("More than 100 %: the weights stay in a processor cache, and memory is not the floor here.")
+    print_comparison(console, benchmark)
+    print_memory(console, benchmark.memory)
+    for timing in benchmark.variants if blocks else ():
+        print_blocks(console, timing)
+    for profile in profiles:
+        print_profile(console, profile)

@@ -64,6 +64,20 @@ def test_error_is_what_the_manifest_says_and_within_the_budget(calibrated: Calib
     assert set(record.matrices.values()) >= {"int8" if name == "cpu-int8" else "int4"}
 
 
+def test_caches_are_of_8_bits_where_the_budget_bears_it(wide_bundle: Path, tmp_path: Path) -> None:
+    root = tmp_path / "bundle"
+    shutil.copytree(wide_bundle, root)
+    bundle = Bundle.open(root)
+    request = WeightRequest("int8", budget=0.5, lowerings=["cpu"], threads=1)
+    (found,) = calibrate_weights(bundle, request, draw_cases(bundle, IMAGES, SEED))
+    assert found.variant.quantization is not None
+    assert found.variant.quantization.caches == (0, 1)
+    for graph in found.variant.graphs:
+        assert {spec.dtype for spec in graph.inputs if spec.role == "cache"} == {"int8"}
+    drawn_error = relative(drawn(root, "cpu-int8", cases(root)), drawn(root, "cpu-fp32", cases(root)))
+    assert drawn_error == pytest.approx(found.chosen.error.total, rel=1e-3)
+
+
 @pytest.mark.parametrize("name", ["portable-int8", "portable-int4", "portable-fp8"])
 def test_portable_variants_stay_close_as_they_are_run(calibrated: Calibrated, name: str) -> None:
     root, _ = calibrated
@@ -91,7 +105,10 @@ def test_weight_bytes_are_those_in_the_file_and_the_border_is_unchanged(calibrat
         variant = each.variant
         source = bundle.variant(variant.quantization.source, "cpu")  # type: ignore[union-attr]
         for graph, original in zip(variant.graphs, source.graphs, strict=True):
-            assert (graph.inputs, graph.outputs) == (original.inputs, original.outputs)
+            border, expected = (graph.inputs + graph.outputs, original.inputs + original.outputs)
+            if graph.block in variant.quantization.caches:  # type: ignore[union-attr]
+                border = tuple(t.model_copy(update={"dtype": "float32"}) if t.dtype == "int8" else t for t in border)
+            assert border == expected
             model = onnx.load(root / graph.file.path, load_external_data=False)
             places = [{e.key: e.value for e in t.external_data} for t in model.graph.initializer if t.external_data]
             assert {place["location"] for place in places} == {variant.weights.path.removeprefix("graphs/")}
@@ -116,7 +133,7 @@ def test_tensorrt_reads_what_onnx_runtime_runs(calibrated: Calibrated, name: str
     ):
         trace = sample_trace(bundle, variant, mine, case)
         for graph in variant.graphs:
-            block, exact = bundle.manifest.blocks[graph.block], trace.tokens[graph.block]
+            block, exact = bundle.autoregressive.blocks[graph.block], trace.tokens[graph.block]
             found = decode_given(theirs.runner(graph.block), block, trace.inputs[graph.block][0], exact)
             assert relative(found, exact) < 3e-3
 

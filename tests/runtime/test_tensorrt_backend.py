@@ -15,7 +15,7 @@ from starflow.runtime.backends.base import BlockInputs
 from starflow.runtime.backends.tensorrt import open_tensorrt
 from starflow.runtime.build_record import read_builds
 from starflow.runtime.bundle import Bundle
-from starflow.runtime.decode_plan import Jacobi
+from starflow.runtime.decode_plan import BlockPlan, Chunk, DecodePlan, Jacobi, Window
 from starflow.runtime.errors import BundleError
 from starflow.runtime.sampler import Sampler
 from tests.simulated_device.engine_library import EngineLibrary
@@ -52,8 +52,16 @@ def test_every_kind_of_model_samples_as_elsewhere(
     assert relative_error(found, generate(bundle, onnxruntime(bundle))) <= FP16
 
 
-@pytest.mark.parametrize("plan", [Jacobi(5, threshold=1e-2), Jacobi(16, threshold=0.0, max_iterations=3)])
-def test_chunks_are_iterated_as_elsewhere(tiny_engines: Bundle, simulate: Simulate, plan: Jacobi) -> None:
+FIXED = DecodePlan(
+    blocks=(
+        BlockPlan(block=1, segments=(Chunk(tokens=6, passes=3), Chunk(tokens=10, passes=4, caches="exact"))),
+        BlockPlan(block=0, segments=(Window(tokens=16, width=4, advances=(1, 1, 2, 4, 4, 4)),)),
+    )
+)
+
+
+@pytest.mark.parametrize("plan", [Jacobi(5, threshold=1e-2), Jacobi(16, threshold=0.0, max_iterations=3), FIXED])
+def test_chunks_are_iterated_as_elsewhere(tiny_engines: Bundle, simulate: Simulate, plan: Jacobi | DecodePlan) -> None:
     expected = generate(tiny_engines, interpreter(tiny_engines), plan=plan)
     simulate()
     np.testing.assert_array_equal(generate(tiny_engines, open_tensorrt(tiny_engines), plan=plan), expected)
@@ -121,11 +129,24 @@ def test_a_block_is_launches_of_one_graph(tiny_engines: Bundle, simulate: Simula
         assert runner.kernels_per_step == 1  # the simulated engine is one; the two copies are none
 
 
+def test_a_chunk_of_fixed_passes_is_launches_of_one_graph(tiny_engines: Bundle, simulate: Simulate) -> None:
+    device = simulate()
+    with open_tensorrt(tiny_engines) as backend:
+        runner = backend.runner(0)
+        inputs = {"first": np.ones((2, 1, 4), np.float32), "tokens": np.ones((2, 8, 4), np.float32)}
+        runner.run_schedule(0, **inputs, schedule=((0, 8),))  # captures
+        before = device.counts.copy()
+        runner.run_schedule(0, **inputs, schedule=((0, 8),) * 5)
+        spent = device.counts - before
+    # The guess goes up, what came out comes down, and nothing waits in between.
+    assert (spent["cudaGraphLaunch"], spent["cudaMemcpyAsync"], spent["cudaStreamSynchronize"]) == (5, 2, 2)
+
+
 def test_everything_is_allocated_and_captured_once(tiny_engines: Bundle, simulate: Simulate) -> None:
     device = simulate()
     with open_tensorrt(tiny_engines) as backend:
         opened = device.counts.copy()
-        assert opened["cudaStreamBeginCapture"] == len(tiny_engines.manifest.blocks)
+        assert opened["cudaStreamBeginCapture"] == len(tiny_engines.autoregressive.blocks)
         with Sampler(tiny_engines, backend.variant, backend, Jacobi(8)) as sampler:
             noise = sampler.noise(2)
             first = sampler.generate(noise, [1, 2])
