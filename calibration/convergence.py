@@ -181,5 +181,5 @@ def probes(
         assert isinstance(runner, SequenceRunner)
         # Inputs are recorded as views of what the sampling loop goes on with.
         inputs = [replace(given, noise=given.noise.copy()) for given in trace.inputs[index]]
-        found[index] = BlockProbe(runner, bundle.manifest.blocks[index], inputs, trace.tokens[index])
+        found[index] = BlockProbe(runner, bundle.autoregressive.blocks[index], inputs, trace.tokens[index])
     return trace, found

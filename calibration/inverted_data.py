@@ -62,7 +62,7 @@ def invert_data(
     """
 
     def trace(bundle: Bundle) -> RecordedTrace:
-        manifest = bundle.manifest
+        manifest = bundle.autoregressive
         count = -(-len(x) // manifest.batch) * manifest.batch
         index = np.minimum(np.arange(count), len(x) - 1)
         given = encode_conditions(manifest.conditioning, len(x), condition, None, guided=False).part(index)
@@ -93,7 +93,7 @@ def invert_data(
 
 
 def _inputs(bundle: Bundle, block: Block, tokens: NDArray, conditions: Conditions) -> BlockInputs:
-    return block_inputs(bundle.manifest, block, tokens, conditions, Guidance(0.0), 1.0)
+    return block_inputs(bundle.autoregressive, block, tokens, conditions, Guidance(0.0), 1.0)
 
 
 def _noise(block: Block, tokens: NDArray, mu: NDArray, above: NDArray) -> NDArray:

@@ -171,7 +171,7 @@ def calibrate_plan(
         costs: Times of passes, where they are known.
         progress: Called with stages done and in total.
     """
-    manifest = bundle.manifest
+    manifest = bundle.autoregressive
     total = len(manifest.decoded_tokens()) + 5
     progress(0, total, "drawing samples")
     _, blocks = probes(bundle, variant, backend, cases.calibrate)

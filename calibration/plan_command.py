@@ -3,9 +3,19 @@
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from starflow.runtime.commands.backend_arguments import add_backend_arguments
 from starflow.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from starflow.calibration.cases import Cases
+    from starflow.runtime.backends.base import Backend
+    from starflow.runtime.bundle import Bundle
+    from starflow.runtime.decode_plan import DecodePlan
+    from starflow.runtime.integration_plan import AdaptiveSteps, FixedSteps, IntegrationSpec
+    from starflow.runtime.manifest import Variant
+    from starflow.runtime.plan_spec import PlanSpec
 
 
 def configure_plan(parser: argparse._ActionsContainer) -> None:
@@ -29,21 +39,20 @@ def configure_plan(parser: argparse._ActionsContainer) -> None:
 def run_plan(arguments: argparse.Namespace) -> int:
     """Calibrate, store and report; 0 whether or not a plan pays."""
     from starflow.calibration.cases import draw_cases
-    from starflow.calibration.plan import PlanOptions, calibrate_plan
-    from starflow.calibration.plan_report import as_json, print_report, write_plot
-    from starflow.runtime.atomic_write import atomic_file, check_file
+    from starflow.runtime.atomic_write import check_file
     from starflow.runtime.backends.choice import open_backend
-    from starflow.runtime.bundle import Bundle, changing_manifest, replace_manifest
-    from starflow.runtime.progress import progress_bar
-    from starflow.runtime.sampling_loop import SEQUENTIAL
+    from starflow.runtime.bundle import Bundle
+    from starflow.runtime.continuous_manifest import ContinuousManifest
 
     for path in (arguments.plan_file, arguments.plot):
         if path:
             check_file(path)
     if arguments.repetitions < 1 or not arguments.budget > 0:
         raise UsageError("--repetitions and --budget take numbers above 0")
-    widths = _widths(arguments.widths) if arguments.widths else PlanOptions.widths
     bundle = Bundle.open(arguments.bundle)
+    continuous = isinstance(bundle.manifest, ContinuousManifest)
+    if continuous and (arguments.widths or arguments.fixed):
+        raise UsageError("--widths and --fixed: are for autoregressive flows; a continuous flow has solvers and steps")
     cases = draw_cases(
         bundle, arguments.images, arguments.seed, arguments.guidance, arguments.condition, arguments.null_condition
     )
@@ -54,23 +63,28 @@ def run_plan(arguments: argparse.Namespace) -> int:
         provider=arguments.provider,
         threads=arguments.threads,
     )
+    with backend:
+        return (_integration_plan if continuous else _decode_plan)(arguments, bundle, variant, backend, cases)
+
+
+def _decode_plan(
+    arguments: argparse.Namespace, bundle: "Bundle", variant: "Variant", backend: "Backend", cases: "Cases"
+) -> int:
+    from starflow.calibration.plan import PlanOptions, calibrate_plan
+    from starflow.calibration.plan_report import as_json, print_report, write_plot
+    from starflow.runtime.progress import progress_bar
+    from starflow.runtime.sampling_loop import SEQUENTIAL
+
     options = PlanOptions(
         budget=arguments.budget,
-        widths=widths,
+        widths=_widths(arguments.widths) if arguments.widths else PlanOptions.widths,
         fixed=arguments.fixed or backend.name != "onnxruntime cpu",
         repetitions=arguments.repetitions,
     )
-    with backend, progress_bar("calibrating", enabled=not arguments.json) as bar:
+    with progress_bar("calibrating", enabled=not arguments.json) as bar:
         result = calibrate_plan(bundle, variant, backend, cases, options, progress=bar)
-    with changing_manifest(bundle.root) as manifest:
-        others = (spec for spec in manifest.plans if (spec.backend, spec.variant) != (backend.name, variant.name))
-        plans = (*others, *([result.spec] if result.spec else []))
-        if plans != manifest.plans:
-            replace_manifest(bundle.root, manifest.model_copy(update={"plans": plans}))
-    if arguments.plan_file:
-        with atomic_file(arguments.plan_file) as temporary:
-            plan = result.plan if result.spec else SEQUENTIAL
-            temporary.write_text(plan.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
+    _store(bundle, backend.name, variant.name, result.spec)
+    _write_plan(arguments.plan_file, result.plan if result.spec else SEQUENTIAL)
     if arguments.plot:
         write_plot(result, arguments.plot)
     if arguments.json:
@@ -78,6 +92,47 @@ def run_plan(arguments: argparse.Namespace) -> int:
     else:
         print_report(result)
     return 0
+
+
+def _integration_plan(
+    arguments: argparse.Namespace, bundle: "Bundle", variant: "Variant", backend: "Backend", cases: "Cases"
+) -> int:
+    from starflow.calibration.integration import calibrate_integration
+    from starflow.calibration.integration_report import as_json, print_report, write_plot
+    from starflow.runtime.progress import progress_bar
+
+    with progress_bar("calibrating", enabled=not arguments.json) as bar:
+        result = calibrate_integration(
+            bundle, variant, backend, cases, arguments.budget, arguments.repetitions, progress=bar
+        )
+    _store(bundle, backend.name, variant.name, result.spec)
+    _write_plan(arguments.plan_file, result.spec.plan)
+    if arguments.plot:
+        write_plot(result, arguments.plot)
+    if arguments.json:
+        print(json.dumps(as_json(result)))
+    else:
+        print_report(result)
+    return 0
+
+
+def _store(bundle: "Bundle", backend: str, variant: str, spec: "PlanSpec | IntegrationSpec | None") -> None:
+    """Put a plan in the place of the one for this backend and variant; None removes that."""
+    from starflow.runtime.bundle import changing_manifest, replace_manifest
+
+    with changing_manifest(bundle.root) as manifest:
+        others = (other for other in manifest.plans if (other.backend, other.variant) != (backend, variant))
+        plans = (*others, *([spec] if spec else []))
+        if plans != manifest.plans:
+            replace_manifest(bundle.root, manifest.model_copy(update={"plans": plans}))
+
+
+def _write_plan(path: Path | None, plan: "DecodePlan | FixedSteps | AdaptiveSteps") -> None:
+    from starflow.runtime.atomic_write import atomic_file
+
+    if path:
+        with atomic_file(path) as temporary:
+            temporary.write_text(plan.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
 
 
 def _widths(text: str) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ accumulate them in float32.) bfloat16 has float32's range and needs no check.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -53,7 +53,7 @@ def activation_peaks(
             larger ones. Models conditioned on features then get standard normal ones.
     """
     peaks: dict[str, float] = {}
-    with streamed(model, tensors), _watched(model, peaks), torch.no_grad():
+    with streamed(model, tensors), watched(_layers(model), peaks), torch.no_grad():
         if data is None:
             _draw(config, model)
         else:
@@ -121,16 +121,21 @@ def _encoded(model: FlowModel, condition: Tensor | None) -> Tensor | None:
     return model.encode_labels(condition)
 
 
+def _layers(model: FlowModel) -> Iterator[tuple[str, nn.Module]]:
+    """Every module inside a flow block, with the name of its layer."""
+    for block, flow_block in model.blocks.named_children():
+        for name, module in flow_block.named_modules():
+            if name and not isinstance(module, nn.ModuleList):
+                layer = name.split(".")[:2] if name.startswith("attn_blocks.") else [name]
+                yield ".".join(["blocks", block, *layer]), module
+
+
 @contextmanager
-def _watched(model: FlowModel, peaks: dict[str, float]) -> Iterator[None]:
-    """Note what enters and leaves every module inside a flow block, under the name of its layer."""
+def watched(layers: Iterable[tuple[str, nn.Module]], peaks: dict[str, float]) -> Iterator[None]:
+    """Note the largest magnitude that enters or leaves some modules, under the names they are given with."""
     with ExitStack() as stack:
-        for block, flow_block in model.blocks.named_children():
-            for name, module in flow_block.named_modules():
-                if name and not isinstance(module, nn.ModuleList):
-                    layer = name.split(".")[:2] if name.startswith("attn_blocks.") else [name]
-                    note = _Note(peaks, ".".join(["blocks", block, *layer]))
-                    stack.callback(module.register_forward_hook(note).remove)
+        for name, module in layers:
+            stack.callback(module.register_forward_hook(_Note(peaks, name)).remove)
         yield
 
 

@@ -1,17 +1,16 @@
 """A block's parameters as the step graph wants them."""
 
-from collections.abc import Callable, Mapping
-
 import numpy as np
 from numpy.typing import NDArray
 
 from starflow.export.geometry import StepGeometry
+from starflow.export.network_weights import NetworkWeights, Tensors
 from starflow.runtime.errors import ExportError
 from starflow.training.config import BlockConfig
 from starflow.training.model import FlowModel
 
 
-class BlockWeights:
+class BlockWeights(NetworkWeights):
     """Read access to one block's parameters, by their names inside the block.
 
     Args:
@@ -21,42 +20,9 @@ class BlockWeights:
         dtype: Type matrices and biases are stored in.
     """
 
-    def __init__(
-        self, block: BlockConfig, model: FlowModel, tensors: Mapping[str, Callable[[], NDArray]], dtype: np.dtype
-    ) -> None:
-        self.block, self._model, self._tensors, self._dtype = block, model, tensors, dtype
-
-    def full_name(self, name: str) -> str:
-        return f"blocks.{self.block.index}.{name}"
-
-    def has(self, name: str) -> bool:
-        return self.full_name(name) in self._tensors
-
-    def __getitem__(self, name: str) -> NDArray:
-        """A parameter as float32."""
-        full = self.full_name(name)
-        array = self._tensors[full]()
-        if not np.isfinite(array).all():
-            raise ExportError(
-                f"{full} holds NaN or infinite values; export a checkpoint that was saved before they appeared"
-            )
-        return array.astype(np.float32, copy=False)
-
-    def matrix(self, name: str) -> NDArray:
-        """A parameter in the stored type.
-
-        Raises:
-            ExportError: a value does not fit into it.
-        """
-        array = self[name]
-        largest = np.maximum(array.max(initial=0), -array.min(initial=0))
-        with np.errstate(over="ignore"):
-            if not np.isfinite(largest.astype(self._dtype).astype(np.float32)):
-                raise ExportError(
-                    f"{self.full_name(name)} reaches {largest:.3g}, more than {self._dtype} holds; "
-                    "use --precision bf16 or fp32"
-                )
-        return array.astype(self._dtype, copy=False)
+    def __init__(self, block: BlockConfig, model: FlowModel, tensors: Tensors, dtype: np.dtype) -> None:
+        super().__init__(tensors, dtype, f"blocks.{block.index}.")
+        self.block, self._model = block, model
 
     def ordered_positions(self, geometry: StepGeometry) -> NDArray:
         """Learned positions in block order, cut to the network's inputs, [T or T - 1, channels] float32."""

@@ -1,4 +1,4 @@
-"""What a step graph's inputs and outputs mean, read off the graph itself."""
+"""What a graph's inputs and outputs mean, read off the graph itself."""
 
 import onnx
 
@@ -9,7 +9,7 @@ UPDATED_BY = {"samples": "samples_out"}
 
 
 def graph_tensors(model: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """The manifest's description of a step graph's inputs and outputs, in graph order."""
+    """The manifest's description of a graph's inputs and outputs, in graph order."""
     inputs = tuple(_spec(value, _input_role(value.name)) for value in model.graph.input)
     outputs = tuple(_spec(value, _output_role(value.name)) for value in model.graph.output)
     return inputs, outputs
@@ -23,14 +23,11 @@ def _input_role(name: str) -> tuple[str, str | None]:
 
 
 def _output_role(name: str) -> tuple[str, str | None]:
+    if name.endswith("_next"):  # what goes back to the input it is named after
+        return name.removesuffix("_next"), None
     kind = name.partition(".")[0]
-    return {
-        "key_out": "cache",
-        "value_out": "cache",
-        "samples_out": "samples",
-        "position_next": "position",
-        "x": "token",
-    }[kind], None
+    roles = {"key_out": "cache", "value_out": "cache", "samples_out": "samples", "x": "token", "velocity": "velocity"}
+    return roles[kind], None
 
 
 def _spec(value: onnx.ValueInfoProto, role: tuple[str, str | None]) -> TensorSpec:

@@ -12,8 +12,10 @@ from pydantic import ValidationError
 
 from starflow.runtime.atomic_write import atomic_file
 from starflow.runtime.bundle_lock import bundle_lock
-from starflow.runtime.errors import BundleError
+from starflow.runtime.continuous_manifest import ContinuousManifest
+from starflow.runtime.errors import BundleError, UsageError
 from starflow.runtime.manifest import SCHEMA_VERSION, FileSpec, GraphSpec, Manifest, Variant
+from starflow.runtime.manifest_file import AnyManifest, read_manifest
 from starflow.runtime.validation import one_line
 
 
@@ -28,7 +30,7 @@ class Bundle:
     """A bundle on disk whose files have the sizes its manifest states."""
 
     root: Path
-    manifest: Manifest
+    manifest: AnyManifest
 
     @classmethod
     def open(cls, root: str | os.PathLike[str]) -> "Bundle":
@@ -54,10 +56,33 @@ class Bundle:
                 )
         return bundle
 
+    @property
+    def autoregressive(self) -> Manifest:
+        """The manifest of an autoregressive flow.
+
+        Raises:
+            UsageError: it is a continuous flow.
+        """
+        if not isinstance(self.manifest, Manifest):
+            raise UsageError(f"{self.root}: is a continuous flow; this is for autoregressive flows")
+        return self.manifest
+
+    @property
+    def continuous(self) -> ContinuousManifest:
+        """The manifest of a continuous flow.
+
+        Raises:
+            UsageError: it is an autoregressive flow.
+        """
+        if not isinstance(self.manifest, ContinuousManifest):
+            raise UsageError(f"{self.root}: is an autoregressive flow; this is for continuous flows")
+        return self.manifest
+
     def files(self) -> Iterator[FileSpec]:
         """Every file the manifest names, each once."""
         seen = set()
-        specs = [self.manifest.prior] if self.manifest.prior else []
+        prior = self.manifest.prior if isinstance(self.manifest, Manifest) else None
+        specs = [prior] if prior else []
         for variant in self.manifest.variants:
             specs += [variant.weights, *(graph.file for graph in variant.graphs)]
         for spec in specs:
@@ -99,7 +124,7 @@ class Bundle:
 
 
 @contextmanager
-def changing_manifest(root: Path) -> Iterator[Manifest]:
+def changing_manifest(root: Path) -> Iterator[AnyManifest]:
     """The manifest as it is now, while nobody else changes it; `replace_manifest` ends the change.
 
     Raises:
@@ -110,7 +135,7 @@ def changing_manifest(root: Path) -> Iterator[Manifest]:
         yield _read_manifest(root / "manifest.json")
 
 
-def replace_manifest(root: Path, manifest: Manifest) -> None:
+def replace_manifest(root: Path, manifest: AnyManifest) -> None:
     """Put another manifest in the place of a bundle's: at once, so that the bundle is whole at any time.
 
     Raises:
@@ -120,7 +145,7 @@ def replace_manifest(root: Path, manifest: Manifest) -> None:
         temporary.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _read_manifest(path: Path) -> AnyManifest:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -135,6 +160,7 @@ def _read_manifest(path: Path) -> Manifest:
             f"{path}: has schema {version}, this starflow reads {SCHEMA_VERSION}; install a newer starflow-compiler"
         )
     try:
-        return Manifest.model_validate(content)
+        return read_manifest(content)
     except ValidationError as error:
-        raise BundleError(f"{path}: {one_line(error, tuple(Manifest.model_fields))}") from None
+        fields = (*Manifest.model_fields, *ContinuousManifest.model_fields)
+        raise BundleError(f"{path}: {one_line(error, fields)}") from None

@@ -5,37 +5,44 @@ from typing import Any
 
 from starflow.runtime.build_record import BuildRecord, read_builds
 from starflow.runtime.bundle import Bundle
-from starflow.runtime.manifest import GraphSpec, Manifest, Variant, tensor_bytes
-
-
-def cache_bytes(graph: GraphSpec) -> int:
-    """Bytes of all caches of a block."""
-    return sum(tensor_bytes(spec) for spec in graph.inputs if spec.role == "cache")
+from starflow.runtime.continuous_manifest import ContinuousManifest
+from starflow.runtime.continuous_summary import continuous_facts, continuous_variant
+from starflow.runtime.manifest import Manifest, Variant
+from starflow.runtime.manifest_file import AnyManifest
+from starflow.runtime.memory_use import cache_bytes, predict_memory
 
 
 def summarise(bundle: Bundle, variants: Sequence[Variant]) -> dict[str, Any]:
     """What a bundle holds, as plain values."""
     manifest = bundle.manifest
-    model, conditioning = manifest.model, manifest.conditioning
-    shape = "x".join(map(str, model.data_shape))
+    continuous = isinstance(manifest, ContinuousManifest)
     return {
         "bundle": str(bundle.root),
-        "model": f"{model.family}, {model.parameters:,} parameters, trained with noise of {model.noise_std:g}",
-        "data": f"{shape} {manifest.image.mode}, {model.tokens} tokens of {model.token_dim} (patch {model.patch_size})",
+        **(continuous_facts(manifest) if isinstance(manifest, ContinuousManifest) else _facts(manifest)),
         "condition": _condition(manifest),
-        "guidance": _guidance(manifest),
         "batch": manifest.batch,
         "bytes": f"{sum(file.bytes for file in bundle.files()):,}",
         "checkpoint": f"sha256 {manifest.provenance.checkpoint_sha256[:16]}",
         "made": f"{manifest.provenance.created}, "
         + ", ".join(f"{tool} {version}" for tool, version in manifest.provenance.tools.items()),
-        "num_classes": conditioning.num_classes,
-        "variants": [_variant(manifest, variant) for variant in variants],
+        "num_classes": manifest.conditioning.num_classes,
+        "variants": [(continuous_variant if continuous else _variant)(bundle, variant) for variant in variants],
         "engines": [_build(record) for record in read_builds(bundle)],
     }
 
 
-def _variant(manifest: Manifest, variant: Variant) -> dict[str, Any]:
+def _facts(manifest: Manifest) -> dict[str, Any]:
+    model = manifest.model
+    shape = "x".join(map(str, model.data_shape))
+    return {
+        "model": f"{model.family}, {model.parameters:,} parameters, trained with noise of {model.noise_std:g}",
+        "data": f"{shape} {manifest.image.mode}, {model.tokens} tokens of {model.token_dim} (patch {model.patch_size})",
+        "guidance": _guidance(manifest),
+    }
+
+
+def _variant(bundle: Bundle, variant: Variant) -> dict[str, Any]:
+    manifest = bundle.autoregressive
     graphs = {graph.block: graph for graph in variant.graphs}
     blocks = []
     for block in reversed(manifest.blocks):
@@ -61,6 +68,7 @@ def _variant(manifest: Manifest, variant: Variant) -> dict[str, Any]:
     return {
         "name": variant.name,
         "weight_file_bytes": variant.weights.bytes,
+        "memory_bytes": predict_memory(bundle, variant).total,
         "largest_activation": max(peaks.values()) if peaks else None,
         "blocks": blocks,
     }
@@ -77,7 +85,7 @@ def _build(record: BuildRecord) -> dict[str, Any]:
     }
 
 
-def _condition(manifest: Manifest) -> str:
+def _condition(manifest: AnyManifest) -> str:
     spec = manifest.conditioning
     if spec.kind == "none":
         return "none"

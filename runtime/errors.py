@@ -39,3 +39,7 @@ class ExportError(StarflowError):
 
 class BackendError(StarflowError):
     """A backend cannot run here, or did not get the device it was asked to use."""
+
+
+class IntegrationError(StarflowError):
+    """An ODE cannot be integrated as asked: it diverges, or a tolerance is out of reach."""

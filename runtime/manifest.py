@@ -1,18 +1,18 @@
-"""The manifest of a bundle: everything a runtime has to know, and the published JSON Schema of it.
+"""The manifest of a bundle: everything a runtime has to know. Here stand what both families state, and autoregressive flows.
 
-`docs/bundle.md` explains every field; `starflow/runtime/schema/manifest-1.json` is `Manifest`'s schema.
+`docs/bundle.md` explains every field.
 """
 
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from starflow.runtime.plan_spec import PlanSpec
 from starflow.runtime.validation import Part
 
 SCHEMA_VERSION = 1
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int8": 1}
 
 Role = Literal[
     "position",
@@ -28,6 +28,12 @@ Role = Literal[
     "inverse_temperature",
     "cache",
     "token",
+    "pass",
+    "passes",
+    "x",
+    "point",
+    "total",
+    "velocity",
 ]
 
 
@@ -39,7 +45,7 @@ class TensorSpec(Part):
     """
 
     name: str
-    dtype: Literal["float32", "float16", "bfloat16", "int64"]
+    dtype: Literal["float32", "float16", "bfloat16", "int64", "int8"]
     shape: tuple[int | Literal["S"], ...]
     role: Role
     updated_by: str | None = None
@@ -64,7 +70,7 @@ class FileSpec(Part):
 
 
 class GraphSpec(Part):
-    """The step graph of one flow block in one variant.
+    """The step graph of one flow block in one variant, or the velocity graph of a continuous flow, which counts as block 0.
 
     `weight_bytes` are the bytes of all weights a single step reads, in the type they are computed in on this lowering.
     """
@@ -89,6 +95,7 @@ class Quantization(Part):
         plain_error: Error with every matrix rounded to the nearest code, nothing calibrated and nothing kept; null if a
             sample broke down.
         matrices: What every weight matrix that could be quantised became; `kept` has the source's type.
+        caches: Flow blocks whose key and value caches are of 8 bits, one scale for each channel.
     """
 
     source: str
@@ -98,6 +105,7 @@ class Quantization(Part):
     images: int
     guidance: float
     matrices: dict[str, Literal["int4", "int8", "int8-wide", "fp8", "kept"]]
+    caches: tuple[int, ...] = ()
 
 
 class Variant(Part):
@@ -188,22 +196,27 @@ class Provenance(Part):
     tools: dict[str, str]
 
 
-class Manifest(Part):
-    """`manifest.json`."""
+class BundleFacts(Part):
+    """What the manifests of both families state."""
 
     schema_version: Literal[1]
-    model: ModelSummary
     image: ImageSpec
     conditioning: ConditioningSpec
+    batch: int = Field(gt=0)
+    variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
+    provenance: Provenance
+
+
+class Manifest(BundleFacts):
+    """`manifest.json` of an autoregressive flow."""
+
+    model: ModelSummary
     guidance: GuidanceSpec | None
     attention_temperature: bool
-    batch: int = Field(gt=0)
     max_chunk: int = Field(gt=0)
     prior: FileSpec | None
     blocks: tuple[Block, ...]
-    variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
     plans: tuple[PlanSpec, ...] = ()
-    provenance: Provenance
 
     @model_validator(mode="after")
     def _consistent(self) -> "Manifest":
@@ -247,6 +260,15 @@ class Manifest(Part):
                 raise ValueError(f"plans: {spec.backend}, {spec.variant}: {misfit}")
         return self
 
+    @property
+    def guided(self) -> bool:
+        """Whether guidance can be asked for."""
+        return self.guidance is not None
+
+    def capacity(self, block: int) -> int:
+        """Most tokens S of one run of a flow block's graph."""
+        return self.blocks[block].capacity
+
     def decoded_tokens(self) -> dict[int, int]:
         """How many tokens are decoded in each flow block that has a graph."""
         return {block.index: block.capacity - block.prefix for block in self.blocks if not block.identity}
@@ -256,13 +278,8 @@ class Manifest(Part):
         return next((plan for plan in self.plans if (plan.backend, plan.variant) == (backend, variant)), None)
 
 
-def published_schema(model: type[Part], title: str) -> dict[str, Any]:
+def published_schema(model: Any, title: str) -> dict[str, Any]:
     """JSON Schema (2020-12) of a file whose contract is published."""
-    schema = model.model_json_schema()
+    schema = TypeAdapter(model).json_schema()
     schema["title"] = title
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def published_manifest_schema() -> dict[str, Any]:
-    """JSON Schema of `manifest.json`, as published in schema/manifest-1.json."""
-    return published_schema(Manifest, f"starflow bundle manifest, schema version {SCHEMA_VERSION}")

@@ -8,7 +8,7 @@ import pytest
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.training.model import FlowModel
-from tests.models import class_config, write_checkpoint
+from tests.models import class_config, velocity_config, write_checkpoint, write_velocity
 from tests.simulated_device.fixtures import (  # noqa: F401 (fixtures)
     digits_engines,
     engine_library,
@@ -16,6 +16,7 @@ from tests.simulated_device.fixtures import (  # noqa: F401 (fixtures)
     simulate,
     tarflow_engines,
     tiny_engines,
+    velocity_engines,
 )
 
 # A shared machine may stall for longer than Hypothesis's default of 200 ms; slowness is not what these tests are about.
@@ -64,4 +65,20 @@ def tiny_bundle(tiny_checkpoint: Path) -> Path:
     """Its bundle, both lowerings, fp32 and fp16, batch 2."""
     bundle = tiny_checkpoint.parent / "bundle"
     export_checkpoint(tiny_checkpoint, bundle, ExportOptions(precisions=("fp32", "fp16"), batch=2))
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def velocity_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random class-conditional velocity transformer (see tests/models.py)."""
+    folder = tmp_path_factory.mktemp("velocity") / "checkpoint"
+    write_velocity(folder, velocity_config())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def velocity_bundle(velocity_checkpoint: Path) -> Path:
+    """Its bundle, both lowerings, fp32 and fp16, batch 2; not to be changed."""
+    bundle = velocity_checkpoint.parent / "bundle"
+    export_checkpoint(velocity_checkpoint, bundle, ExportOptions(precisions=("fp32", "fp16"), batch=2))
     return bundle

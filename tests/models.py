@@ -7,6 +7,8 @@ import torch
 
 from starflow.training.checkpoint import save_checkpoint
 from starflow.training.config import CheckpointConfig, Conditioning, ImageRange, StarflowConfig, TarflowConfig
+from starflow.training.continuous.config import VelocityMlpConfig, VelocityTransformerConfig
+from starflow.training.continuous.velocity import VelocityNetwork, build_velocity, time_frequencies
 from starflow.training.model import FlowModel, build_model
 
 CLASS_MODEL: dict[str, Any] = {
@@ -96,3 +98,48 @@ def write_checkpoint(folder: Path, config: CheckpointConfig, seed: int = 0) -> F
     model = randomise(build_model(config.model), seed)
     save_checkpoint(folder, config, model.state_dict())
     return model
+
+
+def velocity_config(**changes: Any) -> CheckpointConfig:
+    """A class-conditional velocity transformer of three classes on 8x8 grey images: 16 tokens of 4."""
+    model: dict[str, Any] = {
+        "in_channels": 1,
+        "img_size": 8,
+        "patch_size": 2,
+        "channels": 32,
+        "layers": 2,
+        "head_dim": 16,
+        "num_classes": 3,
+    }
+    classes = changes.get("num_classes", 3)
+    conditioning = Conditioning(kind="class", num_classes=classes) if classes else Conditioning()
+    if changes.get("txt_size"):
+        conditioning = Conditioning(kind="features", tokens=changes["txt_size"], width=changes["txt_dim"])
+    return CheckpointConfig(
+        model=VelocityTransformerConfig(**{**model, **changes}),
+        conditioning=conditioning,
+        image=ImageRange(mode="L"),
+    )
+
+
+def points_config() -> CheckpointConfig:
+    """An unconditional velocity field of points in the plane."""
+    return CheckpointConfig(
+        model=VelocityMlpConfig(dimensions=2, channels=32, layers=2), image=ImageRange(mode="latent")
+    )
+
+
+def write_velocity(folder: Path, config: CheckpointConfig, seed: int = 0) -> VelocityNetwork:
+    """Write a random checkpoint of a continuous flow; return its network, whose every part has a say."""
+    assert isinstance(config.model, VelocityTransformerConfig | VelocityMlpConfig)
+    network = build_velocity(config.model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            width = parameter.shape[-1] if parameter.ndim > 1 else 4.0
+            scale = 0.15 if "proj_out" in name else 1.0 if name.endswith("weight") and "modulation" not in name else 0.3
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale / width**0.5)
+        # As a trained field, it changes slowly in time: solvers shall reach their order with few steps.
+        network.get_parameter("time_embed.0.weight").div_(time_frequencies().square().repeat(2))
+    save_checkpoint(folder, config, network.state_dict())
+    return network.eval()

@@ -12,9 +12,11 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from starflow.runtime.build_record import published_build_schema
-from starflow.runtime.manifest import published_manifest_schema
+from starflow.runtime.manifest_file import published_manifest_schema
 from starflow.training.config import StarflowConfig, TarflowConfig
-from starflow.training.recipe import Digits8Source, FolderSource, NpzSource, Training
+from starflow.training.continuous.config import VelocityMlpConfig, VelocityTransformerConfig
+from starflow.training.continuous.objective_config import CfmConfig, OtCfmConfig, WeightedCfmConfig
+from starflow.training.recipe import Digits8Source, FolderSource, NpzSource, PointsSource, Training
 
 
 def names_in(page: Path) -> set[str]:
@@ -66,7 +68,13 @@ def default_in(cell: str) -> Any:
     return float(value) if isinstance(value, str) and re.fullmatch(r"[\d.]+e-?\d+", value) else value
 
 
-@pytest.mark.parametrize("model", [Training, FolderSource, NpzSource, Digits8Source, StarflowConfig, TarflowConfig])
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(Training, FolderSource, NpzSource, Digits8Source, PointsSource, StarflowConfig, TarflowConfig),
+        *(VelocityTransformerConfig, VelocityMlpConfig, CfmConfig, OtCfmConfig, WeightedCfmConfig),
+    ],
+)
 def test_recipe_reference_has_every_field_with_its_default(repository: Path, model: type[BaseModel]) -> None:
     rows = rows_of(repository / "docs/training.md")
     for name, field in model.model_fields.items():

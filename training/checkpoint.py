@@ -18,7 +18,10 @@ from starflow.runtime.errors import CheckpointError
 from starflow.runtime.progress import Report, no_report
 from starflow.runtime.validation import one_line
 from starflow.training.config import CheckpointConfig
-from starflow.training.model import FlowModel, build_model
+from starflow.training.continuous.state_check import check_velocity_tensors
+from starflow.training.continuous.velocity import VelocityNetwork
+from starflow.training.flow import Flow, build_flow
+from starflow.training.model import FlowModel
 from starflow.training.state_check import check_tensors
 
 SAFETENSORS_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -40,7 +43,7 @@ def save_checkpoint(
 
     Args:
         folder: Destination.
-        config: What `build_model` and everything downstream need to know.
+        config: What `build_flow` and everything downstream need to know.
         state: The model's state dict, published parameter names; number types are kept.
         extra_files: Text files to store beside it, such as recipe.yaml and metrics.json.
         half: Store the tensors as float16.
@@ -130,15 +133,19 @@ class CheckpointTensors(Mapping[str, Callable[[], NDArray[np.float32]]]):
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[name]
 
-    def check(self, model: FlowModel) -> None:
+    def check(self, model: Flow) -> None:
         """Compare names and shapes with what `model` needs, reading no data.
 
         Raises:
             CheckpointError: a tensor is missing, surplus or mis-shaped.
         """
-        check_tensors(str(self.path), {name: self.shape(name) for name in self}, model)
+        shapes = {name: self.shape(name) for name in self}
+        if isinstance(model, FlowModel):
+            check_tensors(str(self.path), shapes, model)
+        elif isinstance(model, VelocityNetwork):
+            check_velocity_tensors(str(self.path), shapes, model)
 
-    def load(self, model: FlowModel) -> dict[str, Tensor]:
+    def load(self, model: Flow) -> dict[str, Tensor]:
         """The state dict of `model`, float32; buffers nothing needs are left out."""
         self.check(model)
         expected = model.state_dict()
@@ -170,14 +177,38 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> tuple[CheckpointConfig, C
     return config, CheckpointTensors(folder / "model.safetensors")
 
 
-def load_model(folder: str | os.PathLike[str]) -> tuple[CheckpointConfig, FlowModel]:
-    """Build a checkpoint's model with its weights, in evaluation mode.
+def load_flow(folder: str | os.PathLike[str]) -> tuple[CheckpointConfig, Flow]:
+    """Build a checkpoint's model, of either family, with its weights, in evaluation mode.
 
     Raises:
         CheckpointError: see `open_checkpoint` and `CheckpointTensors.check`.
     """
     config, tensors = open_checkpoint(folder)
     with torch.device("meta"):
-        model = build_model(config.model)
+        model = build_flow(config.model)
     model.load_state_dict(tensors.load(model), assign=True)
     return config, model.eval()
+
+
+def load_model(folder: str | os.PathLike[str]) -> tuple[CheckpointConfig, FlowModel]:
+    """`load_flow` for an autoregressive flow.
+
+    Raises:
+        CheckpointError: it is a continuous flow; see also `load_flow`.
+    """
+    config, model = load_flow(folder)
+    if not isinstance(model, FlowModel):
+        raise CheckpointError(f"{folder}: holds a {config.model.family} model, expected starflow or tarflow")
+    return config, model
+
+
+def load_velocity(folder: str | os.PathLike[str]) -> tuple[CheckpointConfig, VelocityNetwork]:
+    """`load_flow` for the velocity network of a continuous flow.
+
+    Raises:
+        CheckpointError: it is an autoregressive flow; see also `load_flow`.
+    """
+    config, model = load_flow(folder)
+    if not isinstance(model, VelocityNetwork):
+        raise CheckpointError(f"{folder}: holds a {config.model.family} model, expected continuous-flow")
+    return config, model

@@ -8,13 +8,11 @@ out each flow block on its own.
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-
-class Frozen(BaseModel):
-    """A typed value that checks itself, refuses unknown fields and never changes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from starflow.training.continuous.config import VelocityConfig
+from starflow.training.frozen import Frozen
+from starflow.training.layer_config import LayerConfig, head_dim_problem
 
 
 class TopBlockOverride(Frozen):
@@ -80,14 +78,8 @@ class StarflowConfig(Frozen):
             raise ValueError(f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}")
         if self.txt_size and not self.txt_dim:
             raise ValueError("txt_size needs a txt_dim")
-        if self.rope:
-            angles = self.head_dim // 2
-            spatial = angles - 8 if self.txt_size else angles
-            if self.head_dim % 2 or spatial < 0 or spatial % 2:
-                raise ValueError(
-                    f"head_dim {self.head_dim} leaves no even number of spatial rotary angles; "
-                    + ("with text it must be 16 + 4k" if self.txt_size else "it must be a multiple of 4")
-                )
+        if self.rope and (problem := head_dim_problem(self.head_dim, text_model=self.txt_size > 0)):
+            raise ValueError(problem)
         block_configs(self)
         return self
 
@@ -114,11 +106,12 @@ class TarflowConfig(Frozen):
         return self
 
 
-ModelConfig = Annotated[StarflowConfig | TarflowConfig, Field(discriminator="family")]
+AutoregressiveConfig = StarflowConfig | TarflowConfig
+ModelConfig = Annotated[AutoregressiveConfig | VelocityConfig, Field(discriminator="family")]
 
 
-@dataclass(frozen=True)
-class BlockConfig:
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig(LayerConfig):
     """One flow block, spelled out: all its network and its step graph depend on.
 
     Attributes:
@@ -126,7 +119,6 @@ class BlockConfig:
         reversed: Whether the block reads its tokens last to first.
         token_dim: Width D of a token (patch vector).
         layers: Transformer layers; 0 is an identity block without parameters.
-        hidden: Width of the MLP's hidden layer.
         positions: `axes` (rotary row/column, plus the third axis in models with text), `line` (rotary index in
             [condition, tokens]), `learned` (a table added to the tokens) or `none`.
         condition: `prefix` (condition tokens in front of the sequence), `class` (a class vector added to every token)
@@ -142,19 +134,8 @@ class BlockConfig:
     reversed: bool
     token_dim: int
     layers: int
-    channels: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    hidden: int
-    norm: Literal["layer_norm", "rms_norm"]
-    gated_mlp: bool
-    qk_norm: bool
-    post_norm: bool
-    bias: bool
     final_norm: bool
     positions: Literal["axes", "line", "learned", "none"]
-    half_rotation: bool
     condition: Literal["prefix", "class", "none"]
     condition_width: int
     project_condition: bool
@@ -168,7 +149,7 @@ class BlockConfig:
         return self.token_dim if self.scale == "unit" else 2 * self.token_dim
 
 
-def block_configs(config: StarflowConfig | TarflowConfig) -> tuple[BlockConfig, ...]:
+def block_configs(config: AutoregressiveConfig) -> tuple[BlockConfig, ...]:
     """Spell out every flow block of a model, from the data side (0) to the top block."""
     blocks = _starflow_blocks(config) if isinstance(config, StarflowConfig) else _tarflow_blocks(config)
     for block in blocks:
@@ -303,6 +284,13 @@ class ImageRange(Frozen):
     mode: Literal["L", "RGB", "latent"] = "RGB"
 
 
+def _class_count(model: ModelConfig) -> tuple[str, int]:
+    """The field of a model that says how many classes it knows, and the number."""
+    if isinstance(model, StarflowConfig):
+        return "txt_dim (classes + 1)", model.txt_dim - 1
+    return "num_classes", getattr(model, "num_classes", 0)
+
+
 class CheckpointConfig(Frozen):
     """`config.json` of a checkpoint folder."""
 
@@ -317,9 +305,8 @@ class CheckpointConfig(Frozen):
     def _consistent(self) -> "CheckpointConfig":
         conditioning, model = self.conditioning, self.model
         if conditioning.kind == "class":
-            expected = model.num_classes if isinstance(model, TarflowConfig) else model.txt_dim - 1
+            field, expected = _class_count(model)
             if conditioning.num_classes != expected:
-                field = "num_classes" if isinstance(model, TarflowConfig) else "txt_dim (classes + 1)"
                 raise ValueError(f"conditioning.num_classes {conditioning.num_classes} does not fit model.{field}")
             names = conditioning.class_names
             if names is not None and len(names) != conditioning.num_classes:

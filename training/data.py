@@ -1,4 +1,4 @@
-"""Training data: read once, checked, held in memory as uint8."""
+"""Training data: read once, checked, held in memory; images as uint8."""
 
 import zipfile
 import zlib
@@ -13,30 +13,33 @@ from torch import Tensor
 
 from starflow.runtime.errors import DataError, RecipeError
 from starflow.training.captions import encode_captions, read_captions
-from starflow.training.config import Conditioning, StarflowConfig, TarflowConfig
-from starflow.training.recipe import DataSource, Digits8Source, FolderSource, NpzSource
+from starflow.training.config import AutoregressiveConfig, Conditioning, ModelConfig, StarflowConfig
+from starflow.training.continuous.config import VelocityMlpConfig, VelocityTransformerConfig
+from starflow.training.points import POINT_SETS
+from starflow.training.recipe import DataSource, Digits8Source, FolderSource, NpzSource, PointsSource
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+CONDITIONED = ("num_classes", "txt_size")  # the fields of a model that say whether it is conditioned
 HOLDOUT_SEED = 20240  # fixed: every run of every recipe holds out the same images
 
 
 @dataclass(frozen=True)
-class Images:
-    """Images and what they are conditioned on.
+class Samples:
+    """Images or points, and what they are conditioned on.
 
     Attributes:
-        pixels: uint8 [N, C, H, W].
+        values: Samples uint8 [N, C, H, W], or points float32 [N, D].
         condition: int64 [N] class labels, float32 [N, T, W] text features, or None.
     """
 
-    pixels: Tensor
+    values: Tensor
     condition: Tensor | None
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.values)
 
-    def __getitem__(self, index: Tensor) -> "Images":
-        return Images(self.pixels[index], None if self.condition is None else self.condition[index])
+    def __getitem__(self, index: Tensor) -> "Samples":
+        return Samples(self.values[index], None if self.condition is None else self.condition[index])
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class Dataset:
         null: the null class (int64 []) or the features of an empty text (float32 [T, W]); None without conditions.
     """
 
-    train: Images
-    test: Images
+    train: Samples
+    test: Samples
     conditioning: Conditioning
     null: Tensor | None
 
@@ -77,6 +80,9 @@ def load_dataset(source: DataSource, cache: Path) -> Dataset:
             return _folder(source, cache)
         case NpzSource():
             return _npz(source)
+        case PointsSource():
+            generator = torch.Generator().manual_seed(HOLDOUT_SEED)
+            return _split(POINT_SETS[source.shape](source.count, generator), None, source.holdout)
         case Digits8Source():
             from sklearn.datasets import load_digits
 
@@ -86,32 +92,45 @@ def load_dataset(source: DataSource, cache: Path) -> Dataset:
             return _split(torch.from_numpy(pixels), labels, source.holdout, [str(digit) for digit in range(10)])
 
 
-def fit_data(data: Dataset, model: StarflowConfig | TarflowConfig) -> Dataset:
+def fit_data(data: Dataset, model: ModelConfig) -> Dataset:
     """Return the data as a model takes it; an unconditional model gets the images alone.
 
     Raises:
         RecipeError: Images or conditions are not what the model takes.
     """
-    channels, height, width = data.train.pixels.shape[1:]
-    if (channels, height, width) != (model.in_channels, model.img_size, model.img_size):
-        expected = f"{model.in_channels} channel(s) of {model.img_size}x{model.img_size}"
-        raise RecipeError(f"model: takes {expected}, the data has {channels} of {width}x{height}")
-    tarflow = isinstance(model, TarflowConfig)
-    if (model.num_classes if isinstance(model, TarflowConfig) else model.txt_size) == 0:
+    shape = tuple(data.train.values.shape[1:])
+    if isinstance(model, VelocityMlpConfig):
+        if shape != (model.dimensions,):
+            raise RecipeError(f"model: takes {_described((model.dimensions,))}, the data has {_described(shape)}")
         return data.without_conditions()
-    given = data.conditioning
-    if given.kind == "none":
-        has, needs = "no labels or features", {"num_classes" if tarflow else "txt_size": 0}
-    elif given.kind == "features":
-        has, needs = f"features [{given.tokens}, {given.width}]", {"txt_size": given.tokens, "txt_dim": given.width}
-    else:
-        has = f"{given.num_classes} classes"
-        needs = {"num_classes": given.num_classes} if tarflow else {"txt_size": 1, "txt_dim": given.num_classes + 1}
+    if shape != (model.in_channels, model.img_size, model.img_size):
+        expected = _described((model.in_channels, model.img_size, model.img_size))
+        raise RecipeError(f"model: takes {expected}, the data has {_described(shape)}")
+    if not any(getattr(model, field, 0) for field in CONDITIONED):
+        return data.without_conditions()
+    has, needs = _needs(data.conditioning, model)
     for field, value in needs.items():
         found = getattr(model, field, "a tarflow, which knows classes only")
         if found != value:
             raise RecipeError(f"model.{field}: found {found}, expected {value}, because the data has {has}")
     return data
+
+
+def _needs(given: Conditioning, model: AutoregressiveConfig | VelocityTransformerConfig) -> tuple[str, dict[str, int]]:
+    """What the data has to condition on, and the fields of the model that have to say so."""
+    if given.kind == "none":
+        return "no labels or features", {field: 0 for field in CONDITIONED if hasattr(model, field)}
+    if given.kind == "features":
+        return f"features [{given.tokens}, {given.width}]", {"txt_size": given.tokens, "txt_dim": given.width}
+    if isinstance(model, StarflowConfig):
+        return f"{given.num_classes} classes", {"txt_size": 1, "txt_dim": given.num_classes + 1}
+    return f"{given.num_classes} classes", {"num_classes": given.num_classes}
+
+
+def _described(shape: tuple[int, ...]) -> str:
+    if len(shape) == 1:
+        return f"points of {shape[0]} dimensions"
+    return f"{shape[0]} channel(s) of {shape[2]}x{shape[1]}"
 
 
 def _folder(source: FolderSource, cache: Path) -> Dataset:
@@ -172,7 +191,7 @@ def _npz(source: NpzSource) -> Dataset:
         highest = max(int(arrays[name].max()) for name in ("labels", "test_labels") if name in arrays)
         classes = [str(label) for label in range(highest + 1)]
     if "test_images" not in arrays:
-        return _split(train.pixels, train.condition, source.holdout, classes)
+        return _split(train.values, train.condition, source.holdout, classes)
     test = _part(path, arrays, "test_")
     for name in ("images", "labels", "features"):
         shape, test_shape = (arrays[key].shape[1:] if key in arrays else None for key in (name, f"test_{name}"))
@@ -181,7 +200,7 @@ def _npz(source: NpzSource) -> Dataset:
     return _dataset(train, test, classes)
 
 
-def _part(path: Path, arrays: dict[str, NDArray[np.generic]], prefix: str) -> Images:
+def _part(path: Path, arrays: dict[str, NDArray[np.generic]], prefix: str) -> Samples:
     """Check and take `images` and `labels` or `features`, each with `prefix`, from an archive."""
     images = arrays.get(f"{prefix}images")
     if images is None:
@@ -206,7 +225,7 @@ def _part(path: Path, arrays: dict[str, NDArray[np.generic]], prefix: str) -> Im
         if ndim == 1 and array.min() < 0:
             raise DataError(f"{path}: {name} holds {array.min()}, expected classes from 0")
         condition = torch.from_numpy(array.astype(np.int64 if ndim == 1 else np.float32))
-    return Images(pixels, condition)
+    return Samples(pixels, condition)
 
 
 def _split(
@@ -221,11 +240,11 @@ def _split(
     count = max(1, round(len(pixels) * holdout))
     if count >= len(pixels):
         raise DataError(f"{len(pixels)} image(s) are too few to hold some out; at least 2 are needed")
-    everything = Images(pixels, condition)
+    everything = Samples(pixels, condition)
     return _dataset(everything[order[count:].sort().values], everything[order[:count].sort().values], classes, null)
 
 
-def _dataset(train: Images, test: Images, classes: list[str] | None, null: Tensor | None = None) -> Dataset:
+def _dataset(train: Samples, test: Samples, classes: list[str] | None, null: Tensor | None = None) -> Dataset:
     condition = train.condition
     if condition is None:
         return Dataset(train, test, Conditioning(kind="none"), None)

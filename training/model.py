@@ -3,7 +3,7 @@
 `forward` normalises, `reverse` samples in plain PyTorch. `reverse` is the truth the exported graphs are held to.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from starflow.runtime.decode_plan import Jacobi
 from starflow.runtime.errors import UsageError
 from starflow.runtime.guidance import Guidance
-from starflow.training.config import BlockConfig, StarflowConfig, TarflowConfig, block_configs
+from starflow.training.config import (
+    AutoregressiveConfig,
+    BlockConfig,
+    ModelConfig,
+    StarflowConfig,
+    TarflowConfig,
+    block_configs,
+)
+from starflow.training.flow import Flow
 from starflow.training.flow_block import FlowBlock, Rotation
 from starflow.training.likelihood import gaussian_log_density
 from starflow.training.tokens import patchify, unpatchify
@@ -53,13 +61,13 @@ class JacobiTrace:
     changes: tuple[float, ...]
 
 
-class FlowModel(nn.Module, ABC):
-    """What both families share: the blocks, the two directions, the likelihood."""
+class FlowModel(Flow):
+    """What STARFlow and TARFlow share: the blocks, the two directions, the likelihood."""
 
     channel_first: bool  # order of a patch vector
     sqrt_prior: Tensor | None = None  # [T, D] standard deviation of the prior, where it is not 1
 
-    def __init__(self, config: StarflowConfig | TarflowConfig) -> None:
+    def __init__(self, config: AutoregressiveConfig) -> None:
         super().__init__()
         self.config = config
         self.block_configs: tuple[BlockConfig, ...] = block_configs(config)
@@ -68,14 +76,6 @@ class FlowModel(nn.Module, ABC):
         self.blocks = nn.ModuleList(
             FlowBlock(block, self.side**2) if block.layers else nn.Identity() for block in self.block_configs
         )
-
-    @abstractmethod
-    def noise_shape(self, batch: int, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
-        """Shape of the noise `reverse` takes; height and width in pixels, the training size by default."""
-
-    @abstractmethod
-    def encode_labels(self, labels: Tensor) -> Tensor:
-        """Class labels [B] int64 (id == number of classes is the null class) as the condition of this family."""
 
     @abstractmethod
     def rotation(self, block: BlockConfig, height: int, width: int, prefix: int) -> Tensor | None:
@@ -96,10 +96,6 @@ class FlowModel(nn.Module, ABC):
             return None
         angles = angles.to(self.device)
         return angles.cos(), angles.sin()
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
 
     def _grid(self, x: Tensor) -> tuple[int, int]:
         patch = self.config.patch_size
@@ -273,7 +269,6 @@ class FlowModel(nn.Module, ABC):
         return x
 
     def sample_labels(self, noise: Tensor, labels: Tensor, guidance: float = 0.0) -> Tensor:
-        """Sample a class model: noise of `noise_shape`, labels [B] int64 -> [B, C, H, W]."""
         classes = self.config.num_classes if isinstance(self.config, TarflowConfig) else self.config.txt_dim - 1
         null = self.encode_labels(torch.full_like(labels, classes))
         return self.reverse(noise, self.encode_labels(labels), null, guidance=guidance)
@@ -297,12 +292,20 @@ class FlowModel(nn.Module, ABC):
     def _temperature(self, value: float, batch: int, guided: bool) -> Tensor | None: ...
 
 
-def build_model(config: StarflowConfig | TarflowConfig) -> FlowModel:
-    """The model of a configuration, with the reference's initialisation."""
+def build_model(config: ModelConfig) -> FlowModel:
+    """The autoregressive flow of a configuration, with the reference's initialisation.
+
+    Raises:
+        UsageError: it configures a continuous flow; `build_flow` takes either.
+    """
     from starflow.training.starflow import Starflow
     from starflow.training.tarflow import Tarflow
 
-    return Starflow(config) if isinstance(config, StarflowConfig) else Tarflow(config)
+    if isinstance(config, TarflowConfig):
+        return Tarflow(config)
+    if isinstance(config, StarflowConfig):
+        return Starflow(config)
+    raise UsageError(f"found a {config.family} model, expected starflow or tarflow")
 
 
 def parameter_count(modules: Sequence[nn.Module] | nn.Module) -> int:

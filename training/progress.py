@@ -72,9 +72,9 @@ class Journal:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def progress(self, step: int, loss: float, bits: float, speed: float, batch_size: int) -> None:
+    def progress(self, step: int, figures: str, speed: float, batch_size: int) -> None:
         """Report where the run stands; speed in images/s."""
-        figures = f"loss {loss:.4f}  {bits:.3f} bits/dim  {speed:.0f} images/s"
+        figures = f"{figures}  {speed:.0f} images/s"
         self._progress.update(self._task, completed=step, figures=figures)
         if not self._console.is_terminal:
             left = timedelta(seconds=round((self.total_steps - step) * batch_size / speed))

@@ -9,7 +9,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from starflow.runtime.errors import RecipeError
 from starflow.runtime.validation import one_line
-from starflow.training.config import Frozen, ModelConfig, StarflowConfig, TarflowConfig
+from starflow.training.config import ModelConfig, StarflowConfig, TarflowConfig
+from starflow.training.continuous.config import VelocityMlpConfig, VelocityTransformerConfig
+from starflow.training.continuous.objective_config import CfmConfig, ObjectiveConfig, OtCfmConfig, WeightedCfmConfig
+from starflow.training.frozen import Frozen
 
 
 class FolderSource(Frozen):
@@ -46,7 +49,16 @@ class Digits8Source(Frozen):
     holdout: float = Field(0.1, gt=0, lt=1)
 
 
-DataSource = Annotated[FolderSource | NpzSource | Digits8Source, Field(discriminator="kind")]
+class PointsSource(Frozen):
+    """Points in the plane, drawn anew from a distribution that is known in closed form; for continuous flows."""
+
+    kind: Literal["points"]
+    shape: Literal["normal", "eight_gaussians", "moons", "checkerboard"]
+    count: int = Field(20_000, gt=1)
+    holdout: float = Field(0.1, gt=0, lt=1)
+
+
+DataSource = Annotated[FolderSource | NpzSource | Digits8Source | PointsSource, Field(discriminator="kind")]
 
 
 class Training(Frozen):
@@ -89,8 +101,11 @@ class Training(Frozen):
 
 
 # What a resumed run may change: reports, the machine, and how long to go on.
-CHANGEABLE = {"steps", "epochs", "log_every", "evaluate_every", "sample_every", "checkpoint_every", "sample_guidance"}
-CHANGEABLE |= {"half_checkpoint", "device", "threads", "compile"}
+CHANGEABLE = {
+    *(f"training.{field}" for field in ("steps", "epochs", "device", "threads", "compile", "half_checkpoint")),
+    *(f"training.{field}" for field in ("log_every", "evaluate_every", "sample_every", "checkpoint_every")),
+    *("training.sample_guidance", "objective.likelihood_steps", "objective.likelihood_samples"),
+}
 
 
 class Recipe(Frozen):
@@ -98,13 +113,28 @@ class Recipe(Frozen):
 
     model: ModelConfig
     data: DataSource
+    objective: ObjectiveConfig | None = None  # of a continuous flow; the others maximise likelihood
     training: Training
+
+    @model_validator(mode="after")
+    def _objective_fits_the_family(self) -> Self:
+        continuous = self.model.family == "continuous-flow"
+        if continuous and self.objective is None:
+            raise ValueError("objective is missing: a continuous flow needs one, of kind cfm, ot-cfm or w-cfm")
+        if not continuous and self.objective is not None:
+            raise ValueError(f"objective is for continuous flows; a {self.model.family} maximises likelihood")
+        return self
+
+
+def _fields(*models: type[Frozen]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(field for model in models for field in model.model_fields))
 
 
 # For the nearest name of a misspelt field.
 KNOWN_FIELDS = {
-    "model": (*StarflowConfig.model_fields, *TarflowConfig.model_fields),
-    "data": (*FolderSource.model_fields, *NpzSource.model_fields, *Digits8Source.model_fields),
+    "model": _fields(StarflowConfig, TarflowConfig, VelocityTransformerConfig, VelocityMlpConfig),
+    "data": _fields(FolderSource, NpzSource, Digits8Source, PointsSource),
+    "objective": _fields(CfmConfig, OtCfmConfig, WeightedCfmConfig),
     "training": tuple(Training.model_fields),
 }
 
@@ -139,11 +169,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def changed_field(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     """Name the first field that differs between two dumped recipes and that a resumed run may not change."""
-    for section in ("model", "data", "training"):
-        for field in sorted(old[section].keys() | new[section].keys()):
-            may_change = section == "training" and field in CHANGEABLE
-            if not may_change and old[section].get(field) != new[section].get(field):
-                return f"{section}.{field} (was {old[section].get(field)!r}, is {new[section].get(field)!r})"
+    for section in Recipe.model_fields:
+        was, now = old.get(section) or {}, new.get(section) or {}
+        for field in sorted(was.keys() | now.keys()):
+            may_change = f"{section}.{field}" in CHANGEABLE
+            if not may_change and was.get(field) != now.get(field):
+                return f"{section}.{field} (was {was.get(field)!r}, is {now.get(field)!r})"
     return None
 
 

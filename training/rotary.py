@@ -7,7 +7,7 @@ video frames. Positions are always raster positions, in reversed blocks too.
 import torch
 from torch import Tensor
 
-THIRD_AXIS_ANGLES = 8  # reserved in every model with text, also in its blocks without text
+from starflow.training.layer_config import THIRD_AXIS_ANGLES
 
 
 def axis_angles(height: int, width: int, side: int, *, head_dim: int, text_model: bool, text_tokens: int = 0) -> Tensor:

@@ -1,4 +1,4 @@
-"""The trainer: maximum likelihood with noise augmentation, an averaged model, and exact resume.
+"""The trainer of both families: any objective, noise augmentation, an averaged model, and exact resume.
 
 Everything random in a step is a function of (seed, step), and the order of images one of (seed, epoch). So a run that
 was stopped and resumed goes through the same numbers as one that was not.
@@ -8,7 +8,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,16 @@ from starflow.runtime.errors import CheckpointError, RecipeError, StarflowError,
 from starflow.runtime.images import grid, to_uint8
 from starflow.training.checkpoint import save_checkpoint
 from starflow.training.config import CheckpointConfig, ImageRange
-from starflow.training.data import Dataset, Images, fit_data, to_float
+from starflow.training.continuous.flow_matching import FlowMatching
+from starflow.training.continuous.velocity import VelocityNetwork
+from starflow.training.data import Dataset, Samples, fit_data, to_float
+from starflow.training.flow import Flow, build_flow
 from starflow.training.likelihood import bits_per_dim
-from starflow.training.model import build_model
+from starflow.training.model import FlowModel
+from starflow.training.objective import MaximumLikelihood, Objective
 from starflow.training.optimizer import average_decay_at, build_optimizer, learning_rate_at, update_average
 from starflow.training.progress import Journal
 from starflow.training.recipe import Recipe, changed_field
-from starflow.training.tarflow import Tarflow
 
 ORDER, STEP, EVALUATION, SAMPLES = range(4)  # streams of random numbers
 LEVEL = 1 / 127.5  # width of one grey level in [-1, 1]
@@ -70,6 +73,8 @@ class Trainer:
         self.recipe, self.data, self.folder, self.step = recipe, fit_data(data, recipe.model), folder, 0
         training = self.training = recipe.training
         self.device = _device(training.device)
+        if self.data.train.values.dtype != torch.uint8 and (training.shift or training.flip):
+            raise RecipeError("training.shift, training.flip: augment images; the data are points")
         if training.precision == "fp16" and self.device.type != "cuda":
             raise RecipeError("training.precision: found fp16, expected bf16 or fp32: fp16 trains on CUDA only")
         if training.threads is not None:
@@ -78,7 +83,7 @@ class Trainer:
             model=recipe.model,
             conditioning=self.data.conditioning,
             noise_std=training.noise_std,
-            image=ImageRange(mode="L" if data.train.pixels.shape[1] == 1 else "RGB"),
+            image=_image_range(self.data.train),
         )
         self.steps_per_epoch = len(data.train) // training.batch_size
         if self.steps_per_epoch == 0:
@@ -87,8 +92,9 @@ class Trainer:
             )
         self.total_steps = training.steps or max(1, round((training.epochs or 0) * self.steps_per_epoch))
         torch.manual_seed(training.seed)
-        self.model = build_model(recipe.model).to(self.device)
+        self.model = build_flow(recipe.model).to(self.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.objective: Objective[Any] = _objective(recipe, self.model)
         self._network = torch.compile(self.model) if training.compile else self.model
         self.optimizer = build_optimizer(self.model, training)
         self.scaler = torch.amp.GradScaler(enabled=training.precision == "fp16")
@@ -97,64 +103,64 @@ class Trainer:
 
     # One step
 
-    def batch_at(self, step: int) -> Images:
-        """The images of a step, on the device; every epoch is a new order, and its incomplete last batch is left out."""
+    def batch_at(self, step: int) -> Samples:
+        """The samples of a step, on the device; every epoch is a new order, and its incomplete last batch is left out."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
             generator = generator_for(self.training.seed, ORDER, epoch)
             self._order = (epoch, torch.randperm(len(self.data.train), generator=generator))
         start = place * self.training.batch_size
         batch = self.data.train[self._order[1][start : start + self.training.batch_size]]
-        return Images(
-            batch.pixels.to(self.device), None if batch.condition is None else batch.condition.to(self.device)
+        return Samples(
+            batch.values.to(self.device), None if batch.condition is None else batch.condition.to(self.device)
         )
 
-    def prepare(self, batch: Images, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Augment, add noise, drop conditions: float32 [B, C, H, W] and the model's condition."""
+    def prepare(self, batch: Samples, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Augment, add noise, drop conditions: float32 [B, C, H, W] or [B, D] and the model's condition."""
         training = self.training
-        pixels, condition = batch.pixels, batch.condition
+        values, condition = batch.values, batch.condition
         if training.shift:
-            pixels = shift_images(pixels, training.shift, generator)
+            values = shift_images(values, training.shift, generator)
         if training.flip:
-            mirrored = torch.rand(len(pixels), generator=generator, device=self.device) < 0.5
-            pixels = torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels)
+            mirrored = torch.rand(len(values), generator=generator, device=self.device) < 0.5
+            values = torch.where(mirrored[:, None, None, None], values.flip(3), values)
         if condition is not None and self.data.null is not None:
             condition = drop_conditions(condition, self.data.null.to(self.device), training.label_drop, generator)
-        return self._with_noise(pixels, generator), self._encode(condition)
+        return self._with_noise(values, generator), self._encode(condition)
 
-    def train_step(self) -> tuple[Tensor, Tensor]:
-        """Do one update; return loss and gradient norm as scalars on the device, so that nothing waits for them."""
+    def train_step(self) -> dict[str, Tensor]:
+        """Do one update; return loss, gradient norm and more as scalars on the device, so that nothing waits for them."""
         training = self.training
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.step, self.total_steps, training)
-        x, y = self.prepare(self.batch_at(self.step), generator_for(training.seed, STEP, self.step, self.device))
-        size = training.batch_size // training.accumulate
-        loss, z = torch.zeros((), device=self.device), []
+        generator = generator_for(training.seed, STEP, self.step, self.device)
+        x, y = self.prepare(self.batch_at(self.step), generator)
+        loss = torch.zeros((), device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        for start in range(0, training.batch_size, size):
-            with self._autocast():
-                part = self._network(x[start : start + size], None if y is None else y[start : start + size])
-            self.scaler.scale(part.loss / training.accumulate).backward()
-            loss += part.loss.detach() / training.accumulate
-            z.append(part.z.detach())
+        size = training.batch_size // training.accumulate
+        for part in self.objective.losses(self._forward, x, y, generator, size):
+            self.scaler.scale(part / training.accumulate).backward()
+            loss += part.detach() / training.accumulate
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if isinstance(self.model, Tarflow) and not self.model.config.nvp:  # without scales, the prior has to learn them
-            self.model.update_prior(torch.cat(z))
         self.step += 1
         update_average(self.average, self.model, average_decay_at(self.step, training.ema_decay))
-        return loss, norm
+        return {"loss": loss, "gradient_norm": norm, **self.objective.figures}
 
-    def _autocast(self) -> torch.autocast:
+    def _forward(self, *inputs: Tensor | None) -> Any:
         dtype = AUTOCAST.get(self.training.precision)
-        return torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+        with torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            return self._network(*inputs)
 
-    def _with_noise(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        x = to_float(pixels)
-        if self.training.noise_std > 0:
-            return x + self.training.noise_std * torch.randn(x.shape, generator=generator, device=self.device)
+    def _with_noise(self, values: Tensor, generator: torch.Generator) -> Tensor:
+        images, std = values.dtype == torch.uint8, self.training.noise_std
+        x = to_float(values) if images else values
+        if std > 0:
+            return x + std * torch.randn(x.shape, generator=generator, device=self.device)
+        if not images:
+            return x
         return x + LEVEL * (torch.rand(x.shape, generator=generator, device=self.device) - 0.5)
 
     def _encode(self, condition: Tensor | None) -> Tensor | None:
@@ -171,7 +177,7 @@ class Trainer:
             StarflowError: The loss is not finite. The last saved state stays.
         """
         training, last = self.training, min(self.total_steps, max_steps or self.total_steps)
-        pending: list[tuple[Tensor, Tensor]] = []
+        pending: list[dict[str, Tensor]] = []
         loss: float | None = None
         seconds, steps, all_seconds, all_steps, saved = 0.0, 0, 0.0, 0, -1
         with Journal(self.folder, self.step, self.total_steps) as journal:
@@ -182,11 +188,12 @@ class Trainer:
                 if not any(due.values()):
                     continue
                 steps += len(pending)
-                loss, pending = self._record(journal, pending), []  # first: a broken model must not be saved below
+                means, pending = self._record(journal, pending), []  # first: a broken model must not be saved below
+                loss = means["loss"]
                 seconds += time.perf_counter() - clock
                 if due["log"]:
-                    bits, speed = self._bits(loss), steps * training.batch_size / seconds
-                    journal.progress(self.step, loss, bits, speed, training.batch_size)
+                    speed = steps * training.batch_size / seconds
+                    journal.progress(self.step, self._described(means), speed, training.batch_size)
                     all_seconds, all_steps, seconds, steps = all_seconds + seconds, all_steps + steps, 0.0, 0
                 if due["evaluate"]:
                     bits = self.evaluate()
@@ -200,7 +207,7 @@ class Trainer:
                     saved = self.step
                 clock = time.perf_counter()
             if pending:
-                loss = self._record(journal, pending)
+                loss = self._record(journal, pending)["loss"]
             if saved != self.step:
                 self.save()
         speed_of_all = all_steps * training.batch_size / all_seconds if all_steps else None
@@ -211,11 +218,13 @@ class Trainer:
         names = ("log", "evaluate", "sample", "checkpoint")
         return dict(zip(names, (t.log_every, t.evaluate_every, t.sample_every, t.checkpoint_every), strict=True))
 
-    def _record(self, journal: Journal, pending: list[tuple[Tensor, Tensor]]) -> float:
-        """Write the losses of the last steps; return the mean."""
-        losses, norms = (torch.stack(values).tolist() for values in zip(*pending, strict=True))
+    def _record(self, journal: Journal, pending: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Write the figures of the last steps; return their means."""
+        columns = {name: torch.stack([step[name] for step in pending]).tolist() for name in pending[0]}
         first = self.step - len(pending)
-        for index, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
+        for index, values in enumerate(zip(*columns.values(), strict=True)):
+            figures = dict(zip(columns, values, strict=True))
+            loss, norm = figures["loss"], figures["gradient_norm"]
             overflows = math.isinf(norm) and self.scaler.is_enabled()  # fp16 skips such a step and lowers its scale
             if not math.isfinite(loss) or not (math.isfinite(norm) or overflows):
                 raise StarflowError(
@@ -223,35 +232,57 @@ class Trainer:
                     f" training.warmup_steps and start again (--no-resume); {self.folder} holds the last good state"
                 )
             rate = learning_rate_at(first + index, self.total_steps, self.training)
-            norms_of_step = {} if overflows else {"gradient_norm": norm}
-            journal.record(first + index + 1, loss=loss, learning_rate=rate, **norms_of_step)
-        return sum(losses) / len(losses)
+            if overflows:
+                del figures["gradient_norm"]
+            journal.record(first + index + 1, learning_rate=rate, **figures)
+        return {name: sum(values) / len(values) for name, values in columns.items()}
+
+    def _described(self, means: Mapping[str, float]) -> str:
+        """The mean figures of the last steps, for the live line."""
+        text = f"loss {means['loss']:.4f}"
+        if isinstance(self.model, FlowModel):
+            text += f"  {self._bits(means['loss']):.3f} bits/dim"
+        if "effective_sample_size" in means:
+            text += f"  effective samples {means['effective_sample_size'] / self.training.batch_size:.0%}"
+        return text
 
     def _bits(self, loss: float) -> float:
-        """Bits per dimension of a mean loss (which lacks the constant log(2 pi) / 2)."""
+        """Bits per dimension of a mean negative log-likelihood (which lacks the constant log(2 pi) / 2)."""
         nats = torch.tensor(-(loss + 0.5 * math.log(2 * math.pi)))
         return float(bits_per_dim(nats, 1, span=256 * LEVEL))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def evaluate(self) -> float:
-        """Mean bits/dim of the held-out images under the averaged weights, fp32, with the noise of training."""
+        """Mean bits/dim of the held-out samples under the averaged weights, fp32, with the noise of training.
+
+        Points are not quantised: their figure is -log2 p(x) / dimensions.
+        """
         generator = generator_for(self.training.seed, EVALUATION, 0, self.device)
         size = self.training.batch_size // self.training.accumulate
+        level = LEVEL if self.data.test.values.dtype == torch.uint8 else 1.0
         bits = []
-        for index in torch.arange(len(self.data.test)).split(size):
+        for index in torch.arange(len(self.data.test))[: self.objective.judged].split(size):
             batch = self.data.test[index]
-            x = self._with_noise(batch.pixels.to(self.device), generator)
+            x = self._with_noise(batch.values.to(self.device), generator)
             y = self._encode(None if batch.condition is None else batch.condition.to(self.device))
-            bits.append(bits_per_dim(self.average.log_likelihood(x, y), x[0].numel(), span=256 * LEVEL))
+            log_likelihood = self.objective.log_likelihood(self.average, x, y, generator)
+            bits.append(bits_per_dim(log_likelihood, x[0].numel(), span=256 * level))
         return float(torch.cat(bits).mean())
 
     @torch.inference_mode()
     def sample_sheet(self) -> NDArray[np.uint8]:
-        """Samples of the averaged weights, uint8 [H, W, C]: a column a class, or the conditions of held-out images."""
+        """Samples of the averaged weights, uint8 [H, W, C].
+
+        Images: a column a class, or the conditions of held-out images. Points: their density, held-out ones beside them.
+        """
         conditioning, guidance = self.data.conditioning, self.training.sample_guidance
+        generator = generator_for(self.training.seed, SAMPLES, 0, self.device)
+        if self.data.test.values.dtype != torch.uint8:
+            held_out = self.data.test.values
+            noise = torch.randn(self.average.noise_shape(len(held_out)), generator=generator, device=self.device)
+            return density_pair(self.average.reverse(noise).cpu().numpy(), held_out.numpy())
         columns = min(conditioning.num_classes or 8, 10)
         count = 4 * columns
-        generator = generator_for(self.training.seed, SAMPLES, 0, self.device)
         noise = torch.randn(self.average.noise_shape(count), generator=generator, device=self.device)
         if conditioning.kind == "class":
             x = self.average.sample_labels(noise, torch.arange(count, device=self.device) % columns, guidance)
@@ -273,6 +304,7 @@ class Trainer:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "objective": self.objective.state(),
             "metrics": self.metrics,
         }
         with atomic_file(self.folder / "state.pt") as temporary:
@@ -308,6 +340,7 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.objective.load_state(state.get("objective", {}))
         self.step, self.metrics = state["step"], state.get("metrics", {})
         return True
 
@@ -326,6 +359,30 @@ def shift_images(pixels: Tensor, most: int, generator: torch.Generator) -> Tenso
     columns = (torch.arange(width, device=pixels.device) + moves[1]).clamp(0, width - 1)
     image = torch.arange(count, device=pixels.device)[:, None, None]
     return pixels[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def density_pair(points: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The first two dimensions of two sets of points [N, D] as densities side by side, uint8 [128, 256, 1]."""
+    low, high = others[:, :2].min(0), others[:, :2].max(0)
+    extent = list(zip(low - 0.1 * (high - low), high + 0.1 * (high - low), strict=True))
+    pictures = []
+    for each in (points, others):
+        counts, _, _ = np.histogram2d(each[:, 1], each[:, 0], bins=128, range=extent[::-1])
+        pictures.append(np.sqrt(counts[::-1] / max(counts.max(), 1)))
+    return (255 * np.concatenate(pictures, axis=1)).astype(np.uint8)[..., None]
+
+
+def _image_range(samples: Samples) -> ImageRange:
+    if samples.values.dtype != torch.uint8:
+        return ImageRange(mode="latent")
+    return ImageRange(mode="L" if samples.values.shape[1] == 1 else "RGB")
+
+
+def _objective(recipe: Recipe, model: Flow) -> Objective[Any]:
+    if isinstance(model, FlowModel):
+        return MaximumLikelihood(model)
+    assert isinstance(model, VelocityNetwork) and recipe.objective is not None  # the recipe has checked it
+    return FlowMatching(recipe.objective)
 
 
 def _device(name: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""The transformer inside a flow block: causal attention and MLP on a pre-norm residual stream.
+"""The transformer layer of both families: attention and MLP on a pre-norm residual stream.
 
 Module and parameter names are those of the published checkpoints.
 """
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from starflow.training.config import BlockConfig
+from starflow.training.layer_config import LayerConfig
 from starflow.training.rotary import rotate
+
+Modulation = tuple[Tensor, Tensor]  # scale and shift, [rows, 1, width] each
 
 
 @dataclass
@@ -22,8 +24,8 @@ class KVCache:
     values: Tensor
 
     @classmethod
-    def empty(cls, block: BlockConfig, rows: int, capacity: int, like: Tensor) -> "KVCache":
-        shape = (rows, block.kv_heads, capacity, block.head_dim)
+    def empty(cls, layer: LayerConfig, rows: int, capacity: int, like: Tensor) -> "KVCache":
+        shape = (rows, layer.kv_heads, capacity, layer.head_dim)
         return cls(like.new_zeros(shape), like.new_zeros(shape))
 
 
@@ -40,24 +42,32 @@ class RMSNorm(nn.Module):
         return (wide * (1.0 + self.weight.float())).to(x.dtype)
 
 
-def _norm(block: BlockConfig) -> nn.Module:
-    return RMSNorm(block.channels) if block.norm == "rms_norm" else nn.LayerNorm(block.channels)
+def modulate(x: Tensor, modulation: Modulation | None) -> Tensor:
+    """Adaptive norm (Peebles and Xie, 2023, section 3.2): x * (1 + scale) + shift, after a norm of x [rows, S, width]."""
+    if modulation is None:
+        return x
+    scale, shift = modulation
+    return x * (1 + scale) + shift
+
+
+def _norm(layer: LayerConfig) -> nn.Module:
+    return RMSNorm(layer.channels) if layer.norm == "rms_norm" else nn.LayerNorm(layer.channels)
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped queries, rotary positions and an optional cache."""
+    """Self-attention, causal or not, with grouped queries, rotary positions and an optional cache."""
 
-    def __init__(self, block: BlockConfig) -> None:
+    def __init__(self, layer: LayerConfig) -> None:
         super().__init__()
-        self.block = block
-        self.norm = _norm(block)
-        self.qkv = nn.Linear(block.channels, (block.heads + 2 * block.kv_heads) * block.head_dim, bias=block.bias)
-        self.proj = nn.Linear(block.heads * block.head_dim, block.channels, bias=block.bias)
-        if block.qk_norm:
-            self.query_norm = RMSNorm(block.head_dim)
-            self.key_norm = RMSNorm(block.head_dim)
-        if block.post_norm:
-            self.post_norm = RMSNorm(block.channels)
+        self.layer = layer
+        self.norm = _norm(layer)
+        self.qkv = nn.Linear(layer.channels, (layer.heads + 2 * layer.kv_heads) * layer.head_dim, bias=layer.bias)
+        self.proj = nn.Linear(layer.heads * layer.head_dim, layer.channels, bias=layer.bias)
+        if layer.qk_norm:
+            self.query_norm = RMSNorm(layer.head_dim)
+            self.key_norm = RMSNorm(layer.head_dim)
+        if layer.post_norm:
+            self.post_norm = RMSNorm(layer.channels)
 
     def forward(
         self,
@@ -66,6 +76,7 @@ class Attention(nn.Module):
         cache: KVCache | None = None,
         position: int = 0,
         temperature: Tensor | None = None,
+        modulation: Modulation | None = None,
     ) -> Tensor:
         """Attend from `h` [rows, S, channels] to itself and, with a cache, to everything before `position`.
 
@@ -75,16 +86,17 @@ class Attention(nn.Module):
             cache: Written at `position` .. `position` + S, in place.
             position: First position of `h` in the cache.
             temperature: [rows]; logits are divided by it.
+            modulation: Applied after the norm.
         """
-        block = self.block
+        layer = self.layer
         rows, length, _ = h.shape
-        heads = self.qkv(self.norm(h)).view(rows, length, -1, block.head_dim).transpose(1, 2)
-        q, k, v = heads.split([block.heads, block.kv_heads, block.kv_heads], dim=1)
-        if block.qk_norm:
+        heads = self.qkv(modulate(self.norm(h), modulation)).view(rows, length, -1, layer.head_dim).transpose(1, 2)
+        q, k, v = heads.split([layer.heads, layer.kv_heads, layer.kv_heads], dim=1)
+        if layer.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
         if rotation is not None:
-            q = rotate(q, *rotation, half=block.half_rotation)
-            k = rotate(k, *rotation, half=block.half_rotation)
+            q = rotate(q, *rotation, half=layer.half_rotation)
+            k = rotate(k, *rotation, half=layer.half_rotation)
         if temperature is not None:
             q = q / temperature.view(-1, 1, 1, 1)
         if cache is not None:
@@ -96,34 +108,34 @@ class Attention(nn.Module):
         if cache is not None and length > 1:
             mask = torch.ones(length, k.shape[2], dtype=torch.bool, device=h.device).tril(position)
         out = functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=cache is None, enable_gqa=block.heads != block.kv_heads
+            q, k, v, attn_mask=mask, is_causal=layer.causal and cache is None, enable_gqa=layer.heads != layer.kv_heads
         )
         out = self.proj(out.transpose(1, 2).reshape(rows, length, -1))
-        return cast(Tensor, self.post_norm(out)) if block.post_norm else cast(Tensor, out)
+        return cast(Tensor, self.post_norm(out)) if layer.post_norm else cast(Tensor, out)
 
 
 class MLP(nn.Module):
     """Linear, exact GELU, linear; or, gated, down(tanhGELU(gate(x)) * up(x))."""
 
-    def __init__(self, block: BlockConfig) -> None:
+    def __init__(self, layer: LayerConfig) -> None:
         super().__init__()
-        self.gated, self.post = block.gated_mlp, block.post_norm
-        self.norm = _norm(block)
-        if block.gated_mlp:
-            self.gate_proj = nn.Linear(block.channels, block.hidden, bias=block.bias)
-            self.up_proj = nn.Linear(block.channels, block.hidden, bias=block.bias)
-            self.down_proj = nn.Linear(block.hidden, block.channels, bias=block.bias)
+        self.gated, self.post = layer.gated_mlp, layer.post_norm
+        self.norm = _norm(layer)
+        if layer.gated_mlp:
+            self.gate_proj = nn.Linear(layer.channels, layer.hidden, bias=layer.bias)
+            self.up_proj = nn.Linear(layer.channels, layer.hidden, bias=layer.bias)
+            self.down_proj = nn.Linear(layer.hidden, layer.channels, bias=layer.bias)
         else:
             self.main = nn.Sequential(
-                nn.Linear(block.channels, block.hidden, bias=block.bias),
+                nn.Linear(layer.channels, layer.hidden, bias=layer.bias),
                 nn.GELU(),
-                nn.Linear(block.hidden, block.channels, bias=block.bias),
+                nn.Linear(layer.hidden, layer.channels, bias=layer.bias),
             )
-        if block.post_norm:
-            self.post_norm = RMSNorm(block.channels)
+        if layer.post_norm:
+            self.post_norm = RMSNorm(layer.channels)
 
-    def forward(self, h: Tensor) -> Tensor:
-        x = self.norm(h)
+    def forward(self, h: Tensor, modulation: Modulation | None = None) -> Tensor:
+        x = modulate(self.norm(h), modulation)
         if self.gated:
             x = self.down_proj(functional.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
         else:
@@ -134,10 +146,10 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """h += attention(h); h += mlp(h)."""
 
-    def __init__(self, block: BlockConfig) -> None:
+    def __init__(self, layer: LayerConfig) -> None:
         super().__init__()
-        self.attention = Attention(block)
-        self.mlp = MLP(block)
+        self.attention = Attention(layer)
+        self.mlp = MLP(layer)
 
     def forward(
         self,

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow.export.verification.results import as_plain_values, print_table
     from starflow.export.verification.routes import Reference, choose_variants, default_reference, find_routes
     from starflow.export.verification.tolerances import tolerances
-    from starflow.export.verification.torch_reference import TorchReference
+    from starflow.export.verification.torch_reference import torch_reference
     from starflow.export.verification.trace import draw_case
     from starflow.export.verification.verify import verify
     from starflow.runtime.atomic_write import check_file
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     variants = choose_variants(bundle, arguments.variants)
     routes, not_run = find_routes(bundle, backends, variants)
     reference: Reference = (
-        TorchReference(arguments.checkpoint, bundle) if arguments.checkpoint else default_reference(bundle)
+        torch_reference(arguments.checkpoint, bundle) if arguments.checkpoint else default_reference(bundle)
     )
     case = draw_case(bundle, arguments.images, arguments.seed, arguments.guidance)
     with progress_bar("verifying", enabled=not arguments.json) as bar:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starflow.export.network.interpreter import NetworkInterpreter
+from starflow.export.network.velocity_runner import NetworkVelocityRunner
 from starflow.export.tensorrt.parse import parse_graph
 from starflow.runtime.backends.sequence_runner import SequenceRunner
 from starflow.runtime.bundle import Bundle
@@ -77,7 +78,7 @@ class NetworkBlockRunner(SequenceRunner):
 
 
 class NetworkBackend:
-    """The flow blocks of a portable variant, as TensorRT's parser understood them.
+    """The graphs of a portable variant, as TensorRT's parser understood them.
 
     Args:
         bundle: An open bundle.
@@ -94,6 +95,7 @@ class NetworkBackend:
         self._bundle, self._variant, self._rounding = bundle, variant, rounding
         self._flavour = load_flavour(flavour_name)
         self._runners: dict[int, NetworkBlockRunner] = {}
+        self._velocity: NetworkVelocityRunner | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -102,9 +104,17 @@ class NetworkBackend:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._runners.clear()
+        self._velocity = None
 
     def bandwidth_probe(self) -> HostBandwidthProbe:
         return HostBandwidthProbe(threads=0)
+
+    def velocity_runner(self) -> NetworkVelocityRunner:
+        """The runner of the velocity graph, parsed when first asked for; errors as of `runner`."""
+        if self._velocity is None:
+            graph = self._bundle.graph(self._variant, 0)
+            self._velocity = NetworkVelocityRunner(self._bundle, graph, self._flavour, self._rounding)
+        return self._velocity
 
     def runner(self, block: int) -> NetworkBlockRunner:
         """The runner of a flow block, parsed when first asked for.
@@ -113,7 +123,7 @@ class NetworkBackend:
             ExportError: the parser refuses its graph, or the interpreter does not know a layer.
         """
         if block not in self._runners:
-            manifest = self._bundle.manifest
+            manifest = self._bundle.autoregressive
             graph = self._bundle.graph(self._variant, block)
             self._runners[block] = NetworkBlockRunner(
                 self._bundle, graph, manifest.blocks[block], manifest.max_chunk, self._flavour, self._rounding

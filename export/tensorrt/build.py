@@ -204,7 +204,7 @@ class _VariantBuilder:
         source = self.bundle.root / graph.file.path
         check_room(graph.block, graph.weight_bytes, self.folder)
         guard_graph(source, graph.block)
-        capacity = self.bundle.manifest.blocks[graph.block].capacity
+        capacity = self.bundle.manifest.capacity(graph.block)
         build_engine(parse_graph(self.flavour, source, graph.block), self.config, capacity, path, report)
 
     def _check_source(self, file: FileSpec) -> None:

@@ -68,11 +68,15 @@ def compare(
     expected: Mapping[int, NDArray],
     found: Mapping[int, NDArray],
     tolerance: Tolerance,
+    unit: str = "token",
 ) -> list[Measurement]:
-    """Compare the tokens [N, T, D] of every block in `found` with those expected, in block order."""
+    """Compare the tokens [N, T, D] of every block in `found` with those expected, in block order.
+
+    `unit` is what findings call a token.
+    """
     verdicts = _verdicts(expected, found, tolerance)
     return [
-        _measure(route, kind, blocks[index], expected[index], tokens, tolerance, verdicts[index])
+        _measure(route, kind, blocks[index], expected[index], tokens, tolerance, verdicts[index], unit)
         for index, tokens in found.items()
     ]
 
@@ -87,7 +91,14 @@ def token_errors(expected: NDArray, found: NDArray) -> NDArray:
 
 
 def _measure(
-    route: str, kind: Kind, block: Block, expected: NDArray, found: NDArray, tolerance: Tolerance, passed: bool
+    route: str,
+    kind: Kind,
+    block: Block,
+    expected: NDArray,
+    found: NDArray,
+    tolerance: Tolerance,
+    passed: bool,
+    unit: str,
 ) -> Measurement:
     with np.errstate(invalid="ignore"):
         difference = np.abs(found.astype(np.float64) - expected)
@@ -102,7 +113,7 @@ def _measure(
         whose = "the reference" if not np.isfinite(expected[image, token]).all() else "it"
         finding = (
             f"{whose} gave NaN or infinity in flow block {block.index} at position {_position(block, int(token))} "
-            f"(token {token}, image {image})"
+            f"({unit} {token}, image {image})"
         )
     return Measurement(
         route=route,

@@ -62,7 +62,8 @@ def growth_plot(result: Verification) -> str:
             if errors:
                 axes.plot(_positive(errors), color=colour, linewidth=1.2, label=route)
         axes.set_xlim(0, end)
-        _finish(axes, "tokens in the order they are decoded")
+        unit = result.subject.unit
+        _finish(axes, "tokens in the order they are decoded" if unit == "token" else f"{unit}s from noise to data")
         axes.set_ylabel("error")
         figure.legend(loc="outside lower center", ncols=3, fontsize=8.5)
         return _svg(figure, "growth")
@@ -86,7 +87,7 @@ def block_plot(result: Verification, kind: Kind) -> str:
                     axes.plot(_positive(errors), color=colour, linewidth=1.1, label=route)
                     _mark(axes, result, route, kind, blocks[index], colour)
             axes.set_title(_title(result, blocks[index]))
-            _finish(axes, "token" if index + columns >= len(blocks) else "")
+            _finish(axes, result.subject.unit if index + columns >= len(blocks) else "")
         for row in grid:
             row[0].set_ylabel("error")
         handles, labels = grid[0][0].get_legend_handles_labels()

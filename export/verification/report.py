@@ -8,7 +8,7 @@ from starflow.export.html_page import STYLE, png, section, table
 from starflow.export.verification.agreement import Measurement
 from starflow.export.verification.plots import block_plot, growth_plot, route_colours
 from starflow.export.verification.results import bound, count, figure, findings, guard_line, headline, worst
-from starflow.export.verification.tolerances import Kind, Tolerances
+from starflow.export.verification.tolerances import Tolerances
 from starflow.export.verification.verify import Verification
 from starflow.runtime.atomic_write import atomic_file
 from starflow.runtime.bundle import Bundle
@@ -16,14 +16,6 @@ from starflow.runtime.images import grid
 
 MOST_IMAGES = 8
 SMALLEST_IMAGE = 84  # pixels on the page; smaller ones are shown enlarged
-
-KIND_TEXT: dict[Kind, str] = {
-    "given": "Every token is given the reference's noise and the reference's tokens before it, decoded in chunks. Nothing a route "
-    "makes is fed back to it: this is the error of the arithmetic alone, and a wrong mask, cache or position shows here first.",
-    "block": "Every flow block starts from the reference's noise and goes on with its own tokens. Errors accumulate within a "
-    "block, not from block to block.",
-    "sample": "The whole sample, as it is run in use: every error is carried on to all that follows.",
-}
 
 
 def write_report(path: Path, bundle: Bundle, result: Verification, tolerances: Tolerances) -> None:
@@ -69,8 +61,7 @@ def _verdict(bundle: Bundle, result: Verification) -> Iterator[str]:
 
 def _compared(bundle: Bundle, result: Verification) -> Iterator[str]:
     manifest, case = bundle.manifest, result.case
-    model = manifest.model
-    shape = " x ".join(map(str, model.data_shape))
+    shape = " x ".join(map(str, manifest.model.data_shape))
     measured = {m.route for m in result.measurements} - {result.reference}
     facts = {
         "Reference": result.reference,
@@ -78,8 +69,7 @@ def _compared(bundle: Bundle, result: Verification) -> Iterator[str]:
         "Sampled": f"{count(len(case.noise), 'image')} in batches of {manifest.batch}, seed {case.seed}, "
         f"guidance {case.guidance:g}, condition: {manifest.conditioning.kind}",
         "Parser guard": guard_line(result),
-        "Model": f"{model.family}, {model.parameters:,} parameters, {count(len(result.sensitivity), 'flow block')}, "
-        f"{model.tokens} tokens of {model.token_dim}; data {shape}",
+        "Model": f"{result.subject.model}; data {shape}",
         "Bundle": f"exported {manifest.provenance.created} from checkpoint {manifest.provenance.checkpoint_sha256[:16]}",
         "Tools": ", ".join(f"{name} {version}" for name, version in manifest.provenance.tools.items()),
     }
@@ -119,7 +109,7 @@ def _measurements(measurements: Sequence[Measurement], result: Verification) -> 
         "largest error",
         "scaled",
         "relative",
-        "at token",
+        f"at {result.subject.unit}",
         "position",
         "tolerance",
         "",
@@ -146,14 +136,16 @@ def _measurements(measurements: Sequence[Measurement], result: Verification) -> 
 
 
 def _plots(result: Verification) -> Iterator[str]:
+    kinds = result.subject.kind_text
     text = (
-        f"{KIND_TEXT['sample']} The dashed line is the reference against itself, after every value of its noise was moved by one "
+        f"{kinds['sample']} The dashed line is the reference against itself, after every value of its noise was moved by one "
         "unit in the last place: how far this model alone carries the smallest disturbance. A route that runs in parallel to it "
         "differs by rounding; one that rises on its own, or jumps, computes something else."
     )
     yield from section("Error growth over the whole sample", [growth_plot(result)], text)
-    yield from section("Inputs given: the error of the arithmetic", [block_plot(result, "given")], KIND_TEXT["given"])
-    yield from section("Each flow block on its own tokens", [block_plot(result, "block")], KIND_TEXT["block"])
+    yield from section("Inputs given: the error of the arithmetic", [block_plot(result, "given")], kinds["given"])
+    if "block" in kinds:
+        yield from section("Each flow block on its own tokens", [block_plot(result, "block")], kinds["block"])
 
 
 def _images(result: Verification) -> Iterator[str]:

@@ -96,7 +96,7 @@ def print_table(result: Verification) -> None:
         f"reference [bold]{result.reference}[/bold]: {count(len(case.noise), 'image')}, seed {case.seed}, "
         f"guidance {case.guidance:g}\n"
     )
-    columns = ("block", "token", "max abs", "scaled", "relative")
+    columns = ("block", result.subject.unit, "max abs", "scaled", "relative")
     if result.measurements:
         console.print(f"[bold]{'inputs':<8}{''.join(f'{name:>9}' for name in columns)}  worst block, allowed[/bold]")
     route = None

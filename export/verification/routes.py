@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol, get_args
 
-from starflow.export.verification.trace import Case, Trace, sample_trace
+from starflow.export.verification.subject import subject_of
+from starflow.export.verification.trace import Case, Trace
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.backends.choice import Provider, open_backend
 from starflow.runtime.build_record import read_builds
@@ -52,7 +53,7 @@ class Route:
     def trace(self, case: Case) -> Trace:
         """Sample the case, on a backend of its own."""
         with self.open() as backend:
-            return sample_trace(self.bundle, self.variant, backend, case)
+            return subject_of(self.bundle).trace(self.variant, backend, case)
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _unless_refused(route: Route) -> Route | NotRun:
     """Open it for a moment: a provider that is listed need not load."""
     try:
         with route.open() as backend:
-            backend.runner(route.variant.graphs[0].block)
+            subject_of(route.bundle).load(route.variant, backend)
     except BackendError as error:
         return NotRun(route.name, str(error))
     return route

@@ -9,18 +9,37 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from starflow.export.verification.flow_path import PLAN
 from starflow.export.verification.trace import Case, Trace
 from starflow.runtime.bundle import Bundle
+from starflow.runtime.continuous_manifest import ContinuousManifest
 from starflow.runtime.errors import CheckpointError
+from starflow.runtime.integration_loop import plan_table
 from starflow.runtime.manifest import Manifest
+from starflow.runtime.ode.fixed_step import walk
 from starflow.runtime.tokens import patchify
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+def torch_reference(checkpoint: Path, bundle: Bundle) -> "TorchReference | TorchPathReference":
+    """The reference for a bundle of either family."""
+    if isinstance(bundle.manifest, ContinuousManifest):
+        return TorchPathReference(checkpoint, bundle)
+    return TorchReference(checkpoint, bundle)
+
+
+def _check_origin(checkpoint: Path, bundle: Bundle) -> None:
+    from starflow.training.checkpoint import open_checkpoint
+
+    _, tensors = open_checkpoint(checkpoint)
+    if tensors.sha256() != bundle.manifest.provenance.checkpoint_sha256:
+        raise CheckpointError(f"{checkpoint}: {bundle.root} was exported from another checkpoint; name that one")
+
+
 class TorchReference:
-    """A checkpoint's model in float32 on the CPU.
+    """A checkpoint's autoregressive model in float32 on the CPU.
 
     Args:
         checkpoint: Its folder.
@@ -33,12 +52,10 @@ class TorchReference:
     name = "torch"
 
     def __init__(self, checkpoint: Path, bundle: Bundle) -> None:
-        from starflow.training.checkpoint import load_model, open_checkpoint
+        from starflow.training.checkpoint import load_model
 
-        self._manifest: Manifest = bundle.manifest
-        _, tensors = open_checkpoint(checkpoint)
-        if tensors.sha256() != bundle.manifest.provenance.checkpoint_sha256:
-            raise CheckpointError(f"{checkpoint}: {bundle.root} was exported from another checkpoint; name that one")
+        self._manifest: Manifest = bundle.autoregressive
+        _check_origin(checkpoint, bundle)
         self._model = load_model(checkpoint)[1]
 
     def trace(self, case: Case) -> Trace:
@@ -65,3 +82,43 @@ class TorchReference:
             return condition, torch.from_numpy(case.null_condition).expand_as(condition)
         nothing = torch.full_like(condition, self._manifest.conditioning.num_classes)
         return self._model.encode_labels(condition), self._model.encode_labels(nothing)
+
+
+class TorchPathReference:
+    """A checkpoint's velocity network in float32 on the CPU, integrated in NumPy.
+
+    Args:
+        checkpoint: Its folder.
+        bundle: A bundle exported from it.
+
+    Raises:
+        CheckpointError: it cannot be read, or the bundle was exported from another one.
+    """
+
+    name = "torch"
+
+    def __init__(self, checkpoint: Path, bundle: Bundle) -> None:
+        from starflow.training.checkpoint import load_velocity
+
+        _check_origin(checkpoint, bundle)
+        self._network = load_velocity(checkpoint)[1]
+
+    def trace(self, case: Case) -> Trace:
+        """Integrate the case by `flow_path.PLAN`."""
+        import torch
+
+        y, null = None, None
+        if case.condition is not None:
+            y = torch.from_numpy(np.ascontiguousarray(case.condition))
+            null = torch.full_like(y, self._network.num_classes)
+            if case.null_condition is not None:
+                null = torch.from_numpy(case.null_condition).expand_as(y)
+
+        def velocity(x: NDArray, time: float) -> NDArray:
+            t = torch.full((len(x),), time)
+            with torch.no_grad():
+                v: NDArray = self._network.guided(torch.from_numpy(x), t, y, null, case.guidance).numpy()
+            return v
+
+        states = [x.reshape(len(x), -1) for x in walk(velocity, case.noise, plan_table(PLAN))]
+        return Trace({0: np.stack(states, axis=1)})

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from starflow.runtime.backends.base import Backend, BandwidthProbe, BlockInputs, BlockRunner
 from starflow.runtime.backends.sequence_runner import SequenceRunner
+from starflow.runtime.backends.velocity_runner import VelocityRunner
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.decode_plan import Iterated
 from starflow.runtime.manifest import Block, Variant
@@ -54,7 +55,7 @@ def draw_case(bundle: Bundle, images: int | None = None, seed: int = 0, guidance
         null = generator.standard_normal((spec.tokens, spec.width), np.float32)
     elif spec.kind != "none":
         condition = np.arange(count) % spec.num_classes
-    weight = guidance if guidance is not None else float(manifest.guidance is not None)
+    weight = guidance if guidance is not None else float(manifest.guided)
     # Which variant draws does not matter, and no session is made for it.
     with Sampler.open(bundle.root, backend="onnxruntime", variant=manifest.variants[0].name) as sampler:
         return Case(sampler.noise(count, seed), condition, null, weight, seed)
@@ -189,6 +190,9 @@ class _RecordingBackend:
         if block not in self.runners:
             self.runners[block] = _RecordingRunner(self._backend.runner(block))
         return self.runners[block]
+
+    def velocity_runner(self) -> VelocityRunner:
+        return self._backend.velocity_runner()
 
     def bandwidth_probe(self) -> BandwidthProbe:
         return self._backend.bandwidth_probe()

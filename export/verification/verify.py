@@ -1,15 +1,18 @@
 """Run a bundle in every way, and compare.
 
-Each route is compared with the reference three times:
+Each route through an autoregressive flow is compared with the reference three times:
 
 * `given`: every block on the reference's noise *and* tokens, decoded in chunks. Nothing that a route makes is fed back to
   it, so the error is that of the arithmetic alone.
 * `block`: every block on the reference's noise, token by token, on its own tokens.
 * `sample`: the whole sample, on its own tokens throughout, as `starflow sample` runs it.
+
+A continuous flow has steps in place of tokens, and no blocks: it is compared with the reference's state `given` before each
+step, and over the whole integration.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,24 +20,13 @@ from numpy.typing import NDArray
 from starflow.export.verification.agreement import Measurement, compare, token_errors
 from starflow.export.verification.guard import NOT_GUARDED, Guarded
 from starflow.export.verification.routes import Failure, NotRun, Reference, Route
-from starflow.export.verification.tolerances import KINDS, Kind, Tolerances
-from starflow.export.verification.trace import (
-    Case,
-    Trace,
-    decode_block,
-    decode_given,
-    finite,
-    nudged,
-    sample_trace,
-)
-from starflow.runtime.backends.base import BlockInputs
-from starflow.runtime.backends.sequence_runner import SequenceRunner
+from starflow.export.verification.subject import Subject, subject_of
+from starflow.export.verification.tolerances import Kind, Tolerances
+from starflow.export.verification.trace import Case, Trace, nudged
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.errors import StarflowError, UsageError
 from starflow.runtime.images import to_uint8
-from starflow.runtime.manifest import Block, Manifest
 from starflow.runtime.progress import Report, no_report
-from starflow.runtime.tokens import unpatchify
 
 
 @dataclass(frozen=True)
@@ -42,6 +34,7 @@ class Verification:
     """What came out.
 
     Attributes:
+        subject: What was compared of the bundle.
         reference: What the routes were compared with.
         case: What was sampled.
         routes: What was compared with it, by name.
@@ -54,6 +47,7 @@ class Verification:
         images: Per route, uint8 [N, H, W, C]; empty for models of latents.
     """
 
+    subject: Subject
     reference: str
     case: Case
     routes: tuple[str, ...]
@@ -103,30 +97,38 @@ def verify(
         StarflowError: the reference cannot be run.
         UsageError: the case does not fit the bundle.
     """
-    manifest = bundle.manifest
-    blocks = {block.index: block for block in reversed(manifest.blocks) if not block.identity}
-    steps = _Steps(progress, 2 + len(routes) * (1 + len(blocks)))
+    subject = subject_of(bundle)
+    steps = _Steps(progress, 2 + len(routes) * (1 + len(subject.blocks)))
     steps.start(reference.name)
     expected = reference.trace(case)
     steps.start(f"{reference.name}, noise moved by one ulp")
     disturbed = reference.trace(nudged(case))
-    images = {reference.name: _images(manifest, blocks, expected)}
+    data = {reference.name: subject.data(expected)}
     measurements: list[Measurement] = []
     failures: list[Failure] = []
     for route in routes:
-        kinds: tuple[Kind, ...] = ("given",) if route.name == reference.name else KINDS
+        kinds: tuple[Kind, ...] = ("given",) if route.name == reference.name else subject.kinds
+        steps.start(route.name)
+
+        def on_block(index: int, name: str = route.name) -> None:
+            steps.start(f"{name}, flow block {index}")
+
         try:
-            found = _run(bundle, route, case, blocks, expected, steps)
+            with route.open() as backend:
+                found = subject.run(route.variant, backend, case, expected, on_block)
         except UsageError:
             raise
         except StarflowError as error:
             failures.append(Failure(route.name, str(error)))
             continue
-        images[route.name] = _images(manifest, blocks, Trace(found["sample"]))
+        data[route.name] = subject.data(Trace(found["sample"]))
         for kind in kinds:
             tolerance = tolerances[route.variant.precision, kind]
-            measurements += compare(route.name, kind, blocks, expected.tokens, found[kind], tolerance)
+            right = subject.expected(kind, expected, case)
+            measurements += compare(route.name, kind, subject.blocks, right, found[kind], tolerance, subject.unit)
+    pictured = bundle.manifest.image.mode != "latent"
     return Verification(
+        subject=subject,
         reference=reference.name,
         case=case,
         routes=tuple(route.name for route in routes),
@@ -135,54 +137,14 @@ def verify(
         guard=guard,
         not_run=tuple(not_run),
         sensitivity={i: token_errors(tokens, disturbed.tokens[i]) for i, tokens in expected.tokens.items()},
-        images={} if manifest.image.mode == "latent" else images,
+        images={name: _images(bundle, x) for name, x in data.items()} if pictured else {},
     )
 
 
-def _run(
-    bundle: Bundle, route: Route, case: Case, blocks: dict[int, Block], expected: Trace, steps: "_Steps"
-) -> dict[Kind, dict[int, NDArray]]:
-    """The tokens of every kind and block, [N, T, D] in block order."""
-    found: dict[Kind, dict[int, NDArray]] = {"given": {}, "block": {}}
-    with route.open() as backend:
-        steps.start(route.name)
-        trace = sample_trace(bundle, route.variant, backend, case)
-        found["sample"] = trace.tokens
-        above: Block | None = None
-        for index, block in blocks.items():
-            steps.start(f"{route.name}, flow block {index}")
-            runner = backend.runner(index)
-            assert isinstance(runner, SequenceRunner)
-            decoded, given = [], []
-            for part, own in _parts(trace.inputs[index]):
-                inputs = own if above is None else replace(own, noise=_noise(expected, above, block)[part])
-                decoded.append(decode_block(runner, block, inputs))
-                given.append(decode_given(runner, block, inputs, finite(expected.tokens[index][part])))
-            found["block"][index], found["given"][index] = np.concatenate(decoded), np.concatenate(given)
-            above = block
-    return found
-
-
-def _parts(inputs: list[BlockInputs]) -> Iterator[tuple[slice, BlockInputs]]:
-    """Which images each batch holds, and what a block was given for them."""
-    start = 0
-    for batch in inputs:
-        yield slice(start, start + len(batch.noise)), batch
-        start += len(batch.noise)
-
-
-def _noise(trace: Trace, above: Block, block: Block) -> NDArray:
-    """What goes into a block: the tokens of the one above, in its own order."""
-    tokens = finite(trace.tokens[above.index])
-    return tokens if above.reversed == block.reversed else tokens[:, ::-1]
-
-
-def _images(manifest: Manifest, blocks: dict[int, Block], trace: Trace) -> NDArray[np.uint8]:
+def _images(bundle: Bundle, data: NDArray) -> NDArray[np.uint8]:
     """The finished sample as pixels; what is not finite is shown as mid-grey."""
-    last = list(blocks.values())[-1]
-    tokens = trace.tokens[last.index]
-    x = unpatchify(tokens[:, ::-1] if last.reversed else tokens, manifest.model)
-    return to_uint8(np.nan_to_num(x / manifest.image.scale + manifest.image.shift, nan=0.0))
+    image = bundle.manifest.image
+    return to_uint8(np.nan_to_num(data / image.scale + image.shift, nan=0.0))
 
 
 class _Steps:

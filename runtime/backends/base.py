@@ -6,6 +6,7 @@ from typing import Protocol, Self
 
 from numpy.typing import NDArray
 
+from starflow.runtime.backends.velocity_runner import VelocityRunner
 from starflow.runtime.decode_plan import Iterated
 
 
@@ -56,7 +57,7 @@ class BandwidthProbe(Protocol):
 
 
 class Backend(Protocol):
-    """A device and the runners of a variant's flow blocks; leaving the context frees both.
+    """A device and the runners of a variant's graphs; leaving the context frees both.
 
     Attributes:
         name: What ran, for reports: `onnxruntime cpu`, `tensorrt`.
@@ -69,7 +70,10 @@ class Backend(Protocol):
         """A probe of the memory the runners' weights are in."""
 
     def runner(self, block: int) -> BlockRunner:
-        """The runner of a flow block, made when first asked for."""
+        """The runner of a flow block, made when first asked for; for autoregressive flows."""
+
+    def velocity_runner(self) -> VelocityRunner:
+        """The runner of the velocity graph, made when first asked for; for continuous flows."""
 
     def __enter__(self) -> Self: ...
 

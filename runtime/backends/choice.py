@@ -25,7 +25,7 @@ def open_backend(
     if backend not in get_args(BackendName):
         raise UsageError(f"backend {backend!r} is not known; choose {', '.join(get_args(BackendName))}")
     if threads < 0:
-        raise UsageError(f"threads {threads}: give a number >= 0 (0 takes one per physical core)")
+        raise UsageError(f"threads {threads}: give a number >= 0 (0 measures whether one or all cores are faster)")
     if backend == "tensorrt" and provider != "cpu":
         raise UsageError(f"provider {provider} is one of ONNX Runtime's; leave it out with the tensorrt backend")
     if backend == "tensorrt":

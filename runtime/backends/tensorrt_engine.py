@@ -66,7 +66,7 @@ class BlockEngine:
         self.max_tokens = record.max_tokens
         self._engine = self._load()
         trt = runtime.flavour.trt
-        capacity = bundle.manifest.blocks[spec.block].capacity
+        capacity = bundle.manifest.capacity(spec.block)
         profiles = [profile.within(capacity) for profile in record.profiles]
         check_engine(trt, self._engine, self.graph, profiles, str(self._path), self._rebuild)
         self.scratch_bytes: int = self._engine.device_memory_size_v2

@@ -1,7 +1,12 @@
 """The arguments by which commands choose what runs a bundle."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from starflow.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from starflow.runtime.integration_plan import AdaptiveSteps, FixedSteps
 
 
 def add_backend_arguments(parser: argparse._ActionsContainer) -> None:
@@ -19,7 +24,10 @@ def add_backend_arguments(parser: argparse._ActionsContainer) -> None:
         help="ONNX Runtime's execution provider (default: cpu); the others need onnxruntime-gpu",
     )
     parser.add_argument(
-        "--threads", type=int, default=0, help="threads within an operator on the CPU (default: one a core)"
+        "--threads",
+        type=int,
+        default=0,
+        help="threads within an operator on the CPU (default: one or all cores, whichever is measured to be faster)",
     )
 
 
@@ -29,9 +37,33 @@ def add_plan_argument(parser: argparse.ArgumentParser) -> None:
         "--plan",
         default="auto",
         metavar="auto|sequential|FILE",
-        help="how tokens are decoded: the plan stored by `starflow calibrate --plan`, if any (default); one by one; or as a "
-        "plan's JSON file says",
+        help="how tokens are decoded (continuous flows: integrated): by the plan that `starflow calibrate --plan` stored, if "
+        "any (default); one by one; or as a plan's JSON file says",
     )
+
+
+def add_integration_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare --solver, --steps and --tolerance."""
+    group = parser.add_argument_group("continuous flows", "in place of --plan")
+    group.add_argument("--solver", metavar="{euler,midpoint,heun,rk4,dopri5}", help="ODE solver (default: heun)")
+    group.add_argument("--steps", type=int, metavar="N", help="equal steps from noise to data (default: 16)")
+    group.add_argument("--tolerance", type=float, metavar="E", help="error allowed in a step of dopri5 (default: 1e-4)")
+
+
+def chosen_plan(arguments: argparse.Namespace) -> "str | FixedSteps | AdaptiveSteps":
+    """The plan that was asked for, as `Sampler.open` takes it.
+
+    Raises:
+        UsageError: a plan and a solver, or what does not go together.
+    """
+    from starflow.runtime.integration_plan import integration_plan
+
+    given = (arguments.solver, arguments.steps, arguments.tolerance)
+    if given == (None, None, None):
+        return str(arguments.plan)
+    if arguments.plan != "auto":
+        raise UsageError(f"--plan {arguments.plan}: says how to integrate; leave out --solver, --steps and --tolerance")
+    return integration_plan(*given)
 
 
 def backend_options(arguments: argparse.Namespace) -> dict[str, Any]:

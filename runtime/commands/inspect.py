@@ -44,13 +44,19 @@ def _print(summary: dict[str, Any], *, hashes: bool) -> None:
     from rich.table import Table
 
     console = Console(soft_wrap=True)
-    for key in ("bundle", "model", "data", "condition", "guidance", "batch", "bytes", "checkpoint", "made"):
-        console.print(f"[bold]{key:<11}[/bold]{summary[key]}", highlight=False)
+    for key in ("bundle", "model", "data", "condition", "guidance", "batch", "plans", "bytes", "checkpoint", "made"):
+        if key in summary:
+            console.print(f"[bold]{key:<11}[/bold]{summary[key]}", highlight=False)
     for variant in summary["variants"]:
         console.print()
-        title = f"{variant['name']}: weights {mebibytes(variant['weight_file_bytes'])}"
+        title = f"{variant['name']}: weights {mebibytes(variant['weight_file_bytes'])}, takes {mebibytes(variant['memory_bytes'])}"
         if variant["largest_activation"]:
             title += f", largest activation {variant['largest_activation']:g}"
+        if not variant["blocks"]:
+            read = mebibytes(variant["weight_bytes"])
+            console.print(f"[bold]{title}[/bold]", highlight=False)
+            console.print(f"{variant['rows']} rows, a pass reads {read} of weights", highlight=False)
+            continue
         table = Table(
             title=title,
             title_justify="left",
@@ -77,7 +83,7 @@ def _print(summary: dict[str, Any], *, hashes: bool) -> None:
         tokens = ", ".join(map(str, build["profile_tokens"]))
         console.print(
             f"[bold]engines[/bold]    {build['target']}, {build['variant']}: {mebibytes(build['bytes'])}, "
-            f"runs of up to {tokens} tokens, TensorRT {build['version']}, {build['created']}",
+            f"runs of up to {tokens} token{'' if tokens == '1' else 's'}, TensorRT {build['version']}, {build['created']}",
             highlight=False,
         )
     if hashes:

@@ -6,6 +6,7 @@ the same images, however they are split into batches.
 Examples:
   starflow sample digits.bundle --labels 0-9 --count 40 --guidance 2 --seed 7 --out digits.png
   starflow sample t2i.bundle --condition features.npy --null-condition null.npy --guidance 3 --out images/
+  starflow sample continuous.bundle --labels 0-9 --solver midpoint --steps 8
 """
 
 import argparse
@@ -14,7 +15,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from starflow.runtime.commands.backend_arguments import add_backend_arguments, add_plan_argument, backend_options
+from starflow.runtime.commands.backend_arguments import (
+    add_backend_arguments,
+    add_integration_arguments,
+    add_plan_argument,
+    backend_options,
+    chosen_plan,
+)
 from starflow.runtime.errors import UsageError
 
 
@@ -32,10 +39,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="image i depends on the seed and i only (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("samples.png"), help="PNG grid, or a folder/ for single files")
     parser.add_argument("--columns", type=int, help="images in a row of the grid (default: near a square)")
-    parser.add_argument("--latents", type=Path, metavar="FILE.npy", help="write the data as well, float32 [N, C, H, W]")
+    parser.add_argument(
+        "--latents", type=Path, metavar="FILE.npy", help="write the data as well, float32 [N, C, H, W] (points: [N, D])"
+    )
     parser.add_argument("--variant", help="variant to run (default: the first one made for the backend)")
     add_backend_arguments(parser)
     add_plan_argument(parser)
+    add_integration_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
 
 
@@ -53,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     single_files = arguments.out.suffix.lower() != ".png"
     if single_files and arguments.out.suffix:
         raise UsageError(f"--out {arguments.out}: give a .png file, or a folder for single files")
-    options = {"plan": arguments.plan, **backend_options(arguments)}
+    options = {"plan": chosen_plan(arguments), **backend_options(arguments)}
     with Sampler.open(arguments.bundle, variant=arguments.variant, **options) as sampler:
         manifest = sampler.manifest
         condition, given = _condition(arguments)
@@ -67,7 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
             names = [arguments.out / f"{index:05d}.png" for index in range(count)]
             pictures = names if single_files else [arguments.out]
         elif not arguments.latents:
-            raise UsageError("this model makes latents and the bundle holds no decoder; name a file with --latents")
+            made = "points" if len(manifest.model.data_shape) == 1 else "latents and the bundle holds no decoder"
+            raise UsageError(f"this model makes {made}; name a file with --latents")
         files = [*([arguments.latents] if arguments.latents else []), *pictures]
         for path in files:
             check_file(path)
@@ -87,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
             for path, image in zip(pictures, sheets, strict=True):
                 write_png(path, image)
         variant, backend = sampler.variant.name, sampler.backend.name
-        decoding = "by plan" if sampler.plan.blocks else "sequential"
+        decoding = sampler.decoding
     if arguments.json:
         outcome = {
             "images": count,

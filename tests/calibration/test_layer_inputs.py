@@ -24,7 +24,7 @@ from tests.models import class_config, tarflow_config, unconditional_config, wri
 def recorded(bundle: Bundle, trace: RecordedTrace, block: int) -> dict[str, LayerInputs]:
     spec = bundle.graph(bundle.variant("cpu-fp32", "cpu"), block)
     weights = StepGraphWeights(bundle.root / spec.file.path)
-    recorder = InputRecorder(weights, spec, bundle.manifest.blocks[block], trace, threads=1)
+    recorder = InputRecorder(weights, spec, bundle.autoregressive.blocks[block], trace, threads=1)
     return recorder.record(list(weights.linears.values()))
 
 
@@ -53,7 +53,7 @@ def test_inputs_are_those_of_the_model_on_the_same_sample(tmp_path: Path, config
         model(x, labels)
     trace = drawn(bundle)
     compared = 0
-    for block in bundle.manifest.blocks:
+    for block in bundle.autoregressive.blocks:
         for name, found in recorded(bundle, trace, block.index).items():
             count = block.capacity - block.prefix  # TARFlow's training pass has the last token as an input as well
             given = np.concatenate([each[:, :count].reshape(-1, each.shape[-1]) for each in seen[name]])
@@ -69,7 +69,7 @@ def test_recording_in_parts_changes_nothing(wide_bundle: Path) -> None:
     trace = drawn(bundle, 8)
     spec = bundle.graph(bundle.variant("cpu-fp32", "cpu"), 1)
     weights = StepGraphWeights(bundle.root / spec.file.path)
-    recorder = InputRecorder(weights, spec, bundle.manifest.blocks[1], trace, threads=1)
+    recorder = InputRecorder(weights, spec, bundle.autoregressive.blocks[1], trace, threads=1)
     together = recorder.record(list(weights.linears.values()))
     for linear in weights.linears.values():
         alone = recorder.record([linear])[linear.weight]

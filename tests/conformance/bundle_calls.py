@@ -75,5 +75,5 @@ def run_sampling(case: Case, call: dict[str, Any], bundle: Path, route: str) -> 
         if case.config["family"] == "tarflow":
             from starflow.runtime.tokens import unpatchify
 
-            sequence["seq.0"] = unpatchify(np.asarray(noise), sampler.manifest.model)
+            sequence["seq.0"] = unpatchify(np.asarray(noise), sampler.bundle.autoregressive.model)
     return sequence | {"sample": sample}

@@ -44,7 +44,7 @@ def test_every_kind_of_block_equals_pytorch(tmp_path: Path, kind: str, lowering:
 def test_a_chunk_of_right_inputs_equals_as_many_steps(tiny_bundle: Path, variant: str, chunk: int) -> None:
     """Feed the tokens single steps made: the chunk must return them, because each sees only those before it."""
     with Sampler.open(tiny_bundle, variant=variant, threads=1) as sampler:
-        block = sampler.manifest.blocks[1]
+        block = sampler.bundle.autoregressive.blocks[1]
         runner = sampler.backend.runner(1)
         rng = np.random.default_rng(0)
         noise = rng.standard_normal((2, 16, 4), np.float32)

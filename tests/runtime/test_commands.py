@@ -1,4 +1,4 @@
-"""`starflow sample`, `inspect` and `bench` through the real command line."""
+"""`starflow sample` and `inspect` through the real command line."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from starflow.runtime import Sampler
-from starflow.runtime.benchmark import step_bytes
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.command_line import main
 from starflow.runtime.images import grid, to_uint8
@@ -64,30 +63,3 @@ def test_inspect_tells_blocks_bytes_and_caches(tiny_bundle: Path, capsys: Any) -
     assert int(told["bytes"].replace(",", "")) == sum(file.bytes for file in Bundle.open(tiny_bundle).files())
     assert main(["inspect", str(tiny_bundle)]) == 0
     assert "portable-fp16" in capsys.readouterr().out
-
-
-def test_bench_measures_every_block_and_its_floor(tiny_bundle: Path, capsys: Any) -> None:
-    names = ["cpu-fp32", "portable-fp32"]
-    told = answer(capsys, "bench", tiny_bundle, "--repetitions", "2", "--threads", "1", "--variants", *names)
-    bundle = Bundle.open(tiny_bundle)
-    assert [variant["variant"] for variant in told["variants"]] == names
-    for variant in told["variants"]:
-        *rows, total = variant["rows"]
-        assert [row["block"] for row in rows] == [1, 0] and total["block"] is None
-        for row in rows:
-            graph = bundle.graph(bundle.variant(variant["variant"], "cpu"), row["block"])
-            assert row["bytes"] == step_bytes(graph, bundle.manifest.blocks[row["block"]])
-            assert row["floor_milliseconds"] == pytest.approx(1000 * row["bytes"] / told["bandwidth"])
-            assert row["percent_of_floor"] == pytest.approx(100 * row["floor_milliseconds"] / row["milliseconds"])
-        assert total["bytes"] == sum(row["bytes"] for row in rows)
-        assert variant["images_per_second"] > 0
-    assert main(["bench", str(tiny_bundle), "--repetitions", "1", "--threads", "1"]) == 0
-    assert "% of floor" in capsys.readouterr().out
-
-
-def test_step_bytes_are_weights_and_the_mean_valid_cache(tiny_bundle: Path) -> None:
-    bundle = Bundle.open(tiny_bundle)
-    graph = bundle.graph(bundle.variant("cpu-fp32", "cpu"), 1)
-    per_position = 2 * 2 * 4 * 32 * 4  # layers, k and v, rows, head, bytes
-    positions = np.arange(2, 18)  # after the condition: 2 .. 17 valid
-    assert step_bytes(graph, bundle.manifest.blocks[1]) == graph.weight_bytes + round(per_position * positions.mean())

@@ -163,7 +163,7 @@ def test_what_is_fixed_goes_through_one_call_that_a_device_can_replace(
 
 
 def test_jacobi_is_a_plan_of_chunks(sampler: Sampler) -> None:
-    plan = Jacobi(6, threshold=1e-2, max_iterations=5).plan(sampler.manifest.decoded_tokens())
+    plan = Jacobi(6, threshold=1e-2, max_iterations=5).plan(sampler.bundle.autoregressive.decoded_tokens())
     assert plan == in_chunks(6, passes=5, tolerance=1e-2, converged="batch").model_copy(
         update={"blocks": tuple(reversed(in_chunks(6, passes=5, tolerance=1e-2, converged="batch").blocks))}
     )

@@ -161,5 +161,6 @@ def test_bench_measures_a_plan_beside_sequential_decoding(
     assert 0 < planned["error"] < 1
     assert planned["rows"][0]["bytes"] == pytest.approx(sequential["rows"][0]["bytes"] * 3 / 16, rel=1e-6)
     assert main(command) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "19 network passes" in printed and "predicted 29.0 ms, measured" in printed
+    printed = capsys.readouterr().out
+    (row,) = (line.split() for line in printed.splitlines() if "by its plan" in line)
+    assert row[-2] == "19" and "plan: predicted 29.0 ms, measured" in printed

@@ -23,7 +23,7 @@ from starflow.runtime.manifest import GraphSpec
 
 class DeviceBackendOnCpu(OnnxRuntimeBackend):
     def _open(self, graph: GraphSpec) -> SequenceRunner:
-        manifest = self._bundle.manifest
+        manifest = self._bundle.autoregressive
         block = manifest.blocks[graph.block]
         return DeviceBlockRunner(self._bundle, graph, block, manifest.max_chunk, "cpu", device="cpu")
 

@@ -123,7 +123,7 @@ def test_tarflow_with_labels(tmp_path: Path, guidance: Guidance) -> None:
 def test_bundle_without_guidance_runs_half_the_rows(tiny_checkpoint: Path, tmp_path: Path, tiny_bundle: Path) -> None:
     export_checkpoint(tiny_checkpoint, tmp_path / "plain", ExportOptions(batch=2, guidance=False))
     with Sampler.open(tmp_path / "plain", threads=1) as plain, Sampler.open(tiny_bundle, threads=1) as guided:
-        assert [block.rows for block in plain.manifest.blocks] == [2, 2]
-        assert [block.rows for block in guided.manifest.blocks] == [2, 4]
+        assert [block.rows for block in plain.bundle.autoregressive.blocks] == [2, 2]
+        assert [block.rows for block in guided.bundle.autoregressive.blocks] == [2, 4]
         noise = plain.noise(2)
         np.testing.assert_allclose(plain.generate(noise, [1, 2]), guided.generate(noise, [1, 2]), atol=1e-6)

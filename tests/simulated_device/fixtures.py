@@ -15,7 +15,14 @@ from starflow.runtime.build_record import read_builds
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.tensorrt_flavour import FlavourName, load_flavour
 from starflow.training.config import CheckpointConfig
-from tests.models import class_config, features_config, tarflow_config, write_checkpoint
+from tests.models import (
+    class_config,
+    features_config,
+    tarflow_config,
+    velocity_config,
+    write_checkpoint,
+    write_velocity,
+)
 from tests.simulated_device.device import SimulatedDevice
 from tests.simulated_device.engine_library import EngineLibrary
 
@@ -59,6 +66,14 @@ def digits_engines(repository: Path, engine_library: EngineLibrary, tmp_path_fac
     """The digits model, batch 2, with fp16 engines for compute capability 8.9."""
     checkpoint = repository / "examples" / "digits" / "checkpoint"
     return _with_engines(checkpoint, tmp_path_factory.mktemp("digits") / "bundle", engine_library)
+
+
+@pytest.fixture(scope="session")
+def velocity_engines(engine_library: EngineLibrary, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A random velocity transformer of three classes, batch 2, with an fp16 engine for compute capability 8.9."""
+    folder = tmp_path_factory.mktemp("velocity-engines")
+    write_velocity(folder / "checkpoint", velocity_config())
+    return _with_engines(folder / "checkpoint", folder / "bundle", engine_library)
 
 
 @pytest.fixture

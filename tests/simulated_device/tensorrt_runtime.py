@@ -256,6 +256,8 @@ class Context:
         if name in self._shapes:
             return self._shapes[name]
         shape = (self._interpreter.inputs | self._interpreter.outputs)[name].shape
+        if -1 not in shape:
+            return shape
         tokens = {size for given in self._shapes.values() for size in given[1:2]}
         assert len(tokens) == 1, "every dynamic input of a step graph is [rows, S, width]"
         return tuple(next(iter(tokens)) if size == -1 else size for size in shape)

@@ -44,9 +44,9 @@ def test_pixels_survive_the_way_there_and_back() -> None:
 
 def test_digits8(tmp_path: Path) -> None:
     data = load_dataset(Digits8Source.model_validate({"kind": "digits8"}), tmp_path)
-    assert data.train.pixels.shape == (1617, 1, 8, 8)
+    assert data.train.values.shape == (1617, 1, 8, 8)
     assert len(data.test) == 180
-    assert data.train.pixels.max() == 255
+    assert data.train.values.max() == 255
     assert data.conditioning.num_classes == 10
     assert data.null == 10
 
@@ -58,17 +58,17 @@ def test_folder_classes_are_its_subfolders(tmp_path: Path) -> None:
     data = load_dataset(folder(tmp_path, holdout=0.2), tmp_path)
     assert data.conditioning.class_names == ("black", "red")
     for part, count in ((data.train, 8), (data.test, 2)):
-        assert part.pixels.shape == (count, 3, 4, 6)
+        assert part.values.shape == (count, 3, 4, 6)
         assert part.condition is not None
         # Images and labels stay together: the red channel tells the class.
-        assert part.pixels[:, 0, 0, 0].tolist() == [[10, 200][label] for label in part.condition.tolist()]
+        assert part.values[:, 0, 0, 0].tolist() == [[10, 200][label] for label in part.condition.tolist()]
 
 
 def test_folder_resizes_and_converts(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", size=(9, 7))
     picture(tmp_path / "b.jpg", size=(12, 30))
     data = load_dataset(folder(tmp_path, size=5, mode="L"), tmp_path)
-    assert data.train.pixels.shape == (1, 1, 5, 5)
+    assert data.train.values.shape == (1, 1, 5, 5)
     assert data.conditioning.kind == "none"
 
 
@@ -87,12 +87,12 @@ def test_npz_layouts(tmp_path: Path) -> None:
     colour = images(8, 2, 4, 3)
     features = np.random.default_rng(0).normal(size=(8, 5, 7)).astype(np.float32)
     data = load_dataset(npz(tmp_path / "c.npz", images=colour, features=features), tmp_path)
-    assert data.train.pixels.shape == (6, 3, 2, 4)
+    assert data.train.values.shape == (6, 3, 2, 4)
     assert data.conditioning.tokens == 5
     assert data.conditioning.width == 7
     assert data.null is not None
     assert data.null.shape == (5, 7)
-    assert any(np.array_equal(data.test.pixels[0].numpy().transpose(1, 2, 0), image) for image in colour)
+    assert any(np.array_equal(data.test.values[0].numpy().transpose(1, 2, 0), image) for image in colour)
 
 
 def test_npz_with_its_own_test_set(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from starflow.runtime.errors import CheckpointError, RecipeError, StarflowError
 from starflow.training.checkpoint import load_model
 from starflow.training.data import Dataset, load_dataset
+from starflow.training.model import FlowModel
 from starflow.training.optimizer import average_decay_at, build_optimizer, learning_rate_at, update_average
 from starflow.training.recipe import Digits8Source, Recipe, Training
 from starflow.training.trainer import Trainer, drop_conditions, generator_for, shift_images
@@ -46,6 +47,18 @@ TARFLOW = {
     "layers_per_block": 1,
     "num_classes": 10,
 }
+VELOCITY = {
+    "family": "continuous-flow",
+    "network": "transformer",
+    "in_channels": 1,
+    "img_size": 8,
+    "patch_size": 2,
+    "channels": 16,
+    "layers": 2,
+    "head_dim": 16,
+    "num_classes": 10,
+}
+WEIGHTED = {"kind": "w-cfm", "kappa": 0.5, "normalise": "running", "likelihood_steps": 2, "likelihood_samples": 100}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +69,10 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def recipe(model: dict[str, Any] = STARFLOW, **training: Any) -> Recipe:
     # 64 images a step make 25 steps an epoch, so runs of 30 cross one.
     settings = {"steps": 30, "batch_size": 64, "warmup_steps": 5, "threads": 1, "learning_rate": 3e-3} | training
-    return Recipe.model_validate({"model": model, "data": {"kind": "digits8"}, "training": settings})
+    sections: dict[str, Any] = {"model": model, "data": {"kind": "digits8"}, "training": settings}
+    if model["family"] == "continuous-flow":
+        sections["objective"] = WEIGHTED
+    return Recipe.model_validate(sections)
 
 
 def losses(folder: Path) -> list[float]:
@@ -66,15 +82,18 @@ def losses(folder: Path) -> list[float]:
     return [entry["loss"] for entry in entries]
 
 
+@pytest.mark.parametrize("model", [STARFLOW, VELOCITY])
 @pytest.mark.parametrize("settings", [{}, {"accumulate": 4, "shift": 1, "precision": "bf16", "noise_std": 0.0}])
-def test_a_killed_run_resumes_exactly(tmp_path: Path, digits: Dataset, settings: dict[str, Any]) -> None:
+def test_a_killed_run_resumes_exactly(
+    tmp_path: Path, digits: Dataset, model: dict[str, Any], settings: dict[str, Any]
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    Trainer(recipe(**settings), digits, whole).fit()
-    Trainer(recipe(**settings), digits, killed).fit(max_steps=11)
+    Trainer(recipe(model, **settings), digits, whole).fit()
+    Trainer(recipe(model, **settings), digits, killed).fit(max_steps=11)
     # Steps after the last saved state, and a line cut in the middle: what a kill leaves behind.
     with (killed / "log.jsonl").open("a") as log:
         log.write('{"step": 12, "loss": 99.0}\n{"step": 13, "lo')
-    resumed = Trainer(recipe(**settings), digits, killed)
+    resumed = Trainer(recipe(model, **settings), digits, killed)
     assert resumed.resume()
     assert resumed.step == 11
     outcome = resumed.fit()
@@ -82,9 +101,10 @@ def test_a_killed_run_resumes_exactly(tmp_path: Path, digits: Dataset, settings:
     assert losses(killed) == pytest.approx(losses(whole), abs=1e-6)
     assert len(losses(killed)) == 30
     one, other = (torch.load(folder / "state.pt", weights_only=True) for folder in (whole, killed))
-    for part in ("model", "average"):
+    for part in ("model", "average", "objective"):
         for name, value in one[part].items():
             torch.testing.assert_close(other[part][name], value, rtol=0, atol=1e-6)
+    assert list(one["objective"]) == (["log_mean_weight"] if model is VELOCITY else [])
 
 
 def test_stopping_saves_and_says_so(tmp_path: Path, digits: Dataset) -> None:
@@ -97,12 +117,13 @@ def test_stopping_saves_and_says_so(tmp_path: Path, digits: Dataset) -> None:
     assert len(losses(tmp_path)) == 2
 
 
-def test_accumulation_equals_one_big_batch(tmp_path: Path, digits: Dataset) -> None:
-    one, four = (Trainer(recipe(accumulate=n), digits, tmp_path) for n in (1, 4))
+@pytest.mark.parametrize("model", [STARFLOW, VELOCITY])
+def test_accumulation_equals_one_big_batch(tmp_path: Path, digits: Dataset, model: dict[str, Any]) -> None:
+    one, four = (Trainer(recipe(model, accumulate=n), digits, tmp_path) for n in (1, 4))
     for _ in range(4):
-        (loss, norm), (loss_of_parts, norm_of_parts) = one.train_step(), four.train_step()
-        torch.testing.assert_close(loss, loss_of_parts, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(norm, norm_of_parts, rtol=1e-4, atol=1e-5)
+        whole, parts = one.train_step(), four.train_step()
+        torch.testing.assert_close(whole["loss"], parts["loss"], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(whole["gradient_norm"], parts["gradient_norm"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("model", [STARFLOW, TARFLOW, TARFLOW | {"nvp": False}, TARFLOW | {"num_classes": 0}])
@@ -129,13 +150,15 @@ def test_bits_of_the_loss_and_of_the_likelihood_agree(tmp_path: Path, digits: Da
     trainer = Trainer(recipe(noise_std=0.0), digits, tmp_path)
     generator = torch.Generator().manual_seed(0)
     x, y = trainer.prepare(trainer.data.test, generator)
-    expected = -float(trainer.model.log_likelihood(x, y).detach().mean()) / 64 / math.log(2) + math.log2(127.5)
-    assert trainer._bits(trainer.model(x, y).loss.item()) == pytest.approx(expected, abs=1e-4)
+    model = trainer.model
+    assert isinstance(model, FlowModel)
+    expected = -float(model.log_likelihood(x, y).detach().mean()) / 64 / math.log(2) + math.log2(127.5)
+    assert trainer._bits(model(x, y).loss.item()) == pytest.approx(expected, abs=1e-4)
 
 
 def test_batches_cover_an_epoch_once(tmp_path: Path, digits: Dataset) -> None:
     trainer = Trainer(recipe(), digits, tmp_path)
-    seen = [trainer.batch_at(step).pixels for step in range(trainer.steps_per_epoch)]
+    seen = [trainer.batch_at(step).values for step in range(trainer.steps_per_epoch)]
     orders = [trainer._order[1]]
     trainer.batch_at(trainer.steps_per_epoch)
     orders.append(trainer._order[1])
@@ -241,7 +264,7 @@ def test_resume_refuses_what_is_not_its_own(tmp_path: Path, digits: Dataset) -> 
 @pytest.mark.parametrize(
     ("model", "training", "expected"),
     [
-        (STARFLOW | {"img_size": 16}, {}, r"model: takes 1 channel\(s\) of 16x16, the data has 1 of 8x8"),
+        (STARFLOW | {"img_size": 16}, {}, r"model: takes 1 channel\(s\) of 16x16, the data has 1 channel\(s\) of 8x8"),
         (STARFLOW | {"txt_dim": 12}, {}, r"model\.txt_dim: found 12, expected 11, because the data has 10 classes"),
         (TARFLOW | {"num_classes": 9}, {}, r"model\.num_classes: found 9, expected 10"),
         (STARFLOW, {"batch_size": 5000}, r"training\.batch_size: found 5000, expected at most 1617"),

@@ -46,8 +46,8 @@ def digits_bundle(repository: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def sequence(bundle: Bundle, graph: GraphSpec, seed: int = 0) -> BlockInputs:
     """Random inputs of a block, guidance and temperature included."""
     rng = np.random.default_rng(seed)
-    model, specs = bundle.manifest.model, {spec.role: spec for spec in graph.inputs}
-    block = bundle.manifest.blocks[graph.block]
+    model, specs = bundle.autoregressive.model, {spec.role: spec for spec in graph.inputs}
+    block = bundle.autoregressive.blocks[graph.block]
     amounts = {
         "guidance": 1.5,
         "guidance_scale": 1.5,
@@ -174,7 +174,7 @@ def without_mask(graph: Path, folder: Path) -> Path:
 
 def test_an_ignored_sequence_length_is_caught(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
-    block = bundle.manifest.blocks[-1].index
+    block = bundle.autoregressive.blocks[-1].index
     graph = bundle.graph(bundle.variant("portable-fp32", "portable"), block)
     masked = tiny_bundle / graph.file.path
     trapped = without_mask(masked, tmp_path)

@@ -9,6 +9,7 @@ import numpy as np
 from starflow.export.verification.routes import Route
 from starflow.runtime.backends.base import Backend, BandwidthProbe, BlockInputs
 from starflow.runtime.backends.sequence_runner import SequenceRunner
+from starflow.runtime.backends.velocity_runner import VelocityRunner
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.errors import BackendError
 
@@ -29,6 +30,9 @@ class FaultyBackend:
             self._fault(runner)
             self._runners[block] = runner
         return self._runners[block]
+
+    def velocity_runner(self) -> VelocityRunner:
+        return self._backend.velocity_runner()
 
     def bandwidth_probe(self) -> BandwidthProbe:
         return self._backend.bandwidth_probe()

@@ -1,0 +1,69 @@
+"""Explicit Runge-Kutta methods as Butcher tableaus.
+
+A step of size h from (x, t) evaluates k_i = v(x + h sum_j a_ij k_j, t + c_i h) and ends in x + h sum_i b_i k_i
+(Hairer, Norsett & Wanner, Solving Ordinary Differential Equations I, section II.1).
+"""
+
+from dataclasses import dataclass
+
+from starflow.runtime.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """An explicit method.
+
+    Attributes:
+        order: p: the error at the end of an interval shrinks as h^p.
+        nodes: c_i, one for each stage.
+        matrix: a_ij, row i having i entries.
+        weights: b_i.
+    """
+
+    order: int
+    nodes: tuple[float, ...]
+    matrix: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+
+    @property
+    def stages(self) -> int:
+        """Evaluations of v in a step."""
+        return len(self.nodes)
+
+
+# Each stage of these looks back at the one before it alone, so a step needs the same memory whatever its number of stages.
+FIXED_STEP: dict[str, Tableau] = {
+    "euler": Tableau(1, (0,), ((),), (1,)),
+    "midpoint": Tableau(2, (0, 1 / 2), ((), (1 / 2,)), (0, 1)),
+    "heun": Tableau(2, (0, 1), ((), (1,)), (1 / 2, 1 / 2)),
+    "rk4": Tableau(4, (0, 1 / 2, 1 / 2, 1), ((), (1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+}
+
+# Dormand & Prince (1980), of order 5. Its last stage is evaluated where the next step begins.
+DORMAND_PRINCE = Tableau(
+    order=5,
+    nodes=(0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1),
+    matrix=(
+        (),
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    ),
+    weights=(35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0),
+)
+# By what its result differs from that of the method of order 4 embedded in it: the estimate of a step's error, over h.
+DORMAND_PRINCE_ERROR = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+
+
+def fixed_step_tableau(solver: str) -> Tableau:
+    """The tableau of a solver with fixed steps.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    if solver not in FIXED_STEP:
+        raise UsageError(f"solver {solver!r} is not known; choose {', '.join(FIXED_STEP)} or dopri5")
+    return FIXED_STEP[solver]

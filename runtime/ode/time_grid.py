@@ -1,0 +1,29 @@
+"""The times between which a solver steps."""
+
+import math
+from collections.abc import Sequence
+
+from starflow.runtime.errors import UsageError
+
+
+def uniform_grid(steps: int) -> tuple[float, ...]:
+    """0 .. 1 in equal steps.
+
+    Raises:
+        UsageError: fewer than one step.
+    """
+    if steps < 1:
+        raise UsageError(f"{steps} steps from noise to data; give at least 1")
+    return tuple(index / steps for index in range(steps + 1))
+
+
+def grid_fault(times: Sequence[float]) -> str | None:
+    """Why these times are no grid, or None."""
+    if len(times) < 2:
+        return f"a time grid of {len(times)} times holds no step; give at least 2"
+    for index, time in enumerate(times):
+        if not math.isfinite(time):
+            return f"time {index} of the grid is {time}"
+        if index and time <= times[index - 1]:
+            return f"the time grid must increase: time {index} is {time:g}, after {times[index - 1]:g}"
+    return None

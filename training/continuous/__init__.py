@@ -1,0 +1,1 @@
+"""Continuous flows: a velocity field trained by conditional flow matching, and its likelihood."""

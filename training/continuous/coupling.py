@@ -1,0 +1,90 @@
+"""Pairs of noise and data: rearranged by optimal transport, or weighted by a Gibbs kernel.
+
+Weighted conditional flow matching (Calvo-Ordonez et al., 2025, arXiv 2507.22270) replaces transport inside a batch by
+weights w(x0, x1) = exp(-|x0 - x1| / epsilon) on independent pairs: up to its marginals, q(x0) q(x1) w(x0, x1) is the entropic
+transport plan. The norm is not squared. Weights are kept as logarithms: in thousands of dimensions they are all small, and
+only their ratios matter.
+"""
+
+import math
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from starflow.runtime.errors import UsageError
+
+
+def transport(x0: Tensor, x1: Tensor) -> Tensor:
+    """Rearrange noise so that the batch is paired at the least mean squared distance.
+
+    Minibatch OT-CFM (Tong et al., TMLR 2024, algorithm 3). Between two batches of one size with equal weights, an optimal plan
+    is a permutation, which scipy's assignment solver finds exactly.
+
+    Args:
+        x0: Noise [B, ...].
+        x1: Data [B, ...], left in its order.
+
+    Returns:
+        [B, ...] the rows of x0 in their new order.
+    """
+    cost = torch.cdist(x0.flatten(1), x1.flatten(1)).square()
+    sources, targets = linear_sum_assignment(cost.cpu().numpy())
+    order = torch.empty(len(x0), dtype=torch.int64)
+    order[torch.from_numpy(targets)] = torch.from_numpy(sources)
+    return x0[order.to(x0.device)]
+
+
+def epsilon_of(kappa: float, dimensions: int) -> float:
+    """epsilon = kappa * sqrt(d): distances grow with sqrt(d), so kappa means the same in every dimension."""
+    return kappa * math.sqrt(dimensions)
+
+
+def gibbs_log_weights(x0: Tensor, x1: Tensor, epsilon: float) -> Tensor:
+    """log w(x0, x1) = -|x0 - x1| / epsilon of every pair, [B, ...] twice -> [B] float32.
+
+    Raises:
+        UsageError: epsilon is not above 0.
+    """
+    if not epsilon > 0:
+        raise UsageError(f"epsilon: found {epsilon:g}, expected a number above 0")
+    return -torch.linalg.vector_norm((x0 - x1).flatten(1).float(), dim=1) / epsilon
+
+
+class WeightNormaliser:
+    """Log-weights to weights of mean one, over the batch or over a running mean of all batches.
+
+    Over the batch, the loss is a self-normalised average: biased by O(1 / B), and with one scale at all times. The running mean
+    m <- decay * m + (1 - decay) * mean(w) begins with the first batch and is kept as a logarithm.
+    """
+
+    def __init__(self, decay: float | None = None) -> None:
+        """Normalise over the batch, or with a `decay` over the running mean."""
+        self.decay = decay
+        self.log_mean: Tensor | None = None
+
+    def __call__(self, log_weights: Tensor, epsilon: float) -> Tensor:
+        """Weights [B] of log-weights [B].
+
+        Raises:
+            UsageError: every weight, or every one but the largest, underflows.
+        """
+        log_mean = torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
+        if self.decay is not None:
+            if self.log_mean is not None:
+                log_mean = torch.logaddexp(self.log_mean + math.log(self.decay), log_mean + math.log1p(-self.decay))
+            self.log_mean = log_mean
+        weights = torch.exp(log_weights - log_mean)
+        if torch.count_nonzero(weights) < min(2, len(weights)) or not weights.isfinite().all():
+            # With epsilon = the spread of the distances, log-weights have a standard deviation of one.
+            fitting = float((log_weights.double() * epsilon).std()) if len(weights) > 1 else 10 * epsilon
+            raise UsageError(
+                f"epsilon {epsilon:.3g} is too small: the weights of {len(weights)} pairs underflow beside the largest one;"
+                f" take one near {fitting:.3g}, or raise kappa {fitting / epsilon:.2g}-fold"
+            )
+        return weights
+
+
+def effective_sample_size(weights: Tensor) -> Tensor:
+    """Kish's (sum w)^2 / sum w^2 of weights [B], in samples: B when all are equal, 1 when one has everything."""
+    return weights.sum().square() / weights.square().sum()

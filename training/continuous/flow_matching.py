@@ -1,0 +1,107 @@
+"""Conditional flow matching: regress the velocity of straight paths between noise and data.
+
+x_t = (1 - t) x0 + t x1, with velocity x1 - x0 (Lipman et al., ICLR 2023, section 4; Tong et al., TMLR 2024), and
+
+    L = E_{t, (x0, x1)} w(x0, x1) |v(x_t, t) - (x1 - x0)|^2 / d
+
+where the three objectives differ in the pairs and their weights: independent pairs and w = 1 (CFM), pairs of a transport plan
+inside the batch and w = 1 (OT-CFM), independent pairs and a Gibbs kernel (W-CFM; see `coupling`).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from starflow.training.continuous.coupling import (
+    WeightNormaliser,
+    effective_sample_size,
+    epsilon_of,
+    gibbs_log_weights,
+    transport,
+)
+from starflow.training.continuous.likelihood import flow_log_likelihood
+from starflow.training.continuous.objective_config import ObjectiveConfig, OtCfmConfig, WeightedCfmConfig
+from starflow.training.continuous.velocity import VelocityNetwork
+from starflow.training.objective import Objective
+
+
+@dataclass(frozen=True)
+class Regression:
+    """One batch of the regression problem.
+
+    Attributes:
+        x_t: [B, ...] points on the paths.
+        t: [B] times in [0, 1).
+        velocity: [B, ...] x1 - x0, to be predicted.
+        weights: [B] of mean one, or None where all are one.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    velocity: Tensor
+    weights: Tensor | None
+
+
+class FlowMatching(Objective[VelocityNetwork]):
+    """Any of the three objectives, by configuration."""
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.judged = config.likelihood_samples
+        running = isinstance(config, WeightedCfmConfig) and config.normalise == "running"
+        self._normalise = WeightNormaliser(config.running_decay if running else None)  # type: ignore[union-attr]
+
+    def regression(self, x0: Tensor, x1: Tensor, generator: torch.Generator) -> Regression:
+        """Pair noise x0 [B, ...] with data x1 [B, ...] and draw a time for every pair.
+
+        Raises:
+            UsageError: all weights underflow; the message suggests an epsilon.
+        """
+        weights = None
+        if isinstance(self.config, OtCfmConfig):
+            x0 = transport(x0, x1)
+        elif isinstance(self.config, WeightedCfmConfig):
+            epsilon = epsilon_of(self.config.kappa, x1[0].numel())
+            weights = self._normalise(gibbs_log_weights(x0, x1, epsilon), epsilon)
+            self.figures = {"effective_sample_size": effective_sample_size(weights)}
+        t = torch.rand(len(x1), generator=generator, device=x1.device)
+        place = t.view(-1, *[1] * (x1.ndim - 1))
+        return Regression((1 - place) * x0 + place * x1, t, x1 - x0, weights)
+
+    def losses(
+        self, network: Callable[..., Any], x: Tensor, y: Tensor | None, generator: torch.Generator, size: int
+    ) -> Iterator[Tensor]:
+        x0 = torch.randn(x.shape, generator=generator, device=x.device)
+        return self.losses_from(x0, network, x, y, generator, size)
+
+    def losses_from(
+        self,
+        x0: Tensor,
+        network: Callable[..., Any],
+        x1: Tensor,
+        y: Tensor | None,
+        generator: torch.Generator,
+        size: int,
+    ) -> Iterator[Tensor]:
+        """`losses` from noise x0 [B, ...] of any distribution."""
+        task = self.regression(x0, x1, generator)
+        for part in torch.arange(len(x1), device=x1.device).split(size):
+            v = network(task.x_t[part], task.t[part], None if y is None else y[part])
+            error = (v - task.velocity[part]).square().flatten(1).mean(1)
+            yield (error if task.weights is None else task.weights[part] * error).mean()
+
+    def log_likelihood(self, model: VelocityNetwork, x: Tensor, y: Tensor | None, generator: torch.Generator) -> Tensor:
+        return flow_log_likelihood(
+            lambda state, t: model(state, t, y), x, steps=self.config.likelihood_steps, generator=generator
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        mean = self._normalise.log_mean
+        return {} if mean is None else {"log_mean_weight": mean}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self._normalise.log_mean = state.get("log_mean_weight")

@@ -1,0 +1,41 @@
+"""What one transformer layer depends on, in either family."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+THIRD_AXIS_ANGLES = 8  # rotary angles reserved in every model with text, also in its blocks without text
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerConfig:
+    """One transformer layer, spelled out.
+
+    Attributes:
+        channels: Width of the residual stream.
+        hidden: Width of the MLP's hidden layer.
+        half_rotation: Pair component k with k + head_dim / 2 in rotary turns, in place of 2k with 2k + 1.
+        causal: Whether a token sees only itself and what stands before it.
+    """
+
+    channels: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    norm: Literal["layer_norm", "rms_norm"]
+    gated_mlp: bool
+    qk_norm: bool
+    post_norm: bool
+    bias: bool
+    half_rotation: bool
+    causal: bool = True
+
+
+def head_dim_problem(head_dim: int, *, text_model: bool) -> str | None:
+    """Why heads of this size cannot hold as many angles for rows as for columns; None if they can."""
+    spatial = head_dim // 2 - (THIRD_AXIS_ANGLES if text_model else 0)
+    if head_dim % 2 == 0 and spatial >= 0 and spatial % 2 == 0:
+        return None
+    return f"head_dim {head_dim} leaves no even number of spatial rotary angles; " + (
+        "with text it must be 16 + 4k" if text_model else "it must be a multiple of 4"
+    )
