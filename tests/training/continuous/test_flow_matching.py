@@ -99,7 +99,7 @@ def test_kappa_must_be_positive(kappa: float) -> None:
 
 
 def test_a_trained_network_is_the_gaussian_oracle() -> None:
-    """Learned velocity within 0.1 (root mean square, of 1.6) and likelihood within 0.05 nats of the closed form."""
+    """Learned velocity within 0.1 (root mean square, of 1.8 to 2.1) and likelihood within 0.05 nats of the closed form."""
     flow = plane(torch.float32)
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
