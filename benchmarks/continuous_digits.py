@@ -19,7 +19,7 @@ from starflow.runtime.images import to_uint8
 from starflow.training.checkpoint import load_velocity
 from starflow.training.continuous.likelihood import flow_log_likelihood
 from starflow.training.continuous.velocity import VelocityNetwork
-from starflow.training.likelihood import bits_per_dim
+from starflow.runtime.bits_per_dim import bits_per_dim
 
 
 @torch.inference_mode()

@@ -1,26 +1,18 @@
-"""Data the user gives, as samples to calibrate on: the noise that makes them is found flow block by flow block.
-
-A step graph only samples: x = z sigma + mu, with mu and sigma from the tokens before. Given all tokens of x, one pass with
-z = 0 yields mu and one with z = 1 yields sigma + mu, and z = (x - mu) / sigma is what the block above made.
-"""
+"""Data the user gives, as samples to calibrate on: the noise that makes them is found flow block by flow block."""
 
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.export.verification.trace import RecordedTrace, decode_given
-from starflow.runtime.backends.base import BlockInputs
+from starflow.export.verification.trace import RecordedTrace
 from starflow.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from starflow.runtime.bundle import Bundle
-from starflow.runtime.conditions import Conditions, encode_conditions
+from starflow.runtime.conditions import encode_conditions
 from starflow.runtime.errors import UsageError
-from starflow.runtime.guidance import Guidance
-from starflow.runtime.manifest import Block
-from starflow.runtime.sampling_loop import block_inputs
+from starflow.runtime.inversion import InvertedBlock, invert_batch
 from starflow.runtime.tokens import patchify
 
 
@@ -66,37 +58,15 @@ def invert_data(
         count = -(-len(x) // manifest.batch) * manifest.batch
         index = np.minimum(np.arange(count), len(x) - 1)
         given = encode_conditions(manifest.conditioning, len(x), condition, None, guided=False).part(index)
-        batches = np.split(patchify(x[index], manifest.model), count // manifest.batch)
-        conditions = [given.part(part) for part in np.split(np.arange(count), len(batches))]
-        found = RecordedTrace({}, {})
+        tokens = patchify(x[index], manifest.model)
+        found: dict[int, list[InvertedBlock]] = {}
         with OnnxRuntimeBackend(bundle, bundle.variant("cpu-fp32", "cpu"), threads=threads) as backend:
-            for block in manifest.blocks:
-                if block.identity:
-                    continue
-                runner = backend.runner(block.index)
-                tokens = [batch[:, ::-1] if block.reversed else batch for batch in batches]
-                inputs = [_inputs(bundle, block, made, c) for made, c in zip(tokens, conditions, strict=True)]
-                mu, above = (
-                    [
-                        decode_given(runner, block, replace(each, noise=np.full_like(made, value)), made)
-                        for each, made in zip(inputs, tokens, strict=True)
-                    ]
-                    for value in (0.0, 1.0)
-                )
-                noise = [_noise(block, *each) for each in zip(tokens, mu, above, strict=True)]
-                found.tokens[block.index] = np.concatenate(tokens)
-                found.inputs[block.index] = [replace(e, noise=z) for e, z in zip(inputs, noise, strict=True)]
-                batches = [z[:, ::-1] if block.reversed else z for z in noise]
-        return found
+            for part in np.split(np.arange(count), count // manifest.batch):
+                for block in invert_batch(backend, manifest, tokens[part], given.part(part)):
+                    found.setdefault(block.block.index, []).append(block)
+        return RecordedTrace(
+            {index: np.concatenate([each.tokens for each in blocks]) for index, blocks in found.items()},
+            {index: [each.inputs for each in blocks] for index, blocks in found.items()},
+        )
 
     return trace
-
-
-def _inputs(bundle: Bundle, block: Block, tokens: NDArray, conditions: Conditions) -> BlockInputs:
-    return block_inputs(bundle.autoregressive, block, tokens, conditions, Guidance(0.0), 1.0)
-
-
-def _noise(block: Block, tokens: NDArray, mu: NDArray, above: NDArray) -> NDArray:
-    first = block.first_token  # a token before it passes unchanged
-    predicted = (tokens[:, first:] - mu[:, first:]) / (above[:, first:] - mu[:, first:])
-    return np.concatenate([tokens[:, :first], predicted], axis=1)

@@ -15,6 +15,7 @@ from starflow.runtime.decode_plan import DecodePlan, Jacobi, read_plan
 from starflow.runtime.errors import BundleError, UsageError
 from starflow.runtime.family_loop import Request
 from starflow.runtime.guidance import Guidance
+from starflow.runtime.inversion import Inverted, invert_batch
 from starflow.runtime.manifest import Manifest, Variant
 from starflow.runtime.sampling_loop import SEQUENTIAL, sample_batch
 from starflow.runtime.tokens import patchify, unpatchify
@@ -81,6 +82,22 @@ class AutoregressiveLoop:
             on_passes=request.on_passes or (lambda block, count: None),
         )
         return unpatchify(x, model)
+
+    def invert(self, x: NDArray, conditions: Conditions) -> Inverted:
+        """Find the noise of one batch of data [B, C, H, W], and its density."""
+        model = self._manifest.model
+        tokens = patchify(x, model)
+        log_sigma = np.zeros(tokens.shape[:2])
+        for found in invert_batch(self._backend, self._manifest, tokens, conditions):
+            reverse = found.block.reversed
+            tokens = found.inputs.noise[:, ::-1] if reverse else found.inputs.noise
+            log_sigma += found.log_sigma[:, ::-1] if reverse else found.log_sigma
+        if self._deviation is not None:
+            tokens = tokens / self._deviation
+            log_sigma += np.log(self._deviation.astype(np.float64)).sum(axis=1)
+        log_normal = -0.5 * (np.square(tokens, dtype=np.float64) + np.log(2 * np.pi)).sum(axis=(1, 2))
+        noise = unpatchify(tokens, model) if model.noise_layout == "image" else np.ascontiguousarray(tokens)
+        return Inverted(noise, log_normal - log_sigma.sum(axis=1), -log_sigma)
 
     def _check_guidance(self, guidance: Guidance) -> None:
         if guidance.weight == 0:

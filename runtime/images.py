@@ -2,6 +2,8 @@
 
 import math
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,3 +55,35 @@ def write_png(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
         raise UsageError(f"{path}: found an image of shape {image.shape}, expected [H, W, 1] or [H, W, 3]")
     with atomic_file(path) as temporary:
         Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(temporary, format="png")
+
+
+def read_images(paths: Sequence[Path], mode: str, height: int, width: int) -> NDArray[np.uint8]:
+    """Read image files.
+
+    Args:
+        paths: Files of any format Pillow reads; transparency is laid on black.
+        mode: `L` (grey) or `RGB`, which other modes are converted to.
+        height, width: The size they must have; nothing is scaled or cut.
+
+    Returns:
+        uint8 [N, H, W, C].
+
+    Raises:
+        UsageError: a file cannot be read, is no image, or has another size.
+    """
+    images = []
+    for path in paths:
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGBA") if file.has_transparency_data else file.copy()
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            reason = "is not an image" if path.exists() and path.is_file() else "does not exist"
+            raise UsageError(f"{path}: {reason} ({type(error).__name__})") from None
+        if image.mode == "RGBA":
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+        if image.size != (width, height):
+            raise UsageError(
+                f"{path}: is {image.width}x{image.height}, this bundle makes {width}x{height}; scale it first"
+            )
+        images.append(np.asarray(image.convert(mode)).reshape(height, width, -1))
+    return np.stack(images)

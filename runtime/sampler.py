@@ -21,6 +21,7 @@ from starflow.runtime.family_loop import OnBlock, OnPasses, Request
 from starflow.runtime.guidance import Guidance
 from starflow.runtime.images import to_uint8
 from starflow.runtime.integration_plan import AdaptiveSteps, FixedSteps
+from starflow.runtime.inversion import Inverted
 from starflow.runtime.manifest import Variant
 from starflow.runtime.manifest_file import AnyManifest
 
@@ -165,7 +166,7 @@ class Sampler:
         guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
         request = Request(guidance, attention_temperature, on_block, on_passes)
         self._loop.check(request)
-        z = self._checked(noise)
+        z = _finite_array(noise, self.noise_shape, "noise")
         count, batch = len(z), manifest.batch
         conditions = encode_conditions(
             manifest.conditioning, count, condition, null_condition, guided=guidance.weight > 0
@@ -179,6 +180,44 @@ class Sampler:
             x = self._loop.run(z[index], conditions.part(index), request, size, report)
             out[start : start + size] = x[:size]
         return out
+
+    def invert(
+        self,
+        x: ArrayLike,
+        condition: ArrayLike | Sequence[str] | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Inverted:
+        """Find the noise that `generate` makes data of, without guidance, and the data's density.
+
+        Args:
+            x: [N, C, H, W] float32, data as the model was trained on. N may be any number.
+            condition: See `generate`.
+            progress: Called with images done and in total.
+
+        Raises:
+            UsageError: an argument does not fit the bundle, or this is a continuous flow.
+            BackendError: a block produced a value that is not finite.
+        """
+        loop, manifest = self._loop, self.manifest
+        if not isinstance(loop, AutoregressiveLoop):
+            raise UsageError(
+                "a bundle of a continuous flow holds no likelihood; starflow.training.continuous.likelihood has it"
+            )
+        data = _finite_array(x, manifest.model.data_shape, "data")
+        count, batch = len(data), manifest.batch
+        conditions = encode_conditions(manifest.conditioning, count, condition, None, guided=False)
+        parts: list[Inverted] = []
+        for start in range(0, count, batch):
+            index = np.minimum(np.arange(start, start + batch), count - 1)  # the last image pads the last part
+            parts.append(loop.invert(data[index], conditions.part(index)))
+            if progress:
+                progress(min(start + batch, count), count)
+        noise, likelihood, determinant = (
+            np.concatenate([getattr(part, name) for part in parts])[:count]
+            for name in ("noise", "log_likelihood", "log_determinant")
+        )
+        return Inverted(noise, likelihood, determinant)
 
     def sample(
         self,
@@ -216,16 +255,6 @@ class Sampler:
         image = self.manifest.image
         return to_uint8(x / image.scale + image.shift)
 
-    def _checked(self, noise: ArrayLike) -> NDArray[np.float32]:
-        array = np.asarray(noise, np.float32)
-        if array.shape[1:] != self.noise_shape or not len(array):
-            raise UsageError(
-                f"noise has shape {list(array.shape)}; this bundle was exported for [N, {', '.join(map(str, self.noise_shape))}]"
-            )
-        if not np.isfinite(array).all():
-            raise UsageError("noise holds NaN or infinite values")
-        return array
-
 
 class _Progress:
     """Adds up the work of all parts."""
@@ -251,6 +280,22 @@ def _resolve(bundle: Bundle, plan: Plan) -> DecodePlan | FixedSteps | AdaptiveSt
     if isinstance(bundle.manifest, ContinuousManifest):
         return resolve_integration_plan(plan)
     return resolve_decode_plan(plan, bundle.manifest)
+
+
+def _finite_array(values: ArrayLike, shape: tuple[int, ...], what: str) -> NDArray[np.float32]:
+    """[N, *shape] float32.
+
+    Raises:
+        UsageError: it is not, or not finite.
+    """
+    array = np.asarray(values, np.float32)
+    if array.shape[1:] != shape or not len(array):
+        raise UsageError(
+            f"{what} has shape {list(array.shape)}; this bundle was exported for [N, {', '.join(map(str, shape))}]"
+        )
+    if not np.isfinite(array).all():
+        raise UsageError(f"{what} holds NaN or infinite values")
+    return array
 
 
 def _implied_count(condition: ArrayLike | Sequence[str] | None) -> int:

@@ -1,4 +1,4 @@
-"""Likelihoods in the units papers report."""
+"""Densities that likelihoods are made of."""
 
 import math
 
@@ -8,24 +8,3 @@ from torch import Tensor
 def gaussian_log_density(z: Tensor) -> Tensor:
     """log N(z; 0, I) summed over all but the first axis: [B, ...] -> [B], nats."""
     return (-0.5 * z.square() - 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
-
-
-def bits_per_dim(log_likelihood: Tensor, dimensions: int, *, levels: int = 256, span: float = 2.0) -> Tensor:
-    """Bits per dimension of 8-bit data under uniform dequantisation (Theis et al., 2016, eq. 1).
-
-    An integer value v in 0 .. levels - 1 is dequantised to v + u, u ~ U[0, 1), and mapped to an interval of length
-    `span`: one level is span / levels wide there. The discrete log2-probability is bounded from below by the density's
-    expectation, so
-
-        bits/dim = -(log p(x) / dimensions + log(span / levels)) / log 2.
-
-    Args:
-        log_likelihood: [B] nats, the density of the mapped data.
-        dimensions: Number of values per sample.
-        levels: Quantisation levels.
-        span: Length of the interval the levels are mapped to (2 for [-1, 1]).
-
-    Returns:
-        [B] bits per dimension.
-    """
-    return -(log_likelihood / dimensions + math.log(span / levels)) / math.log(2)

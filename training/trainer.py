@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from starflow.runtime.atomic_write import atomic_file
+from starflow.runtime.bits_per_dim import bits_per_dim
 from starflow.runtime.errors import CheckpointError, RecipeError, StarflowError, UsageError
 from starflow.runtime.images import grid, to_uint8
 from starflow.training.checkpoint import save_checkpoint
@@ -28,7 +29,6 @@ from starflow.training.continuous.flow_matching import FlowMatching
 from starflow.training.continuous.velocity import VelocityNetwork
 from starflow.training.data import Dataset, Samples, fit_data, to_float
 from starflow.training.flow import Flow, build_flow
-from starflow.training.likelihood import bits_per_dim
 from starflow.training.model import FlowModel
 from starflow.training.objective import MaximumLikelihood, Objective
 from starflow.training.optimizer import average_decay_at, build_optimizer, learning_rate_at, update_average

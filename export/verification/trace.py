@@ -15,6 +15,7 @@ from starflow.runtime.backends.sequence_runner import SequenceRunner
 from starflow.runtime.backends.velocity_runner import VelocityRunner
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.decode_plan import Iterated
+from starflow.runtime.inversion import run_given
 from starflow.runtime.manifest import Block, Variant
 from starflow.runtime.sampler import Sampler
 
@@ -114,21 +115,8 @@ def decode_given(runner: SequenceRunner, block: Block, inputs: BlockInputs, toke
         inputs: Its noise, condition and weights.
         tokens: [B, T, D] in block order, the right outputs.
     """
-    runner.prefill(inputs)
-    # The start token is the graph's own: what stands before the first token does not count.
-    start = np.zeros_like(tokens[:, : 1 - block.first_token])
-    previous = np.concatenate([start, tokens[:, :-1]], axis=1)
-    parts = [tokens[:, : block.first_token]]
-    length = previous.shape[1]
-    chunk = chunk_size(length, runner.max_chunk)
-    for begin in range(0, length, chunk):
-        part = previous[:, begin : begin + chunk]
-        count = part.shape[1]
-        runner.store("previous", part, count)
-        runner.run(count)
-        parts.append(runner.fetch("x", count).copy())
-        runner.seek(runner.tell() + count)
-    return _finished(runner, np.concatenate(parts, axis=1))
+    chunk = chunk_size(tokens.shape[1] - block.first_token, runner.max_chunk)
+    return _finished(runner, run_given(runner, inputs, tokens, chunk))
 
 
 def chunk_size(length: int, max_chunk: int) -> int:

@@ -28,11 +28,7 @@ from starflow.runtime.errors import UsageError
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("bundle", type=Path, help="folder written by `starflow export`")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "--labels", metavar="L,L,..", help="class labels, numbers or names, with ranges (0-9); repeated to fill --count"
-    )
-    what.add_argument("--condition", type=Path, metavar="FILE.npy", help="condition tokens, float32 [N, tokens, width]")
+    add_condition_arguments(parser)
     parser.add_argument("--null-condition", type=Path, metavar="FILE.npy", help="null condition tokens [tokens, width]")
     parser.add_argument("--count", type=int, help="number of images (default: one for each label or condition)")
     parser.add_argument("--guidance", type=float, default=0.0, help="classifier-free guidance weight >= 0 (default: 0)")
@@ -47,6 +43,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_plan_argument(parser)
     add_integration_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+
+
+def add_condition_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare --labels and --condition, one of which may be given."""
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--labels",
+        metavar="L,L,..",
+        help="class labels, numbers or names, with ranges (0-9); one stands for all images",
+    )
+    what.add_argument("--condition", type=Path, metavar="FILE.npy", help="condition tokens, float32 [N, tokens, width]")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -66,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = {"plan": chosen_plan(arguments), **backend_options(arguments)}
     with Sampler.open(arguments.bundle, variant=arguments.variant, **options) as sampler:
         manifest = sampler.manifest
-        condition, given = _condition(arguments)
+        condition, given = given_condition(arguments)
         count = arguments.count or given or 1
         if given > 1 and count != given:
             condition = np.asarray(condition)[np.arange(count) % given]
@@ -119,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _condition(arguments: argparse.Namespace) -> tuple[Any, int]:
+def given_condition(arguments: argparse.Namespace) -> tuple[Any, int]:
     """The condition and how many there are (0: none given)."""
     if arguments.labels is not None:
         labels = _labels(arguments.labels)

@@ -13,7 +13,7 @@ from starflow.runtime.errors import UsageError
 from starflow.runtime.guidance import Guidance
 from starflow.training.config import StarflowConfig, TarflowConfig
 from starflow.training.flow_block import FlowBlock
-from starflow.training.likelihood import bits_per_dim
+from starflow.runtime.bits_per_dim import bits_per_dim
 from starflow.training.model import FlowModel, build_model, parameter_count
 
 STARFLOW: dict[str, Any] = {
