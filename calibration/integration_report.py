@@ -31,10 +31,12 @@ def print_report(result: IntegrationCalibration) -> None:
         console.print(f"{plan}: {milliseconds:.2f} ms a batch")
     console.print(
         f"chosen: {spec.plan}; {spec.passes:g} passes, {spec.milliseconds:.2f} ms, error {spec.error:.1e} against "
-        f"{result.reference}"
+        f"{result.reference}",
+        soft_wrap=True,
     )
     console.print(
-        f"without a plan ({default_plan()}): {spec.default_milliseconds:.2f} ms, error {spec.default_error:.1e}"
+        f"without a plan ({default_plan()}): {spec.default_milliseconds:.2f} ms, error {spec.default_error:.1e}",
+        soft_wrap=True,
     )
     console.print("stored; `--plan auto` takes it")
 

@@ -42,13 +42,22 @@ class NetworkWriter:
         return value if self.dtype == np.float32 else self.graph.cast(value, np.float32)
 
     def linear(self, value: str, name: str) -> str:
-        """x W^T + b on flat activations; W as the checkpoint has it, [out, in]."""
-        return self.graph.op("Gemm", value, self.weight(f"{name}.weight"), self.weight(f"{name}.bias"), transB=1)
+        """x W^T + b on flat activations; W as the checkpoint has it, [out, in], and b where it has one."""
+        bias = (self.weight(f"{name}.bias"),) if self.weights.has(f"{name}.bias") else ()
+        return self.graph.op("Gemm", value, self.weight(f"{name}.weight"), *bias, transB=1)
+
+    def layer_norm(self, value: str, name: str) -> str:
+        """(x - mean(x)) / sqrt(var(x) + 1e-5) * weight + bias over the last axis; takes the compute type, gives float32."""
+        wide, full = self.widen(value), self.weights.full_name(name)
+        scale = self.table(f"{full}.weight", self.weights[f"{name}.weight"])
+        bias = self.table(f"{full}.bias", self.weights[f"{name}.bias"])
+        return self.graph.op("LayerNormalization", wide, scale, bias, axis=-1, epsilon=1e-5)
 
     def rms_norm(self, value: str, name: str) -> str:
         """x / sqrt(mean(x^2) + 1e-6) * (1 + weight) over the last axis; takes the compute type, gives float32."""
+        wide = self.widen(value)
         scale = self.table(f"{self.weights.full_name(name)}.scale", 1.0 + self.weights[f"{name}.weight"])
-        return self.graph.op("RMSNormalization", self.widen(value), scale, axis=-1, epsilon=1e-6)
+        return self.graph.op("RMSNormalization", wide, scale, axis=-1, epsilon=1e-6)
 
     def silu(self, value: str) -> str:
         """x * sigmoid(x)."""

@@ -13,12 +13,12 @@ from typing import Literal
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from starflow.export.block_weights import BlockWeights
 from starflow.export.geometry import StepGeometry
 from starflow.export.graph_builder import GraphBuilder
 from starflow.export.lowering import LOWERINGS, Lowering, StepValues
+from starflow.export.network_writer import NetworkWriter
 from starflow.training.config import BlockConfig
 from starflow.training.flow_block import SOFTPLUS_SHIFT
 
@@ -75,41 +75,13 @@ class _StepGraph:
         options: StepGraphOptions,
     ) -> None:
         self.graph, self.block, self.weights, self.geometry, self.options = graph, block, weights, geometry, options
-        self.dtype = options.compute_dtype
-        self.lowering: Lowering = LOWERINGS[options.lowering](graph, block, geometry, self.dtype)
-
-    # Weights and number types
-
-    def weight(self, name: str) -> str:
-        """A weight in the compute type; stored smaller, it is widened when the session loads."""
-        value = self.graph.weight(self.weights.full_name(name), lambda: self.weights.matrix(name))
-        return value if self.options.dtype == self.dtype else self.graph.cast(value, self.dtype)
-
-    def table(self, name: str, array: NDArray) -> str:
-        """A float32 vector or table: norms, biases of float32 parts."""
-        return self.graph.weight(name, lambda: array.astype(np.float32))
-
-    def narrow(self, value: str) -> str:
-        return value if self.dtype == np.float32 else self.graph.cast(value, self.dtype)
-
-    def widen(self, value: str) -> str:
-        return value if self.dtype == np.float32 else self.graph.cast(value, np.float32)
-
-    def linear(self, value: str, name: str) -> str:
-        """x W^T + b on flat activations; W as the checkpoint has it, [out, in]."""
-        bias = (self.weight(f"{name}.bias"),) if self.weights.has(f"{name}.bias") else ()
-        return self.graph.op("Gemm", value, self.weight(f"{name}.weight"), *bias, transB=1)
+        self.write = NetworkWriter(graph, weights, options.dtype, options.compute_dtype)
+        self.lowering: Lowering = LOWERINGS[options.lowering](graph, block, geometry, options.compute_dtype)
 
     def norm(self, value: str, name: str, kind: str) -> str:
-        """LayerNorm or RMSNorm over the last axis, in float32."""
-        graph, full = self.graph, self.weights.full_name(name)
-        wide = self.widen(value)
-        if kind == "layer_norm":
-            scale = self.table(f"{full}.weight", self.weights[f"{name}.weight"])
-            bias = self.table(f"{full}.bias", self.weights[f"{name}.bias"])
-            return self.narrow(graph.op("LayerNormalization", wide, scale, bias, axis=-1, epsilon=1e-5))
-        scale = self.table(f"{full}.scale", 1.0 + self.weights[f"{name}.weight"].astype(np.float32))
-        return self.narrow(graph.op("RMSNormalization", wide, scale, axis=-1, epsilon=1e-6))
+        """LayerNorm or RMSNorm over the last axis, computed in float32."""
+        write = self.write
+        return write.narrow(write.layer_norm(value, name) if kind == "layer_norm" else write.rms_norm(value, name))
 
     # The step
 
@@ -132,9 +104,9 @@ class _StepGraph:
 
         h = self._embed(previous, step)
         caches = []
-        shape = lowering.cache_shape(block, geometry)
+        shape, dtype = lowering.cache_shape(block, geometry), self.options.compute_dtype
         for index in range(block.layers):
-            pair = (graph.input(f"key.{index}", self.dtype, shape), graph.input(f"value.{index}", self.dtype, shape))
+            pair = (graph.input(f"key.{index}", dtype, shape), graph.input(f"value.{index}", dtype, shape))
             with graph.scope(f"layer{index}"):
                 h, *updated = self._layer(h, index, *pair)
             caches.append(updated)
@@ -149,8 +121,8 @@ class _StepGraph:
         if lowering.feeds_position:
             graph.output(graph.op("Add", position, count), "position_next", np.int64, [1])
         for index, (keys, values) in enumerate(caches):
-            graph.output(keys, f"key_out.{index}", self.dtype, shape)
-            graph.output(values, f"value_out.{index}", self.dtype, shape)
+            graph.output(keys, f"key_out.{index}", dtype, shape)
+            graph.output(values, f"value_out.{index}", dtype, shape)
         return graph.model({"starflow.block": str(block.index), "starflow.lowering": lowering.name})
 
     def _rotary_tables(self) -> tuple[str, str] | None:
@@ -158,21 +130,22 @@ class _StepGraph:
         if angles is None:
             return None
         name = self.weights.rotary_name(self.geometry)  # equal tables of different blocks are stored once
-        return self.table(f"{name}.cos", np.cos(angles)), self.table(f"{name}.sin", np.sin(angles))
+        return self.write.table(f"{name}.cos", np.cos(angles)), self.write.table(f"{name}.sin", np.sin(angles))
 
     def _embed(self, previous: str, step: StepValues) -> str:
         """Previous tokens (or the start token, or the condition) as flat hidden states of all rows."""
-        graph, block, geometry, lowering = self.graph, self.block, self.geometry, self.lowering
+        graph, write, lowering = self.graph, self.write, self.lowering
+        block, geometry = self.block, self.geometry
         batch, rows, prefix = geometry.batch, geometry.rows, geometry.prefix
         tokens = lowering.arrange(previous)
         if block.start_token:
-            start = self.table(self.weights.full_name("sos_embed"), self.weights["sos_embed"])
+            start = write.table(self.weights.full_name("sos_embed"), self.weights["sos_embed"])
             is_start = graph.op("Equal", step.positions, graph.constant([prefix], np.int64))
             tokens = graph.op("Where", lowering.per_token(is_start), start, tokens)
-        h = self.linear(self.narrow(lowering.flatten(tokens, block.token_dim)), "proj_in")
+        h = write.linear(write.narrow(lowering.flatten(tokens, block.token_dim)), "proj_in")
         h = lowering.unflatten(h, batch, block.channels)
         if block.positions == "learned":
-            table = self.table(
+            table = write.table(
                 f"{self.weights.full_name('pos_embed')}.ordered", self.weights.ordered_positions(geometry)
             )
             index = step.positions
@@ -183,37 +156,37 @@ class _StepGraph:
             rows_of_table = graph.reshape(
                 rows_of_table, [-1, 1, block.channels] if lowering.time_major else [1, -1, block.channels]
             )
-            h = graph.op("Add", h, self.narrow(rows_of_table))
+            h = graph.op("Add", h, write.narrow(rows_of_table))
         if geometry.guided:
             h = graph.op("Concat", h, h, axis=lowering.row_axis)
         if block.condition == "class":
             label = graph.input("label", np.int64, [rows])
-            table = self.table(f"{self.weights.full_name('class_embed')}.with_mean", self.weights.class_table())
-            vectors = self.narrow(graph.op("Gather", table, label, axis=0))
+            table = write.table(f"{self.weights.full_name('class_embed')}.with_mean", self.weights.class_table())
+            vectors = write.narrow(graph.op("Gather", table, label, axis=0))
             shape = [1, rows, block.channels] if lowering.time_major else [rows, 1, block.channels]
             h = graph.op("Add", h, graph.reshape(vectors, shape))
         if prefix:
             condition = graph.input("condition", np.float32, [rows, "S", block.condition_width])
-            c = self.narrow(lowering.flatten(lowering.arrange(condition), block.condition_width))
+            c = write.narrow(lowering.flatten(lowering.arrange(condition), block.condition_width))
             if block.project_condition:
-                c = self.linear(c, "proj_txt")
+                c = write.linear(c, "proj_txt")
             c = lowering.unflatten(c, rows, block.channels)
             is_condition = graph.op("Less", step.positions, graph.constant([prefix], np.int64))
             h = graph.op("Where", lowering.per_token(is_condition), c, h)
         return lowering.flatten(h, block.channels)
 
     def _layer(self, h: str, index: int, keys: str, values: str) -> tuple[str, str, str]:
-        graph, block = self.graph, self.block
+        graph, write, block = self.graph, self.write, self.block
         name = f"attn_blocks.{index}"
         size = block.head_dim
-        qkv = self.linear(self.norm(h, f"{name}.attention.norm", block.norm), f"{name}.attention.qkv")
+        qkv = write.linear(self.norm(h, f"{name}.attention.norm", block.norm), f"{name}.attention.qkv")
         widths = [block.heads * size, block.kv_heads * size, block.kv_heads * size]
         q, k, v = graph.ops("Split", qkv, graph.constant(widths, np.int64), count=3, axis=1)
         if block.qk_norm:
             q = self._norm_heads(q, f"{name}.attention.query_norm", block.heads)
             k = self._norm_heads(k, f"{name}.attention.key_norm", block.kv_heads)
         out, keys, values = self.lowering.attend(q, k, v, keys, values)
-        out = self.linear(out, f"{name}.attention.proj")
+        out = write.linear(out, f"{name}.attention.proj")
         if block.post_norm:
             out = self.norm(out, f"{name}.attention.post_norm", "rms_norm")
         h = graph.op("Add", h, out)
@@ -227,18 +200,18 @@ class _StepGraph:
         return self.graph.reshape(self.norm(split, name, "rms_norm"), [-1, heads * self.block.head_dim])
 
     def _mlp(self, x: str, name: str) -> str:
-        graph = self.graph
+        graph, write = self.graph, self.write
         if not self.block.gated_mlp:
-            return self.linear(graph.op("Gelu", self.linear(x, f"{name}.main.0")), f"{name}.main.2")
-        gate = graph.op("Gelu", self.linear(x, f"{name}.gate_proj"), approximate="tanh")
-        return self.linear(graph.op("Mul", gate, self.linear(x, f"{name}.up_proj")), f"{name}.down_proj")
+            return write.linear(graph.op("Gelu", write.linear(x, f"{name}.main.0")), f"{name}.main.2")
+        gate = graph.op("Gelu", write.linear(x, f"{name}.gate_proj"), approximate="tanh")
+        return write.linear(graph.op("Mul", gate, write.linear(x, f"{name}.up_proj")), f"{name}.down_proj")
 
     def _update(self, h: str, noise: str, step: StepValues) -> str:
         """Final norm, output projection, soft clip, scale, guidance, x = z * sigma + mu: [B, S, D] float32."""
         graph, block, geometry = self.graph, self.block, self.geometry
         if block.final_norm:
             h = self.norm(h, "final_norm", "rms_norm")
-        raw = self.widen(self.linear(h, "proj_out"))
+        raw = self.write.widen(self.write.linear(h, "proj_out"))
         raw = self.lowering.arrange(self.lowering.unflatten(raw, geometry.rows, block.output_dim))
         if block.soft_clip > 0:
             clip = graph.constant(block.soft_clip, np.float32)

@@ -17,7 +17,11 @@ def one_line(error: ValidationError, known_fields: tuple[str, ...] = ()) -> str:
     finding = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in finding["loc"]) or "value"
     if finding["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(finding["loc"][-1]), known_fields, n=1)
+        name = str(finding["loc"][-1])
+        others = [
+            known for known in known_fields if known != name
+        ]  # it may be known elsewhere, to another kind of part
+        near = difflib.get_close_matches(name, others, n=1)
         return f"unknown field {field}" + (f"; did you mean {near[0]}?" if near else "")
     message = finding["msg"].removeprefix("Value error, ")
     more = error.error_count() - 1

@@ -37,7 +37,8 @@ def _print(benchmark: IntegrationBenchmark) -> None:
     console = Console(highlight=False)
     console.print(
         f"memory bandwidth {benchmark.bandwidth / 1e9:.1f} GB/s, measured between {benchmark.repetitions} repetitions; "
-        f"batch {benchmark.timings[0].batch}"
+        f"batch {benchmark.timings[0].batch}",
+        soft_wrap=True,
     )
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("variant", no_wrap=True)
@@ -56,4 +57,6 @@ def _print(benchmark: IntegrationBenchmark) -> None:
             f"{timing.images_per_second:.1f}",
         )
     console.print(table)
-    console.print("floor: the weights read once; a pass of many tokens and rows computes longer than that")
+    console.print(
+        "floor: the weights read once; a pass of many tokens and rows computes longer than that", soft_wrap=True
+    )

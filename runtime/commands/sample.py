@@ -79,12 +79,13 @@ def run(arguments: argparse.Namespace) -> int:
             condition = np.asarray(condition)[np.arange(count) % given]
         null = None if arguments.null_condition is None else load_array(arguments.null_condition)
 
+        kind = "points" if len(manifest.model.data_shape) == 1 else "images"
         pictures: list[Path] = []
         if manifest.image.mode != "latent":
             names = [arguments.out / f"{index:05d}.png" for index in range(count)]
             pictures = names if single_files else [arguments.out]
         elif not arguments.latents:
-            made = "points" if len(manifest.model.data_shape) == 1 else "latents and the bundle holds no decoder"
+            made = kind if kind == "points" else "latents and the bundle holds no decoder"
             raise UsageError(f"this model makes {made}; name a file with --latents")
         files = [*([arguments.latents] if arguments.latents else []), *pictures]
         for path in files:
@@ -92,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         noise = sampler.noise(count, arguments.seed)
         start = time.perf_counter()
-        with progress_bar(f"sampling {count} images", enabled=not arguments.json) as bar:
+        with progress_bar(f"sampling {count} {kind}", enabled=not arguments.json) as bar:
             x = sampler.generate(noise, condition, null, guidance=arguments.guidance, progress=bar)
         seconds = time.perf_counter() - start
 
@@ -120,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         where = ", ".join(map(str, files)) if len(files) <= 2 else f"{arguments.out}/ ({len(files)} files)"
         print(
-            f"{where}: {count} images in {seconds:.2f} s, {count / seconds:.2f} images/s, "
+            f"{where}: {count} {kind} in {seconds:.2f} s, {count / seconds:.2f} {kind}/s, "
             f"{variant} on {backend}, {decoding}"
         )
     return 0

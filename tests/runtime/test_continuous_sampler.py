@@ -174,13 +174,22 @@ def test_points_have_no_pixels(tmp_path: Path, capsys: Any) -> None:
     assert main(["export", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "bundle"), "--batch", "4"]) == 0
     assert main(["sample", str(tmp_path / "bundle"), "--count", "6", "--latents", str(tmp_path / "x.npy")]) == 0
     assert np.load(tmp_path / "x.npy").shape == (6, 2)
-    capsys.readouterr()
+    assert "x.npy: 6 points in" in capsys.readouterr().out
     assert main(["sample", str(tmp_path / "bundle"), "--count", "6"]) == 2
     assert "makes points; name a file with --latents" in capsys.readouterr().err
     with Sampler.open(tmp_path / "bundle") as sampler, pytest.raises(UsageError, match="makes points; use generate"):
         sampler.sample(count=2)
     with Sampler.open(tmp_path / "bundle") as sampler, pytest.raises(UsageError, match="unconditional model"):
         sampler.generate(sampler.noise(1), guidance=1.0)
+
+
+def test_divergence_on_the_command_line_writes_nothing(velocity_bundle: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "x.png"
+    command = ["sample", str(velocity_bundle), "--labels", "1", "--out", str(out), "--guidance", "1e12"]
+    assert main([*command, "--solver", "euler", "--steps", "3"]) == 1
+    told = capsys.readouterr().err
+    assert re.search(r"diverged: x .* in step 1 of 3, at time 0\.3333; take more steps", told)
+    assert told.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 def test_divergence_is_told_with_step_and_time(velocity_bundle: Path, tmp_path: Path) -> None:

@@ -78,9 +78,12 @@ class WeightNormaliser:
         if torch.count_nonzero(weights) < min(2, len(weights)) or not weights.isfinite().all():
             # With epsilon = the spread of the distances, log-weights have a standard deviation of one.
             fitting = float((log_weights.double() * epsilon).std()) if len(weights) > 1 else 10 * epsilon
+            mend = f"take one near {fitting:.3g}, or raise kappa {fitting / epsilon:.2g}-fold"
+            if not math.isfinite(fitting):  # the logarithms themselves overflow
+                mend = "take one as large as the spread of the distances between noise and data"
             raise UsageError(
                 f"epsilon {epsilon:.3g} is too small: the weights of {len(weights)} pairs underflow beside the largest one;"
-                f" take one near {fitting:.3g}, or raise kappa {fitting / epsilon:.2g}-fold"
+                f" {mend}"
             )
         return weights
 

@@ -86,6 +86,13 @@ def test_underflow_suggests_an_epsilon_that_works(decay: float | None) -> None:
     assert effective_sample_size(weights) > 8
 
 
+def test_log_weights_that_overflow_get_advice_without_a_number() -> None:
+    log_weights = gibbs_log_weights(torch.zeros(8, 2), torch.rand(8, 2), 1e-300)
+    with pytest.raises(UsageError, match=r"epsilon 1e-300 is too small.*spread of the distances") as caught:
+        WeightNormaliser()(log_weights, 1e-300)
+    assert "nan" not in str(caught.value)
+
+
 def test_a_batch_that_vanishes_under_the_running_mean_is_refused() -> None:
     normalise = WeightNormaliser(decay=0.9)
     normalise(torch.tensor([-1.0, -2.0]), 1.0)

@@ -1,5 +1,6 @@
 """The regression problem of each objective, and that its solution is the known field."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -98,6 +99,16 @@ def test_kappa_must_be_positive(kappa: float) -> None:
         objective("w-cfm", kappa=kappa)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Over so small a network, threads only wait for each other; beside other work for minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_trained_network_is_the_gaussian_oracle() -> None:
     """Learned velocity within 0.1 (root mean square, of 1.8 to 2.1) and likelihood within 0.05 nats of the closed form."""
     flow = plane(torch.float32)

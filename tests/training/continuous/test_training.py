@@ -172,6 +172,8 @@ training: {steps: 10}
     [
         ("objective.kappa=0", r"objective\..*kappa.*greater than 0"),
         ("objective.kapa=1", r"unknown field objective\..*kapa; did you mean kappa\?"),
+        ("objective.kind=cfm", r"unknown field objective\.cfm\.kappa$"),  # which another kind has
+        ("objective.kappa=-1", r"objective\..*kappa.*greater than 0"),
         ("objective.kind=sinkhorn", r"objective.*'sinkhorn'"),
         ("model.network=cnn", r"model.*'cnn'"),
         ("data.shape=spiral", r"data.*shape.*'moons'"),
