@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from starflow.runtime.calibrated_plan import CalibratedPlan
 from starflow.runtime.errors import UsageError
 from starflow.runtime.ode.tableau import FIXED_STEP, fixed_step_tableau
 from starflow.runtime.ode.time_grid import grid_fault, uniform_grid
@@ -59,31 +60,15 @@ class AdaptiveSteps(Part):
 IntegrationPlan = Annotated[FixedSteps | AdaptiveSteps, Field(discriminator="solver")]
 
 
-class IntegrationSpec(Part):
-    """A calibrated plan of a continuous flow, for one backend and variant.
+class IntegrationSpec(CalibratedPlan):
+    """A calibrated plan of a continuous flow; its error is against a fine integration.
 
     Attributes:
-        backend: What it was calibrated on, as a backend's `name` says it.
-        variant: The variant it was calibrated with.
-        budget: Largest error that was asked for.
-        error: Measured error of whole samples, ||x - reference|| / ||reference||; the reference is a fine integration.
-        images: How many samples the error was measured on.
-        guidance: Guidance weight of these samples.
-        passes: Runs of the network in a batch, as measured.
-        milliseconds: Time of a batch.
         default_error: Error of the plan that runs where none is stored, and
         default_milliseconds: its time, measured in turn.
         plan: The plan.
     """
 
-    backend: str
-    variant: str
-    budget: float = Field(gt=0)
-    error: float = Field(ge=0)
-    images: int = Field(gt=0)
-    guidance: float = Field(ge=0)
-    passes: float = Field(gt=0)
-    milliseconds: float = Field(gt=0)
     default_error: float = Field(ge=0)
     default_milliseconds: float = Field(gt=0)
     plan: IntegrationPlan

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import Field
 
+from starflow.runtime.calibrated_plan import CalibratedPlan
 from starflow.runtime.decode_plan import BlockPlan, Chunk, DecodePlan, Segment, Steps, Window
 from starflow.runtime.validation import Part
 
@@ -40,33 +41,17 @@ class BlockCost(Part):
         return float(np.interp(tokens, counts, times))
 
 
-class PlanSpec(Part):
-    """A calibrated plan for one backend and variant. Every figure is for one batch of the exported size.
+class PlanSpec(CalibratedPlan):
+    """A calibrated decode plan; its error is against sequential decoding.
 
     Attributes:
-        backend: What it was calibrated on, as `Backend.name` says it.
-        variant: The variant it was calibrated with.
-        budget: Largest error that was asked for.
-        error: Measured error of whole samples: ||x - sequential|| / ||sequential||.
-        images: How many samples the error was measured on.
-        guidance: Guidance weight of these samples.
-        passes: Runs of a network, prefill apart, as measured.
         predicted_milliseconds: Time by `costs`.
-        milliseconds: Time as measured, beside
-        sequential_milliseconds: the time of sequential decoding.
+        sequential_milliseconds: Time of sequential decoding, measured beside the plan's.
         costs: What passes cost where it was calibrated.
         blocks: The plan.
     """
 
-    backend: str
-    variant: str
-    budget: float = Field(gt=0)
-    error: float = Field(ge=0)
-    images: int = Field(gt=0)
-    guidance: float = Field(ge=0)
-    passes: float = Field(gt=0)
     predicted_milliseconds: float = Field(gt=0)
-    milliseconds: float = Field(gt=0)
     sequential_milliseconds: float = Field(gt=0)
     costs: tuple[BlockCost, ...]
     blocks: tuple[BlockPlan, ...]

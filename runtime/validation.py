@@ -18,9 +18,7 @@ def one_line(error: ValidationError, known_fields: tuple[str, ...] = ()) -> str:
     field = ".".join(str(part) for part in finding["loc"]) or "value"
     if finding["type"] == "extra_forbidden":
         name = str(finding["loc"][-1])
-        others = [
-            known for known in known_fields if known != name
-        ]  # it may be known elsewhere, to another kind of part
+        others = [known for known in known_fields if known != name]  # another kind of part may know it
         near = difflib.get_close_matches(name, others, n=1)
         return f"unknown field {field}" + (f"; did you mean {near[0]}?" if near else "")
     message = finding["msg"].removeprefix("Value error, ")
