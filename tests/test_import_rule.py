@@ -11,7 +11,16 @@ import pytest
 # The runtime's own vocabulary: words, files and pictures, with neither torch nor ONNX Runtime behind them.
 PLAIN = tuple(
     f"starflow.runtime.{name}"
-    for name in ("atomic_write", "bits_per_dim", "decode_plan", "errors", "guidance", "images", "progress", "validation")
+    for name in (
+        "atomic_write",
+        "bits_per_dim",
+        "decode_plan",
+        "errors",
+        "guidance",
+        "images",
+        "progress",
+        "validation",
+    )
 )
 
 # What the modules of a folder may import of starflow.
