@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
-from starflow.training.checkpoint import load_model
 from starflow.runtime.bits_per_dim import bits_per_dim
+from starflow.training.checkpoint import load_model
 from starflow.training.model import FlowModel
 
 LEVEL = 1 / 127.5  # one grey level in [-1, 1]

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from starflow.runtime.bits_per_dim import bits_per_dim
 from starflow.runtime.decode_plan import Jacobi
 from starflow.runtime.errors import UsageError
 from starflow.runtime.guidance import Guidance
 from starflow.training.config import StarflowConfig, TarflowConfig
 from starflow.training.flow_block import FlowBlock
-from starflow.runtime.bits_per_dim import bits_per_dim
 from starflow.training.model import FlowModel, build_model, parameter_count
 
 STARFLOW: dict[str, Any] = {
