@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from starflow.export.weight_file import StoredTensor, WeightFile
 
 OPSET = 24  # TensorScatter; Attention with grouped queries
+IR_VERSION = 11
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
 ONNX_TYPES = {
     np.dtype(np.float32): TensorProto.FLOAT,
@@ -25,6 +26,16 @@ ONNX_TYPES = {
 }
 
 Dims = Sequence[int | str]
+
+
+def external_tensor(stored: StoredTensor, location: str) -> TensorProto:
+    """An initializer whose data lies in a weight file, at `location` relative to the graph's folder."""
+    tensor = TensorProto(name=stored.name, data_type=ONNX_TYPES[stored.dtype], dims=stored.shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    fields = {"location": location, "offset": str(stored.offset), "length": str(stored.length)}
+    for key, value in fields.items():
+        tensor.external_data.add(key=key, value=value)
+    return tensor
 
 
 class GraphBuilder:
@@ -87,12 +98,7 @@ class GraphBuilder:
         """A weight by reference: its data lies in the weight file once, whatever graph uses it."""
         stored = self.weights.add(name, load)
         if name not in self._initializers:
-            tensor = TensorProto(name=name, data_type=ONNX_TYPES[stored.dtype], dims=stored.shape)
-            tensor.data_location = TensorProto.EXTERNAL
-            fields = {"location": self.location, "offset": str(stored.offset), "length": str(stored.length)}
-            for key, value in fields.items():
-                tensor.external_data.add(key=key, value=value)
-            self._initializers[name] = tensor
+            self._initializers[name] = external_tensor(stored, self.location)
             self.used_weights[name] = stored
         return name
 
@@ -126,7 +132,7 @@ class GraphBuilder:
         if self._uses_microsoft:
             opsets.append(helper.make_opsetid(MICROSOFT, 1))
         model = helper.make_model(graph, opset_imports=opsets, producer_name="starflow")
-        model.ir_version = 11
+        model.ir_version = IR_VERSION
         helper.set_model_props(model, metadata)
         return model
 

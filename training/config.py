@@ -5,7 +5,7 @@ configuration reads as it is. Everything behind them (model, exporter, checks) w
 out each flow block on its own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -13,6 +13,8 @@ from pydantic import Field, field_validator, model_validator
 from starflow.training.continuous.config import VelocityConfig
 from starflow.training.frozen import Frozen
 from starflow.training.layer_config import LayerConfig, head_dim_problem
+
+DENOISER_LAYERS = 8
 
 
 class TopBlockOverride(Frozen):
@@ -66,6 +68,8 @@ class StarflowConfig(Frozen):
     use_bias: bool = True
     norm_type: Literal["layer_norm", "rms_norm"] = "layer_norm"
     top_block_override: TopBlockOverride | None = None
+    learnable_self_denoiser: bool = False  # a network beside the flow that cleans samples (see `denoise`)
+    conditional_denoiser: bool = False  # whether it reads the text as well
 
     @field_validator("layers_per_block", mode="before")
     @classmethod
@@ -80,6 +84,10 @@ class StarflowConfig(Frozen):
             raise ValueError("txt_size needs a txt_dim")
         if self.rope and (problem := head_dim_problem(self.head_dim, text_model=self.txt_size > 0)):
             raise ValueError(problem)
+        if self.learnable_self_denoiser and not self.rope:
+            raise ValueError("learnable_self_denoiser needs rope: it has no other positions")
+        if self.learnable_self_denoiser and self.conditional_denoiser and not self.txt_size:
+            raise ValueError("conditional_denoiser needs a txt_size")
         block_configs(self)
         return self
 
@@ -225,6 +233,25 @@ def _starflow_blocks(config: StarflowConfig) -> tuple[BlockConfig, ...]:
             )
         )
     return tuple(blocks)
+
+
+def denoiser_config(config: StarflowConfig) -> BlockConfig:
+    """The learned denoiser: a shallow block's transformer without causality or start token, whose `raw` output is read.
+
+    The published code gives it eight layers, whatever the flow has.
+    """
+    shallow = _starflow_blocks(config.model_copy(update={"num_blocks": 2, "layers_per_block": (DENOISER_LAYERS,)}))[0]
+    return replace(
+        shallow,
+        causal=False,
+        reversed=False,
+        condition="prefix" if config.conditional_denoiser else "none",
+        condition_width=config.txt_dim if config.conditional_denoiser else 0,
+        project_condition=config.conditional_denoiser,
+        start_token=False,
+        scale="unit",
+        soft_clip=0.0,
+    )
 
 
 def _tarflow_blocks(config: TarflowConfig) -> tuple[BlockConfig, ...]:

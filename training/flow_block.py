@@ -124,14 +124,7 @@ class FlowBlock(nn.Module):
         inputs = x
         if self.block.start_token:
             inputs = torch.cat([self.sos_embed.to(x.dtype).expand(x.shape[0], 1, -1), x[:, :-1]], dim=1)
-        h = self.embed_tokens(inputs, 0, class_vector)
-        prefix = 0
-        if condition is not None:
-            prefix = condition.shape[1]
-            h = torch.cat([self.embed_condition(condition), h], dim=1)
-        for layer in self.attn_blocks:
-            h = layer(h, rotation)
-        raw = self.raw(h[:, prefix:])
+        raw, text = self.network(inputs, condition, class_vector, rotation)
         a, mu = self.scale_and_shift(raw)
         if not self.block.start_token:
             a, mu = (functional.pad(value[:, :-1], (0, 0, 1, 0)) for value in (a, mu))
@@ -139,8 +132,29 @@ class FlowBlock(nn.Module):
             z=(x - mu) / self.sigma(a),
             log_det=-self.log_sigma(a),
             raw=raw,
-            condition=self._final(h[:, :prefix]) if condition is not None else None,
+            condition=text,
         )
+
+    def network(
+        self, inputs: Tensor, condition: Tensor | None, class_vector: Tensor | None, rotation: Rotation | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the transformer over a whole sequence, without a cache.
+
+        Args:
+            inputs: [B, T, D], the start token included where there is one.
+            condition, class_vector, rotation: See `forward`.
+
+        Returns:
+            [B, T, output_dim] `raw`, and the final-normed condition tokens [B, m, channels] or None.
+        """
+        h = self.embed_tokens(inputs, 0, class_vector)
+        prefix = 0
+        if condition is not None:
+            prefix = condition.shape[1]
+            h = torch.cat([self.embed_condition(condition), h], dim=1)
+        for layer in self.attn_blocks:
+            h = layer(h, rotation)
+        return self.raw(h[:, prefix:]), self._final(h[:, :prefix]) if condition is not None else None
 
     def begin(
         self,

@@ -67,7 +67,6 @@ UNSUPPORTED = {
     "temporal_causal": "video",
     "shallow_block_local": "video",
     "local_attn_window": "video",
-    "learnable_self_denoiser": "the learned denoiser",
     "use_pretrained_lm": "a top block from a language model",
 }
 # Known names that change nothing here, by the reason.
@@ -84,7 +83,7 @@ _IGNORED = {
     "jacobi jacobi_block_size jacobi_max_iter jacobi_th num_samples out_fps sample_batch_size seed "
     "self_denoising_lr target_noise_std",
     "accepted by the published code and not used": "adaln noise_embed_denoiser nvp use_mm_attn",
-    "of a denoiser that is not there": "conditional_denoiser denoiser_window",
+    "of a denoiser of videos": "denoiser_window",
 }
 IGNORED = frozenset(name for names in _IGNORED.values() for name in names.split())
 

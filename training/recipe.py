@@ -117,6 +117,14 @@ class Recipe(Frozen):
     training: Training
 
     @model_validator(mode="after")
+    def _no_denoiser(self) -> Self:
+        if getattr(self.model, "learnable_self_denoiser", False):
+            raise ValueError(
+                "model.learnable_self_denoiser is trained beside the flow, which is not supported; import one"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _objective_fits_the_family(self) -> Self:
         continuous = self.model.family == "continuous-flow"
         if continuous and self.objective is None:

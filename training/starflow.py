@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from starflow.runtime.errors import UsageError
 from starflow.runtime.guidance import Guidance
-from starflow.training.config import BlockConfig, StarflowConfig
+from starflow.training.config import BlockConfig, StarflowConfig, denoiser_config
 from starflow.training.flow_block import FlowBlock
 from starflow.training.model import FlowModel
 from starflow.training.rotary import axis_angles, line_angles
@@ -18,6 +18,33 @@ class Starflow(FlowModel):
 
     config: StarflowConfig
     channel_first = False
+
+    def __init__(self, config: StarflowConfig) -> None:
+        super().__init__(config)
+        if config.learnable_self_denoiser:
+            self.learnable_self_denoiser = FlowBlock(denoiser_config(config), self.side**2)
+
+    def denoiser_prediction(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """What the learned denoiser takes for noise in x, before it is scaled: see `denoise.learned_denoise`.
+
+        Args:
+            x: [B, C, H, W] float32.
+            y: Text features [B, m, txt_dim], for a denoiser that reads them.
+
+        Raises:
+            UsageError: the model has no denoiser, or x or y do not fit it.
+        """
+        if not self.config.learnable_self_denoiser:
+            raise UsageError("this model has no learned denoiser (learnable_self_denoiser)")
+        grid, network = self._grid(x), self.learnable_self_denoiser
+        condition = None
+        if network.block.condition == "prefix":
+            self._check_condition(y, len(x))
+            condition = y
+        rotation = self._rotation(network.block, grid, 0 if condition is None else condition.shape[1])
+        tokens = patchify(x, self.config.patch_size, channel_first=self.channel_first)
+        prediction, _ = network.network(tokens, condition, None, rotation)
+        return self._image(prediction, x.shape[2], x.shape[3])
 
     def noise_shape(self, batch: int, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
         size = self.config.img_size

@@ -38,11 +38,14 @@ AXES: dict[str, tuple[Fields, ...]] = {
     "var": (LENGTH, TOKEN),
 }
 
+DENOISER = -1  # stands for a block: the learned denoiser is made like one, and missing or surplus as a whole
+
 # What decides whether a parameter exists, by a part of its name; the first match counts.
 PRESENCE: dict[str, Fields] = {
     "sos_embed": ("sos",),
     "pos_embed": ("rope",),
     "class_embed": ("num_classes",),
+    "learnable_self_denoiser.proj_txt": ("conditional_denoiser",),
     "proj_txt": ("txt_size", "cond_top_only"),
     "final_norm": ("use_final_norm",),
     "query_norm": ("use_qk_norm",),
@@ -120,8 +123,6 @@ def check_tensors(source: str, shapes: Mapping[str, Shape], model: FlowModel) ->
     """
     if not _layers(shapes):
         raise CheckpointError(f"{source}: holds no flow block (blocks.0. ...); is it a STARFlow or TARFlow model?")
-    if denoiser := next((name for name in shapes if name.startswith("learnable_self_denoiser.")), None):
-        raise CheckpointError(f"{source}: {denoiser}: the learned denoiser is not supported yet")
     disagreements = _disagreements(shapes, model)
     if not disagreements:
         return
@@ -152,9 +153,12 @@ def _disagreements(shapes: Mapping[str, Shape], model: FlowModel) -> list[Disagr
             continue
         rank = _rank(name, ours, theirs)
         if rank < 2:
+            place = _place(name)
             # With as many blocks on both sides, one may still be an identity block on one of them: it owns no parameters.
             blocks_differ = rank == 0 and max(ours, default=-1) != max(theirs, default=-1)
             fields = ("num_blocks", "layers_per_block") if blocks_differ else ("layers_per_block",)
+            if place is not None and place[0] == DENOISER:
+                fields = ("learnable_self_denoiser",)
         elif found is not None and wanted is not None:
             fields = _shape_fields(name, found, wanted)
         else:
@@ -175,16 +179,20 @@ def _unused_shape(name: str, shape: Shape, model: FlowModel) -> Shape:
 
 
 def _place(name: str) -> tuple[int, int] | None:
-    """Block and layer (-1: none) a parameter belongs to; None outside the blocks."""
+    """Block (or `DENOISER`) and layer (-1: none) a parameter belongs to; None outside of these."""
     parts = name.split(".")
-    if len(parts) < 3 or parts[0] != "blocks" or not parts[1].isdecimal():
+    if parts[0] == "learnable_self_denoiser":
+        block, inside = DENOISER, parts[1:]
+    elif len(parts) >= 3 and parts[0] == "blocks" and parts[1].isdecimal():
+        block, inside = int(parts[1]), parts[2:]
+    else:
         return None
-    in_layer = len(parts) > 3 and parts[2] == "attn_blocks" and parts[3].isdecimal()
-    return int(parts[1]), int(parts[3]) if in_layer else -1
+    in_layer = len(inside) > 1 and inside[0] == "attn_blocks" and inside[1].isdecimal()
+    return block, int(inside[1]) if in_layer else -1
 
 
 def _layers(names: Iterable[str]) -> dict[int, int]:
-    """Number of layers of every block that owns parameters."""
+    """Number of layers of every block, and of the denoiser, that owns parameters."""
     layers: dict[int, int] = {}
     for place in (_place(name) for name in names if not is_unused(name)):
         if place is not None:

@@ -10,6 +10,7 @@ Example:
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from starflow.runtime.errors import UsageError
@@ -58,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow.export.exporter import ExportOptions, export_checkpoint
     from starflow.runtime.bundle import Bundle
     from starflow.runtime.progress import progress_bar
+    from starflow.training.checkpoint import open_checkpoint
 
     options = ExportOptions(
         precisions=tuple(dict.fromkeys(arguments.precision)),
@@ -73,6 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
         manifest = export_checkpoint(
             arguments.checkpoint, arguments.out, options, replace=arguments.force, progress=bar
         )
+    if getattr(open_checkpoint(arguments.checkpoint)[0].model, "learnable_self_denoiser", False):
+        print("the learned denoiser stays behind: a bundle does not hold one", file=sys.stderr)
     size = sum(file.bytes for file in Bundle(arguments.out, manifest).files())
     names = [variant.name for variant in manifest.variants]
     peaks = next((variant.activation_peaks for variant in manifest.variants if variant.activation_peaks), None)

@@ -9,9 +9,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-OPERATIONS = {"forward", "reverse", "rope", "label_embedding", "update_prior"}
+OPERATIONS = {"forward", "reverse", "rope", "label_embedding", "update_prior", "score_denoise", "denoiser"}
 UNSUPPORTED_OPTIONS = {
-    "learnable_self_denoiser": "the learned denoiser",
     "temporal_causal": "video",
     "shallow_block_local": "video",
 }

@@ -16,6 +16,8 @@ from tests.conformance.cases import find_cases
 DEFAULT_VECTORS = Path(__file__).resolve().parent.parent / "data" / "conformance"
 # PyTorch; ONNX Runtime on either lowering; the portable lowering through TensorRT's parser and the network interpreter.
 ROUTES = ("torch", "portable", "cpu", "network")
+# What an operation runs through; all others run through PyTorch only.
+OPERATION_ROUTES = {"reverse": ROUTES, "score_denoise": ("torch", "portable"), "denoiser": ("torch", "portable")}
 PARSER = "tensorrt_rtx"
 outcomes: Counter[tuple[str, str]] = Counter()
 unsupported: list[str] = []
@@ -44,7 +46,7 @@ def _chosen(config: pytest.Config) -> tuple[str, ...]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for each call of each case, and for sampling calls one for each route."""
+    """One test for each call of each case, and for sampling and denoising one for each route."""
     if "call_id" not in metafunc.fixturenames:
         return
     vectors = metafunc.config.getoption("vectors", default=DEFAULT_VECTORS)
@@ -55,7 +57,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     parameters = []
     for case in cases:
         for index, call in enumerate(case.config["calls"]):
-            routes = [route for route in chosen if route == "torch" or call["op"] == "reverse"]
+            routes = [route for route in chosen if route in OPERATION_ROUTES.get(call["op"], ("torch",))]
             parameters += [pytest.param(case, index, r, id=f"{case.name}-{call['name']}-{r}") for r in routes]
     metafunc.parametrize(("case", "call_id", "route"), parameters)
 

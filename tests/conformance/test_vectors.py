@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from starflow.training.model import FlowModel
-from tests.conformance.bundle_calls import export_call, run_sampling
+from tests.conformance.bundle_calls import export_call, export_denoiser, run_denoising, run_sampling
 from tests.conformance.cases import Case
 from tests.conformance.torch_calls import load_model, run_call
 
@@ -37,6 +37,8 @@ def test_recorded_call(case: Case, call_id: int, route: str, bundles: Path) -> N
     model = model_before(case, call_id)
     if route == "torch":
         outputs, factor = run_call(case, model, call), 1
+    elif call["op"] != "reverse":
+        outputs, factor = run_denoising(case, call, export_denoiser(case, call, model, bundles)), ONNX_FACTOR
     else:
         bundle = export_call(case, call, model.state_dict(), bundles)
         outputs, factor = run_sampling(case, call, bundle, route), ONNX_FACTOR

@@ -8,7 +8,9 @@ from torch import Tensor
 from starflow.runtime.decode_plan import Jacobi
 from starflow.runtime.guidance import Guidance
 from starflow.training.config import StarflowConfig, TarflowConfig
+from starflow.training.denoise import learned_denoise, score, score_denoise
 from starflow.training.model import FlowModel, JacobiTrace, build_model
+from starflow.training.starflow import Starflow
 from starflow.training.state_check import check_tensors
 from tests.conformance.cases import Case
 
@@ -61,7 +63,10 @@ def _rope(model: FlowModel, inputs: dict[str, Tensor], args: dict[str, Any], cas
     patch = model.config.patch_size
     grid = (inputs["x"].shape[-2] // patch, inputs["x"].shape[-1] // patch)
     outputs = {}
-    for key, config in (("angles_shallow", model.block_configs[0]), ("angles_top", model.block_configs[-1])):
+    tables = {"angles_shallow": model.block_configs[0], "angles_top": model.block_configs[-1]}
+    if isinstance(model, Starflow) and model.config.learnable_self_denoiser:
+        tables["angles_denoiser"] = model.learnable_self_denoiser.block
+    for key, config in tables.items():
         prefix = inputs["y"].shape[1] if config.condition == "prefix" else 0
         angles = model.rotation(config, *grid, prefix)
         assert angles is not None
@@ -115,6 +120,27 @@ def _reverse(model: FlowModel, inputs: dict[str, Tensor], args: dict[str, Any], 
     return outputs | {"sample": sample, "jacobi_trace": trace}
 
 
+def denoising_rate(args: dict[str, Any]) -> float:
+    return float(args.get("lr", 1.0))
+
+
+def _score_denoise(model: FlowModel, inputs: dict[str, Tensor], args: dict[str, Any], case: Case) -> dict[str, Any]:
+    x, y = inputs["x"], inputs.get("y")
+    return {
+        "x_denoised": score_denoise(model, x, y, noise_std=args["noise_std"], rate=denoising_rate(args)),
+        "grad": -score(model, x, y) / x.numel(),
+    }
+
+
+def _denoiser(model: FlowModel, inputs: dict[str, Tensor], args: dict[str, Any], case: Case) -> dict[str, Any]:
+    assert isinstance(model, Starflow)
+    x, y = inputs["x"], inputs.get("y")
+    with torch.no_grad():
+        prediction = model.denoiser_prediction(x, y)
+    denoised = learned_denoise(model, x, y, noise_std=args["sigma_curr"], target_std=args["sigma_next"])
+    return {"prediction": prediction, "x_denoised": denoised}
+
+
 def _label_embedding(model: FlowModel, inputs: dict[str, Tensor], args: dict[str, Any], case: Case) -> dict[str, Any]:
     return {"y": model.encode_labels(inputs["ids"])}
 
@@ -130,4 +156,6 @@ OPERATIONS = {
     "reverse": _reverse,
     "label_embedding": _label_embedding,
     "update_prior": _update_prior,
+    "score_denoise": _score_denoise,
+    "denoiser": _denoiser,
 }

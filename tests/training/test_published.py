@@ -260,7 +260,7 @@ def test_reads_a_checkpoint_configuration(tmp_path: Path) -> None:
         ({"temporal_causal": 2}, r"temporal_causal \(2\) asks for video"),
         ({"vid_size": "81:16"}, r"vid_size \(81:16\) asks for video"),
         ({"shallow_block_local": 1}, "shallow_block_local .* video"),
-        ({"learnable_self_denoiser": 1}, r"learnable_self_denoiser .* the learned denoiser"),
+        ({"learnable_self_denoiser": 1, "rope": 0}, "learnable_self_denoiser needs rope"),
         ({"use_pretrained_lm": "gemma2_2b"}, "use_pretrained_lm .*gemma2_2b.* language model"),
         ({"chanels": 8}, "unknown option chanels; did you mean channels"),
         ({"channels": "many"}, "channels: .*integer.*'many'"),

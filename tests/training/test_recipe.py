@@ -87,6 +87,18 @@ def test_captions_and_encoder_belong_together(tmp_path: Path) -> None:
         load_recipe(path)
 
 
+def test_a_learned_denoiser_is_not_trained(tmp_path: Path) -> None:
+    model = (
+        "family: starflow, in_channels: 1, img_size: 8, channels: 16, head_dim: 16, num_blocks: 2, layers_per_block: 1"
+    )
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"model: {{{model}, rope: true}}\ndata: {{kind: digits8}}\ntraining: {{steps: 1}}\n")
+    load_recipe(path)
+    with pytest.raises(RecipeError, match=r"model\.learnable_self_denoiser is trained beside the flow") as caught:
+        load_recipe(path, ["model.learnable_self_denoiser=true"])
+    assert "\n" not in str(caught.value)
+
+
 def test_changed_field_names_what_may_not_change(recipe_file: Path) -> None:
     def dump(*overrides: str) -> dict[str, dict[str, object]]:
         return load_recipe(recipe_file, overrides).model_dump(mode="json")
