@@ -81,9 +81,10 @@ def _print(summary: dict[str, Any], *, hashes: bool) -> None:
         console.print(table)
     for build in summary["engines"]:
         tokens = ", ".join(map(str, build["profile_tokens"]))
+        runs = f"runs of up to {tokens} tokens, " if tokens != "1" else ""
         console.print(
             f"[bold]engines[/bold]    {build['target']}, {build['variant']}: {mebibytes(build['bytes'])}, "
-            f"runs of up to {tokens} token{'' if tokens == '1' else 's'}, TensorRT {build['version']}, {build['created']}",
+            f"{runs}TensorRT {build['version']}, {build['created']}",
             highlight=False,
         )
     if hashes:
