@@ -5,20 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from starflow.calibration.integration import IntegrationCalibration, Trial
 from starflow.calibration.plan_report import COLOURS
 from starflow.runtime.atomic_write import atomic_file
+from starflow.runtime.commands.tables import plain_table
 from starflow.runtime.integration_plan import default_plan
 
 
 def print_report(result: IntegrationCalibration) -> None:
     """For every solver and grid the fewest passes within the budget, what was timed, and what was chosen."""
     spec = result.spec
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = plain_table()
     table.add_column("solver")
     table.add_column("grid")
     for column in ("passes", "error"):

@@ -1,6 +1,6 @@
 """What goes into a flow block's matrix products while it samples: second moments, and some of the vectors themselves."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,18 +68,16 @@ class InputRecorder:
             By name of their weights.
         """
         values = list(dict.fromkeys(linear.value for linear in linears))
-        batches = self._trace.inputs[self._block.index]
-        tokens = np.split(self._trace.tokens[self._block.index], len(batches))
+        batches = len(self._trace.inputs[self._block.index])
         moments: dict[str, NDArray] = {}
         kept: dict[str, list[NDArray]] = {value: [] for value in values}
         counts = dict.fromkeys(values, 0)  # what comes before the rows are doubled for guidance has fewer
-        for inputs, made in zip(batches, tokens, strict=True):
-            found = self._session.run(values, self._feed(inputs, made))
+        for found in self._runs(values):
             for value, x in zip(values, found, strict=True):
                 counts[value] += len(x)
                 wide = x.astype(np.float64)
                 moments[value] = moments.get(value, 0.0) + wide.T @ wide
-                kept[value].append(x[:: max(1, len(x) * len(batches) // VECTORS)])
+                kept[value].append(x[:: max(1, len(x) * batches // VECTORS)])
         seen = {value: LayerInputs(moments[value] / counts[value], np.concatenate(kept[value])) for value in values}
         return {linear.weight: seen[linear.value] for linear in linears}
 
@@ -90,16 +88,20 @@ class InputRecorder:
             By name of the cache input, [kv_heads, head_size] float32.
         """
         caches = {spec.name: spec.updated_by for spec in self._spec.inputs if spec.role == "cache"}
-        batches = self._trace.inputs[self._block.index]
-        tokens = np.split(self._trace.tokens[self._block.index], len(batches))
         peaks: dict[str, NDArray] = {}
-        for inputs, made in zip(batches, tokens, strict=True):
-            found = self._session.run(list(caches.values()), self._feed(inputs, made))
+        for found in self._runs([str(output) for output in caches.values()]):
             for name, cache in zip(caches, found, strict=True):
                 _, heads, _, size = cache.shape  # rows count as heads
                 by_row = np.abs(cache).max(axis=(0, 2)).reshape(self._block.rows, heads // self._block.rows, size)
                 peaks[name] = np.maximum(peaks.get(name, 0.0), by_row.max(axis=0))
         return peaks
+
+    def _runs(self, values: list[str]) -> Iterator[list[NDArray]]:
+        """These values of the graph, batch by batch."""
+        batches = self._trace.inputs[self._block.index]
+        tokens = np.split(self._trace.tokens[self._block.index], len(batches))
+        for inputs, made in zip(batches, tokens, strict=True):
+            yield self._session.run(values, self._feed(inputs, made))
 
     def _feed(self, inputs: BlockInputs, tokens: NDArray) -> dict[str, Any]:
         """One run over every position, each given the token that truly came before it."""

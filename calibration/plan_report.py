@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from starflow.calibration.plan import Calibration, planned_milliseconds
 from starflow.calibration.plan_candidates import BlockCandidates, block_curve
 from starflow.runtime.atomic_write import atomic_file
+from starflow.runtime.commands.tables import plain_table
 from starflow.runtime.decode_plan import Segment, Steps, Window
 
 LEAST = 1e-8  # error drawn for none, which a logarithm does not have
@@ -20,7 +19,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5
 
 def print_report(result: Calibration) -> None:
     """A table of the flow blocks, from the top down, and what came of the whole."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = plain_table()
     table.add_column("block", justify="right")
     table.add_column("plan")
     for column in ("passes", "predicted", "measured", "sequential"):

@@ -29,7 +29,8 @@ class BlockCandidates:
 
     Attributes:
         weights: Its graph in float32.
-        cache_peaks: By name of a cache input, the largest magnitude in each channel, [kv_heads, head_size].
+        cache_peaks: By name of a cache input, the largest magnitude in each channel, [kv_heads, head_size]; of the cpu
+            lowering, whose caches may be quantised.
         scales: Of the norms whose outputs are scaled.
         plain: By matrix, rounded plainly in the smallest treatment.
         calibrated: By matrix and treatment.
@@ -64,7 +65,7 @@ class _Rounding:
     ) -> None:
         self.weights, self.recorder, self.treatments, self.lowering = weights, recorder, treatments, lowering
         self.scale_type = np.dtype(np.float32 if lowering == "cpu" else np.float16)
-        self.found = BlockCandidates(weights, recorder.cache_peaks())
+        self.found = BlockCandidates(weights, recorder.cache_peaks() if lowering == "cpu" else {})
 
     def run(self) -> BlockCandidates:
         linears = [linear for linear in self.weights.linears.values() if self._can(linear)]

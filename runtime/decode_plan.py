@@ -5,16 +5,15 @@ with the guess for their inputs, and run again with what came out: after k passe
 was, and S passes are the sequential answer. Jacobi iteration pays where far fewer passes come close enough.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from starflow.runtime.errors import UsageError
-from starflow.runtime.validation import Part, one_line
+from starflow.runtime.validation import Part, read_plan_file
 
 Guess = Literal["noise", "previous", "zeros"]
 
@@ -203,14 +202,7 @@ def read_plan(path: Path) -> DecodePlan:
     Raises:
         UsageError: it is missing, not JSON, or not a plan.
     """
-    try:
-        return DecodePlan.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UsageError(f"plan {path}: cannot be read ({error.strerror}); name auto, sequential or a file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"plan {path}: is not JSON ({error})") from None
-    except ValidationError as error:
-        raise UsageError(f"plan {path}: {one_line(error, _FIELDS)}") from None
+    return read_plan_file(path, DecodePlan.model_validate, instead="auto, sequential", known_fields=_FIELDS)
 
 
 _FIELDS = tuple({name: None for part in (DecodePlan, BlockPlan, Chunk, Window) for name in part.model_fields})

@@ -1,16 +1,15 @@
 """How a continuous flow is integrated: solver and grid, or a tolerance. The decode plan of that family."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from starflow.runtime.calibrated_plan import CalibratedPlan
 from starflow.runtime.errors import UsageError
 from starflow.runtime.ode.tableau import FIXED_STEP, fixed_step_tableau
 from starflow.runtime.ode.time_grid import grid_fault, uniform_grid
-from starflow.runtime.validation import Part, one_line
+from starflow.runtime.validation import Part, read_plan_file
 
 FixedSolver = Literal["euler", "midpoint", "heun", "rk4"]
 DEFAULT_SOLVER: FixedSolver = "heun"
@@ -110,11 +109,4 @@ def read_integration_plan(path: Path) -> FixedSteps | AdaptiveSteps:
         UsageError: it is missing, not JSON, or not such a plan.
     """
     adapter: TypeAdapter[FixedSteps | AdaptiveSteps] = TypeAdapter(IntegrationPlan)
-    try:
-        return adapter.validate_python(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UsageError(f"plan {path}: cannot be read ({error.strerror}); name auto or a file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"plan {path}: is not JSON ({error})") from None
-    except ValidationError as error:
-        raise UsageError(f"plan {path}: {one_line(error, ('solver', 'times', 'tolerance'))}") from None
+    return read_plan_file(path, adapter.validate_python, instead="auto", known_fields=("solver", "times", "tolerance"))

@@ -1,8 +1,16 @@
-"""The base of every file format's parts, and Pydantic's findings in one line."""
+"""The base of every file format's parts, how a user's file of one is read, and Pydantic's findings in one line."""
 
 import difflib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from starflow.runtime.errors import UsageError
+
+Read = TypeVar("Read")
 
 
 class Part(BaseModel):
@@ -25,3 +33,27 @@ def one_line(error: ValidationError, known_fields: tuple[str, ...] = ()) -> str:
     more = error.error_count() - 1
     found = "" if finding["type"] in ("missing", "value_error") else f" (found {finding['input']!r:.60})"
     return f"{field}: {message}{found}" + (f"; and {more} more" if more else "")
+
+
+def read_plan_file(
+    path: Path, validate: Callable[[object], Read], *, instead: str, known_fields: tuple[str, ...]
+) -> Read:
+    """Read the JSON file of a plan.
+
+    Args:
+        path: The file.
+        validate: Makes a plan of what it holds.
+        instead: What may be named in place of a file, for the message.
+        known_fields: Fields that a misspelt one may stand for.
+
+    Raises:
+        UsageError: it is missing, not JSON, or not such a plan.
+    """
+    try:
+        return validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UsageError(f"plan {path}: cannot be read ({error.strerror}); name {instead} or a file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"plan {path}: is not JSON ({error})") from None
+    except ValidationError as error:
+        raise UsageError(f"plan {path}: {one_line(error, known_fields)}") from None

@@ -179,21 +179,14 @@ def _finite(value: object) -> object:
 def _print(calibration: "WeightCalibration") -> None:
     from collections import Counter
 
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
 
     from starflow.calibration.weight_results import SOURCE
+    from starflow.runtime.commands.tables import plain_table
 
     console = Console()
     source, chosen = calibration.measurement(SOURCE), calibration.chosen
-    table = Table(
-        title=f"{calibration.variant.name}: {calibration.images} images, guidance {calibration.guidance:g}",
-        title_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
+    table = plain_table(f"{calibration.variant.name}: {calibration.images} images, guidance {calibration.guidance:g}")
     table.add_column("weights", no_wrap=True)
     for column in ("MB", "of source", "error %", "median", "worst"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -96,17 +96,11 @@ def _plain(engine: "BuiltEngine") -> dict[str, object]:
 
 
 def _print(built: "list[BuiltEngine]", target: "Target") -> None:
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(
-        title=f"{target.name}, {target.flavour.name} {target.flavour.version}",
-        title_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
+    from starflow.runtime.commands.tables import plain_table
+
+    table = plain_table(f"{target.name}, {target.flavour.name} {target.flavour.version}")
     table.add_column("variant", no_wrap=True)
     for column in ("flow block", "engine MiB", "weights MiB", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)

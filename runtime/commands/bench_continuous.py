@@ -5,10 +5,9 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
+from starflow.runtime.commands.tables import plain_table
 from starflow.runtime.continuous_benchmark import IntegrationBenchmark, benchmark_integration
 from starflow.runtime.errors import UsageError
 from starflow.runtime.progress import progress_bar
@@ -40,7 +39,7 @@ def _print(benchmark: IntegrationBenchmark) -> None:
         f"batch {benchmark.timings[0].batch}",
         soft_wrap=True,
     )
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = plain_table()
     table.add_column("variant", no_wrap=True)
     table.add_column("plan")
     for column in ("passes", "ms/\nbatch", "spread", "ms/\npass", "floor\nms", "images\n/s"):

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from starflow.runtime.benchmark import Benchmark, VariantMemory, VariantTiming
 from starflow.runtime.commands.inspect import mebibytes
+from starflow.runtime.commands.tables import plain_table
 from starflow.runtime.operator_profile import StepProfile
 
 
@@ -116,14 +116,7 @@ def _milliseconds(value: float) -> str:
 
 
 def _table(first: str, *columns: str, title: str | None = None) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = plain_table(title, dense=True)
     table.add_column(first, no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)

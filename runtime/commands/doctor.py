@@ -32,16 +32,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print(diagnosis: "Diagnosis") -> None:
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+
+    from starflow.runtime.commands.tables import plain_table
 
     console = Console(highlight=False)
     facts = Table.grid(padding=(0, 2))
     for name, value in _facts(diagnosis):
         facts.add_row(f"[bold]{name}[/bold]", value)
     console.print(facts)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = plain_table()
     table.add_column("", no_wrap=True)
     table.add_column("what you can do", no_wrap=True)
     table.add_column("with what, or what is needed", overflow="fold")

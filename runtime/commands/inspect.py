@@ -39,9 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print(summary: dict[str, Any], *, hashes: bool) -> None:
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
+
+    from starflow.runtime.commands.tables import plain_table
 
     console = Console(soft_wrap=True)
     for key in ("bundle", "model", "data", "condition", "guidance", "batch", "plans", "bytes", "checkpoint", "made"):
@@ -57,14 +57,7 @@ def _print(summary: dict[str, Any], *, hashes: bool) -> None:
             console.print(f"[bold]{title}[/bold]", highlight=False)
             console.print(f"{variant['rows']} rows, a pass reads {read} of weights", highlight=False)
             continue
-        table = Table(
-            title=title,
-            title_justify="left",
-            title_style="bold",
-            box=SIMPLE_HEAD,
-            pad_edge=False,
-            collapse_padding=True,
-        )
+        table = plain_table(title, dense=True)
         for column in ("block", "order", "layers", "rows", "capacity", "prefix", "weights/step", "caches"):
             table.add_column(column, justify="right", no_wrap=True)
         for block in variant["blocks"]:

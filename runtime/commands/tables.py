@@ -1,0 +1,16 @@
+"""The one look of all tables that commands print."""
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+
+def plain_table(title: str | None = None, *, dense: bool = False) -> Table:
+    """An empty table without a frame, its title in bold on the left; a dense one has one space between columns."""
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=dense,
+    )
