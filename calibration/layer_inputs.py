@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from starflow.calibration.step_graph_weights import Linear, StepGraphWeights
 from starflow.export.verification.trace import RecordedTrace
 from starflow.runtime.backends.base import BlockInputs
-from starflow.runtime.manifest import Block, GraphSpec, TensorSpec, fixed_shape
+from starflow.runtime.graph_spec import GraphSpec, TensorSpec, fixed_shape
+from starflow.runtime.manifest import Block
 
 VECTORS = 512  # kept of every product's inputs, to estimate errors on
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"

@@ -15,7 +15,8 @@ from starflow.export.verification.trace import Case, RecordedTrace, decode_given
 from starflow.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.errors import BackendError
-from starflow.runtime.manifest import FileSpec, GraphSpec, Variant
+from starflow.runtime.graph_spec import FileSpec, GraphSpec
+from starflow.runtime.manifest import Variant
 from starflow.runtime.sampler import Sampler
 
 

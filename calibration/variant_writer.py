@@ -14,7 +14,8 @@ from starflow.export.tensor_roles import graph_tensors
 from starflow.export.weight_file import StoredTensor, WeightFile
 from starflow.runtime.atomic_write import atomic_file
 from starflow.runtime.bundle import Bundle, changing_manifest, replace_manifest, sha256
-from starflow.runtime.manifest import FileSpec, GraphSpec, Manifest, Quantization, Variant
+from starflow.runtime.graph_spec import FileSpec, GraphSpec
+from starflow.runtime.manifest import Manifest, Quantization, Variant
 
 HEADER_ROOM = 1024  # bytes kept free for each tensor's entry
 

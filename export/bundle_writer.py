@@ -16,7 +16,8 @@ from starflow.export.lowering import LOWERINGS
 from starflow.export.tensor_roles import graph_tensors
 from starflow.export.weight_file import WeightFile
 from starflow.runtime.bundle import sha256
-from starflow.runtime.manifest import FileSpec, GraphSpec, ImageSpec, Provenance, Variant
+from starflow.runtime.graph_spec import FileSpec, GraphSpec
+from starflow.runtime.manifest import ImageSpec, Provenance, Variant
 from starflow.runtime.manifest_file import AnyManifest
 from starflow.runtime.progress import Report
 from starflow.training.checkpoint import CheckpointTensors

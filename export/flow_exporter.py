@@ -14,7 +14,8 @@ from starflow.export.geometry import StepGeometry, step_geometry
 from starflow.export.graph_builder import GraphBuilder
 from starflow.export.step_graph import GuidanceRule, StepGraphOptions, build_step_graph
 from starflow.runtime.errors import ExportError, UsageError
-from starflow.runtime.manifest import Block, ConditioningSpec, FileSpec, GuidanceSpec, Manifest, ModelSummary, Variant
+from starflow.runtime.graph_spec import FileSpec
+from starflow.runtime.manifest import Block, ConditioningSpec, GuidanceSpec, Manifest, ModelSummary, Variant
 from starflow.runtime.progress import Report
 from starflow.training.checkpoint import CheckpointTensors
 from starflow.training.config import BlockConfig, CheckpointConfig, StarflowConfig, TarflowConfig

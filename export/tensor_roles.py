@@ -3,7 +3,7 @@
 import onnx
 
 from starflow.export.graph_builder import ONNX_TYPES
-from starflow.runtime.manifest import TensorSpec
+from starflow.runtime.graph_spec import TensorSpec
 
 UPDATED_BY = {"samples": "samples_out"}
 

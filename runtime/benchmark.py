@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from starflow.runtime.benchmark_timer import BatchTimer
 from starflow.runtime.decode_plan import DecodePlan
-from starflow.runtime.manifest import Block, GraphSpec
+from starflow.runtime.graph_spec import GraphSpec
+from starflow.runtime.manifest import Block
 from starflow.runtime.memory_use import MeasuredMemory, MemoryGauge, PredictedMemory, cache_bytes, predict_memory
 from starflow.runtime.plan_spec import predicted_milliseconds
 from starflow.runtime.sampler import Sampler

@@ -15,7 +15,8 @@ from pydantic import Field, ValidationError
 
 from starflow.runtime.bundle import Bundle, sha256
 from starflow.runtime.errors import BundleError
-from starflow.runtime.manifest import FileSpec, published_schema
+from starflow.runtime.graph_spec import FileSpec
+from starflow.runtime.manifest import published_schema
 from starflow.runtime.tensorrt_flavour import Flavour, FlavourName
 from starflow.runtime.validation import Part, one_line
 

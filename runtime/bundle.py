@@ -14,7 +14,8 @@ from starflow.runtime.atomic_write import atomic_file
 from starflow.runtime.bundle_lock import bundle_lock
 from starflow.runtime.continuous_manifest import ContinuousManifest
 from starflow.runtime.errors import BundleError, UsageError
-from starflow.runtime.manifest import SCHEMA_VERSION, FileSpec, GraphSpec, Manifest, Variant
+from starflow.runtime.graph_spec import FileSpec, GraphSpec
+from starflow.runtime.manifest import SCHEMA_VERSION, Manifest, Variant
 from starflow.runtime.manifest_file import AnyManifest, read_manifest
 from starflow.runtime.validation import one_line
 
@@ -85,6 +86,10 @@ class Bundle:
         specs = [prior] if prior else []
         for variant in self.manifest.variants:
             specs += [variant.weights, *(graph.file for graph in variant.graphs)]
+        for network in self.manifest.networks():
+            specs += [network.weights, network.file]
+        if self.manifest.text:
+            specs.append(self.manifest.text.tokenizer)
         for spec in specs:
             if spec.path not in seen:
                 seen.add(spec.path)

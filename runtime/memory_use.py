@@ -9,7 +9,8 @@ from pathlib import Path
 from safetensors import safe_open
 
 from starflow.runtime.bundle import Bundle
-from starflow.runtime.manifest import GraphSpec, Variant, tensor_bytes
+from starflow.runtime.graph_spec import GraphSpec, tensor_bytes
+from starflow.runtime.manifest import Variant
 
 PROCESS = Path("/proc/self")
 RESET_PEAK = "5"  # written to clear_refs, this makes VmHWM start again from the present size; see proc(5)

@@ -11,7 +11,8 @@ from starflow.export.network.velocity_runner import NetworkVelocityRunner
 from starflow.export.tensorrt.parse import parse_graph
 from starflow.runtime.backends.sequence_runner import SequenceRunner
 from starflow.runtime.bundle import Bundle
-from starflow.runtime.manifest import Block, GraphSpec, Variant, fixed_shape
+from starflow.runtime.graph_spec import GraphSpec, fixed_shape
+from starflow.runtime.manifest import Block, Variant
 from starflow.runtime.memory_bandwidth import HostBandwidthProbe
 from starflow.runtime.tensorrt_flavour import Flavour, load_flavour
 

@@ -7,7 +7,7 @@ from starflow.export.network.interpreter import NetworkInterpreter
 from starflow.export.tensorrt.parse import parse_graph
 from starflow.runtime.backends.velocity_runner import STATE, VelocityRunner
 from starflow.runtime.bundle import Bundle
-from starflow.runtime.manifest import GraphSpec
+from starflow.runtime.graph_spec import GraphSpec
 from starflow.runtime.tensorrt_flavour import Flavour
 
 

@@ -26,7 +26,8 @@ from starflow.runtime.build_record import (
 from starflow.runtime.bundle import Bundle, sha256
 from starflow.runtime.bundle_lock import bundle_lock
 from starflow.runtime.errors import BundleError, UsageError
-from starflow.runtime.manifest import FileSpec, GraphSpec, Variant
+from starflow.runtime.graph_spec import FileSpec, GraphSpec
+from starflow.runtime.manifest import Variant
 from starflow.runtime.progress import Report, no_report
 from starflow.runtime.tensorrt_flavour import Flavour
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starflow.runtime.backends.cuda_device import DeviceMemory, PinnedMemory, Stream
-from starflow.runtime.manifest import GraphSpec, TensorSpec, fixed_shape, tensor_bytes
+from starflow.runtime.graph_spec import GraphSpec, TensorSpec, fixed_shape, tensor_bytes
 
 
 class TensorBuffer:

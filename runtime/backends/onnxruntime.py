@@ -16,7 +16,8 @@ from starflow.runtime.backends.onnxruntime_velocity import OnnxRuntimeVelocityRu
 from starflow.runtime.backends.sequence_runner import SequenceRunner, assert_in_place
 from starflow.runtime.backends.thread_choice import fastest_runner, thread_counts
 from starflow.runtime.bundle import Bundle
-from starflow.runtime.manifest import Block, GraphSpec, Variant, fixed_shape
+from starflow.runtime.graph_spec import GraphSpec, fixed_shape
+from starflow.runtime.manifest import Block, Variant
 from starflow.runtime.memory_bandwidth import HostBandwidthProbe
 
 

@@ -12,7 +12,8 @@ from starflow.runtime.backends.choice import Provider
 from starflow.runtime.backends.onnxruntime_session import numpy_dtype, open_session
 from starflow.runtime.backends.sequence_runner import SequenceRunner, assert_in_place
 from starflow.runtime.bundle import Bundle
-from starflow.runtime.manifest import Block, GraphSpec, TensorSpec, fixed_shape
+from starflow.runtime.graph_spec import GraphSpec, TensorSpec, fixed_shape
+from starflow.runtime.manifest import Block
 
 
 class DeviceBlockRunner(SequenceRunner):

@@ -11,7 +11,7 @@ import onnxruntime
 from starflow.runtime.backends.choice import Provider
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.errors import BackendError, BundleError, UsageError
-from starflow.runtime.manifest import GraphSpec, TensorSpec
+from starflow.runtime.graph_spec import GraphSpec, TensorSpec
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"

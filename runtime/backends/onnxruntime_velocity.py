@@ -12,7 +12,7 @@ from starflow.runtime.backends.choice import Provider
 from starflow.runtime.backends.onnxruntime_session import numpy_dtype, open_session
 from starflow.runtime.backends.velocity_runner import STATE, VelocityRunner
 from starflow.runtime.bundle import Bundle
-from starflow.runtime.manifest import GraphSpec, TensorSpec, fixed_shape
+from starflow.runtime.graph_spec import GraphSpec, TensorSpec, fixed_shape
 
 
 class OnnxRuntimeVelocityRunner(VelocityRunner):

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from starflow.runtime.backends.base import BlockInputs
 from starflow.runtime.decode_plan import Chunk, Guess, Iterated, Window
 from starflow.runtime.errors import BackendError
-from starflow.runtime.manifest import Block, GraphSpec
+from starflow.runtime.graph_spec import GraphSpec
+from starflow.runtime.manifest import Block
 
 
 class SequenceRunner(ABC):

@@ -9,7 +9,7 @@ from typing import Any
 
 from starflow.runtime.build_record import Profile
 from starflow.runtime.errors import BundleError
-from starflow.runtime.manifest import GraphSpec, fixed_shape
+from starflow.runtime.graph_spec import GraphSpec, fixed_shape
 
 TENSORRT_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}
 

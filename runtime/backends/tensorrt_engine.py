@@ -11,7 +11,7 @@ from starflow.runtime.backends.tensorrt_kernel_cache import KernelCache
 from starflow.runtime.build_record import BuildRecord, EngineSpec, check_engine_file
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.errors import BackendError, BundleError
-from starflow.runtime.manifest import fixed_shape
+from starflow.runtime.graph_spec import fixed_shape
 from starflow.runtime.tensorrt_flavour import Flavour
 from starflow.runtime.tensorrt_messages import message_log
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.runtime.manifest import GraphSpec, fixed_shape
+from starflow.runtime.graph_spec import GraphSpec, fixed_shape
 
 STATE = ("pass", "x", "point", "total")  # inputs that an output called `<name>_next` replaces
 

@@ -18,7 +18,7 @@ from starflow.runtime.backends.sequence_runner import SequenceRunner
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.command_line import main
 from starflow.runtime.errors import BackendError
-from starflow.runtime.manifest import GraphSpec
+from starflow.runtime.graph_spec import GraphSpec
 
 
 class DeviceBackendOnCpu(OnnxRuntimeBackend):

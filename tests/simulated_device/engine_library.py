@@ -9,7 +9,7 @@ from starflow.export.network.interpreter import NetworkInterpreter
 from starflow.export.tensorrt.parse import parse_graph
 from starflow.runtime.build_record import BuildRecord
 from starflow.runtime.bundle import Bundle
-from starflow.runtime.manifest import fixed_shape
+from starflow.runtime.graph_spec import fixed_shape
 from starflow.runtime.tensorrt_flavour import Flavour
 
 Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # smallest, optimal and largest shape

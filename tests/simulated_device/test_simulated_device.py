@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from starflow.runtime.bundle import Bundle
-from starflow.runtime.manifest import fixed_shape
+from starflow.runtime.graph_spec import fixed_shape
 from starflow.runtime.tensorrt_flavour import load_flavour
 from starflow.runtime.tensorrt_messages import message_log
 from tests.simulated_device.device import SimulatedDevice

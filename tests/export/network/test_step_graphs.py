@@ -19,7 +19,7 @@ from starflow.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from starflow.runtime.backends.sequence_runner import SequenceRunner
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.decode_plan import Jacobi
-from starflow.runtime.manifest import GraphSpec
+from starflow.runtime.graph_spec import GraphSpec
 from tests.export.network.onnx_graphs import parse, run_onnxruntime
 from tests.models import tarflow_config, write_checkpoint
 

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from starflow.runtime.backends.velocity_runner import VelocityRunner
 from starflow.runtime.errors import IntegrationError, UsageError
+from starflow.runtime.graph_spec import FileSpec, GraphSpec, TensorSpec
 from starflow.runtime.integration_loop import integrate_batch
 from starflow.runtime.integration_plan import AdaptiveSteps, FixedSteps, integration_plan
-from starflow.runtime.manifest import FileSpec, GraphSpec, TensorSpec
 from starflow.runtime.ode.fixed_step import pass_table, walk
 from starflow.runtime.ode.tableau import FIXED_STEP
 from starflow.runtime.ode.time_grid import uniform_grid
