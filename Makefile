@@ -17,7 +17,7 @@ help: ## Show this list
 
 install: $(VENV)/installed ## Create .venv with everything the other targets need
 
-demo: $(VENV)/installed ## Export the shipped digits model, sample from it with guidance into out/demo/samples.png
+demo: $(VENV)/installed ## Export the shipped models, sample digits and emoji from captions into out/demo/*.png
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/installed ## Run the fast tests

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -27,7 +27,9 @@ from benchmarks.static_torch import StaticStep, decode
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
 from starflow.runtime.atomic_write import atomic_file
+from starflow.runtime.backends.choice import Provider
 from starflow.runtime.backends.cuda_device import Gpu
+from starflow.runtime.backends.onnxruntime_session import check_provider
 from starflow.runtime.backends.tensorrt import TensorrtBackend
 from starflow.runtime.benchmark import run_benchmark
 from starflow.runtime.errors import BackendError, StarflowError
@@ -81,30 +83,40 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         gpu = Gpu()
-        target = _target(gpu)
     except StarflowError as error:
         sys.exit(f"gpu_check: {error}")
+    target, reason = _target(gpu)
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
     check = Check()
     digits, large = folder / "digits", folder / "large"
     check.run("export digits", lambda: _export(DIGITS, digits, batch=8))
     check.run("export the larger model", lambda: _export_large(folder, large))
-    check.run("build digits", lambda: _starflow("build", digits, "--target", target, "--force"))
-    check.run("build the larger model", lambda: _starflow("build", large, "--target", target, "--force"))
-    check.run("verify digits", lambda: _starflow("verify", digits, "--checkpoint", DIGITS, "--backend", "tensorrt"))
-    check.run("verify the larger model", lambda: _starflow("verify", large, "--backend", "tensorrt", "--images", "1"))
-    check.run("bench digits", lambda: _bench(digits, arguments.repetitions))
-    check.run("bench the larger model", lambda: _bench(large, arguments.repetitions))
-    check.run("one step of the larger model", lambda: _step(large))
-    check.run("ONNX Runtime, CUDA provider", lambda: _bench(large, arguments.repetitions, provider="cuda"))
+    engines: dict[str, Callable[[], dict[str, Any]]] = {
+        "build digits": lambda: _starflow("build", digits, "--target", target, "--force"),
+        "build the larger model": lambda: _starflow("build", large, "--target", target, "--force"),
+        "verify digits": lambda: _starflow("verify", digits, "--checkpoint", DIGITS, "--backend", "tensorrt"),
+        "verify the larger model": lambda: _starflow("verify", large, "--backend", "tensorrt", "--images", "1"),
+        "bench digits": lambda: _bench(digits, arguments.repetitions),
+        "bench the larger model": lambda: _bench(large, arguments.repetitions),
+        "one step of the larger model": lambda: _step(large),
+    }
+    for name, work in engines.items():
+        check.run(name, work if target else lambda: _unavailable(reason))
+    check.run("digits, CUDA provider against CPU", lambda: _agreement(digits))
+    check.run("bench digits, CUDA provider", lambda: _bench(digits, arguments.repetitions, provider="cuda"))
+    check.run("bench the larger model, CUDA provider", lambda: _bench(large, arguments.repetitions, provider="cuda"))
     check.run("PyTorch on the same weights", lambda: _pytorch(folder / "large-checkpoint", arguments.repetitions))
     _write(folder, gpu, target, check.parts)
     sys.exit(any(part.outcome == "failed" for part in check.parts))
 
 
-def _target(gpu: Gpu) -> str:
-    """The flavour that is installed and knows this GPU."""
+def _unavailable(reason: str) -> NoReturn:
+    raise UnavailableError(reason)
+
+
+def _target(gpu: Gpu) -> tuple[str | None, str]:
+    """The flavour that is installed and knows this GPU; or None, and why there is none."""
     reasons = []
     for name in FLAVOUR_NAMES:
         try:
@@ -114,11 +126,11 @@ def _target(gpu: Gpu) -> str:
             continue
         named = flavour.named_capabilities
         if not named:
-            return name
+            return name, ""
         if gpu.compute_capability in named:
-            return f"{name}:{gpu.compute_capability}"
+            return f"{name}:{gpu.compute_capability}", ""
         reasons.append(f"{name} does not cover compute capability {gpu.compute_capability}")
-    raise BackendError("; ".join(reasons))
+    return None, "; ".join(reasons)
 
 
 def _export(checkpoint: Path, bundle: Path, batch: int) -> dict[str, Any]:
@@ -167,6 +179,28 @@ def _bench(bundle: Path, repetitions: int, provider: str | None = None) -> dict[
             "percent_of_floor": timing.total.percent_of_floor,
             "images_per_second": timing.images_per_second,
         }
+
+
+def _agreement(bundle: Path) -> dict[str, Any]:
+    """How far samples of ONNX Runtime's CUDA provider are from those of its CPU provider in float32, ||x - y|| / ||y||."""
+    try:
+        check_provider("cuda")
+    except BackendError as error:
+        raise UnavailableError(str(error)) from None
+    samples = {}
+    ways: tuple[tuple[str, Provider], ...] = (
+        ("portable-fp32", "cpu"),
+        ("portable-fp32", "cuda"),
+        ("portable-fp16", "cuda"),
+    )
+    for variant, provider in ways:
+        with Sampler.open(bundle, variant=variant, provider=provider) as sampler:
+            noise = sampler.noise(10)
+            samples[variant, provider] = sampler.generate(noise, np.arange(10), guidance=GUIDANCE)
+    exact = samples[ways[0]]
+    errors = {way: float(np.linalg.norm(samples[way] - exact) / np.linalg.norm(exact)) for way in ways[1:]}
+    assert errors[ways[1]] < 1e-3 and errors[ways[2]] < 2e-2, f"samples differ: {errors}"
+    return {f"relative_error, {variant}": error for (variant, _), error in errors.items()}
 
 
 def _step(bundle: Path) -> dict[str, Any]:
@@ -230,12 +264,17 @@ def _pytorch(checkpoint: Path, repetitions: int) -> dict[str, Any]:
     }
 
 
-def _write(folder: Path, gpu: Gpu, target: str, parts: list[Part]) -> None:
+def _write(folder: Path, gpu: Gpu, target: str | None, parts: list[Part]) -> None:
     doctor = _starflow("doctor")
     facts = {"gpu": gpu.name, "compute_capability": gpu.compute_capability, "target": target, "doctor": doctor}
     with atomic_file(folder / "report.json") as path:
         path.write_text(json.dumps(facts | {"parts": [asdict(part) for part in parts]}, indent=1) + "\n")
-    lines = [f"# GPU check on {gpu.name} ({target})", "", "| part | outcome | seconds | |", "|---|---|---|---|"]
+    lines = [
+        f"# GPU check on {gpu.name} ({target or 'no TensorRT'})",
+        "",
+        "| part | outcome | seconds | |",
+        "|---|---|---|---|",
+    ]
     lines += [f"| {part.name} | {part.outcome} | {part.seconds:.0f} | {part.reason} |" for part in parts]
     for part in parts:
         numbers = {name: value for name, value in part.facts.items() if isinstance(value, int | float | str)}

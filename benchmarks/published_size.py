@@ -1,8 +1,9 @@
-"""Export and build a model of the published size, and say what every stage cost.
+"""The published 3B text-to-image model's layout, at full size, through the commands a user would run; what every one cost.
 
-Makes a random checkpoint with the configuration of `starflow_3B_t2i_256x256` (3.85 billion parameters in six flow blocks, 1,024
-tokens, 128 condition tokens), exports it in fp16 with guidance and builds RTX engines from it, each stage as the command
-a user would run, and prints its time and peak memory. Nothing but the checkpoint's weights is random. Needs 30 GB of disk.
+Writes files as they are published with random weights (`benchmarks.published_layout`): .pth and YAML, T5-XL's encoder, SD-VAE.
+Then: import, export in fp16 for engines, int8 weights for the CPU, inspect, bench (time per token and per cent of the floor) and
+sample: a caption in, a picture of 256x256 out. Prints time and peak memory of each. A stage that went well is not run again
+but read from stages.json in the folder, unless --again. Needs 45 GB of disk; with --target also builds RTX engines.
 
 Example: python -m benchmarks.published_size out/3b
 """
@@ -10,98 +11,59 @@ Example: python -m benchmarks.published_size out/3b
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from zlib import crc32
 
-import torch
-from torch import Tensor
+from benchmarks.published_layout import NAME, write_autoencoder, write_flow, write_text_encoder
 
 from starflow.runtime.bundle import Bundle
-from starflow.training.checkpoint import save_checkpoint
-from starflow.training.config import CheckpointConfig, Conditioning, ImageRange, StarflowConfig
-from starflow.training.model import build_model
 
-CONFIG = StarflowConfig(
-    in_channels=4,
-    img_size=32,
-    channels=3072,
-    head_dim=64,
-    num_blocks=6,
-    layers_per_block=(2, 2, 2, 2, 2, 24),
-    txt_size=128,
-    txt_dim=2048,
-    cond_top_only=True,
-    rope=True,
-    sos=True,
-    seq_order="R2L",
-    use_softplus=True,
-    soft_clip=3,
-    use_final_norm=True,
-)
 GIB = 2**30
-
-
-class RandomWeights(Mapping[str, Tensor]):
-    """A state dict that makes each tensor when it is read, scaled so that samples stay finite.
-
-    Normal numbers come from one pool, as drawing 4 billion takes minutes. Each tensor begins elsewhere in it and its odd length
-    keeps rows from repeating: TensorRT stores equal weights once.
-    """
-
-    def __init__(self, config: StarflowConfig) -> None:
-        self._pool = torch.randn((1 << 24) + 7, generator=torch.Generator().manual_seed(0))
-        with torch.device("meta"):
-            self._shapes = {name: value.shape for name, value in build_model(config).state_dict().items()}
-
-    def __getitem__(self, name: str) -> Tensor:
-        shape = self._shapes[name]
-        if name.endswith("norm.weight") and "final" not in name:
-            return torch.ones(shape)
-        if len(shape) < 2:
-            return torch.zeros(shape)
-        scale = 0.3 if name.endswith("proj_out.weight") else 1.0
-        count, start = shape.numel(), crc32(name.encode()) % len(self._pool)
-        values = self._pool.repeat(-(-(start + count) // len(self._pool)))[start : start + count]
-        return values.view(shape) * (scale / shape[-1] ** 0.5)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
+CAPTION = "a film still of a cat playing piano"
+SECONDS = 300  # an image may take
+ALLOWED_BYTES = 3 * GIB  # beside 1.25 times the variant's weights
+VARIANT = "cpu-int8"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a command cost: peak resident memory of its process, of which `anonymous` is not file cache (sampled)."""
+    """What a command cost, and what it printed.
+
+    Attributes:
+        peak_bytes: Resident memory of its process, mapped files included.
+        anonymous_bytes: Of it not file cache (sampled).
+        swapped_bytes: Likewise.
+    """
 
     name: str
     seconds: float
     peak_bytes: int
     anonymous_bytes: int
     swapped_bytes: int
-    status: int
+    output: str
 
 
-def run_stage(name: str, *command: str) -> Stage:
-    """Run a `starflow` command in its own process and watch its memory."""
+def run_stage(name: str, command: list[str]) -> Stage:
+    """Run a `starflow` command in its own process and watch its memory; ends the program if it fails."""
     start = time.perf_counter()
-    child = os.posix_spawn(sys.executable, [sys.executable, "-m", "starflow.runtime", *command], os.environ)
+    child = subprocess.Popen([sys.executable, "-m", "starflow.runtime", *command], stdout=subprocess.PIPE, text=True)
     anonymous = swapped = 0
     while True:
-        finished, status, usage = os.wait4(child, os.WNOHANG)
+        finished, status, usage = os.wait4(child.pid, os.WNOHANG)
         if finished:
             break
-        fields = _memory(child)
+        fields = _memory(child.pid)
         anonymous = max(anonymous, fields.get("RssAnon", 0))
         swapped = max(swapped, fields.get("VmSwap", 0))
         time.sleep(0.05)
     seconds = time.perf_counter() - start
-    return Stage(name, seconds, usage.ru_maxrss * 1024, anonymous, swapped, os.waitstatus_to_exitcode(status))
+    if code := os.waitstatus_to_exitcode(status):
+        sys.exit(f"starflow {' '.join(command)}: failed with status {code}")
+    assert child.stdout
+    return Stage(name, seconds, usage.ru_maxrss * 1024, anonymous, swapped, child.stdout.read())
 
 
 def _memory(process: int) -> dict[str, int]:
@@ -114,37 +76,109 @@ def _memory(process: int) -> dict[str, int]:
     return {field[0].rstrip(":"): int(field[1]) * 1024 for field in fields if len(field) == 3 and field[2] == "kB"}
 
 
+def write_published(folder: Path) -> None:
+    """Write what is published, where it is not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / f"{NAME}.pth").exists():
+        write_flow(folder)
+    if not (folder / "t5-xl" / "tokenizer.json").exists():
+        pages = sorted(Path("docs").glob("*.md"))  # any text will do to train a tokenizer on
+        write_text_encoder(
+            folder / "t5-xl", [line for page in pages for line in page.read_text().splitlines() if line.strip()]
+        )
+    if not (folder / "sd-vae" / "config.json").exists():
+        write_autoencoder(folder / "sd-vae")
+
+
+def commands(folder: Path, target: str | None) -> dict[str, list[str]]:
+    """The commands by name, in order."""
+    weights, checkpoint, bundle = str(folder / f"{NAME}.pth"), str(folder / "checkpoint"), str(folder / "bundle")
+    beside = ["--text-encoder", str(folder / "t5-xl"), "--autoencoder", str(folder / "sd-vae")]
+    image = str(folder / "sample.png")
+    found = {
+        "import": ["import", weights, "--config", str(folder / f"{NAME}.yaml"), "-o", checkpoint, "--half", "--force"],
+        "export fp16": ["export", checkpoint, "-o", bundle, "--precision", "fp16", *beside, "--force"],
+        "int8 weights": ["calibrate", bundle, "--weights", "int8", "--lowering", "cpu", "--plain"],
+        "inspect": ["inspect", bundle, "--hashes", "--json"],
+        "bench": ["bench", bundle, "--variants", VARIANT, "--repetitions", "1", "--json"],
+        "sample": [
+            "sample",
+            bundle,
+            "--variant",
+            VARIANT,
+            "--captions",
+            CAPTION,
+            "--guidance",
+            "3.6",
+            "--out",
+            image,
+            "--json",
+        ],
+    }
+    if target:
+        found["build"] = ["build", bundle, "--target", target, "--variant", "portable-fp16", "--force"]
+    return found
+
+
+def run_stages(folder: Path, target: str | None, *, again: bool) -> dict[str, Stage]:
+    """Run what has not run yet; `stages.json` remembers."""
+    record = folder / "stages.json"
+    known = json.loads(record.read_text()) if record.exists() and not again else {}
+    stages = {name: Stage(**values) for name, values in known.items()}
+    for name, command in commands(folder, target).items():
+        if name in stages:
+            continue
+        print(f"starflow {' '.join(command)}", file=sys.stderr)
+        stages[name] = run_stage(name, command)
+        record.write_text(json.dumps({each: asdict(stage) for each, stage in stages.items()}, indent=1))
+    return stages
+
+
+def figures(folder: Path, stages: dict[str, Stage]) -> dict[str, float]:
+    """What is asked of the int8 variant: time per token against the floor, time of a picture, its memory."""
+    weights = sum(graph.weight_bytes for graph in Bundle.open(folder / "bundle").variant(VARIANT, "cpu").graphs)
+    bench = json.loads(stages["bench"].output)
+    total = bench["variants"][0]["rows"][-1]
+    return {
+        "weight_gib": weights / GIB,
+        "bandwidth_gb_s": bench["bandwidth"] / 1e9,
+        "milliseconds_per_token": total["milliseconds"],
+        "gigabytes_per_token": total["bytes"] / 1e9,
+        "percent_of_floor": 100 * total["floor_milliseconds"] / total["milliseconds"],
+        "image_seconds": stages["sample"].seconds,
+        "image_seconds_allowed": SECONDS,
+        "peak_gib": stages["sample"].peak_bytes / GIB,
+        "peak_gib_allowed": (1.25 * weights + ALLOWED_BYTES) / GIB,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where the checkpoint and the bundle go; kept, and used again")
-    parser.add_argument("--target", default="tensorrt-rtx:8.9")
+    parser.add_argument("folder", type=Path, help="where everything goes; kept, and used again")
+    parser.add_argument("--target", help="build engines for it as well, such as tensorrt-rtx:8.9")
+    parser.add_argument("--again", action="store_true", help="run every stage again")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    checkpoint, bundle = arguments.folder / "checkpoint", arguments.folder / "bundle"
-    if not (checkpoint / "config.json").exists():
-        conditioning = Conditioning(kind="features", tokens=CONFIG.txt_size, width=CONFIG.txt_dim)
-        config = CheckpointConfig(
-            model=CONFIG, conditioning=conditioning, image=ImageRange(mode="latent"), noise_std=0.3
-        )
-        save_checkpoint(checkpoint, config, RandomWeights(CONFIG), half=True)
-    stages = [
-        run_stage("export fp16", "export", str(checkpoint), "-o", str(bundle), "--precision", "fp16", "--force"),
-        run_stage("build", "build", str(bundle), "--target", arguments.target, "--variant", "portable-fp16", "--force"),
-    ]
-    weights = {graph.block: graph.weight_bytes for graph in Bundle.open(bundle).variant("portable-fp16", "").graphs}
-    largest = max(weights.values())
+    write_published(arguments.folder)
+    stages = run_stages(arguments.folder, arguments.target, again=arguments.again)
+    found = figures(arguments.folder, stages)
     if arguments.json:
-        print(json.dumps({"largest_block_bytes": largest, "stages": [asdict(stage) for stage in stages]}))
+        print(json.dumps({"figures": found, "stages": [asdict(stage) for stage in stages.values()]}))
     else:
-        print(
-            f"largest block: {largest / GIB:.2f} GiB of weights; 1.3 x that + 2 GiB = {1.3 * largest / GIB + 2:.2f} GiB"
-        )
-        for stage in stages:
+        for stage in stages.values():
             print(
-                f"{stage.name:<12} {stage.seconds:6.0f} s   peak {stage.peak_bytes / GIB:5.2f} GiB, not counting file cache "
-                f"{stage.anonymous_bytes / GIB:5.2f} GiB, swapped {stage.swapped_bytes / GIB:.2f} GiB, status {stage.status}"
+                f"{stage.name:<14}{stage.seconds:6.0f} s   peak {stage.peak_bytes / GIB:5.2f} GiB, not counting file cache "
+                f"{stage.anonymous_bytes / GIB:5.2f} GiB, swapped {stage.swapped_bytes / GIB:.2f} GiB"
             )
-    sys.exit(any(stage.status for stage in stages))
+        print(
+            f"{VARIANT}: {found['weight_gib']:.2f} GiB of weights; {found['milliseconds_per_token']:.0f} ms a token, which reads "
+            f"{found['gigabytes_per_token']:.2f} GB: {found['percent_of_floor']:.0f} % of the floor at {found['bandwidth_gb_s']:.1f} GB/s"
+        )
+        print(
+            f"a picture: {found['image_seconds']:.0f} s, {SECONDS} allowed; peak {found['peak_gib']:.2f} GiB, "
+            f"1.25 x weights + 3 GiB = {found['peak_gib_allowed']:.2f} GiB allowed"
+        )
+    sys.exit(found["image_seconds"] > SECONDS or found["peak_gib"] > found["peak_gib_allowed"])
 
 
 if __name__ == "__main__":

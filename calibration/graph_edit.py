@@ -19,7 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from starflow.calibration.step_graph_weights import Norm, StepGraphWeights, is_linear
+from starflow.calibration.step_graph_weights import Norm, StepGraphWeights
 from starflow.calibration.weight_format import QuantizedMatrix
 from starflow.export.graph_builder import MICROSOFT
 
@@ -102,8 +102,8 @@ def edit_graph(
     rewrite = REWRITES[lowering]()
     nodes = []
     for node in source.model.graph.node:
-        name = node.input[1] if is_linear(node) else ""
-        if name in replacements:
+        name = source.weight(node)
+        if name is not None and name in replacements:
             nodes += rewrite(edited, node, name, replacements[name])
         else:
             nodes.append(_renamed(node, rename))
@@ -125,9 +125,14 @@ def _copy(source: StepGraphWeights) -> EditedGraph:
 
 def _finish(edited: EditedGraph, nodes: list[NodeProto]) -> EditedGraph:
     graph = edited.model.graph
+    used = {value.name for value in graph.output}
+    alive = []
+    for node in reversed(nodes):  # what cast a weight that is gone goes as well
+        if not used.isdisjoint(node.output):
+            alive.append(node)
+            used.update(node.input)
     del graph.node[:]
-    graph.node.extend(nodes)
-    used = {name for node in nodes for name in node.input}
+    graph.node.extend(reversed(alive))
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starflow.runtime.commands.backend_arguments import add_backend_arguments
+from starflow.runtime.commands.shape_argument import parse_shape
 from starflow.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
             check_file(path)
     if arguments.repetitions < 1 or not arguments.budget > 0:
         raise UsageError("--repetitions and --budget take numbers above 0")
-    bundle = Bundle.open(arguments.bundle)
+    bundle = Bundle.open(arguments.bundle).at_shape(parse_shape(arguments.shape))
     continuous = isinstance(bundle.manifest, ContinuousManifest)
     if continuous and (arguments.widths or arguments.fixed):
         raise UsageError("--widths and --fixed: are for autoregressive flows; a continuous flow has solvers and steps")
@@ -118,13 +119,19 @@ def _integration_plan(
 
 def _store(bundle: "Bundle", backend: str, variant: str, spec: "PlanSpec | IntegrationSpec | None") -> None:
     """Put a plan in the place of the one for this backend and variant; None removes that."""
-    from starflow.runtime.bundle import changing_manifest, replace_manifest
+    from starflow.runtime.bundle import Bundle, changing_manifest, replace_manifest
+    from starflow.runtime.manifest import Manifest
 
-    with changing_manifest(bundle.root) as manifest:
+    with changing_manifest(bundle.root) as whole:
+        manifest = Bundle(bundle.root, whole).at_shape(bundle.shape).manifest
         others = (other for other in manifest.plans if (other.backend, other.variant) != (backend, variant))
         plans = (*others, *([spec] if spec else []))
-        if plans != manifest.plans:
-            replace_manifest(bundle.root, manifest.model_copy(update={"plans": plans}))
+        if plans == manifest.plans:
+            return
+        if isinstance(whole, Manifest):
+            replace_manifest(bundle.root, whole.replaced(bundle.shape, plans=plans))
+        else:
+            replace_manifest(bundle.root, whole.model_copy(update={"plans": plans}))
 
 
 def _write_plan(path: Path | None, plan: "DecodePlan | FixedSteps | AdaptiveSteps") -> None:

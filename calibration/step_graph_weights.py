@@ -23,7 +23,7 @@ class Linear:
     """A product x Wᵀ (+ b) of a step graph.
 
     Attributes:
-        weight: Name of W, [out, in].
+        weight: Name of W, [out, in]; it may be stored in half precision and cast on the way.
         value: Name of x.
         outputs, inputs: Sizes of W.
     """
@@ -58,6 +58,7 @@ class StepGraphWeights:
         self.path = path
         self.model = onnx.load(path, load_external_data=False)
         self.initializers = {tensor.name: tensor for tensor in self.model.graph.initializer}
+        self._casts = {node.output[0]: node.input[0] for node in self.model.graph.node if node.op_type == "Cast"}
         self.linears = {linear.weight: linear for linear in self._linears()}
         self.norms = tuple(self._norms())
 
@@ -65,12 +66,18 @@ class StepGraphWeights:
         """An initializer's value."""
         return numpy_helper.to_array(self.initializers[name], str(self.path.parent))
 
+    def weight(self, node: onnx.NodeProto) -> str | None:
+        """Name of the matrix that a node multiplies by, if it is a product with a stored one."""
+        name = node.input[1] if is_linear(node) else ""
+        name = self._casts.get(name, name)
+        return name if name in self.initializers else None
+
     def _linears(self) -> list[Linear]:
         found = []
         for node in self.model.graph.node:
-            if is_linear(node) and node.input[1] in self.initializers:
-                outputs, inputs = self.initializers[node.input[1]].dims
-                found.append(Linear(node.input[1], node.input[0], outputs, inputs))
+            if name := self.weight(node):
+                outputs, inputs = self.initializers[name].dims
+                found.append(Linear(name, node.input[0], outputs, inputs))
         return found
 
     def _norms(self) -> list[Norm]:

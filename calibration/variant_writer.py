@@ -1,6 +1,6 @@
 """A quantised variant on disk: weights, graphs, and its entry in the manifest."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from starflow.calibration.graph_edit import EditedGraph
+from starflow.calibration.step_graph_weights import StepGraphWeights
 from starflow.export.tensor_roles import graph_tensors
 from starflow.export.weight_file import StoredTensor, WeightFile
 from starflow.runtime.atomic_write import atomic_file
@@ -17,7 +18,8 @@ from starflow.runtime.bundle import Bundle, changing_manifest, replace_manifest,
 from starflow.runtime.graph_spec import FileSpec, GraphSpec
 from starflow.runtime.manifest import Manifest, Quantization, Variant
 
-HEADER_ROOM = 1024  # bytes kept free for each tensor's entry
+Edit = Callable[[StepGraphWeights, int], EditedGraph]
+HEADER_ROOM = 1024  # bytes kept free for each tensor: the entries of its codes and its scales
 
 
 class VariantWriter:
@@ -36,60 +38,71 @@ class VariantWriter:
         self._folder = bundle.root / "graphs"
         self._stem = self._free_stem()
 
-    def write(
-        self, source: Variant, graphs: Mapping[int, EditedGraph], precision: str, quantization: Quantization
-    ) -> Variant:
-        """Write weights and graphs.
+    def write(self, source: str, edit: Edit, precision: str, quantization: Quantization) -> list[Variant]:
+        """Write weights and graphs, of every shape of the bundle over the same weights.
 
         Args:
-            source: The variant the graphs are edits of.
-            graphs: By flow block, one for each of the source's.
+            source: Name of the variant the graphs are edits of.
+            edit: Makes the graph of a flow block out of the source's; new weights of one name are the same at every shape.
             precision: Type of the weights.
             quantization: What was done, for the manifest.
 
         Returns:
-            The manifest's entry.
+            The manifest's entries, that of the default shape first.
         """
         location = f"weights/{self._stem}.safetensors"
         path = self._folder / location
-        tensors = sum(len(graph.model.graph.initializer) for graph in graphs.values())
-        specs = []
-        with atomic_file(path) as temporary, WeightFile(temporary, HEADER_ROOM * (tensors + 64)) as weights:
-            for block, graph in graphs.items():
-                read = _point_into(graph, weights, location, self._folder)
-                specs.append((block, graph, read))
-        file = self._describe(path)
-        entries = tuple(self._write_graph(block, graph, read) for block, graph, read in specs)
-        return Variant.model_validate(
-            {
-                "name": self._name,
-                "lowering": source.lowering,
-                "precision": precision,
-                "weights": file,
-                "activation_peaks": source.activation_peaks,
-                "quantization": quantization,
-                "graphs": entries,
-            }
-        )
+        shapes = [self._bundle.at_shape(size) for size in self._bundle.autoregressive.sizes]
+        sources = [bundle.variant(source, "") for bundle in shapes]
+        graphs = [
+            (bundle, StepGraphWeights(bundle.root / spec.file.path), spec.block)
+            for bundle, variant in zip(shapes, sources, strict=True)
+            for spec in variant.graphs
+        ]
+        own = sum(len(weights.initializers) for bundle, weights, _ in graphs if bundle is shapes[0])
+        written: list[tuple[Bundle, int, onnx.ModelProto, int]] = []
+        with atomic_file(path) as temporary, WeightFile(temporary, HEADER_ROOM * (own + 64 * len(shapes))) as file:
+            for bundle, weights, block in graphs:
+                edited = edit(weights, block)
+                read = _point_into(edited, file, location, self._folder)
+                written.append((bundle, block, edited.model, read))
+        described = self._describe(path)
+        return [
+            Variant.model_validate(
+                {
+                    "name": self._name,
+                    "lowering": variant.lowering,
+                    "precision": precision,
+                    "weights": described,
+                    "activation_peaks": variant.activation_peaks,
+                    "quantization": quantization,
+                    "graphs": tuple(self._write_graph(*graph) for graph in written if graph[0] is bundle),
+                }
+            )
+            for bundle, variant in zip(shapes, sources, strict=True)
+        ]
 
-    def publish(self, variant: Variant) -> Manifest:
-        """Put the variant into the manifest, last in the list; plans made for one of that name go with it."""
+    def publish(self, variants: Sequence[Variant]) -> Manifest:
+        """Put the variant into the manifest, last in the list of each shape; plans made for one of that name go with it."""
         root = self._bundle.root
         with changing_manifest(root) as manifest:
-            others = tuple(other for other in manifest.variants if other.name != variant.name)
-            plans = tuple(plan for plan in manifest.plans if plan.variant != variant.name)
-            # Rebuilt rather than copied, so that it is checked.
-            changed = Manifest.model_validate(dict(manifest) | {"variants": (*others, variant), "plans": plans})
+            changed = Bundle(root, manifest).autoregressive
+            for size, variant in zip((None, *changed.sizes[1:]), variants, strict=True):
+                present = changed if size is None else changed.at_shape(*size)
+                others = tuple(other for other in present.variants if other.name != variant.name)
+                plans = tuple(plan for plan in present.plans if plan.variant != variant.name)
+                changed = changed.replaced(size, variants=(*others, variant), plans=plans)
             replace_manifest(root, changed)
             self._remove_unnamed(changed)
         return changed
 
-    def _write_graph(self, block: int, graph: EditedGraph, read: int) -> GraphSpec:
-        path = self._folder / f"block{block}.{self._stem}.onnx"
+    def _write_graph(self, bundle: Bundle, block: int, model: onnx.ModelProto, read: int) -> GraphSpec:
+        shape = f".{bundle.shape[0]}x{bundle.shape[1]}" if bundle.shape else ""
+        path = self._folder / f"block{block}.{self._stem}{shape}.onnx"
         with atomic_file(path) as temporary:
-            onnx.save(graph.model, temporary)
+            onnx.save(model, temporary)
             onnx.checker.check_model(temporary, full_check=True)
-        inputs, outputs = graph_tensors(graph.model)
+        inputs, outputs = graph_tensors(model)
         return GraphSpec(block=block, file=self._describe(path), inputs=inputs, outputs=outputs, weight_bytes=read)
 
     def _describe(self, path: Path) -> FileSpec:

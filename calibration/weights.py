@@ -390,15 +390,16 @@ class _Calibration:
 
     def _write(self, choice: Choice, caches: Collection[int], measured: Sequence[Measured]) -> Variant:
         self.steps(f"{self.name}: writing")
-        graphs = {}
-        for graph in self.source.graphs:
-            candidates = self.blocks[graph.block]
+
+        def edit(source: StepGraphWeights, block: int) -> EditedGraph:
+            candidates = self.blocks[block]
             chosen = {n: o.name for n, o in choice.items() if n in candidates.calibrated and o.name != KEPT}
             replacements = {name: candidates.calibrated[name][kind] for name, kind in chosen.items()}
-            source = StepGraphWeights(self.bundle.root / graph.file.path)
-            graphs[graph.block] = edit_graph(source, self.lowering, replacements, candidates.scales)
-            if graph.block in caches:
-                self._quantize_caches(graph.block, graphs[graph.block])
+            graph = edit_graph(source, self.lowering, replacements, candidates.scales)
+            if block in caches:
+                self._quantize_caches(block, graph)
+            return graph
+
         plain = next(each.error.total for each in measured if each.what == PLAIN)
         record = Quantization(
             source=self.source.name,
@@ -411,6 +412,6 @@ class _Calibration:
             caches=tuple(sorted(caches)),
         )
         writer = VariantWriter(self.bundle, self.name)
-        variant = writer.write(self.source, graphs, self.request.weights, record)
-        writer.publish(variant)
-        return variant
+        variants = writer.write(self.source.name, edit, self.request.weights, record)
+        writer.publish(variants)
+        return variants[0]

@@ -43,4 +43,5 @@ class BlockWeights(NetworkWeights):
 
     def rotary_name(self, geometry: StepGeometry) -> str:
         """The same for all blocks whose tables are equal."""
-        return f"rotary.{self.block.positions}.{self.block.head_dim}.{geometry.prefix}+{geometry.tokens}"
+        grid = f"{geometry.height}x{geometry.width}"
+        return f"rotary.{self.block.positions}.{self.block.head_dim}.{geometry.prefix}+{grid}"

@@ -1,21 +1,29 @@
 """From the checkpoint of an autoregressive flow to a bundle."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from safetensors.numpy import save_file
 
 from starflow.export.activation_check import activation_peaks, refuse_overflow
+from starflow.export.autoencoder import find_autoencoder
 from starflow.export.block_weights import BlockWeights
 from starflow.export.bundle_writer import DTYPES, BundleWriter, Precision
 from starflow.export.export_options import ExportOptions
-from starflow.export.geometry import StepGeometry, step_geometry
+from starflow.export.flow_denoisers import FlowDenoisers
+from starflow.export.flow_shape import FlowShape, flow_shapes
+from starflow.export.geometry import StepGeometry
 from starflow.export.graph_builder import GraphBuilder
 from starflow.export.step_graph import GuidanceRule, StepGraphOptions, build_step_graph
+from starflow.export.text_encoder import find_text_encoder
+from starflow.export.weight_file import WeightFile
 from starflow.runtime.errors import ExportError, UsageError
 from starflow.runtime.graph_spec import FileSpec
-from starflow.runtime.manifest import Block, ConditioningSpec, GuidanceSpec, Manifest, ModelSummary, Variant
+from starflow.runtime.manifest import Block, ConditioningSpec, GuidanceSpec, Manifest, ModelSummary, OtherShape
+from starflow.runtime.network_spec import AutoencoderSpec, DenoiserKind
 from starflow.runtime.progress import Report
 from starflow.training.checkpoint import CheckpointTensors
 from starflow.training.config import BlockConfig, CheckpointConfig, StarflowConfig, TarflowConfig
@@ -48,34 +56,23 @@ class FlowExporter(BundleWriter):
     ) -> None:
         super().__init__(folder, config, tensors, tuple(options.precisions), progress)
         self.model, self.options = model, options
-        self.height, self.width = self._shape()
         self.condition_tokens = self._condition_tokens()
         self.guided = self._guided_blocks()
-        self.geometries = {block.index: self._geometry(block) for block in model.block_configs if block.layers}
-        if options.batch < 1:
-            raise UsageError(f"--batch {options.batch}: give a number of images of at least 1")
-        for index, geometry in self.geometries.items():
-            if geometry.capacity < 1:
-                raise ExportError(
-                    f"flow block {index} decodes no token: one token and no start token leave nothing to do"
-                )
-        longest = max((geometry.capacity for geometry in self.geometries.values()), default=1)
-        self.max_chunk = longest if options.max_chunk is None else options.max_chunk
-        if not 1 <= self.max_chunk <= longest:
-            raise UsageError(f"--max-chunk {self.max_chunk}: this model's blocks take 1 to {longest} tokens")
+        self.flow_shapes = self.shapes = flow_shapes(model, options, self.condition_tokens, self.guided)
+        self.conditioning = self._conditioning()
+        self.text_encoder = find_text_encoder(
+            tensors.path.parent, config, self.conditioning, options.text_encoder, options.text_precision
+        )
+        self.other_steps += 2 * bool(self.text_encoder)
+        data_shape = (model.config.in_channels, self.flow_shapes[0].height, self.flow_shapes[0].width)
+        self.autoencoder = find_autoencoder(tensors.path.parent, config, data_shape, options.autoencoder)
+        self.other_steps += self.autoencoder.steps * len(self.shapes) if self.autoencoder else 0
+        self.flow_denoisers = FlowDenoisers(config, model, tensors, options, self.condition_tokens)
+        self.other_steps += 2 * len(self.flow_denoisers.kinds) * len(self.precisions) * len(self.shapes)
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        return tuple(sorted(self.geometries, reverse=True))
-
-    def _shape(self) -> tuple[int, int]:
-        model = self.model.config
-        height, width = self.options.shape or (model.img_size, model.img_size)
-        if height < 1 or width < 1 or height % model.patch_size or width % model.patch_size:
-            raise UsageError(f"--shape {height}x{width}: sides must be multiples of the patch size {model.patch_size}")
-        if isinstance(model, TarflowConfig) and (height, width) != (model.img_size, model.img_size):
-            raise UsageError(f"--shape {height}x{width}: TARFlow decodes {model.img_size}x{model.img_size} only")
-        return height, width
+        return tuple(sorted(self.flow_shapes[0].geometries, reverse=True))
 
     def _condition_tokens(self) -> int:
         model = self.model.config
@@ -98,43 +95,63 @@ class FlowExporter(BundleWriter):
             b.index for b in self.model.block_configs if b.layers and (b.condition != "none" or by_temperature)
         )
 
-    def _geometry(self, block: BlockConfig) -> StepGeometry:
-        patch = self.model.config.patch_size
-        return step_geometry(
-            block,
-            batch=self.options.batch,
-            guided=block.index in self.guided,
-            condition_tokens=self.condition_tokens,
-            height=self.height // patch,
-            width=self.width // patch,
-        )
-
-    def build_graph(self, graph: GraphBuilder, block: int, lowering: str, precision: Precision) -> onnx.ModelProto:
+    def build_graph(
+        self, graph: GraphBuilder, block: int, lowering: str, precision: Precision, shape: int
+    ) -> onnx.ModelProto:
         config, dtype = self.model.block_configs[block], DTYPES[precision]
         options = StepGraphOptions(lowering, dtype, self._rule, self.options.attention_temperature)
         weights = BlockWeights(config, self.model, self.tensors, dtype)
-        return build_step_graph(graph, config, weights, self.geometries[block], options)
+        return build_step_graph(graph, config, weights, self.flow_shapes[shape].geometries[block], options)
+
+    def build_denoisers(
+        self, weights: WeightFile, location: str, precision: Precision, shape: int
+    ) -> dict[DenoiserKind, onnx.ModelProto]:
+        graphs: dict[DenoiserKind, onnx.ModelProto] = {}
+        for kind in self.flow_denoisers.kinds:
+            self.step(f"{kind} denoiser, {precision}{self.suffix(shape)}")
+            dtype = DTYPES[precision]
+            graphs[kind] = self.flow_denoisers.graph(kind, self.flow_shapes[shape], weights, location, dtype)
+        return graphs
 
     def activation_peaks(self) -> dict[str, float]:
         peaks = activation_peaks(self.config, self.model, self.tensors, self.options.activations)
         refuse_overflow(peaks)
         return peaks
 
-    def manifest(self, variants: tuple[Variant, ...]) -> Manifest:
+    def manifest(self) -> Manifest:
+        self._autoencoders = self._write_autoencoders()
         return Manifest(
             schema_version=1,
-            model=self._summary(),
+            **self._at_shape(0),
             image=self.image(),
-            conditioning=self._conditioning(),
+            conditioning=self.conditioning,
             guidance=GuidanceSpec(rule=self._rule, blocks=tuple(sorted(self.guided))) if self.guided else None,
             attention_temperature=self.options.attention_temperature,
             batch=self.options.batch,
-            max_chunk=self.max_chunk,
             prior=self._write_prior(),
-            blocks=tuple(self._block(block) for block in self.model.block_configs),
-            variants=variants,
+            text=self.text_encoder.write(self) if self.text_encoder else None,
             provenance=self.provenance(),
+            shapes=tuple(OtherShape(**self._at_shape(shape)) for shape in range(1, len(self.shapes))),
         )
+
+    def _at_shape(self, index: int) -> dict[str, Any]:
+        """The fields of the manifest that differ between shapes."""
+        shape = self.flow_shapes[index]
+        return {
+            "model": self._summary(shape),
+            "max_chunk": shape.max_chunk,
+            "blocks": tuple(_block(block, shape.geometries.get(block.index)) for block in self.model.block_configs),
+            "variants": tuple(self.variants[index]),
+            "autoencoder": self._autoencoders[index],
+            "denoisers": tuple(self.denoisers[index]),
+        }
+
+    def _write_autoencoders(self) -> Sequence[AutoencoderSpec | None]:
+        """The autoencoder at each shape, if there is one."""
+        if self.autoencoder is None:
+            return [None] * len(self.flow_shapes)
+        sizes = [(shape.height, shape.width) for shape in self.flow_shapes]
+        return self.autoencoder.write(self, self.options.batch, sizes)
 
     @property
     def _rule(self) -> GuidanceRule:
@@ -153,18 +170,6 @@ class FlowExporter(BundleWriter):
         save_file({"standard_deviation": deviation}, path)
         return self.file(path)
 
-    def _block(self, block: BlockConfig) -> Block:
-        geometry = self.geometries.get(block.index)
-        return Block(
-            index=block.index,
-            identity=geometry is None,
-            reversed=block.reversed,
-            rows=geometry.rows if geometry else 0,
-            prefix=geometry.prefix if geometry else 0,
-            first_token=geometry.first_token if geometry else 0,
-            capacity=geometry.capacity if geometry else 0,
-        )
-
     def _conditioning(self) -> ConditioningSpec:
         model, given = self.model.config, self.config.conditioning
         if isinstance(model, TarflowConfig):
@@ -182,17 +187,29 @@ class FlowExporter(BundleWriter):
             )
         return ConditioningSpec(kind="features", tokens=self.condition_tokens, width=model.txt_dim)
 
-    def _summary(self) -> ModelSummary:
+    def _summary(self, shape: FlowShape) -> ModelSummary:
         model = self.model.config
         starflow = isinstance(model, StarflowConfig)
         return ModelSummary(
             family=model.family,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             noise_std=self.config.noise_std,
-            data_shape=(model.in_channels, self.height, self.width),
+            data_shape=(model.in_channels, shape.height, shape.width),
             noise_layout="image" if starflow else "tokens",
             patch_size=model.patch_size,
             patch_order="row-column-channel" if starflow else "channel-row-column",
-            tokens=(self.height // model.patch_size) * (self.width // model.patch_size),
+            tokens=(shape.height // model.patch_size) * (shape.width // model.patch_size),
             token_dim=model.in_channels * model.patch_size**2,
         )
+
+
+def _block(block: BlockConfig, geometry: StepGeometry | None) -> Block:
+    return Block(
+        index=block.index,
+        identity=geometry is None,
+        reversed=block.reversed,
+        rows=geometry.rows if geometry else 0,
+        prefix=geometry.prefix if geometry else 0,
+        first_token=geometry.first_token if geometry else 0,
+        capacity=geometry.capacity if geometry else 0,
+    )

@@ -7,11 +7,10 @@ x + rate sigma^2 score or x - prediction * 0.3 (sigma - sigma') / sigma, is one 
 
 from dataclasses import dataclass
 
-import onnx
 import torch
 from torch import Tensor
 
-from starflow.export.traced_graph import SharedWeights, trace_graph
+from starflow.export.traced_graph import TracedGraph, trace
 from starflow.training.config import StarflowConfig
 from starflow.training.denoise import score
 from starflow.training.model import FlowModel
@@ -28,7 +27,7 @@ class DenoiserShape:
     condition_tokens: int = 0
 
 
-def build_score_graph(model: FlowModel, shape: DenoiserShape, weights: SharedWeights) -> onnx.ModelProto:
+def trace_score(model: FlowModel, shape: DenoiserShape) -> TracedGraph:
     """Trace grad log p(x | y): one pass forward and one backward through the whole flow.
 
     Inputs: `x` [B, C, H, W] float32; `condition` [B, m, width] float32 (STARFlow with text) or `label` [B] int64, the
@@ -37,21 +36,20 @@ def build_score_graph(model: FlowModel, shape: DenoiserShape, weights: SharedWei
     Args:
         model: May be on the meta device.
         shape: Static sizes.
-        weights: The model's.
     """
-    return trace_graph("score", model, _score, _inputs(model, shape), "score", weights)
+    return trace("score", model, _score, _inputs(model, shape), "score")
 
 
-def build_denoiser_graph(model: Starflow, shape: DenoiserShape, weights: SharedWeights) -> onnx.ModelProto:
+def trace_denoiser(model: Starflow, shape: DenoiserShape) -> TracedGraph:
     """Trace the learned denoiser.
 
     Inputs: `x` [B, C, H, W] float32, and `condition` [B, m, width] float32 for a denoiser that reads text. Output:
-    `prediction`, shaped as x. Arguments as `build_score_graph` has them.
+    `prediction`, shaped as x. Arguments as `trace_score` has them.
     """
     inputs = _inputs(model, shape)
     if not model.config.conditional_denoiser:
         inputs.pop("condition", None)
-    return trace_graph("denoiser", model, Starflow.denoiser_prediction, inputs, "prediction", weights)
+    return trace("denoiser", model, Starflow.denoiser_prediction, inputs, "prediction")
 
 
 def _score(model: FlowModel, x: Tensor, given: Tensor | None = None) -> Tensor:

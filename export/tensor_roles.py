@@ -26,8 +26,8 @@ def _output_role(name: str) -> tuple[str, str | None]:
     if name.endswith("_next"):  # what goes back to the input it is named after
         return name.removesuffix("_next"), None
     kind = name.partition(".")[0]
-    roles = {"key_out": "cache", "value_out": "cache", "samples_out": "samples", "x": "token", "velocity": "velocity"}
-    return roles[kind], None
+    roles = {"key_out": "cache", "value_out": "cache", "samples_out": "samples", "x": "token"}
+    return roles.get(kind, kind), None
 
 
 def _spec(value: onnx.ValueInfoProto, role: tuple[str, str | None]) -> TensorSpec:

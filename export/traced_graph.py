@@ -5,14 +5,18 @@ Step graphs are written by hand (`step_graph`). What runs once per sample and ha
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import helper
 from torch import Tensor, nn
 from torch._decomp import get_decompositions
@@ -21,8 +25,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from starflow.export.graph_builder import IR_VERSION, OPSET, external_tensor
-from starflow.export.network_weights import Tensors
+from starflow.export.network_weights import NetworkWeights, Tensors
 from starflow.export.weight_file import WeightFile
+from starflow.training.checkpoint import CheckpointTensors
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,36 @@ class SharedWeights:
     location: str
 
 
+def traced_weights(tensors: CheckpointTensors, dtype: np.dtype) -> Tensors:
+    """A checkpoint's tensors in the types that step graphs store them in: matrices in `dtype`, all else in float32."""
+    typed = NetworkWeights(tensors, dtype)
+
+    def load(name: str) -> Callable[[], NDArray]:
+        matrix = name.endswith(".weight") and len(tensors.shape(name)) == 2
+        return partial(typed.matrix if matrix else typed.__getitem__, name)
+
+    return {name: load(name) for name in tensors}
+
+
+@dataclass(frozen=True)
+class TracedGraph:
+    """A function that was traced, without weights.
+
+    Attributes:
+        name: Name of the graph.
+        inputs: Names of its inputs, apart from weights.
+        exported: What PyTorch made of it; weights are inputs.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    exported: onnx.ModelProto
+
+    def over(self, weights: SharedWeights) -> onnx.ModelProto:
+        """The graph over some weights; those in use are stored under the model's names, unless they are there already."""
+        return _with_weights(self.name, deepcopy(self.exported), self.inputs, weights)
+
+
 def trace_graph(
     name: str,
     model: nn.Module,
@@ -48,6 +83,13 @@ def trace_graph(
     output: str,
     weights: SharedWeights,
 ) -> onnx.ModelProto:
+    """`trace` a function, and put its weights in place."""
+    return trace(name, model, function, inputs, output).over(weights)
+
+
+def trace(
+    name: str, model: nn.Module, function: Callable[..., Tensor], inputs: Mapping[str, Tensor], output: str
+) -> TracedGraph:
     """Trace `function(model, *inputs)`, derivatives included, for the shapes given.
 
     Args:
@@ -56,10 +98,10 @@ def trace_graph(
         function: Of the model and the inputs, in their order; what it returns is the one output.
         inputs: Their names, and a tensor of each one's shape and type.
         output: Its name.
-        weights: Those in use are stored under the model's names, unless they are there already.
     """
     owner = _Owner(model, function)
-    shapes = {key.removeprefix("model."): value for key, value in owner.state_dict().items()}
+    state_dict = owner.state_dict() | dict(owner.named_buffers())  # those that are not saved as well
+    shapes = {key.removeprefix("model."): value for key, value in state_dict.items()}
     names = list(shapes)
 
     def call(state: list[Tensor], *values: Tensor) -> Tensor:
@@ -82,7 +124,7 @@ def trace_graph(
             output_names=[output],
         )
     assert program is not None
-    return _with_weights(name, program.model_proto, inputs, weights)
+    return TracedGraph(name, tuple(inputs), program.model_proto)
 
 
 WEIGHT = "weight/"  # before the names of weights while the exporter makes up names of its own
@@ -126,7 +168,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _with_weights(
-    name: str, exported: onnx.ModelProto, inputs: Mapping[str, Tensor], weights: SharedWeights
+    name: str, exported: onnx.ModelProto, inputs: Collection[str], weights: SharedWeights
 ) -> onnx.ModelProto:
     """Turn the inputs that are weights into references to the weight file, and put what is made in between into a scope."""
     graph = exported.graph
@@ -134,7 +176,7 @@ def _with_weights(
     used = {value for node in graph.node for value in node.input}
     names = [value.name.removeprefix(WEIGHT) for value in graph.input if value.name in used]
     stored = [weights.file.add(key, weights.tensors[key]) for key in names if key not in inputs]
-    small = [tensor.name for tensor in stored if tensor.dtype != np.float32]
+    small = [tensor.name for tensor in stored if tensor.dtype in (np.float16, ml_dtypes.bfloat16)]
     widened = {f"{WEIGHT}{key}": f"{name}/{key}" for key in small}
     casts = [helper.make_node("Cast", [key], [f"{name}/{key}"], to=onnx.TensorProto.FLOAT) for key in small]
 

@@ -5,17 +5,20 @@ from pathlib import Path
 import onnx
 
 from starflow.export.activation_check import refuse_overflow
+from starflow.export.autoencoder import find_autoencoder
 from starflow.export.bundle_writer import DTYPES, BundleWriter, Precision
 from starflow.export.export_options import ExportOptions
 from starflow.export.graph_builder import GraphBuilder
 from starflow.export.network_weights import NetworkWeights
+from starflow.export.text_encoder import find_text_encoder
 from starflow.export.velocity_activations import velocity_peaks
 from starflow.export.velocity_graph import MAX_PASSES, VelocityGraph, VelocityGraphOptions
 from starflow.export.velocity_mlp import MlpVelocityGraph
 from starflow.export.velocity_transformer import TransformerVelocityGraph
 from starflow.runtime.continuous_manifest import ContinuousManifest, ContinuousSummary
 from starflow.runtime.errors import UsageError
-from starflow.runtime.manifest import ConditioningSpec, Variant
+from starflow.runtime.manifest import ConditioningSpec
+from starflow.runtime.network_spec import AutoencoderSpec
 from starflow.runtime.progress import Report
 from starflow.training.checkpoint import CheckpointTensors
 from starflow.training.config import CheckpointConfig
@@ -55,15 +58,27 @@ class VelocityExporter(BundleWriter):
             raise UsageError("--max-chunk: is for autoregressive flows; a continuous flow moves all tokens at once")
         if options.attention_temperature:
             raise UsageError("--attention-temperature: is for autoregressive flows")
+        if options.other_shapes:
+            raise UsageError("--shape: a bundle of a continuous flow holds one shape; export another bundle")
+        if options.denoisers:
+            raise UsageError("--denoise: is for autoregressive flows, which sample noised data")
         self.conditioning = self._conditioning()
+        self.text_encoder = find_text_encoder(
+            tensors.path.parent, config, self.conditioning, options.text_encoder, options.text_precision
+        )
+        self.other_steps += 2 * bool(self.text_encoder)
         self.guided = options.guidance and self.conditioning.kind != "none"
         self.data_shape = self._data_shape()
+        self.autoencoder = find_autoencoder(tensors.path.parent, config, self.data_shape, options.autoencoder)
+        self.other_steps += self.autoencoder.steps if self.autoencoder else 0
 
     @property
     def blocks(self) -> tuple[int, ...]:
         return (0,)
 
-    def build_graph(self, graph: GraphBuilder, block: int, lowering: str, precision: Precision) -> onnx.ModelProto:
+    def build_graph(
+        self, graph: GraphBuilder, block: int, lowering: str, precision: Precision, shape: int
+    ) -> onnx.ModelProto:
         options = VelocityGraphOptions(
             lowering=lowering,
             dtype=DTYPES[precision],
@@ -86,7 +101,7 @@ class VelocityExporter(BundleWriter):
         refuse_overflow(peaks)
         return peaks
 
-    def manifest(self, variants: tuple[Variant, ...]) -> ContinuousManifest:
+    def manifest(self) -> ContinuousManifest:
         model = self.model
         return ContinuousManifest(
             schema_version=1,
@@ -101,9 +116,17 @@ class VelocityExporter(BundleWriter):
             guided=self.guided,
             batch=self.options.batch,
             max_passes=MAX_PASSES,
-            variants=variants,
+            variants=tuple(self.variants[0]),
+            text=self.text_encoder.write(self) if self.text_encoder else None,
+            autoencoder=self._write_autoencoder(),
             provenance=self.provenance(),
         )
+
+    def _write_autoencoder(self) -> AutoencoderSpec | None:
+        if self.autoencoder is None:
+            return None
+        _, height, width = self.data_shape
+        return self.autoencoder.write(self, self.options.batch, [(height, width)])[0]
 
     def _data_shape(self) -> tuple[int, ...]:
         config, shape = self.model.config, self.options.shape

@@ -109,6 +109,7 @@ class BuildConfig(Part):
         tokens = ",".join(str(profile.optimum) for profile in self.profiles)
         words = ["starflow", "build", str(bundle.root), "--target", f"{self.flavour}{named}", "--variant", self.variant]
         words += ["--profile-tokens", tokens]
+        words += ["--shape", "x".join(map(str, bundle.shape))] if bundle.shape else []
         if self.options.workspace_bytes is not None:
             words += ["--workspace", str(self.options.workspace_bytes)]
         if self.options.optimization_level is not None:
@@ -144,7 +145,13 @@ def target_name(flavour: FlavourName, compute_capabilities: tuple[str, ...]) -> 
 
 def build_folder(bundle: Bundle, target: str, variant: str) -> Path:
     """Where the engines of a target and variant lie."""
-    return bundle.root / ENGINES / target / variant
+    return _engines(bundle) / target / variant
+
+
+def _engines(bundle: Bundle) -> Path:
+    """Where a bundle's engines lie: those for another shape than the default one in a folder of its name."""
+    folder = bundle.root / ENGINES
+    return folder / "x".join(map(str, bundle.shape)) if bundle.shape else folder
 
 
 def read_builds(bundle: Bundle) -> Iterator[BuildRecord]:
@@ -153,7 +160,7 @@ def read_builds(bundle: Bundle) -> Iterator[BuildRecord]:
     Raises:
         BundleError: a build.json is damaged or of a newer schema.
     """
-    for path in sorted((bundle.root / ENGINES).glob("*/*/build.json")):
+    for path in sorted(_engines(bundle).glob("*/*/build.json")):
         yield read_build(path)
 
 

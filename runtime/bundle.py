@@ -28,10 +28,17 @@ def sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk whose files have the sizes its manifest states."""
+    """A bundle on disk whose files have the sizes its manifest states.
+
+    Attributes:
+        root: Its folder.
+        manifest: Its manifest; that of one shape, in what `at_shape` returns.
+        shape: Height and width of the data where they are not the default ones.
+    """
 
     root: Path
     manifest: AnyManifest
+    shape: tuple[int, int] | None = None
 
     @classmethod
     def open(cls, root: str | os.PathLike[str]) -> "Bundle":
@@ -79,15 +86,34 @@ class Bundle:
             raise UsageError(f"{self.root}: is an autoregressive flow; this is for continuous flows")
         return self.manifest
 
+    def at_shape(self, shape: tuple[int, int] | None) -> "Bundle":
+        """The bundle for data of one height and width, as if it had no others; None is the default shape.
+
+        Raises:
+            UsageError: it has no such shape.
+        """
+        manifest = self.manifest
+        if isinstance(manifest, Manifest):
+            shape = shape or manifest.sizes[0]
+            return Bundle(self.root, manifest.at_shape(*shape), None if shape == manifest.sizes[0] else shape)
+        if shape and shape != manifest.model.data_shape[1:]:
+            made = "x".join(map(str, manifest.model.data_shape[1:])) or "points"
+            raise UsageError(f"shape {shape[0]}x{shape[1]}: this bundle has {made}, as every continuous flow one shape")
+        return self
+
     def files(self) -> Iterator[FileSpec]:
         """Every file the manifest names, each once."""
         seen = set()
-        prior = self.manifest.prior if isinstance(self.manifest, Manifest) else None
-        specs = [prior] if prior else []
-        for variant in self.manifest.variants:
-            specs += [variant.weights, *(graph.file for graph in variant.graphs)]
-        for network in self.manifest.networks():
-            specs += [network.weights, network.file]
+        specs: list[FileSpec] = []
+        manifests = [self.manifest]
+        if isinstance(self.manifest, Manifest):
+            specs += [self.manifest.prior] if self.manifest.prior else []
+            manifests += [self.manifest.at_shape(*size) for size in self.manifest.sizes[1:]]
+        for manifest in manifests:
+            for variant in manifest.variants:
+                specs += [variant.weights, *(graph.file for graph in variant.graphs)]
+            for network in manifest.networks():
+                specs += [network.weights, network.file]
         if self.manifest.text:
             specs.append(self.manifest.text.tokenizer)
         for spec in specs:

@@ -5,11 +5,13 @@ from typing import Any
 
 from starflow.runtime.build_record import BuildRecord, read_builds
 from starflow.runtime.bundle import Bundle
+from starflow.runtime.caption_template import CAPTION
 from starflow.runtime.continuous_manifest import ContinuousManifest
 from starflow.runtime.continuous_summary import continuous_facts, continuous_variant
 from starflow.runtime.manifest import Manifest, Variant
 from starflow.runtime.manifest_file import AnyManifest
 from starflow.runtime.memory_use import cache_bytes, predict_memory
+from starflow.runtime.network_spec import AutoencoderSpec, TextSpec
 
 
 def summarise(bundle: Bundle, variants: Sequence[Variant]) -> dict[str, Any]:
@@ -20,6 +22,8 @@ def summarise(bundle: Bundle, variants: Sequence[Variant]) -> dict[str, Any]:
         "bundle": str(bundle.root),
         **(continuous_facts(manifest) if isinstance(manifest, ContinuousManifest) else _facts(manifest)),
         "condition": _condition(manifest),
+        **({"text": _text(manifest.text)} if manifest.text else {}),
+        **({"decoder": _decoder(manifest.autoencoder)} if manifest.autoencoder else {}),
         "batch": manifest.batch,
         "bytes": f"{sum(file.bytes for file in bundle.files()):,}",
         "checkpoint": f"sha256 {manifest.provenance.checkpoint_sha256[:16]}",
@@ -33,11 +37,15 @@ def summarise(bundle: Bundle, variants: Sequence[Variant]) -> dict[str, Any]:
 
 def _facts(manifest: Manifest) -> dict[str, Any]:
     model = manifest.model
+    shapes = [f"{height}x{width}" for height, width in manifest.sizes]
+    denoisers = [f"{spec.kind}-{spec.precision}" for spec in manifest.denoisers]
     shape = "x".join(map(str, model.data_shape))
     return {
         "model": f"{model.family}, {model.parameters:,} parameters, trained with noise of {model.noise_std:g}",
         "data": f"{shape} {manifest.image.mode}, {model.tokens} tokens of {model.token_dim} (patch {model.patch_size})",
         "guidance": _guidance(manifest),
+        **({"denoisers": ", ".join(denoisers)} if denoisers else {}),
+        **({"shapes": ", ".join(shapes)} if manifest.shapes else {}),
     }
 
 
@@ -93,6 +101,21 @@ def _condition(manifest: AnyManifest) -> str:
         return f"features, {spec.tokens} tokens of {spec.width}"
     names = f": {', '.join(spec.class_names)}" if spec.class_names else ""
     return f"{spec.num_classes} classes{names} ({'one token' if spec.kind == 'class-token' else 'a vector'})"
+
+
+def _text(text: TextSpec) -> str:
+    template = "" if text.template == CAPTION else f" in {text.template!r}"
+    return (
+        f"captions of up to {text.tokens} tokens{template}, encoded by {text.encoder.weights.bytes:,} bytes of weights"
+    )
+
+
+def _decoder(autoencoder: AutoencoderSpec) -> str:
+    shape = "x".join(map(str, autoencoder.pixel_shape))
+    noisy = [f"{decoder.noise_std:g}" for decoder in autoencoder.decoders if decoder.noise_std]
+    also = [f"one for latents with noise of {noisy[0]}" if noisy else "", "encoder" if autoencoder.encoder else ""]
+    mebibytes = autoencoder.decoders[0].network.weights.bytes / 2**20
+    return ", ".join(["latents to " + shape, *filter(None, also), f"{mebibytes:.1f} MiB"])
 
 
 def _guidance(manifest: Manifest) -> str:

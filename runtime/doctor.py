@@ -67,9 +67,11 @@ def examine() -> Diagnosis:
         abilities=(
             _from_extra("train a model", extras, "train"),
             _from_extra("export bundles and verify them", extras, "export"),
+            _from_extra("put encoders into bundles", extras, "encoders"),
             _build_ahead(flavours),
             _build_here(flavours, gpus),
             _run_on_cpu(providers),
+            _from_extra("sample from captions", extras, "text"),
             _run_on_gpu(providers, gpus),
             _run_engines(flavours, gpus, cuda),
         ),

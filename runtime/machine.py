@@ -154,7 +154,9 @@ def listed_providers() -> Iterator[Provider]:
         if name in (CPU_PROVIDER, *GPU_PROVIDERS):
             try:
                 with warnings.catch_warnings(action="ignore"):
-                    session = onnxruntime.InferenceSession(IDENTITY_MODEL, options, providers=[name])
+                    session = onnxruntime.InferenceSession(
+                        IDENTITY_MODEL, options, providers=[name], enable_fallback=False
+                    )
                 loads = name in session.get_providers()  # what it did not get, it replaces by the CPU in silence
             except Exception:  # ONNX Runtime raises a dozen types for one thing: it cannot use this provider
                 loads = False

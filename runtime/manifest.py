@@ -7,12 +7,13 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from starflow.runtime.errors import UsageError
 from starflow.runtime.graph_spec import FileSpec, GraphSpec
 from starflow.runtime.network_spec import AutoencoderSpec, DenoiserSpec, NetworkSpec, TextSpec
 from starflow.runtime.plan_spec import PlanSpec
-from starflow.runtime.validation import Part
+from starflow.runtime.validation import Part, one_line
 
 SCHEMA_VERSION = 1
 
@@ -25,17 +26,17 @@ class Quantization(Part):
 
     Attributes:
         source: Variant it was made from.
-        budget: Error that was allowed.
-        error: Error that was measured.
+        budget: Error that was allowed; null if weights were rounded without measuring it.
+        error: Error that was measured, if it was.
         plain_error: Error with every matrix rounded to the nearest code, nothing calibrated and nothing kept; null if a
-            sample broke down.
+            sample broke down, or none was made.
         matrices: What every weight matrix that could be quantised became; `kept` has the source's type.
         caches: Flow blocks whose key and value caches are of 8 bits, one scale for each channel.
     """
 
     source: str
-    budget: float
-    error: float
+    budget: float | None
+    error: float | None
     plain_error: float | None
     images: int
     guidance: float
@@ -144,6 +145,17 @@ class BundleFacts(Part):
     autoencoder: AutoencoderSpec | None = None
     denoisers: tuple[DenoiserSpec, ...] = ()
 
+    @model_validator(mode="after")
+    def _text_fits(self) -> "BundleFacts":
+        """The text encoder makes what the model is conditioned on."""
+        given = self.conditioning
+        if self.text and (given.kind, given.tokens) != ("features", self.text.tokens):
+            raise ValueError(f"text: makes {self.text.tokens} tokens; the condition is {given.tokens} of {given.kind}")
+        shapes = [spec.shape for spec in self.text.encoder.outputs] if self.text else []
+        if shapes not in ([], [(1, given.tokens, given.width)]):
+            raise ValueError(f"text: makes {shapes}; the condition is {given.tokens} tokens of {given.width}")
+        return self
+
     def networks(self) -> Iterator[NetworkSpec]:
         """Every network beside the flow."""
         if self.text:
@@ -155,8 +167,26 @@ class BundleFacts(Part):
         yield from (denoiser.network for denoiser in self.denoisers)
 
 
+class OtherShape(Part):
+    """What a manifest states anew for data of another height and width; its fields take the place of the manifest's own.
+
+    Weights are the same: of a variant's files, only the graphs are others.
+    """
+
+    model: ModelSummary
+    max_chunk: int = Field(gt=0)
+    blocks: tuple[Block, ...]
+    variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
+    plans: tuple[PlanSpec, ...] = ()
+    autoencoder: AutoencoderSpec | None = None
+    denoisers: tuple[DenoiserSpec, ...] = ()
+
+
 class Manifest(BundleFacts):
-    """`manifest.json` of an autoregressive flow."""
+    """`manifest.json` of an autoregressive flow.
+
+    `shapes` are further heights and widths of the data; `at_shape` makes a manifest of one of them.
+    """
 
     model: ModelSummary
     guidance: GuidanceSpec | None
@@ -165,6 +195,7 @@ class Manifest(BundleFacts):
     prior: FileSpec | None
     blocks: tuple[Block, ...]
     plans: tuple[PlanSpec, ...] = ()
+    shapes: tuple[OtherShape, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Manifest":
@@ -206,7 +237,51 @@ class Manifest(BundleFacts):
             misfit = spec.plan.misfit(self.decoded_tokens(), self.max_chunk, self.batch)
             if misfit:
                 raise ValueError(f"plans: {spec.backend}, {spec.variant}: {misfit}")
+        for other in self.shapes:
+            try:
+                self._with(other)
+            except ValidationError as error:
+                height, width = other.model.data_shape[1:]
+                raise ValueError(f"shapes, {height}x{width}: {one_line(error)}") from None
+        if len(set(self.sizes)) < len(self.sizes):
+            raise ValueError("shapes: one is stated twice")
         return self
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of the data, of every shape there is; the default one first."""
+        return (self.model.data_shape[1:], *(other.model.data_shape[1:] for other in self.shapes))
+
+    def at_shape(self, height: int, width: int) -> "Manifest":
+        """The manifest of one shape alone.
+
+        Raises:
+            UsageError: there is no such shape.
+        """
+        if (height, width) == self.sizes[0]:
+            return self.model_copy(update={"shapes": ()})
+        for other in self.shapes:
+            if other.model.data_shape[1:] == (height, width):
+                return self._with(other)
+        known = ", ".join(f"{height}x{width}" for height, width in self.sizes)
+        raise UsageError(f"shape {height}x{width}: this bundle has {known}; `starflow export --shape` adds others")
+
+    def replaced(self, shape: tuple[int, int] | None, **fields: Any) -> "Manifest":
+        """The manifest with some fields replaced: those of the default shape (None), or of another one that it has.
+
+        Raises:
+            ValidationError: what is new does not fit.
+        """
+        if shape is None:
+            return Manifest.model_validate(dict(self) | fields)
+        shapes = tuple(
+            OtherShape.model_validate(dict(other) | fields) if other.model.data_shape[1:] == shape else other
+            for other in self.shapes
+        )
+        return Manifest.model_validate(dict(self) | {"shapes": shapes})
+
+    def _with(self, other: OtherShape) -> "Manifest":
+        return Manifest.model_validate(dict(self) | dict(other) | {"shapes": ()})
 
     @property
     def guided(self) -> bool:

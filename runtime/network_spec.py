@@ -2,10 +2,12 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from starflow.runtime.graph_spec import FileSpec, TensorSpec
 from starflow.runtime.validation import Part
+
+DenoiserKind = Literal["score", "learned"]
 
 
 class NetworkSpec(Part):
@@ -25,18 +27,16 @@ class TextSpec(Part):
     """From a caption to condition tokens.
 
     Attributes:
-        tokenizer: `tokenizer.json` as the tokenizers library reads it.
+        tokenizer: `tokenizer.json` as the tokenizers library reads it; it cuts and pads to T tokens.
         encoder: Takes `ids` and `mask` int64 [1, T]; makes `features` float32 [1, T, width] with padded rows zero.
-        tokens: T: captions are cut and padded to it.
-        padding: Id of the padding token.
-        suffix: Added to every caption that is not empty.
+        tokens: T.
+        template: What the tokenizer gets for a caption, the empty one included; `{caption}` stands for it.
     """
 
     tokenizer: FileSpec
     encoder: NetworkSpec
     tokens: int = Field(gt=0)
-    padding: int = Field(ge=0)
-    suffix: str = ""
+    template: str = Field(pattern=r"\{caption\}")
 
 
 class DecoderSpec(Part):
@@ -54,13 +54,19 @@ class AutoencoderSpec(Part):
 
     Attributes:
         encoder: Takes `pixels`, makes `latent` (the mean, where the autoencoder has a distribution); null if left out.
-        decoders: One or two: the plain one, and one trained on noisy latents.
+        decoders: The plain one, and where there is one, that trained on noisy latents.
         pixel_shape: [C, H, W].
     """
 
     encoder: NetworkSpec | None
     decoders: tuple[DecoderSpec, ...] = Field(min_length=1, max_length=2)
     pixel_shape: tuple[int, int, int]
+
+    @model_validator(mode="after")
+    def _plain_first(self) -> "AutoencoderSpec":
+        if [decoder.noise_std > 0 for decoder in self.decoders] != [False, True][: len(self.decoders)]:
+            raise ValueError("decoders: must be the plain one (noise_std 0), then one for noisy latents, if any")
+        return self
 
 
 class DenoiserSpec(Part):
@@ -72,6 +78,6 @@ class DenoiserSpec(Part):
         network: Takes `x` float32 [B, C, H, W] and the condition, where the model has one.
     """
 
-    kind: Literal["score", "learned"]
+    kind: DenoiserKind
     precision: Literal["fp32", "fp16", "bf16"]
     network: NetworkSpec

@@ -8,14 +8,26 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from starflow.runtime.autoencoder import Autoencoder
 from starflow.runtime.autoregressive_loop import AutoregressiveLoop, resolve_decode_plan
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.backends.choice import BackendName, Provider, open_backend
+from starflow.runtime.batches import batches
 from starflow.runtime.bundle import Bundle
+from starflow.runtime.caption_encoder import CaptionEncoder, as_captions, text_of
 from starflow.runtime.conditions import encode_conditions
 from starflow.runtime.continuous_loop import ContinuousLoop, resolve_integration_plan
 from starflow.runtime.continuous_manifest import ContinuousManifest
 from starflow.runtime.decode_plan import DecodePlan, Jacobi
+from starflow.runtime.denoising import (
+    DENOISERS,
+    Denoise,
+    Denoiser,
+    Denoising,
+    check_rate,
+    choose_denoiser,
+    choose_denoising,
+)
 from starflow.runtime.errors import UsageError
 from starflow.runtime.family_loop import OnBlock, OnPasses, Request
 from starflow.runtime.guidance import Guidance
@@ -24,6 +36,7 @@ from starflow.runtime.integration_plan import AdaptiveSteps, FixedSteps
 from starflow.runtime.inversion import Inverted
 from starflow.runtime.manifest import Variant
 from starflow.runtime.manifest_file import AnyManifest
+from starflow.runtime.network_spec import AutoencoderSpec
 
 # "auto", "sequential", or a plan of the bundle's family; as text anything else is a file
 Plan = DecodePlan | Jacobi | FixedSteps | AdaptiveSteps | str | os.PathLike[str]
@@ -39,8 +52,21 @@ class Sampler:
     A sampler keeps its buffers between calls and serves one thread.
     """
 
-    def __init__(self, bundle: Bundle, variant: Variant, backend: Backend, plan: Plan = "auto") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        variant: Variant,
+        backend: Backend,
+        plan: Plan = "auto",
+        *,
+        provider: Provider = "cpu",
+        threads: int = 0,
+    ) -> None:
         self.bundle, self.variant, self._backend = bundle, variant, backend
+        self._provider, self._threads = provider, threads  # of the networks beside the flow
+        self._captions: CaptionEncoder | None = None
+        self._autoencoder: Autoencoder | None = None
+        self._denoisers: dict[Denoising, Denoiser] = {}
         self._loop = _loop(bundle, variant, backend, plan)
 
     @classmethod
@@ -53,6 +79,7 @@ class Sampler:
         plan: Plan = "auto",
         provider: Provider = "cpu",
         threads: int = 0,
+        shape: tuple[int, int] | None = None,
     ) -> "Sampler":
         """Open a bundle.
 
@@ -66,16 +93,17 @@ class Sampler:
                 stored for this backend and variant, else sequential, or Heun's method in 16 steps.
             provider: ONNX Runtime's execution provider: `cpu`, or on a GPU `cuda` or `tensorrt`.
             threads: Threads within an operator on the CPU; 0 measures, for each block, whether one or all cores are faster.
+            shape: Height and width of the data, of a bundle that holds several; None is the first one of the export.
 
         Raises:
             BundleError: the bundle is damaged, of a newer schema, or lacks the variant.
             BackendError: the backend cannot run here. There is no falling back to another device.
-            UsageError: the plan does not fit the bundle.
+            UsageError: the plan does not fit the bundle, or it has no such shape.
         """
-        bundle = Bundle.open(path)
+        bundle = Bundle.open(path).at_shape(shape)
         plan = _resolve(bundle, plan) or "auto"
         chosen, opened = open_backend(bundle, backend, variant=variant, provider=provider, threads=threads)
-        return cls(bundle, chosen, opened, plan)
+        return cls(bundle, chosen, opened, plan, provider=provider, threads=threads)
 
     def __enter__(self) -> Self:
         return self
@@ -87,6 +115,12 @@ class Sampler:
 
     def close(self) -> None:
         """Free sessions and buffers."""
+        if self._captions:
+            self._captions.close()
+        if self._autoencoder:
+            self._autoencoder.close()
+        for denoiser in self._denoisers.values():
+            denoiser.close()
         self._backend.__exit__(None, None, None)
 
     @property
@@ -134,6 +168,8 @@ class Sampler:
         *,
         guidance: float | Guidance = 0.0,
         attention_temperature: float = 1.0,
+        denoise: Denoise = "auto",
+        denoising_rate: float = 1.0,
         on_block: OnBlock | None = None,
         on_passes: OnPasses | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -143,11 +179,17 @@ class Sampler:
         Args:
             noise: [N, *noise_shape] float32, standard normal. N may be any number: it is split into the exported batch,
                 the last part padded.
-            condition: Labels [N] (numbers or class names), or condition tokens [N, m, width]; one for all is repeated.
-            null_condition: Null condition tokens, for guided models conditioned on features.
+            condition: Labels [N] (numbers or class names), captions [N], or condition tokens [N, m, width]; one for all is
+                repeated. Without it a model of classes gets the null class, one of captions the empty caption.
+            null_condition: Null condition tokens, for guided models conditioned on features. A bundle with a text encoder
+                has its own: the features of the empty caption.
             guidance: Weight w >= 0, or a `Guidance`.
             attention_temperature: STARFlow divides all attention logits by it, TARFlow those of its unguided branch. Only
                 bundles exported with `--attention-temperature` take another value than 1.
+            denoise: How the noise that was on the training data is taken out: by the `score`, `learned`, or not here: `none`,
+                or by the `decoder`, whose pixels `to_images` makes. `auto` is `decoder` where the bundle has one that was
+                trained on noisy latents, else `none`.
+            denoising_rate: Part of the way that `score` and `learned` go.
             on_block: Called after each flow block with its index and its output [n, C, H, W], one part of N at a time; a
                 continuous flow counts as block 0.
             on_passes: Called after each flow block with its index and how often its network ran for that part, prefill
@@ -166,20 +208,54 @@ class Sampler:
         guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
         request = Request(guidance, attention_temperature, on_block, on_passes)
         self._loop.check(request)
+        denoise = choose_denoising(manifest, denoise)
+        check_rate(denoising_rate)
         z = _finite_array(noise, self.noise_shape, "noise")
         count, batch = len(z), manifest.batch
+        condition, null_condition = self._encoded(condition, null_condition, guided=guidance.weight > 0)
         conditions = encode_conditions(
             manifest.conditioning, count, condition, null_condition, guided=guidance.weight > 0
         )
-        starts = range(0, count, batch)
-        report = _Progress(progress, len(starts) * self._loop.work)
+        parts = batches(count, batch)
+        report = _Progress(progress, len(parts) * self._loop.work)
         out = np.empty((count, *manifest.model.data_shape), np.float32)
-        for start in starts:
-            size = min(batch, count - start)
-            index = np.minimum(np.arange(start, start + batch), count - 1)  # the last image pads the last part
-            x = self._loop.run(z[index], conditions.part(index), request, size, report)
-            out[start : start + size] = x[:size]
-        return out
+        for part, index in parts:
+            x = self._loop.run(z[index], conditions.part(index), request, part.stop - part.start, report)
+            out[part] = x[: part.stop - part.start]
+        return self.denoise(out, condition, how=denoise, rate=denoising_rate) if denoise in DENOISERS else out
+
+    def denoise(
+        self,
+        x: ArrayLike,
+        condition: ArrayLike | Sequence[str] | None = None,
+        *,
+        how: Denoise = "auto",
+        rate: float = 1.0,
+    ) -> NDArray[np.float32]:
+        """Take the noise that was on the training data out of samples.
+
+        Args:
+            x: [N, C, H, W] float32, data as the model was trained on.
+            condition: What they were sampled with, see `generate`; guidance has no part in this.
+            how: `denoise` of `generate`. `none` and `decoder` return x.
+            rate: Part of the way to go.
+
+        Raises:
+            UsageError: the bundle has no such denoiser, or an argument does not fit it.
+            BackendError: the result is not finite.
+        """
+        manifest = self.manifest
+        how = choose_denoising(manifest, how)
+        check_rate(rate)
+        data = _finite_array(x, manifest.model.data_shape, "data")
+        if how not in DENOISERS:
+            return data
+        if how not in self._denoisers:
+            spec = choose_denoiser(manifest, how, self.variant)
+            self._denoisers[how] = Denoiser(self.bundle, spec, provider=self._provider, threads=self._threads)
+        condition, _ = self._encoded(condition, None, guided=False)
+        conditions = encode_conditions(manifest.conditioning, len(data), condition, None, guided=False)
+        return self._denoisers[how](data, conditions, rate)
 
     def invert(
         self,
@@ -206,15 +282,15 @@ class Sampler:
             )
         data = _finite_array(x, manifest.model.data_shape, "data")
         count, batch = len(data), manifest.batch
+        condition, _ = self._encoded(condition, None, guided=False)
         conditions = encode_conditions(manifest.conditioning, count, condition, None, guided=False)
-        parts: list[Inverted] = []
-        for start in range(0, count, batch):
-            index = np.minimum(np.arange(start, start + batch), count - 1)  # the last image pads the last part
-            parts.append(loop.invert(data[index], conditions.part(index)))
+        found: list[Inverted] = []
+        for part, index in batches(count, batch):
+            found.append(loop.invert(data[index], conditions.part(index)))
             if progress:
-                progress(min(start + batch, count), count)
+                progress(part.stop, count)
         noise, likelihood, determinant = (
-            np.concatenate([getattr(part, name) for part in parts])[:count]
+            np.concatenate([getattr(inverted, name) for inverted in found])[:count]
             for name in ("noise", "log_likelihood", "log_determinant")
         )
         return Inverted(noise, likelihood, determinant)
@@ -226,16 +302,19 @@ class Sampler:
         *,
         count: int | None = None,
         guidance: float | Guidance = 0.0,
+        denoise: Denoise = "auto",
+        denoising_rate: float = 1.0,
         seed: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> NDArray[np.uint8]:
         """Sample images.
 
         Args:
-            condition: Labels or condition tokens, see `generate`.
+            condition: Labels, captions or condition tokens, see `generate`.
             null_condition: See `generate`.
             count: Number of images; by default one for each condition.
             guidance: Weight w >= 0, or a `Guidance`.
+            denoise, denoising_rate: See `generate`.
             seed: Image i is a function of (seed, i) and its condition, however the images are split into batches. (With
                 `Jacobi` it is so up to its threshold: a batch iterates until all of its images have converged.)
             progress: See `generate`.
@@ -247,13 +326,103 @@ class Sampler:
             made = "points" if len(self.noise_shape) == 1 else "latents and the bundle holds no decoder"
             raise UsageError(f"this model makes {made}; use generate(), or save .npy")
         count = count if count is not None else _implied_count(condition)
-        x = self.generate(self.noise(count, seed), condition, null_condition, guidance=guidance, progress=progress)
-        return self.to_images(x)
+        x = self.generate(
+            self.noise(count, seed),
+            condition,
+            null_condition,
+            guidance=guidance,
+            denoise=denoise,
+            denoising_rate=denoising_rate,
+            progress=progress,
+        )
+        return self.to_images(x, denoise=denoise)
 
-    def to_images(self, x: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Data [N, C, H, W] as pixels [N, H, W, C] uint8."""
-        image = self.manifest.image
-        return to_uint8(x / image.scale + image.shift)
+    def encode_captions(self, captions: Sequence[str]) -> NDArray[np.float32]:
+        """Condition tokens [N, m, width] of N captions.
+
+        Raises:
+            UsageError: the bundle holds no text encoder, or the tokenizers library is not installed.
+        """
+        return self._caption_encoder().encode(captions)
+
+    def _caption_encoder(self) -> CaptionEncoder:
+        if self._captions is None:
+            self._captions = CaptionEncoder(
+                self.bundle, text_of(self.bundle), provider=self._provider, threads=self._threads
+            )
+        return self._captions
+
+    def _encoded(
+        self, condition: ArrayLike | Sequence[str] | None, null_condition: ArrayLike | None, *, guided: bool
+    ) -> tuple[ArrayLike | Sequence[str] | None, ArrayLike | None]:
+        """Captions as condition tokens, and where the caller gives no null condition, that of the text encoder."""
+        if self.manifest.conditioning.kind != "features":
+            return condition, null_condition
+        captions = as_captions(condition)
+        if captions is not None:
+            condition = self.encode_captions(captions)
+        if self.manifest.text and condition is None:
+            condition = self._caption_encoder().null
+        if self.manifest.text and null_condition is None and guided:
+            null_condition = self._caption_encoder().null
+        return condition, null_condition
+
+    def to_images(self, x: ArrayLike, *, denoise: Denoise = "auto") -> NDArray[np.uint8]:
+        """Data [N, C, H, W] as pixels [N, H, W, C] uint8; latents go through the decoder.
+
+        Args:
+            x: What `generate` made, float32.
+            denoise: As it was given to `generate`: `decoder` takes the decoder that was trained on noisy latents, all else the
+                plain one.
+
+        Raises:
+            UsageError: the bundle makes latents and holds no decoder, or not the one that is asked for, or x does not fit.
+            BackendError: the decoder made a value that is not finite.
+        """
+        manifest = self.manifest
+        if manifest.image.mode == "latent":
+            made = "points" if len(manifest.model.data_shape) == 1 else "latents and the bundle holds no decoder"
+            raise UsageError(f"this model makes {made}; there are no images of them")
+        how = choose_denoising(manifest, denoise)
+        data = _finite_array(x, manifest.model.data_shape, "data")
+        if manifest.autoencoder:
+            return to_uint8(self._opened_autoencoder(manifest.autoencoder).decode(data, noisy=how == "decoder"))
+        return to_uint8(data / manifest.image.scale + manifest.image.shift)
+
+    def encode_images(self, pixels: ArrayLike) -> NDArray[np.float32]:
+        """Pixels [N, 1 or 3, H, W] in [-1, 1] as data [N, C, h, w]: scaled, and through the encoder of a model of latents.
+
+        Raises:
+            UsageError: the bundle makes latents and holds no encoder, or the images are not of the size it makes.
+            BackendError: the encoder made a value that is not finite.
+        """
+        manifest = self.manifest
+        values = _finite_array(pixels, self.pixel_shape, "pixels")
+        if manifest.autoencoder:
+            return self._opened_autoencoder(manifest.autoencoder).encode(values)
+        return (values - np.float32(manifest.image.shift)) * np.float32(manifest.image.scale)
+
+    @property
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of the images this bundle makes.
+
+        Raises:
+            UsageError: it makes points, or latents and holds no decoder.
+        """
+        manifest = self.manifest
+        if manifest.autoencoder:
+            return manifest.autoencoder.pixel_shape
+        if manifest.image.mode == "latent":
+            raise UsageError(
+                "this model is one of latents or points and the bundle holds no encoder; give data in a .npy file"
+            )
+        channels, height, width = manifest.model.data_shape
+        return channels, height, width
+
+    def _opened_autoencoder(self, spec: AutoencoderSpec) -> Autoencoder:
+        if self._autoencoder is None:
+            self._autoencoder = Autoencoder(self.bundle, spec, provider=self._provider, threads=self._threads)
+        return self._autoencoder
 
 
 class _Progress:
@@ -300,4 +469,4 @@ def _finite_array(values: ArrayLike, shape: tuple[int, ...], what: str) -> NDArr
 
 def _implied_count(condition: ArrayLike | Sequence[str] | None) -> int:
     shape = np.shape(condition) if condition is not None else ()
-    return shape[0] if len(shape) in (1, 3) else 1
+    return max(shape[0], 1) if len(shape) in (1, 3) else 1  # an empty list is complained of where it is read

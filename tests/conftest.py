@@ -7,8 +7,9 @@ import hypothesis
 import pytest
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
+from starflow.training.config import StarflowConfig
 from starflow.training.model import FlowModel
-from tests.models import class_config, velocity_config, write_checkpoint, write_velocity
+from tests.models import class_config, features_config, velocity_config, write_checkpoint, write_velocity
 from tests.simulated_device.fixtures import (  # noqa: F401 (fixtures)
     digits_engines,
     engine_library,
@@ -66,6 +67,52 @@ def tiny_bundle(tiny_checkpoint: Path) -> Path:
     bundle = tiny_checkpoint.parent / "bundle"
     export_checkpoint(tiny_checkpoint, bundle, ExportOptions(precisions=("fp32", "fp16"), batch=2))
     return bundle
+
+
+@pytest.fixture(scope="session")
+def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random T5 text encoder of width 32 (see tests/text_encoders.py); not to be changed."""
+    from tests.text_encoders import write_t5
+
+    return write_t5(tmp_path_factory.mktemp("encoders") / "t5")
+
+
+@pytest.fixture(scope="session")
+def captioned_checkpoint(t5_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random STARFlow conditioned on 8 tokens of that encoder."""
+    from starflow.training.config import TextEncoding
+
+    folder = tmp_path_factory.mktemp("captioned") / "checkpoint"
+    text = TextEncoding(encoder=str(t5_folder), template="a {caption}")
+    write_checkpoint(folder, features_config(tokens=8, width=32).model_copy(update={"text": text}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def captioned_bundle(captioned_checkpoint: Path) -> Path:
+    """Its bundle, text encoder included, batch 2; not to be changed."""
+    bundle = captioned_checkpoint.parent / "bundle"
+    export_checkpoint(captioned_checkpoint, bundle, ExportOptions(batch=2))
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def denoising_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FlowModel]:
+    """The checkpoint of a random STARFlow with text and a learned denoiser that reads it, and its model."""
+    changes = {"learnable_self_denoiser": True, "conditional_denoiser": True, "layers_per_block": (1, 1)}
+    network = StarflowConfig(**features_config().model.model_dump() | changes)
+    folder = tmp_path_factory.mktemp("denoising") / "checkpoint"
+    config = features_config().model_copy(update={"model": network, "noise_std": 0.3})
+    return folder, write_checkpoint(folder, config)
+
+
+@pytest.fixture(scope="session")
+def denoising_bundle(denoising_model: tuple[Path, FlowModel]) -> Path:
+    """Its bundle with both denoisers, fp32 and fp16, batch 2; not to be changed."""
+    path = denoising_model[0].parent / "bundle"
+    options = ExportOptions(batch=2, precisions=("fp32", "fp16"), denoisers=("score", "learned"))
+    export_checkpoint(denoising_model[0], path, options)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,22 @@
 """Tiny real models: random weights of a size that leaves nothing trivial, written as checkpoints."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from starflow.training.checkpoint import save_checkpoint
-from starflow.training.config import CheckpointConfig, Conditioning, ImageRange, StarflowConfig, TarflowConfig
+from starflow.training.config import (
+    CheckpointConfig,
+    Conditioning,
+    ImageRange,
+    LatentAutoencoder,
+    LatentScaling,
+    StarflowConfig,
+    TarflowConfig,
+)
 from starflow.training.continuous.config import VelocityMlpConfig, VelocityTransformerConfig
 from starflow.training.continuous.velocity import VelocityNetwork, build_velocity, time_frequencies
 from starflow.training.model import FlowModel, build_model
@@ -143,3 +153,28 @@ def write_velocity(folder: Path, config: CheckpointConfig, seed: int = 0) -> Vel
         network.get_parameter("time_embed.0.weight").div_(time_frequencies().square().repeat(2))
     save_checkpoint(folder, config, network.state_dict())
     return network.eval()
+
+
+def write_latent_checkpoint(
+    folder: Path, config: CheckpointConfig, autoencoder: nn.Module, pixels: tuple[int, int, int]
+) -> FlowModel:
+    """Write a random checkpoint over the latents of a diffusers autoencoder, scaled by 2 and shifted by 0.1.
+
+    Both of its decoders are random; the noisy one was "trained" with noise of 0.3 on scaled latents.
+    """
+    from starflow.training.autoencoder.folder import AutoencoderRecord, save_autoencoder
+    from starflow.training.autoencoder.network import Autoencoder
+
+    noisy = deepcopy(autoencoder)
+    with torch.no_grad():
+        for parameter in noisy.parameters():
+            parameter.mul_(1.1)
+    latent = LatentScaling(scale=2.0, shift=0.1)
+    record = AutoencoderRecord(pixel_shape=pixels, latent=latent, noisy_decoder_std=0.3)
+    source = folder.parent / f"{folder.name}-autoencoder"
+    save_autoencoder(source, Autoencoder(autoencoder), record, noisy=Autoencoder(noisy))
+    model = randomise(build_model(config.model))
+    image = ImageRange(mode="L" if pixels[0] == 1 else "RGB")
+    update = {"latent": latent, "image": image, "autoencoder": LatentAutoencoder(pixel_shape=pixels)}
+    save_checkpoint(folder, config.model_copy(update=update), model.state_dict(), autoencoder=source)
+    return model

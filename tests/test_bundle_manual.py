@@ -70,9 +70,30 @@ class FlowBlock:
         return np.concatenate([z[:, :first], buffers["samples"][:, 0, prefix:]], 1)
 
 
-def sample(root: Path, variant: str, noise, labels, weight, *, in_place=True, chunk=1, threshold=1e-3, temperature=1.0):
+def at_shape(manifest: dict, shape) -> dict:
+    """The manifest of data of one height and width; of the first ones where `shape` is None."""
+    for other in [{}, *manifest["shapes"]]:
+        one = {**manifest, **other, "shapes": []}
+        if shape is None or one["model"]["data_shape"][1:] == list(shape):
+            return one
+    raise ValueError(f"no shape {shape}")
+
+
+def sample(
+    root: Path,
+    variant: str,
+    noise,
+    labels,
+    weight,
+    *,
+    in_place=True,
+    chunk=1,
+    threshold=1e-3,
+    temperature=1.0,
+    shape=None,
+):
     """Class labels [N] and noise [N, ...] -> data [N, C, H, W], guided by `weight`."""
-    manifest = json.loads((root / "manifest.json").read_text())
+    manifest = at_shape(json.loads((root / "manifest.json").read_text()), shape)
     assert manifest["schema_version"] == 1
     model, condition, batch = manifest["model"], manifest["conditioning"], manifest["batch"]
     graphs = next(v["graphs"] for v in manifest["variants"] if v["name"] == variant)
@@ -104,6 +125,21 @@ def sample(root: Path, variant: str, noise, labels, weight, *, in_place=True, ch
         parts.append(x[: len(noise) - start])
     data = np.concatenate(parts).reshape(-1, *(tiles[axis - 1] for axis in axes))
     return data.transpose(0, *(np.argsort(axes) + 1)).reshape(-1, *model["data_shape"])
+
+
+def denoise(root: Path, kind: str, x, condition, rate: float):
+    """Data [N, C, H, W] with less noise, given condition tokens [N, m, width]."""
+    manifest = json.loads((root / "manifest.json").read_text())
+    entries = [each for each in manifest["denoisers"] if (each["kind"], each["precision"]) == (kind, "fp32")]
+    network, batch = entries[0]["network"], manifest["batch"]
+    session = ort.InferenceSession(root / network["file"]["path"], providers=["CPUExecutionProvider"])
+    parts = []
+    for start in range(0, len(x), batch):
+        chosen = np.minimum(np.arange(start, start + batch), len(x) - 1)
+        (found,) = session.run(None, {"x": x[chosen], "condition": condition[chosen]})
+        parts.append(found[: len(x) - start])
+    factor = manifest["model"]["noise_std"] ** 2 if kind == "score" else -0.3
+    return x + rate * factor * np.concatenate(parts)
 
 
 def safetensors(path: Path) -> dict:
@@ -152,20 +188,39 @@ def tarflow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bundle"
 
 
-def agreement(bundle: Path, variant: str, *, chunk: int = 0, temperature: float = 1.0, in_place: bool = True) -> float:
+@pytest.fixture(scope="session")
+def shapes_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny STARFlow at two shapes."""
+    from starflow.export.exporter import ExportOptions, export_checkpoint
+    from tests.models import class_config, write_checkpoint
+
+    folder = tmp_path_factory.mktemp("shapes")
+    write_checkpoint(folder / "checkpoint", class_config())
+    export_checkpoint(folder / "checkpoint", folder / "bundle", ExportOptions(batch=2, other_shapes=[(4, 12)]))
+    return folder / "bundle"
+
+
+def agreement(
+    bundle: Path,
+    variant: str,
+    *,
+    chunk: int = 0,
+    temperature: float = 1.0,
+    in_place: bool = True,
+    shape: tuple[int, int] | None = None,
+) -> float:
     """Largest difference between the two runtimes, over three images in batches of two, guided."""
     from starflow.runtime import Jacobi, Sampler
 
     labels, weight = np.array([3, 1, 4]), 1.5
     plan: Jacobi | Literal["sequential"] = Jacobi(chunk, threshold=1e-3) if chunk else "sequential"
-    with Sampler.open(bundle, variant=variant, plan=plan) as sampler:
+    with Sampler.open(bundle, variant=variant, plan=plan, shape=shape) as sampler:
         noise = sampler.noise(3, seed=7)
         expected = sampler.generate(noise, labels, guidance=weight, attention_temperature=temperature)
         unguided = sampler.generate(noise, labels, attention_temperature=temperature)
     assert np.abs(expected - unguided).max() > 0.01, "guidance changes nothing, so this would compare too little"
-    found = sample(
-        bundle, variant, noise, labels, weight, in_place=in_place, chunk=max(chunk, 1), temperature=temperature
-    )
+    options = {"in_place": in_place, "chunk": max(chunk, 1), "temperature": temperature, "shape": shape}
+    found = sample(bundle, variant, noise, labels, weight, **options)
     assert found.shape == expected.shape
     return float(np.abs(found - expected).max())
 
@@ -185,6 +240,23 @@ def test_class_label_model(tarflow_bundle: Path, variant: str, chunk: int) -> No
 @pytest.mark.parametrize("variant", ["cpu-fp32", "portable-fp32"])
 def test_caches_fed_back_by_copy(tiny_bundle: Path, variant: str) -> None:
     assert agreement(tiny_bundle, variant, in_place=False) <= 1e-5
+
+
+@pytest.mark.parametrize("variant", ["cpu-fp32", "portable-fp32"])
+def test_another_shape(shapes_bundle: Path, variant: str) -> None:
+    assert agreement(shapes_bundle, variant, shape=(4, 12)) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["score", "learned"])
+def test_denoising(denoising_bundle: Path, kind: Literal["score", "learned"]) -> None:
+    from starflow.runtime import Sampler
+
+    with Sampler.open(denoising_bundle) as sampler:
+        x, text = sampler.noise(3, seed=7), np.random.default_rng(0).standard_normal((3, 3, 6), np.float32)
+        expected = sampler.denoise(x, text, how=kind, rate=0.5)
+    found = denoise(denoising_bundle, kind, x, text, 0.5)
+    assert np.abs(found - x).max() > 0.01
+    assert np.abs(found - expected).max() <= 1e-5
 
 
 def test_weights_lie_where_the_manual_says(tiny_bundle: Path) -> None:

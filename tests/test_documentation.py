@@ -13,6 +13,7 @@ from pydantic_core import PydanticUndefined
 
 from starflow.runtime.build_record import published_build_schema
 from starflow.runtime.manifest_file import published_manifest_schema
+from starflow.training.autoencoder.config import AutoencoderObjective, KlConfig, NoisyDecoderConfig, TinyConfig
 from starflow.training.config import StarflowConfig, TarflowConfig
 from starflow.training.continuous.config import VelocityMlpConfig, VelocityTransformerConfig
 from starflow.training.continuous.objective_config import CfmConfig, OtCfmConfig, WeightedCfmConfig
@@ -73,6 +74,7 @@ def default_in(cell: str) -> Any:
     [
         *(Training, FolderSource, NpzSource, Digits8Source, PointsSource, StarflowConfig, TarflowConfig),
         *(VelocityTransformerConfig, VelocityMlpConfig, CfmConfig, OtCfmConfig, WeightedCfmConfig),
+        *(TinyConfig, KlConfig, AutoencoderObjective, NoisyDecoderConfig),
     ],
 )
 def test_recipe_reference_has_every_field_with_its_default(repository: Path, model: type[BaseModel]) -> None:

@@ -120,6 +120,18 @@ def test_classes_are_groups_at_half_the_size(example: ModuleType, packages: dict
     assert keycap[0, 0].tolist() == [6, 6, 6]
 
 
+def test_captions_name_the_style(example: ModuleType, packages: dict[str, Path]) -> None:
+    texts = example.by_caption(example.convert(packages))
+    assert len(texts["images"]) + len(texts["test_images"]) == 11
+    assert (
+        texts["test_captions"][-1] == "keycap: #, fluent style"
+        and texts["test_keywords"][-1] == "one, two, fluent style"
+    )
+    assert texts["test_images"][-1, 0, 0].tolist() == [0, 0, 200] and texts["test_groups"][-1] == 8
+    for side in ("", "test_"):
+        assert len({len(texts[side + name]) for name in ("images", "captions", "keywords", "groups", "subgroups")}) == 1
+
+
 def test_errors_take_one_line(example: ModuleType, packages: dict[str, Path]) -> None:
     picture = packages[example.TWITTER] / "img" / "twitter" / "64" / "1f44b.png"
     picture.write_bytes(b"no picture")

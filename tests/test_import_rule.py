@@ -14,6 +14,7 @@ PLAIN = tuple(
     for name in (
         "atomic_write",
         "bits_per_dim",
+        "caption_template",
         "decode_plan",
         "errors",
         "guidance",
@@ -41,6 +42,8 @@ NOT_IN_RUNTIME: tuple[str, ...] = (
     "sklearn",
     "yaml",
     "tensorboard",
+    "transformers",
+    "diffusers",
 )
 
 

@@ -1,16 +1,11 @@
-"""Captions: read beside their images, and turned into text features once."""
+"""Captions beside their images, and the words the published code puts around them."""
 
 import csv
-import hashlib
 import json
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from starflow.runtime.atomic_write import atomic_file
-from starflow.runtime.errors import DataError, UsageError
+from starflow.runtime.caption_template import CAPTION
+from starflow.runtime.errors import DataError
 
 
 def read_captions(path: Path, root: Path) -> dict[Path, str]:
@@ -43,49 +38,21 @@ def read_captions(path: Path, root: Path) -> dict[Path, str]:
     return captions
 
 
-def encode_captions(captions: list[str], encoder: Path, tokens: int, cache: Path) -> Tensor:
-    """Last hidden states of a text encoder, padding zeroed.
+def caption_template(aspect_ratio: str | None = None, fps: int | None = None, noise_level: int | None = None) -> str:
+    """The text a caption stands in, as the published code writes it (its `preprocess_text`).
+
+    The published code puts it around the empty caption, the null condition, as well.
 
     Args:
-        captions: N texts.
-        encoder: Folder with a Hugging Face text encoder and its tokenizer; nothing is fetched.
-        tokens: T, the length every text is cut or padded to.
-        cache: Where the features are kept; used again while captions, encoder and length stay the same.
-
-    Returns:
-        float32 [N, T, W].
-
-    Raises:
-        DataError: `encoder` is not such a folder.
-        UsageError: transformers is not installed.
+        aspect_ratio: Width to height, such as "3:2" (option `mix_aspect`).
+        fps: Frames per second of a video; 0 is an image (option `fps_cond`).
+        noise_level: Thousandths of the noise's standard deviation (option `cond_noise_level`).
     """
-    key = hashlib.sha256(json.dumps([captions, str(encoder), tokens]).encode()).hexdigest()
-    if cache.is_file():
-        with np.load(cache, allow_pickle=False) as archive:
-            if str(archive["key"]) == key:
-                return torch.from_numpy(archive["features"])
-    try:
-        from transformers import AutoModelForTextEncoding, AutoTokenizer
-    except ImportError:
-        raise UsageError("captions need transformers; pip install 'starflow-compiler[text]'") from None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(encoder, local_files_only=True)
-        model = AutoModelForTextEncoding.from_pretrained(encoder, local_files_only=True).eval()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{encoder}: cannot be read as a text encoder: {str(error).splitlines()[0]}") from None
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(captions), 64):
-            batch = tokenizer(
-                captions[start : start + 64],
-                padding="max_length",
-                truncation=True,
-                max_length=tokens,
-                return_tensors="pt",
-            )
-            hidden = model(**batch).last_hidden_state.float()
-            parts.append(hidden * batch["attention_mask"][:, :, None])
-    features = torch.cat(parts)
-    with atomic_file(cache) as temporary, temporary.open("wb") as handle:
-        np.savez(handle, features=features.numpy(), key=np.array(key))
-    return features
+    text = CAPTION
+    if fps is not None:
+        text = f"A video with {fps} fps:\n{text}\n" if fps else f"An image:\n{text}\n"
+    if noise_level is not None:
+        text = f"Noise Level {noise_level}:\n{text}"
+    if aspect_ratio is not None:
+        text = f"{text}\n in a {aspect_ratio} aspect ratio.\n"
+    return text

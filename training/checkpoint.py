@@ -17,6 +17,7 @@ from starflow.runtime.atomic_write import atomic_folder
 from starflow.runtime.errors import CheckpointError
 from starflow.runtime.progress import Report, no_report
 from starflow.runtime.validation import one_line
+from starflow.training.autoencoder.folder import copy_autoencoder
 from starflow.training.config import CheckpointConfig
 from starflow.training.continuous.state_check import check_velocity_tensors
 from starflow.training.continuous.velocity import VelocityNetwork
@@ -24,6 +25,7 @@ from starflow.training.flow import Flow, build_flow
 from starflow.training.model import FlowModel
 from starflow.training.state_check import check_tensors
 
+AUTOENCODER = "autoencoder"  # folder of a checkpoint
 SAFETENSORS_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
@@ -33,6 +35,7 @@ def save_checkpoint(
     state: Mapping[str, Tensor],
     *,
     extra_files: Mapping[str, str] | None = None,
+    autoencoder: Path | None = None,
     half: bool = False,
     replace: bool = True,
     progress: Report = no_report,
@@ -46,6 +49,7 @@ def save_checkpoint(
         config: What `build_flow` and everything downstream need to know.
         state: The model's state dict, published parameter names; number types are kept.
         extra_files: Text files to store beside it, such as recipe.yaml and metrics.json.
+        autoencoder: Folder of the autoencoder whose latents the flow makes; copied as it is to `autoencoder/`.
         half: Store the tensors as float16.
         replace: Whether an existing folder gives way.
         progress: Told of every tensor.
@@ -61,6 +65,8 @@ def save_checkpoint(
             (temporary / "config.json").write_text(config.model_dump_json(indent=2, exclude_none=True) + "\n")
             for name, text in (extra_files or {}).items():
                 (temporary / name).write_text(text)
+            if autoencoder is not None:
+                copy_autoencoder(autoencoder, temporary / AUTOENCODER)
         except OSError as error:
             raise CheckpointError(f"{folder}: cannot be written: {error.strerror}") from None
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from starflow.runtime.caption_template import CAPTION
 from starflow.training.continuous.config import VelocityConfig
 from starflow.training.frozen import Frozen
 from starflow.training.layer_config import LayerConfig, head_dim_problem
@@ -305,8 +306,38 @@ class LatentScaling(Frozen):
     shift: float = 0.0
 
 
+class TextEncoding(Frozen):
+    """Where the features a model is conditioned on come from; `txt_size` and `txt_dim` tell how many of what width.
+
+    Attributes:
+        encoder: The text encoder's folder, `package:NAME/FOLDER` for one inside a Python package, or the name it is
+            published under.
+        template: What the tokenizer gets for a caption, the empty one included; `{caption}` stands for it.
+    """
+
+    encoder: str
+    template: str = CAPTION
+
+    @field_validator("template")
+    @classmethod
+    def _holds_the_caption_once(cls, value: str) -> str:
+        if value.count(CAPTION) != 1:
+            raise ValueError(f"found {value!r}, expected a text with {CAPTION} in it, once")
+        return value
+
+
+class LatentAutoencoder(Frozen):
+    """The flow's data are latents of the autoencoder in the checkpoint's `autoencoder/`, or of one named at export.
+
+    Attributes:
+        pixel_shape: [C, H, W] of the images its decoder makes.
+    """
+
+    pixel_shape: tuple[int, int, int]
+
+
 class ImageRange(Frozen):
-    """How the flow's data becomes pixels: values in [-1, 1] as 8-bit grey or colour, or latents without a decoder."""
+    """What the flow's data become: grey or colour images (through the decoder, where there is one), or bare latents."""
 
     mode: Literal["L", "RGB", "latent"] = "RGB"
 
@@ -327,6 +358,8 @@ class CheckpointConfig(Frozen):
     latent: LatentScaling = LatentScaling()
     noise_std: float = Field(0.0, ge=0)  # standard deviation of the noise added to the data in training
     image: ImageRange = ImageRange()
+    text: TextEncoding | None = None
+    autoencoder: LatentAutoencoder | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "CheckpointConfig":

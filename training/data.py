@@ -4,6 +4,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,34 +13,72 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from starflow.runtime.errors import DataError, RecipeError
-from starflow.training.captions import encode_captions, read_captions
-from starflow.training.config import AutoregressiveConfig, Conditioning, ModelConfig, StarflowConfig
+from starflow.training.autoencoder.latent_space import LatentSpace
+from starflow.training.captions import read_captions
+from starflow.training.config import AutoregressiveConfig, Conditioning, ModelConfig, StarflowConfig, TextEncoding
 from starflow.training.continuous.config import VelocityMlpConfig, VelocityTransformerConfig
 from starflow.training.points import POINT_SETS
 from starflow.training.recipe import DataSource, Digits8Source, FolderSource, NpzSource, PointsSource
+from starflow.training.text_features import TextFeatures, caption_features
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 CONDITIONED = ("num_classes", "txt_size")  # the fields of a model that say whether it is conditioned
 HOLDOUT_SEED = 20240  # fixed: every run of every recipe holds out the same images
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Images or points, and what they are conditioned on.
+class Batch(NamedTuple):
+    """Samples on a device.
 
     Attributes:
-        values: Samples uint8 [N, C, H, W], or points float32 [N, D].
-        condition: int64 [N] class labels, float32 [N, T, W] text features, or None.
+        values: As in `Samples`.
+        condition: int64 [B] class labels, float32 [B, T, W] text features, or None.
+        mirrored: As in `Samples`.
     """
 
     values: Tensor
     condition: Tensor | None
+    mirrored: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images, latents or points, and what they are conditioned on.
+
+    Attributes:
+        values: Images uint8 [N, C, H, W], latents of images float16 [N, C, h, w] not scaled yet, or points float32 [N, D].
+        condition: int64 [N] class labels, text features of N captions or as float32 [N, T, W], or None.
+        mirrored: Latents of the mirror images, shaped as `values`; None where there are none.
+    """
+
+    values: Tensor
+    condition: Tensor | TextFeatures | None
+    mirrored: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __getitem__(self, index: Tensor) -> "Samples":
-        return Samples(self.values[index], None if self.condition is None else self.condition[index])
+        condition = None if self.condition is None else self.condition[index]
+        return Samples(self.values[index], condition, None if self.mirrored is None else self.mirrored[index])
+
+    def to(self, device: torch.device) -> Batch:
+        condition = self.condition.padded() if isinstance(self.condition, TextFeatures) else self.condition
+        return Batch(
+            self.values.to(device),
+            None if condition is None else condition.to(device),
+            None if self.mirrored is None else self.mirrored.to(device),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Memory they take."""
+        return sum(part.nbytes for part in (self.values, self.condition, self.mirrored) if part is not None)
+
+    def resident(self, device: torch.device) -> "Samples":
+        """The same on a device, where batches need not be brought to."""
+        condition = None if self.condition is None else self.condition.to(device)
+        mirrored = None if self.mirrored is None else self.mirrored.to(device)
+        return Samples(self.values.to(device), condition, mirrored)
 
 
 @dataclass(frozen=True)
@@ -48,16 +87,34 @@ class Dataset:
 
     Attributes:
         null: the null class (int64 []) or the features of an empty text (float32 [T, W]); None without conditions.
+        text: How captions became features; None without captions.
+        latents: Of which autoencoder the values are latents; None if they are images or points.
     """
 
     train: Samples
     test: Samples
     conditioning: Conditioning
     null: Tensor | None
+    text: TextEncoding | None = None
+    latents: LatentSpace | None = None
+
+    @property
+    def kind(self) -> Literal["images", "latents", "points"]:
+        """What the values are."""
+        if self.latents is not None:
+            return "latents"
+        return "images" if self.train.values.dtype == torch.uint8 else "points"
+
+    def as_float(self, values: Tensor) -> Tensor:
+        """Values as a model takes them: images in [-1, 1], latents scaled, points as they are; float32."""
+        if self.latents is not None:
+            return self.latents.scaled(values)
+        return to_float(values) if self.kind == "images" else values
 
     def without_conditions(self) -> "Dataset":
         """The images alone."""
-        return Dataset(replace(self.train, condition=None), replace(self.test, condition=None), Conditioning(), None)
+        train, test = (replace(part, condition=None) for part in (self.train, self.test))
+        return replace(self, train=train, test=test, conditioning=Conditioning(), null=None, text=None)
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -79,7 +136,7 @@ def load_dataset(source: DataSource, cache: Path) -> Dataset:
         case FolderSource():
             return _folder(source, cache)
         case NpzSource():
-            return _npz(source)
+            return _npz(source, cache)
         case PointsSource():
             generator = torch.Generator().manual_seed(HOLDOUT_SEED)
             return _split(POINT_SETS[source.shape](source.count, generator), None, source.holdout)
@@ -137,11 +194,11 @@ def _folder(source: FolderSource, cache: Path) -> Dataset:
     root = source.path
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; data.path names the folder that holds the images")
-    if source.captions is not None and source.encoder is not None:
+    if source.captions is not None:
         captions = read_captions(source.captions, root)
-        pixels = _read_all(list(captions), source)
-        features = encode_captions([*captions.values(), ""], source.encoder, source.tokens, cache / "text_features.npz")
-        return _split(pixels, features[:-1], source.holdout, null=features[-1])
+        features, null = _encoded(source, list(captions.values()), cache)
+        data = _split(_read_all(list(captions), source), features, source.holdout, null=null)
+        return replace(data, text=source.text)
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
         raise DataError(f"{root}: holds no images ({', '.join(sorted(SUFFIXES))})")
@@ -174,34 +231,60 @@ def _read_all(files: list[Path], source: FolderSource) -> Tensor:
     return torch.from_numpy(np.stack(images))
 
 
-def _npz(source: NpzSource) -> Dataset:
+def _encoded(source: FolderSource | NpzSource, captions: list[str], cache: Path) -> tuple[TextFeatures, Tensor]:
+    """The features of N captions, and those of the empty one, float32 [T, W]."""
+    assert source.text is not None
+    features = caption_features([*captions, ""], source.text, source.tokens, cache / "text_features.npz")
+    every = torch.arange(len(captions))
+    return features[every], features[every[-1:] + 1].padded()[0]
+
+
+def _npz(source: NpzSource, cache: Path) -> Dataset:
     path = source.path
+    arrays = _read_npz(path)
+    prefixes = [prefix for prefix in ("", "test_") if not prefix or f"{prefix}images" in arrays]
+    images = [_images(path, arrays, prefix) for prefix in prefixes]
+    classes, null = None, None
+    if source.text is not None:
+        captions = [
+            _captions(path, arrays, prefix, len(pixels)) for prefix, pixels in zip(prefixes, images, strict=True)
+        ]
+        features, null = _encoded(source, [caption for part in captions for caption in part], cache)
+        places = torch.arange(len(features)).split([len(part) for part in captions])
+        parts = [Samples(pixels, features[place]) for pixels, place in zip(images, places, strict=True)]
+    else:
+        parts = [
+            Samples(pixels, _condition(path, arrays, prefix, len(pixels)))
+            for prefix, pixels in zip(prefixes, images, strict=True)
+        ]
+        if "labels" in arrays:
+            highest = max(int(arrays[f"{prefix}labels"].max()) for prefix in prefixes if f"{prefix}labels" in arrays)
+            classes = [str(label) for label in range(highest + 1)]
+    if len(parts) == 1:
+        data = _split(parts[0].values, parts[0].condition, source.holdout, classes, null)
+    else:
+        for name in ("images",) if source.text else ("images", "labels", "features"):
+            shape, test_shape = (arrays[key].shape[1:] if key in arrays else None for key in (name, f"test_{name}"))
+            if shape != test_shape:
+                raise DataError(f"{path}: test_{name} holds entries of shape {test_shape}, {name} of shape {shape}")
+        data = _dataset(parts[0], parts[1], classes, null)
+    return replace(data, text=source.text)
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
     if not path.is_file():
-        raise DataError(f"{path}: no such file; data.path names an .npz with `images` (and `labels` or `features`)")
+        raise DataError(f"{path}: no such file; data.path names an .npz with `images` and what they are conditioned on")
     try:
         if not zipfile.is_zipfile(path):
             raise ValueError("it is no archive, or only a part of one")
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            return {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as .npz: {error}") from None
-    train = _part(path, arrays, "")
-    classes = None
-    if "labels" in arrays:
-        highest = max(int(arrays[name].max()) for name in ("labels", "test_labels") if name in arrays)
-        classes = [str(label) for label in range(highest + 1)]
-    if "test_images" not in arrays:
-        return _split(train.values, train.condition, source.holdout, classes)
-    test = _part(path, arrays, "test_")
-    for name in ("images", "labels", "features"):
-        shape, test_shape = (arrays[key].shape[1:] if key in arrays else None for key in (name, f"test_{name}"))
-        if shape != test_shape:
-            raise DataError(f"{path}: test_{name} holds entries of shape {test_shape}, {name} of shape {shape}")
-    return _dataset(train, test, classes)
 
 
-def _part(path: Path, arrays: dict[str, NDArray[np.generic]], prefix: str) -> Samples:
-    """Check and take `images` and `labels` or `features`, each with `prefix`, from an archive."""
+def _images(path: Path, arrays: dict[str, NDArray[np.generic]], prefix: str) -> Tensor:
+    """Check and take `images`, with `prefix`, from an archive: uint8 [N, C, H, W]."""
     images = arrays.get(f"{prefix}images")
     if images is None:
         raise DataError(f"{path}: found {', '.join(arrays) or 'nothing'}, expected an array named {prefix}images")
@@ -209,28 +292,42 @@ def _part(path: Path, arrays: dict[str, NDArray[np.generic]], prefix: str) -> Sa
         raise DataError(f"{path}: {prefix}images is {images.dtype} {images.shape}, expected uint8 [N, H, W(, C)]")
     if not len(images):
         raise DataError(f"{path}: {prefix}images holds no images")
-    pixels = torch.from_numpy(images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)).contiguous()
+    return torch.from_numpy(images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)).contiguous()
+
+
+def _captions(path: Path, arrays: dict[str, NDArray[np.generic]], prefix: str, count: int) -> list[str]:
+    """Check and take `captions`, with `prefix`, from an archive."""
+    captions = arrays.get(f"{prefix}captions")
+    if captions is None:
+        raise DataError(f"{path}: data.encoder needs captions, and there is no array named {prefix}captions")
+    if captions.dtype.kind != "U" or captions.shape != (count,):
+        raise DataError(
+            f"{path}: {prefix}captions is {captions.dtype} {captions.shape}, expected str [N] with N = {count}"
+        )
+    return [str(caption) for caption in captions]
+
+
+def _condition(path: Path, arrays: dict[str, NDArray[np.generic]], prefix: str, count: int) -> Tensor | None:
+    """Check and take `labels` or `features`, each with `prefix`, from an archive."""
     condition: Tensor | None = None
     for name, kind, ndim in ((f"{prefix}labels", "iu", 1), (f"{prefix}features", "f", 3)):
         array = arrays.get(name)
         if array is None:
             continue
-        if array.dtype.kind not in kind or array.ndim != ndim or len(array) != len(images):
+        if array.dtype.kind not in kind or array.ndim != ndim or len(array) != count:
             expected = "integers [N]" if ndim == 1 else "float32 [N, T, W]"
-            raise DataError(
-                f"{path}: {name} is {array.dtype} {array.shape}, expected {expected} with N = {len(images)}"
-            )
+            raise DataError(f"{path}: {name} is {array.dtype} {array.shape}, expected {expected} with N = {count}")
         if condition is not None:
             raise DataError(f"{path}: holds {prefix}labels and {prefix}features, expected one of them")
         if ndim == 1 and array.min() < 0:
             raise DataError(f"{path}: {name} holds {array.min()}, expected classes from 0")
         condition = torch.from_numpy(array.astype(np.int64 if ndim == 1 else np.float32))
-    return Samples(pixels, condition)
+    return condition
 
 
 def _split(
     pixels: Tensor,
-    condition: Tensor | None,
+    condition: Tensor | TextFeatures | None,
     holdout: float,
     classes: list[str] | None = None,
     null: Tensor | None = None,

@@ -5,10 +5,10 @@ import math
 import torch
 from torch import nn
 
-from starflow.training.recipe import Training
+from starflow.training.recipe import RunSettings
 
 
-def learning_rate_at(step: int, total_steps: int, training: Training) -> float:
+def learning_rate_at(step: int, total_steps: int, training: RunSettings) -> float:
     """Linear warm-up, then a cosine from `learning_rate` to `final_learning_rate`.
 
     Args:
@@ -23,7 +23,7 @@ def learning_rate_at(step: int, total_steps: int, training: Training) -> float:
     return training.final_learning_rate + (training.learning_rate - training.final_learning_rate) * cosine
 
 
-def build_optimizer(model: nn.Module, training: Training) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, training: RunSettings) -> torch.optim.AdamW:
     """AdamW that decays matrices only: shrinking a norm, a bias or an embedding regularises nothing."""
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from starflow.runtime.errors import CheckpointError, UsageError
 from starflow.runtime.validation import one_line
+from starflow.training.captions import caption_template
 from starflow.training.config import (
     CheckpointConfig,
     Conditioning,
@@ -24,6 +25,7 @@ from starflow.training.config import (
     LatentScaling,
     StarflowConfig,
     TarflowConfig,
+    TextEncoding,
 )
 
 Family = Literal["starflow", "tarflow"]
@@ -59,7 +61,10 @@ CONSTRUCTOR_DEFAULTS: dict[str, dict[str, Any]] = {"starflow": {"seq_order": "R2
 
 # Options that decide something and are no option of the model class.
 OTHER_OPTIONS = {
-    "starflow": ("vae", "text", "noise_std", "noise_type", "downsample_factor", "scaling_factor"),
+    "starflow": (
+        *("vae", "text", "noise_std", "noise_type", "downsample_factor", "scaling_factor"),
+        *("mix_aspect", "fps_cond", "cond_noise_level"),
+    ),
     "tarflow": ("dataset", "noise_std", "noise_type"),
 }
 UNSUPPORTED = {
@@ -78,7 +83,6 @@ _IGNORED = {
     "of data": "caption_column data dataset drop_image drop_label finetuned_vae last_frame_cond no_flip "
     "secondary_batch_size secondary_dataset secondary_img_size secondary_ratio secondary_vid_size "
     "vae_adapter vae_decoder_factor video_to_video wds",
-    "what captions are dressed in": "cond_noise_level fps_cond mix_aspect",
     "of sampling": "aspect_ratio attn_temp cfg ckpt_file denoising_batch_size disable_learnable_denoiser guide_top "
     "jacobi jacobi_block_size jacobi_max_iter jacobi_th num_samples out_fps sample_batch_size seed "
     "self_denoising_lr target_noise_std",
@@ -296,6 +300,8 @@ def _starflow(
         rest["conditioning"] = Conditioning(kind="class", num_classes=num_classes or model.txt_dim - 1)
     elif model.txt_size and "conditioning" not in rest:
         rest["conditioning"] = Conditioning(kind="features", tokens=model.txt_size, width=model.txt_dim)
+    if model.txt_size and text and not by_class:
+        rest["text"] = TextEncoding(encoder=text, template=_template(other, rest.get("noise_std", 0.0)))
     return model, rest
 
 
@@ -338,6 +344,15 @@ def _noise(other: Mapping[str, Any], rest: dict[str, Any]) -> None:
         rest["noise_std"] = 0.0  # dequantisation by one grey level, no Gaussian noise
     elif "noise_std" in other:
         rest["noise_std"] = other["noise_std"]
+
+
+def _template(other: Mapping[str, Any], noise_std: float) -> str:
+    """What the published code puts around the captions of square images."""
+    return caption_template(
+        aspect_ratio="1:1" if other.get("mix_aspect") else None,
+        fps=0 if other.get("fps_cond") else None,
+        noise_level=int(_number("noise_std", noise_std) * 1000) if other.get("cond_noise_level") else None,
+    )
 
 
 def _image(channels: Any) -> ImageRange:

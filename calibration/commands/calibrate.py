@@ -11,6 +11,7 @@ Examples:
   starflow calibrate digits.bundle --weights int4 --budget 0.02 --report report.html
   starflow calibrate digits.bundle --weights fp8 --lowering portable --images 128 --json
   starflow calibrate digits.bundle --weights int8 --data train.npz
+  starflow calibrate t2i.bundle --weights int8 --lowering cpu --plain
   starflow calibrate digits.bundle --plan --budget 1e-3
   starflow calibrate digits.bundle --plan --variant cpu-int8
   starflow calibrate continuous.bundle --plan --budget 0.01 --plot plan.png
@@ -22,9 +23,10 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starflow.calibration.plan_command import configure_plan, run_plan
+from starflow.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from starflow.calibration.weight_results import WeightCalibration, WeightRequest
@@ -76,6 +78,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.npz",
         help="calibrate on this data (x [N, C, H, W] as trained on, and condition) in place of samples drawn from the model",
     )
+    weights.add_argument(
+        "--plain",
+        action="store_true",
+        help="round every matrix to its nearest codes, without samples and without a budget: for models too large to be sampled "
+        "dozens of times here",
+    )
     weights.add_argument("--report", type=Path, metavar="FILE", help="write a report as one HTML file, speed included")
     plan = parser.add_argument_group("decode plans and what runs")
     plan.add_argument("--variant", metavar="NAME", help="variant to plan for (default: the first one for the backend)")
@@ -84,10 +92,39 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Calibrate and print."""
+    if arguments.shape and not arguments.plan:
+        raise UsageError("--shape: weights are those of every shape, and calibrated at the first one; leave it out")
+    if arguments.plain:
+        return _run_plain(arguments)
     for name, value in (PLAN_DEFAULTS if arguments.plan else WEIGHT_DEFAULTS).items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
     return run_plan(arguments) if arguments.plan else _run_weights(arguments)
+
+
+def _run_plain(arguments: argparse.Namespace) -> int:
+    from starflow.calibration.plain_rounding import round_plainly
+    from starflow.runtime.bundle import Bundle
+    from starflow.runtime.progress import progress_bar
+
+    samples = ("budget", "images", "guidance", "seed", "data", "report", "condition", "null_condition")
+    given = next((name for name in samples if getattr(arguments, name) is not None), None)
+    if arguments.plan or given:
+        raise UsageError(f"--plain rounds weights without samples; leave out --{(given or 'plan').replace('_', '-')}")
+    bundle = Bundle.open(arguments.bundle)
+    with progress_bar("rounding", enabled=not arguments.json) as bar:
+        found = round_plainly(bundle, arguments.weights, arguments.lowering, bar)
+    rows: list[dict[str, Any]] = [
+        {"variant": variant.name, "bytes": sum(graph.weight_bytes for graph in variant.graphs)} for variant in found
+    ]
+    if arguments.json:
+        print(json.dumps(rows))
+    else:
+        for row in rows:
+            print(
+                f"{row['variant']}: rounded plainly, {row['bytes'] / 1e6:.2f} MB of weights; what it does to samples was not measured"
+            )
+    return 0
 
 
 def _run_weights(arguments: argparse.Namespace) -> int:

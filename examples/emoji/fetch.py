@@ -1,4 +1,4 @@
-"""Fetch 1,911 emoji in three styles (npm packages) and write out/emoji/emoji64.npz and out/emoji/emoji32.npz.
+"""Fetch 1,911 emoji in three styles (npm packages) and write out/emoji/emoji64.npz, emoji32.npz and emoji-text.npz.
 
 Example: python examples/emoji/fetch.py
 """
@@ -229,6 +229,28 @@ def by_class(arrays: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.gen
     }
 
 
+def by_caption(arrays: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    """The same images with the style in the caption, as the trainer takes them.
+
+    Returns:
+        images, test_images uint8 [N, 64, 64, 3]; captions, test_captions str [N], "waving hand, noto style"; keywords,
+        test_keywords str [N], the same of the CLDR keywords; groups, test_groups, subgroups, test_subgroups int64 [N].
+    """
+    styles = arrays["style_names"][arrays["style"]]
+    written = {
+        "images": arrays["images"],
+        "captions": np.array(
+            [f"{text}, {style} style" for text, style in zip(arrays["captions"], styles, strict=True)]
+        ),
+        "keywords": np.array([f"{text}, {style} style" for text, style in zip(arrays["tags"], styles, strict=True)]),
+        "groups": arrays["group"],
+        "subgroups": arrays["subgroup"],
+    }
+    held_out = arrays["held_out"].astype(np.bool_)
+    training = {name: values[~held_out] for name, values in written.items()}
+    return training | {f"test_{name}": values[held_out] for name, values in written.items()}
+
+
 def _files(emoji: list[Emoji], folder: Path, package: str) -> Iterator[tuple[Emoji, Path]]:
     """Every emoji that is drawn in a folder, and its file; only the optional style may lack some."""
     drawn = {canonical(file.stem): file for file in sorted(folder.glob("*"))}
@@ -257,10 +279,11 @@ def main() -> None:
     if found != (IMAGES, SUBGROUPS):
         sys.exit(f"expected {IMAGES} images in {SUBGROUPS} subgroups, found {found[0]} in {found[1]}")
     DESTINATION.mkdir(parents=True, exist_ok=True)
-    for name, content in (("emoji64.npz", arrays), ("emoji32.npz", by_class(arrays))):
+    files = {"emoji64.npz": arrays, "emoji32.npz": by_class(arrays), "emoji-text.npz": by_caption(arrays)}
+    for name, content in files.items():
         np.savez_compressed(DESTINATION / name, allow_pickle=False, **content)
     held_out = int(arrays["held_out"].sum())
-    print(f"{DESTINATION}/emoji64.npz, emoji32.npz: {IMAGES - held_out} emoji to train on, {held_out} held out")
+    print(f"{DESTINATION}: {', '.join(files)}: {IMAGES - held_out} emoji to train on, {held_out} held out")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from starflow.runtime.errors import UsageError
 if TYPE_CHECKING:
     from starflow.export.tensorrt.build import BuiltEngine
     from starflow.export.tensorrt.target import Target
+    from starflow.runtime.bundle import Bundle
 
 UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -35,6 +36,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--variant", nargs="+", metavar="NAME", help="variants to build (default: every portable one of 16 bits)"
+    )
+    parser.add_argument(
+        "--shape",
+        metavar="HxW",
+        help="build for this height and width of the data only (default: for all the bundle holds)",
     )
     parser.add_argument(
         "--workspace",
@@ -64,18 +70,22 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow.export.tensorrt.target import parse_target
     from starflow.runtime.build_record import BuildOptions
     from starflow.runtime.bundle import Bundle
+    from starflow.runtime.commands.shape_argument import parse_shape
     from starflow.runtime.progress import progress_bar
 
     options = BuildOptions(workspace_bytes=_bytes(arguments.workspace), optimization_level=arguments.optimization_level)
     request = BuildRequest(arguments.variant, options, _tokens(arguments.profile_tokens), arguments.force)
     bundle = Bundle.open(arguments.bundle)
+    shapes = _shapes(bundle, parse_shape(arguments.shape), arguments.variant)
     target = parse_target(arguments.target)
 
     def waiting() -> None:
         print("waiting for another build of this bundle to end", file=sys.stderr)
 
     with progress_bar("building", enabled=not arguments.json) as bar:
-        built = build_bundle(bundle, target, request, report=bar, waiting=waiting)
+        built = [
+            engine for each in shapes for engine in build_bundle(each, target, request, report=bar, waiting=waiting)
+        ]
     if arguments.json:
         print(json.dumps({"bundle": str(bundle.root), "target": target.name, "engines": [_plain(e) for e in built]}))
     else:
@@ -83,8 +93,21 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _shapes(bundle: "Bundle", shape: tuple[int, int] | None, variants: list[str] | None) -> "list[Bundle]":
+    """The bundle at the shape to build for; by default at every shape that has the variants."""
+    from starflow.runtime.manifest import Manifest
+
+    default = bundle.at_shape(shape)
+    if shape or not isinstance(bundle.manifest, Manifest):
+        return [default]
+    others = [bundle.at_shape(size) for size in bundle.manifest.sizes[1:]]
+    named = set(variants or ())
+    return [default, *(other for other in others if named <= {variant.name for variant in other.manifest.variants})]
+
+
 def _plain(engine: "BuiltEngine") -> dict[str, object]:
     return {
+        "shape": engine.shape,
         "variant": engine.variant,
         "block": engine.spec.block,
         "path": engine.spec.file.path,
@@ -106,7 +129,7 @@ def _print(built: "list[BuiltEngine]", target: "Target") -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for engine in built:
         table.add_row(
-            engine.variant,
+            " ".join((engine.variant, *(["x".join(map(str, engine.shape))] if engine.shape else []))),
             str(engine.spec.block),
             f"{engine.spec.file.bytes / 2**20:.1f}",
             f"{engine.weight_bytes / 2**20:.1f}",

@@ -5,15 +5,18 @@ A bundle needs no torch to run and holds two lowerings of every flow block: *cpu
 
 Example:
   starflow export out/digits/run/checkpoint -o digits.bundle --batch 8
-  starflow export t2i/ -o t2i.bundle --precision fp16 --shape 32x32
+  starflow export t2i/ -o t2i.bundle --precision fp16 --shape 32x32 --shape 24x40
 """
 
 import argparse
 import json
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from starflow.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from starflow.runtime.network_spec import DenoiserKind
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +32,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "bf16 is for TensorRT only",
     )
     parser.add_argument("--batch", type=int, default=1, help="images decoded together (default: 1)")
-    parser.add_argument("--shape", metavar="HxW", help="data size in (latent) pixels (default: the training size)")
+    parser.add_argument(
+        "--shape",
+        metavar="HxW",
+        action="append",
+        help="height and width of the data; of latents, where the model makes them (default: the training size). Given "
+        "several times, the bundle holds all of these shapes over the same weights, the first one as its default",
+    )
     parser.add_argument("--max-chunk", type=int, metavar="S", help="most tokens of one run (default: no limit)")
     parser.add_argument("--condition-tokens", type=int, metavar="M", help="text tokens (default: the trained number)")
     parser.add_argument(
@@ -40,6 +49,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--attention-temperature", action="store_true", help="make the attention temperature an input of the graphs"
+    )
+    parser.add_argument(
+        "--denoise",
+        nargs="+",
+        choices=("score", "learned", "none"),
+        help="denoisers to write: the flow's own score (traced, which takes seconds to minutes), the one trained beside it "
+        "(default: the learned one, where the model has it)",
+    )
+    parser.add_argument(
+        "--text-encoder",
+        metavar="FOLDER",
+        help="Hugging Face folder of the text encoder that goes into the bundle, package:NAME/FOLDER for one inside a Python "
+        "package, or none (default: the one the checkpoint holds or names)",
+    )
+    parser.add_argument(
+        "--text-precision",
+        choices=("fp32", "fp16"),
+        help="type its weights are stored in; it computes in fp32 (default: as in its folder)",
+    )
+    parser.add_argument(
+        "--autoencoder",
+        metavar="FOLDER",
+        help="diffusers folder (AutoencoderKL or AutoencoderTiny) whose decoder and encoder go into the bundle of a model of "
+        "latents, or none (default: the one in the checkpoint)",
     )
     parser.add_argument(
         "--activations",
@@ -58,25 +91,29 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow.export.activation_data import load_activation_data
     from starflow.export.exporter import ExportOptions, export_checkpoint
     from starflow.runtime.bundle import Bundle
+    from starflow.runtime.commands.shape_argument import parse_shape
     from starflow.runtime.progress import progress_bar
-    from starflow.training.checkpoint import open_checkpoint
 
+    shapes = [shape for text in arguments.shape or () if (shape := parse_shape(text))]
     options = ExportOptions(
         precisions=tuple(dict.fromkeys(arguments.precision)),
         batch=arguments.batch,
-        shape=_shape(arguments.shape),
+        shape=shapes[0] if shapes else None,
+        other_shapes=shapes[1:],
         max_chunk=arguments.max_chunk,
         guidance=arguments.guidance,
         attention_temperature=arguments.attention_temperature,
         condition_tokens=arguments.condition_tokens,
+        denoisers=_denoisers(arguments.denoise),
+        text_encoder=arguments.text_encoder,
+        text_precision=arguments.text_precision,
+        autoencoder=arguments.autoencoder,
         activations=load_activation_data(arguments.activations) if arguments.activations else None,
     )
     with progress_bar("exporting", enabled=not arguments.json) as bar:
         manifest = export_checkpoint(
             arguments.checkpoint, arguments.out, options, replace=arguments.force, progress=bar
         )
-    if getattr(open_checkpoint(arguments.checkpoint)[0].model, "learnable_self_denoiser", False):
-        print("the learned denoiser stays behind: a bundle does not hold one", file=sys.stderr)
     size = sum(file.bytes for file in Bundle(arguments.out, manifest).files())
     names = [variant.name for variant in manifest.variants]
     peaks = next((variant.activation_peaks for variant in manifest.variants if variant.activation_peaks), None)
@@ -91,10 +128,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _shape(text: str | None) -> tuple[int, int] | None:
-    if text is None:
+def _denoisers(names: list[str] | None) -> "list[DenoiserKind] | None":
+    if names is None:
         return None
-    height, cross, width = text.lower().partition("x")
-    if not cross or not height.isdigit() or not width.isdigit():
-        raise UsageError(f"--shape {text}: give height and width, such as 32x32")
-    return int(height), int(width)
+    if "none" in names and len(names) > 1:
+        raise UsageError(f"--denoise {' '.join(names)}: give none, or names of denoisers")
+    return [name for name in ("score", "learned") if name in names]

@@ -13,6 +13,8 @@ Examples:
 import argparse
 from pathlib import Path
 
+from starflow.runtime.commands.shape_argument import add_shape_argument
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
@@ -31,7 +33,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also run the portable variants as TensorRT's parser reads them, interpreted in NumPy; needs no GPU",
     )
+    parser.add_argument(
+        "--text-encoder",
+        metavar="FOLDER",
+        help="compare the bundle's text encoder with this one (default: the one the checkpoint holds or names)",
+    )
+    parser.add_argument(
+        "--autoencoder",
+        type=Path,
+        metavar="FOLDER",
+        help="compare the bundle's encoder and decoders with this one's (default: the one in the checkpoint)",
+    )
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="variants to run (default: all)")
+    add_shape_argument(parser)
     parser.add_argument(
         "--images", type=int, metavar="N", help="images to sample, in whole batches (default: one batch)"
     )
@@ -44,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="PRECISION.KIND=VALUE",
-        help="replace a tolerance, such as fp16.sample=0.05; kinds: given, block, sample",
+        help="replace a tolerance, such as fp16.sample=0.05; kinds: given, block, sample, denoise, text, pixels",
     )
     parser.add_argument("--hashes", action="store_true", help="compare every file with its digest first")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write a report as one HTML file")
@@ -55,16 +69,20 @@ def run(arguments: argparse.Namespace) -> int:
     """Verify, print, and write the report."""
     import json
 
+    from starflow.export.verification.autoencoder import autoencoder_folder
+    from starflow.export.verification.denoisers import without_reference
     from starflow.export.verification.guard import guard_variants
     from starflow.export.verification.report import write_report
     from starflow.export.verification.results import as_plain_values, print_table
-    from starflow.export.verification.routes import Reference, choose_variants, default_reference, find_routes
+    from starflow.export.verification.routes import NotRun, Reference, choose_variants, default_reference, find_routes
+    from starflow.export.verification.text_encoder import text_encoder_folder
     from starflow.export.verification.tolerances import tolerances
     from starflow.export.verification.torch_reference import torch_reference
     from starflow.export.verification.trace import draw_case
     from starflow.export.verification.verify import verify
     from starflow.runtime.atomic_write import check_file
     from starflow.runtime.bundle import Bundle
+    from starflow.runtime.commands.shape_argument import parse_shape
     from starflow.runtime.errors import UsageError
     from starflow.runtime.progress import progress_bar
 
@@ -76,9 +94,15 @@ def run(arguments: argparse.Namespace) -> int:
     bundle = Bundle.open(arguments.bundle)
     if arguments.hashes:
         bundle.verify_hashes()
+    bundle = bundle.at_shape(parse_shape(arguments.shape))
     backends = [*(arguments.backend or ("onnxruntime", "tensorrt")), *(["network"] if arguments.network else [])]
     variants = choose_variants(bundle, arguments.variants)
     routes, not_run = find_routes(bundle, backends, variants)
+    if not arguments.checkpoint:
+        not_run += without_reference(bundle)
+    text_encoder = text_encoder_folder(bundle, arguments.checkpoint, arguments.text_encoder)
+    autoencoder = autoencoder_folder(bundle, arguments.checkpoint, arguments.autoencoder)
+    not_run += [part for part in (text_encoder, autoencoder) if isinstance(part, NotRun)]
     reference: Reference = (
         torch_reference(arguments.checkpoint, bundle) if arguments.checkpoint else default_reference(bundle)
     )
@@ -90,6 +114,8 @@ def run(arguments: argparse.Namespace) -> int:
             routes,
             case,
             chosen,
+            text_encoder=text_encoder if isinstance(text_encoder, Path) else None,
+            autoencoder=autoencoder if isinstance(autoencoder, Path) else None,
             not_run=not_run,
             guard=guard_variants(bundle, variants),
             progress=bar,

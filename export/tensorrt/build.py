@@ -51,8 +51,9 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """What became of one engine; `seconds` is None where it was there already."""
+    """What became of one engine; `seconds` is None where it was there already, `shape` at the default shape."""
 
+    shape: tuple[int, int] | None
     variant: str
     spec: EngineSpec
     weight_bytes: int
@@ -153,7 +154,7 @@ class _VariantBuilder:
             file = self._describe(path)
         report(PARTS, PARTS)
         spec = EngineSpec(block=graph.block, file=file, key=key)
-        return BuiltEngine(self.variant.name, spec, graph.weight_bytes, seconds)
+        return BuiltEngine(self.bundle.shape, self.variant.name, spec, graph.weight_bytes, seconds)
 
     def finish(self, engines: Sequence[EngineSpec]) -> None:
         """Write `build.json`, then remove what it does not name."""

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starflow.export.verification.subject import Found
-from starflow.export.verification.tolerances import KINDS, Kind
+from starflow.export.verification.tolerances import Kind
 from starflow.export.verification.trace import (
     Case,
     RecordedTrace,
@@ -28,7 +28,7 @@ class FlowBlocks:
     """A `Subject`: see `verify` for its kinds."""
 
     unit = "token"
-    kinds = KINDS
+    kinds: tuple[Kind, ...] = ("given", "block", "sample")
     kind_text: Mapping[Kind, str] = {
         "given": "Every token is given the reference's noise and the reference's tokens before it, decoded in chunks. Nothing a "
         "route makes is fed back to it: this is the error of the arithmetic alone, and a wrong mask, cache or position shows "

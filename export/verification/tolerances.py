@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from starflow.runtime.errors import UsageError
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8"]
-Kind = Literal["given", "block", "sample"]
+Kind = Literal["given", "block", "sample", "denoise", "text", "pixels"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Measure = Literal["largest", "relative"]
 
@@ -38,6 +38,15 @@ DEFAULTS: dict[tuple[Precision, Kind], Tolerance] = {
     ("bf16", "given"): Tolerance("relative", 4e-2),
     ("bf16", "block"): Tolerance("relative", 4e-1),
     ("bf16", "sample"): Tolerance("relative", 4e-1),
+    # Of what a denoiser adds: its inputs are given, it computes in float32, so what is left is the rounding of weights.
+    ("fp32", "denoise"): Tolerance("relative", 1e-5),
+    ("fp16", "denoise"): Tolerance("relative", 5e-3),
+    ("bf16", "denoise"): Tolerance("relative", 4e-2),
+    # Features of captions; fp16: where weights are stored so, which are the only thing that is rounded.
+    # Of an autoencoder's graphs, over the weights of its folder.
+    ("fp32", "pixels"): Tolerance("relative", 1e-4),
+    ("fp32", "text"): Tolerance("relative", 1e-4),
+    ("fp16", "text"): Tolerance("relative", 5e-3),
     # Quantised weights are an error that was chosen; these find a broken variant, `starflow calibrate` measures a good one.
     ("int8", "given"): Tolerance("relative", 2e-2),
     ("int8", "block"): Tolerance("relative", 5e-2),

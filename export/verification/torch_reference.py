@@ -72,6 +72,20 @@ class TorchReference:
                 tokens[block.index] = raster[:, ::-1] if block.reversed else raster
         return Trace(tokens)
 
+    def denoise(self, kind: str, x: NDArray, case: Case) -> NDArray:
+        """The case's samples x [N, C, H, W], denoised by the `score` or the `learned` denoiser."""
+        import torch
+
+        from starflow.training.denoise import learned_denoise, score_denoise
+        from starflow.training.starflow import Starflow
+
+        condition, _ = self._conditions(case)
+        given, std = torch.from_numpy(np.ascontiguousarray(x)), self._manifest.model.noise_std
+        if kind == "score":
+            return score_denoise(self._model, given, condition, noise_std=std).numpy()
+        assert isinstance(self._model, Starflow)
+        return learned_denoise(self._model, given, condition, noise_std=1.0).numpy()
+
     def _conditions(self, case: Case) -> "tuple[Tensor | None, Tensor | None]":
         import torch
 

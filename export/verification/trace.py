@@ -58,7 +58,9 @@ def draw_case(bundle: Bundle, images: int | None = None, seed: int = 0, guidance
         condition = np.arange(count) % spec.num_classes
     weight = guidance if guidance is not None else float(manifest.guided)
     # Which variant draws does not matter, and no session is made for it.
-    with Sampler.open(bundle.root, backend="onnxruntime", variant=manifest.variants[0].name) as sampler:
+    with Sampler.open(
+        bundle.root, backend="onnxruntime", variant=manifest.variants[0].name, shape=bundle.shape
+    ) as sampler:
         return Case(sampler.noise(count, seed), condition, null, weight, seed)
 
 

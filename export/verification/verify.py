@@ -7,22 +7,34 @@ Each route through an autoregressive flow is compared with the reference three t
 * `block`: every block on the reference's noise, token by token, on its own tokens.
 * `sample`: the whole sample, on its own tokens throughout, as `starflow sample` runs it.
 
+A text encoder is compared with transformers' own, `text`, on a few captions.
+
+Denoisers are compared with PyTorch alone, `denoise`: on the reference's samples, by what they add to them. So are decoders and
+encoder, `pixels`: by the pixels of the reference's samples, and the latents of those pixels.
+
 A continuous flow has steps in place of tokens, and no blocks: it is compared with the reference's state `given` before each
 step, and over the whole integration.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from starflow.export.verification.agreement import Measurement, compare, token_errors
+from starflow.export.verification.autoencoder import compare_autoencoder
+from starflow.export.verification.denoisers import compare_denoiser, denoiser_name
 from starflow.export.verification.guard import NOT_GUARDED, Guarded
 from starflow.export.verification.routes import Failure, NotRun, Reference, Route
 from starflow.export.verification.subject import Subject, subject_of
+from starflow.export.verification.text_encoder import NAME as TEXT_ENCODER
+from starflow.export.verification.text_encoder import compare_text_encoder
 from starflow.export.verification.tolerances import Kind, Tolerances
+from starflow.export.verification.torch_reference import TorchReference
 from starflow.export.verification.trace import Case, Trace, nudged
+from starflow.runtime.autoencoder import Autoencoder
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.errors import StarflowError, UsageError
 from starflow.runtime.images import to_uint8
@@ -77,6 +89,8 @@ def verify(
     case: Case,
     tolerances: Tolerances,
     *,
+    text_encoder: Path | None = None,
+    autoencoder: Path | None = None,
     not_run: Sequence[NotRun] = (),
     guard: Guarded = NOT_GUARDED,
     progress: Report = no_report,
@@ -89,6 +103,8 @@ def verify(
         routes: What to run. One that breaks down is reported, and the others go on.
         case: What to sample.
         tolerances: How far apart they may be.
+        text_encoder: Folder of the text encoder the bundle was exported with, to compare the bundle's with.
+        autoencoder: Folder of the autoencoder the bundle was exported with, likewise.
         not_run: Handed on to the result.
         guard: Handed on to the result.
         progress: Told of every sample and block.
@@ -126,13 +142,31 @@ def verify(
             tolerance = tolerances[route.variant.precision, kind]
             right = subject.expected(kind, expected, case)
             measurements += compare(route.name, kind, subject.blocks, right, found[kind], tolerance, subject.unit)
+    if isinstance(reference, TorchReference):
+        for spec in bundle.manifest.denoisers:
+            name, x = denoiser_name(spec), subject.data(expected)
+            steps.start(name)
+            compared, data[name] = compare_denoiser(bundle, spec, reference, case, x, tolerances)
+            measurements += compared
+    if text_encoder:
+        steps.start(TEXT_ENCODER)
+        measurements += compare_text_encoder(bundle, text_encoder, tolerances)
+    coded: list[Measurement] = []
+    if autoencoder:
+        steps.start("autoencoder")
+        coded = compare_autoencoder(bundle, autoencoder, subject.data(expected), tolerances)
     pictured = bundle.manifest.image.mode != "latent"
     return Verification(
         subject=subject,
         reference=reference.name,
         case=case,
-        routes=tuple(route.name for route in routes),
-        measurements=tuple(measurements),
+        routes=(
+            *(route.name for route in routes),
+            *map(denoiser_name, bundle.manifest.denoisers),
+            *([TEXT_ENCODER] if text_encoder else []),
+            *(measurement.route for measurement in coded),
+        ),
+        measurements=(*measurements, *coded),
         failures=tuple(failures),
         guard=guard,
         not_run=tuple(not_run),
@@ -142,8 +176,13 @@ def verify(
 
 
 def _images(bundle: Bundle, data: NDArray) -> NDArray[np.uint8]:
-    """The finished sample as pixels; what is not finite is shown as mid-grey."""
-    image = bundle.manifest.image
+    """The finished sample as pixels, by the plain decoder where data are latents; what is not finite is shown as mid-grey."""
+    image, autoencoder = bundle.manifest.image, bundle.manifest.autoencoder
+    if autoencoder:
+        decoder = Autoencoder(bundle, autoencoder)
+        pixels = decoder.decode(np.nan_to_num(data, nan=0.0, posinf=0.0, neginf=0.0), noisy=False)
+        decoder.close()
+        return to_uint8(pixels)
     return to_uint8(np.nan_to_num(data / image.scale + image.shift, nan=0.0))
 
 

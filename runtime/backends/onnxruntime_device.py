@@ -1,7 +1,8 @@
 """ONNX Runtime on a device with memory of its own: nothing crosses to the host between two tokens.
 
-For portable graphs. All buffers are OrtValues in device memory. A single step feeds the next one: its token goes where
-`previous` is read from, and `position_next` into a second position buffer; two bindings take turns, one reading either.
+For portable graphs. Buffers are OrtValues where the session reads them: in device memory, but for the position, which ONNX
+Runtime keeps on the host. A single step feeds the next one: its token goes where `previous` is read from, and
+`position_next` into a second position buffer; two bindings take turns, one reading either.
 """
 
 import numpy as np
@@ -9,8 +10,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from starflow.runtime.backends.choice import Provider
-from starflow.runtime.backends.onnxruntime_session import numpy_dtype, open_session
-from starflow.runtime.backends.sequence_runner import SequenceRunner, assert_in_place
+from starflow.runtime.backends.onnxruntime_session import input_memory, numpy_dtype, open_session
+from starflow.runtime.backends.sequence_runner import SequenceRunner, assert_in_place, assert_steps
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.graph_spec import GraphSpec, TensorSpec, fixed_shape
 from starflow.runtime.manifest import Block
@@ -33,7 +34,7 @@ class DeviceBlockRunner(SequenceRunner):
     ) -> None:
         super().__init__(block, graph, max_chunk)
         self._session = open_session(bundle, graph, provider, threads=0)
-        self._device = device
+        self._device, self._memory = device, input_memory(self._session, device)
         self._fixed = {spec.name: self._new(spec) for spec in graph.inputs if "S" not in spec.shape}
         self._sized: dict[tuple[str, int], onnxruntime.OrtValue] = {}
         position = next(spec for spec in graph.inputs if spec.role == "position")
@@ -42,6 +43,7 @@ class DeviceBlockRunner(SequenceRunner):
         self._here = 0
         self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
         assert_in_place(self)
+        assert_steps(self)
 
     def store(self, name: str, value: NDArray | np.float32, count: int = 1) -> None:
         target = self._value(name, count)
@@ -77,7 +79,7 @@ class DeviceBlockRunner(SequenceRunner):
 
     def _new(self, spec: TensorSpec, count: int = 1) -> onnxruntime.OrtValue:
         array = np.zeros(fixed_shape(spec, count), numpy_dtype(spec))
-        return onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, 0)
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array, self._memory.get(spec.name, self._device), 0)
 
     def _value(self, name: str, count: int) -> onnxruntime.OrtValue:
         """The buffer of an input, or of the token output `x`: for S = 1 that of `previous`, which nothing reads after it."""

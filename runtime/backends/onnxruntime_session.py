@@ -12,6 +12,7 @@ from starflow.runtime.backends.choice import Provider
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.errors import BackendError, BundleError, UsageError
 from starflow.runtime.graph_spec import GraphSpec, TensorSpec
+from starflow.runtime.network_spec import NetworkSpec
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -21,6 +22,7 @@ EXECUTION_PROVIDERS: dict[Provider, tuple[str, ...]] = {
     "cuda": (CUDA, CPU),
     "tensorrt": ("TensorrtExecutionProvider", CUDA, CPU),
 }
+OPTIONS = {CUDA: {"use_tf32": "0"}}  # float32 is float32: its products with ten bits are off by 1e-3
 
 # A worker waits awake for the next operator or step. ONNX Runtime's own 40 ms reach into the steps of the next flow block,
 # whose session has workers of its own, and take the core from them: measured in docs/performance.md.
@@ -42,6 +44,8 @@ def check_provider(name: str) -> Provider:
             f"this onnxruntime has no {EXECUTION_PROVIDERS[provider][0]}; "
             "put the GPU build in its place: pip uninstall onnxruntime; pip install onnxruntime-gpu"
         )
+    if provider != "cpu":
+        onnxruntime.preload_dlls()  # CUDA's libraries where pip put them; they need not be on the loader's path
     return provider
 
 
@@ -53,9 +57,9 @@ def numpy_dtype(spec: TensorSpec) -> np.dtype:
 
 
 def open_session(
-    bundle: Bundle, graph: GraphSpec, provider: Provider, threads: int, profile: Path | None = None
+    bundle: Bundle, graph: GraphSpec | NetworkSpec, provider: Provider, threads: int, profile: Path | None = None
 ) -> onnxruntime.InferenceSession:
-    """Load a step graph.
+    """Load a graph.
 
     Args:
         bundle: The bundle.
@@ -76,12 +80,15 @@ def open_session(
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     path = bundle.root / graph.file.path
     wanted = EXECUTION_PROVIDERS[provider]
+    providers = [(name, OPTIONS.get(name, {})) for name in wanted]
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=list(wanted))
+        # Without `enable_fallback` ONNX Runtime would print on stdout and go on with the CPU.
+        session = onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=False)
     except Exception as error:  # ONNX Runtime raises a dozen types for one thing: it cannot load this graph
-        raise BundleError(
-            f"{path}: ONNX Runtime cannot load it ({_first_line(error)}); export the bundle again"
-        ) from None
+        reason = f"{path}: ONNX Runtime cannot load it ({_first_line(error)})"
+        if provider != "cpu":
+            raise BackendError(f"{reason} on {wanted[0]}; `starflow doctor` says what is missing") from None
+        raise BundleError(f"{reason}; export the bundle again") from None
     if session.get_providers()[0] != wanted[0]:
         raise BackendError(
             f"asked ONNX Runtime for {wanted[0]}, got {session.get_providers()[0]}: its libraries did not load; "
@@ -90,6 +97,15 @@ def open_session(
     _compare(path.name, "inputs", graph.inputs, session.get_inputs())
     _compare(path.name, "outputs", graph.outputs, session.get_outputs())
     return session
+
+
+def input_memory(session: onnxruntime.InferenceSession, device: str) -> dict[str, str]:
+    """Where a session reads each input: `device`, or `cpu` for what its provider leaves to the host.
+
+    A buffer has to lie there. A binding copies what lies elsewhere when it is bound, once: later changes would be lost.
+    """
+    places = zip(session.get_inputs(), session.get_input_memory_infos(), strict=True)
+    return {value.name: "cpu" if place.name == "Cpu" else device for value, place in places}
 
 
 def _compare(name: str, what: str, specs: Sequence[TensorSpec], found: Sequence[onnxruntime.NodeArg]) -> None:

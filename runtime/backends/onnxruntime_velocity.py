@@ -9,7 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from starflow.runtime.backends.choice import Provider
-from starflow.runtime.backends.onnxruntime_session import numpy_dtype, open_session
+from starflow.runtime.backends.onnxruntime_session import input_memory, numpy_dtype, open_session
 from starflow.runtime.backends.velocity_runner import STATE, VelocityRunner
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.graph_spec import GraphSpec, TensorSpec, fixed_shape
@@ -29,6 +29,7 @@ class OnnxRuntimeVelocityRunner(VelocityRunner):
         super().__init__(graph)
         self._session = open_session(bundle, graph, provider, threads)
         self._device = "cpu" if provider == "cpu" else "cuda"
+        self._memory = input_memory(self._session, self._device)
         self._specs = {spec.name: spec for spec in (*graph.inputs, *graph.outputs)}
         self._fixed = {
             name: self._new(spec)
@@ -56,7 +57,8 @@ class OnnxRuntimeVelocityRunner(VelocityRunner):
             self._turn = 1 - self._turn
 
     def _new(self, spec: TensorSpec) -> onnxruntime.OrtValue:
-        return onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(fixed_shape(spec), numpy_dtype(spec)), self._device, 0)
+        zeros = np.zeros(fixed_shape(spec), numpy_dtype(spec))
+        return onnxruntime.OrtValue.ortvalue_from_numpy(zeros, self._memory.get(spec.name, self._device), 0)
 
     def _value(self, name: str) -> onnxruntime.OrtValue:
         return self._state[self._turn][name] if name in STATE else self._fixed[name]

@@ -247,3 +247,25 @@ def assert_in_place(runner: SequenceRunner) -> None:
     for name in (*names, "previous"):
         runner.store(name, np.float32(0))
     runner.seek(0)
+
+
+def assert_steps(runner: SequenceRunner) -> None:
+    """Run two steps on marked samples: they must write two positions, the second after the first.
+
+    Raises:
+        BackendError: this engine lost the position between two steps.
+    """
+    mark = np.float32(7.0)
+    last = runner.block.capacity - 1
+    if last < 1:
+        return
+    runner.store("samples", mark)
+    runner.seek(last - 1)
+    runner.advance(2)
+    written = (runner.fetch("samples") != mark).any(axis=(0, 1, 3))
+    if not written[-2:].all() or written[:-2].any():
+        raise BackendError(f"flow block {runner.block.index}: this engine does not move on from one step to the next")
+    runner.clear()
+    for name in ("samples", "previous"):
+        runner.store(name, np.float32(0))
+    runner.seek(0)

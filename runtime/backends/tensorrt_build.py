@@ -31,6 +31,7 @@ def choose_build(bundle: Bundle, variant: str | None, gpu: Gpu) -> tuple[BuildRe
     ]
     if not builds:
         wanted = f" of {variant}" if variant else ""
+        wanted += f" at {bundle.shape[0]}x{bundle.shape[1]}" if bundle.shape else ""
         raise BackendError(
             f"{bundle.root}: has no engines{wanted} for {gpu.name}, compute capability {gpu.compute_capability}; "
             f"make them with: starflow build {bundle.root} --target {_target_for(gpu)}"

@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from starflow.runtime.commands.shape_argument import add_shape_argument, parse_shape
 from starflow.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -10,7 +11,8 @@ if TYPE_CHECKING:
 
 
 def add_backend_arguments(parser: argparse._ActionsContainer) -> None:
-    """Declare --backend, --provider and --threads."""
+    """Declare --backend, --provider, --threads and --shape."""
+    add_shape_argument(parser)
     parser.add_argument(
         "--backend",
         default="auto",
@@ -68,4 +70,5 @@ def chosen_plan(arguments: argparse.Namespace) -> "str | FixedSteps | AdaptiveSt
 
 def backend_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was chosen, as `Sampler.open` takes it."""
-    return {"backend": arguments.backend, "provider": arguments.provider, "threads": arguments.threads}
+    shape = parse_shape(arguments.shape)
+    return {"backend": arguments.backend, "provider": arguments.provider, "threads": arguments.threads, "shape": shape}

@@ -10,11 +10,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from starflow.runtime.commands.shape_argument import add_shape_argument, parse_shape
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("bundle", type=Path, help="folder written by `starflow export`")
     parser.add_argument("--variant", help="show the blocks of this variant only")
+    add_shape_argument(parser)
     parser.add_argument("--hashes", action="store_true", help="compare every file with its digest as well")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
 
@@ -27,6 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     bundle = Bundle.open(arguments.bundle)
     if arguments.hashes:
         bundle.verify_hashes()
+    if arguments.shape:
+        bundle = bundle.at_shape(parse_shape(arguments.shape))
     variants = bundle.manifest.variants
     if arguments.variant:
         variants = (bundle.variant(arguments.variant, "cpu"),)
@@ -44,7 +49,22 @@ def _print(summary: dict[str, Any], *, hashes: bool) -> None:
     from starflow.runtime.commands.tables import plain_table
 
     console = Console(soft_wrap=True)
-    for key in ("bundle", "model", "data", "condition", "guidance", "batch", "plans", "bytes", "checkpoint", "made"):
+    for key in (
+        "bundle",
+        "model",
+        "data",
+        "condition",
+        "text",
+        "decoder",
+        "guidance",
+        "denoisers",
+        "shapes",
+        "batch",
+        "plans",
+        "bytes",
+        "checkpoint",
+        "made",
+    ):
         if key in summary:
             console.print(f"[bold]{key:<11}[/bold]{summary[key]}", highlight=False)
     for variant in summary["variants"]:

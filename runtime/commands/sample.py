@@ -5,6 +5,7 @@ the same images, however they are split into batches.
 
 Examples:
   starflow sample digits.bundle --labels 0-9 --count 40 --guidance 2 --seed 7 --out digits.png
+  starflow sample t2i.bundle --captions "a red apple" "two cats" --guidance 3 --out fruit.png
   starflow sample t2i.bundle --condition features.npy --null-condition null.npy --guidance 3 --out images/
   starflow sample continuous.bundle --labels 0-9 --solver midpoint --steps 8
 """
@@ -32,6 +33,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--null-condition", type=Path, metavar="FILE.npy", help="null condition tokens [tokens, width]")
     parser.add_argument("--count", type=int, help="number of images (default: one for each label or condition)")
     parser.add_argument("--guidance", type=float, default=0.0, help="classifier-free guidance weight >= 0 (default: 0)")
+    parser.add_argument(
+        "--denoise",
+        metavar="HOW",
+        default="auto",
+        help="take out the noise that was on the training data: none, score, learned, or decoder; a bundle says which of them "
+        "it has (default: auto: its decoder for noisy latents, else none)",
+    )
+    parser.add_argument(
+        "--denoising-rate",
+        type=float,
+        metavar="R",
+        default=1.0,
+        help="part of the way score and learned go (default: 1)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="image i depends on the seed and i only (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("samples.png"), help="PNG grid, or a folder/ for single files")
     parser.add_argument("--columns", type=int, help="images in a row of the grid (default: near a square)")
@@ -46,12 +61,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def add_condition_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare --labels and --condition, one of which may be given."""
+    """Declare --labels, --captions, --captions-file and --condition, one of which may be given."""
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--labels",
         metavar="L,L,..",
         help="class labels, numbers or names, with ranges (0-9); one stands for all images",
+    )
+    what.add_argument(
+        "--captions",
+        nargs="+",
+        metavar="TEXT",
+        help="captions, for bundles with a text encoder; one stands for all images",
+    )
+    what.add_argument(
+        "--captions-file", type=Path, metavar="FILE.txt", help="a caption a line; empty lines are left out"
     )
     what.add_argument("--condition", type=Path, metavar="FILE.npy", help="condition tokens, float32 [N, tokens, width]")
 
@@ -61,6 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from starflow.runtime.atomic_write import atomic_file, check_file
+    from starflow.runtime.bundle import Bundle
+    from starflow.runtime.caption_encoder import encode_once
+    from starflow.runtime.denoising import choose_denoising
     from starflow.runtime.images import grid, write_png
     from starflow.runtime.progress import progress_bar
     from starflow.runtime.sampler import Sampler
@@ -70,15 +97,19 @@ def run(arguments: argparse.Namespace) -> int:
     single_files = arguments.out.suffix.lower() != ".png"
     if single_files and arguments.out.suffix:
         raise UsageError(f"--out {arguments.out}: give a .png file, or a folder for single files")
+    condition, given = given_condition(arguments)
+    count = arguments.count or given or 1
+    if given > 1 and count != given:
+        condition = np.asarray(condition)[np.arange(count) % given]
+    null = None if arguments.null_condition is None else load_array(arguments.null_condition)
+    if arguments.captions or arguments.captions_file:
+        # Before the flow is loaded: the two need not lie in memory together.
+        bundle = Bundle.open(arguments.bundle)
+        condition, empty = encode_once(bundle, condition, provider=arguments.provider, threads=arguments.threads)
+        null = empty if null is None else null
     options = {"plan": chosen_plan(arguments), **backend_options(arguments)}
     with Sampler.open(arguments.bundle, variant=arguments.variant, **options) as sampler:
         manifest = sampler.manifest
-        condition, given = given_condition(arguments)
-        count = arguments.count or given or 1
-        if given > 1 and count != given:
-            condition = np.asarray(condition)[np.arange(count) % given]
-        null = None if arguments.null_condition is None else load_array(arguments.null_condition)
-
         kind = "points" if len(manifest.model.data_shape) == 1 else "images"
         pictures: list[Path] = []
         if manifest.image.mode != "latent":
@@ -91,17 +122,21 @@ def run(arguments: argparse.Namespace) -> int:
         for path in files:
             check_file(path)
 
+        denoising = {
+            "denoise": choose_denoising(manifest, arguments.denoise),
+            "denoising_rate": arguments.denoising_rate,
+        }
         noise = sampler.noise(count, arguments.seed)
         start = time.perf_counter()
         with progress_bar(f"sampling {count} {kind}", enabled=not arguments.json) as bar:
-            x = sampler.generate(noise, condition, null, guidance=arguments.guidance, progress=bar)
+            x = sampler.generate(noise, condition, null, guidance=arguments.guidance, progress=bar, **denoising)
         seconds = time.perf_counter() - start
 
         if arguments.latents:
             with atomic_file(arguments.latents) as temporary, temporary.open("wb") as file:
                 np.save(file, x)
         if pictures:
-            images = sampler.to_images(x)
+            images = sampler.to_images(x, denoise=denoising["denoise"])
             sheets = images if single_files else [grid(images, arguments.columns)]
             for path, image in zip(pictures, sheets, strict=True):
                 write_png(path, image)
@@ -115,6 +150,7 @@ def run(arguments: argparse.Namespace) -> int:
             "variant": variant,
             "backend": backend,
             "decoding": decoding,
+            "denoise": denoising["denoise"],
             "files": [str(path) for path in files],
         }
         print(json.dumps(outcome))
@@ -132,6 +168,11 @@ def given_condition(arguments: argparse.Namespace) -> tuple[Any, int]:
     if arguments.labels is not None:
         labels = _labels(arguments.labels)
         return labels, len(labels)
+    if arguments.captions is not None:
+        return arguments.captions, len(arguments.captions)
+    if arguments.captions_file is not None:
+        captions = _captions(arguments.captions_file)
+        return captions, len(captions)
     if arguments.condition is not None:
         array = load_array(arguments.condition)
         return array, 1 if array.ndim == 2 else len(array)
@@ -152,6 +193,17 @@ def _labels(text: str) -> list[str]:
     if not labels:
         raise UsageError("--labels: name at least one label")
     return labels
+
+
+def _captions(path: Path) -> list[str]:
+    try:
+        captions = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"{path}: cannot be read as captions: {reason}") from None
+    if not captions:
+        raise UsageError(f"{path}: holds no captions; write one a line")
+    return captions
 
 
 def load_array(path: Path) -> Any:

@@ -2,7 +2,10 @@
 
 8-bit values become numbers by adding uniform noise of one grey level (--seed); models trained on noisier data, as the shipped
 ones are, are scored on such data: --noise-std as in training. The lower the bits, the likelier; images unlike those the
-model was trained on stand out. Two passes over each flow block score a batch: no more than reading its weights twice.
+model was trained on stand out. A model of latents scores what the bundle's encoder makes of an image, in bits per latent
+dimension, which has no quantisation and may be negative; --noise-std is then in units of its data.
+
+Two passes over each flow block score a batch: no more than reading its weights twice.
 
 Examples:
   starflow score digits.bundle seven.png --labels 7 --noise-std 0.1
@@ -93,7 +96,6 @@ def _data(arguments: argparse.Namespace, sampler: "Sampler") -> "tuple[NDArray[n
 
     from starflow.runtime.images import read_images
 
-    image, shape = sampler.manifest.image, sampler.manifest.model.data_shape
     draw = np.random.default_rng(arguments.seed)
     if arguments.images[0].suffix == ".npy":
         if len(arguments.images) > 1:
@@ -101,10 +103,12 @@ def _data(arguments: argparse.Namespace, sampler: "Sampler") -> "tuple[NDArray[n
         x, level = np.asarray(load_array(arguments.images[0]), np.float32), 1.0
         noise = (arguments.noise_std or 0.0) * draw.standard_normal(x.shape, np.float32)
         return x + noise, level
-    if image.mode == "latent":
-        raise UsageError("this model is one of latents and the bundle holds no encoder; give data in a .npy file")
-    pixels = read_images(arguments.images, image.mode, shape[1], shape[2]).transpose(0, 3, 1, 2)
+    image, (_, height, width) = sampler.manifest.image, sampler.pixel_shape
+    pixels = read_images(arguments.images, image.mode, height, width).transpose(0, 3, 1, 2)
     x = pixels.astype(np.float32) / 127.5 - 1
+    if sampler.manifest.autoencoder:  # noise belongs to the latents, which are not quantised
+        x = sampler.encode_images(x)
+        return x + (arguments.noise_std or 0.0) * draw.standard_normal(x.shape, np.float32), 1.0
     if arguments.noise_std:
         x = x + arguments.noise_std * draw.standard_normal(x.shape, np.float32)
     else:

@@ -1,31 +1,23 @@
 """Run a recorded call through exported graphs.
 
-Sampling goes through a bundle and the loop, on ONNX Runtime or on the network interpreter; the two denoisers are graphs of
-standard operators, which ONNX Runtime runs once.
+Sampling goes through a bundle and the loop, on ONNX Runtime or on the network interpreter; denoising through a bundle and
+ONNX Runtime.
 """
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
-import torch
 from numpy.typing import NDArray
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.export.network.backend import NetworkBackend
-from starflow.export.score_graph import DenoiserShape, build_denoiser_graph, build_score_graph
-from starflow.export.traced_graph import SharedWeights
-from starflow.export.weight_file import WeightFile
 from starflow.runtime import Sampler
 from starflow.runtime.bundle import Bundle
 from starflow.runtime.sampler import Plan
 from starflow.training.checkpoint import save_checkpoint
 from starflow.training.config import CheckpointConfig
 from starflow.training.denoise import LEARNED_STD
-from starflow.training.model import FlowModel, build_model
-from starflow.training.starflow import Starflow
 from tests.conformance.cases import Case
 from tests.conformance.torch_calls import (
     attention_temperature,
@@ -93,39 +85,33 @@ def run_sampling(case: Case, call: dict[str, Any], bundle: Path, route: str) -> 
     return sequence | {"sample": sample}
 
 
-def export_denoiser(case: Case, call: dict[str, Any], model: FlowModel, folder: Path) -> Path:
-    """The graph of a `score_denoise` or `denoiser` call; made once for each shape."""
+def export_denoiser(case: Case, call: dict[str, Any], weights: dict[str, Any], folder: Path) -> Path:
+    """A bundle with the denoiser of a `score_denoise` or `denoiser` call."""
     x, y = case.tensors[call["inputs"]["x"]], case.tensors.get(call["inputs"].get("y", ""))
-    shape = DenoiserShape(len(x), x.shape[2], x.shape[3], y.shape[1] if y is not None and y.ndim == 3 else 0)
-    folder = folder / f"{case.name}-{call['op']}-{'x'.join(map(str, x.shape))}-{shape.condition_tokens}"
-    path = folder / "denoiser.onnx"
-    if path.exists():
-        return path
-    with torch.device("meta"):
-        shapes_only = build_model(model.config)
-    with WeightFile(folder / "weights.safetensors") as file:
-        tensors = {name: value.numpy for name, value in model.state_dict().items()}
-        weights = SharedWeights(tensors, file, file.path.name)
-        if call["op"] == "score_denoise":
-            graph = build_score_graph(shapes_only, shape, weights)
-        else:
-            assert isinstance(shapes_only, Starflow)
-            graph = build_denoiser_graph(shapes_only, shape, weights)
-    onnx.save(graph, path)
-    onnx.checker.check_model(path, full_check=True)
-    return path
+    score, noise_std = call["op"] == "score_denoise", call["args"].get("noise_std", 1.0)
+    bundle = folder / f"{case.name}-{call['name']}"
+    save_checkpoint(folder / "checkpoint", CheckpointConfig(model=model_config(case), noise_std=noise_std), weights)
+    options = ExportOptions(
+        batch=len(x),
+        shape=(x.shape[2], x.shape[3]),
+        condition_tokens=y.shape[1] if y is not None and y.ndim == 3 else None,
+        denoisers=("score" if score else "learned",),
+    )
+    export_checkpoint(folder / "checkpoint", bundle, options)
+    return bundle
 
 
-def run_denoising(case: Case, call: dict[str, Any], graph: Path) -> dict[str, NDArray]:
+def run_denoising(case: Case, call: dict[str, Any], bundle: Path) -> dict[str, NDArray]:
     """Outputs of a `score_denoise` or `denoiser` call by their recorded keys."""
     args = call["args"]
     inputs = {argument: case.tensors[name].numpy() for argument, name in call["inputs"].items()}
     x, y = inputs["x"], inputs.get("y")
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    given = {"x": x, "condition": y, "label": y}
-    (found,) = session.run(None, {value.name: given[value.name] for value in session.get_inputs()})
-    if call["op"] == "score_denoise":
-        step = denoising_rate(args) * args["noise_std"] ** 2
-        return {"x_denoised": x + step * found, "grad": -found / x.size}
-    step = LEARNED_STD * (args["sigma_curr"] - args["sigma_next"]) / args["sigma_curr"]
-    return {"prediction": found, "x_denoised": x - step * found}
+    if y is not None and y.ndim == 1:
+        y = y % case.config["constructor"]["num_classes"]
+    with open_sampler(bundle, "portable", "sequential") as sampler:
+        if call["op"] == "score_denoise":
+            whole, denoised = (sampler.denoise(x, y, how="score", rate=rate) for rate in (1.0, denoising_rate(args)))
+            return {"x_denoised": denoised, "grad": (x - whole) / args["noise_std"] ** 2 / x.size}
+        part = (args["sigma_curr"] - args["sigma_next"]) / args["sigma_curr"]
+        whole, denoised = (sampler.denoise(x, y, how="learned", rate=rate) for rate in (1.0, part))
+        return {"prediction": (x - whole) / LEARNED_STD, "x_denoised": denoised}

@@ -38,7 +38,10 @@ def test_recorded_call(case: Case, call_id: int, route: str, bundles: Path) -> N
     if route == "torch":
         outputs, factor = run_call(case, model, call), 1
     elif call["op"] != "reverse":
-        outputs, factor = run_denoising(case, call, export_denoiser(case, call, model, bundles)), ONNX_FACTOR
+        outputs, factor = (
+            run_denoising(case, call, export_denoiser(case, call, model.state_dict(), bundles)),
+            ONNX_FACTOR,
+        )
     else:
         bundle = export_call(case, call, model.state_dict(), bundles)
         outputs, factor = run_sampling(case, call, bundle, route), ONNX_FACTOR

@@ -11,17 +11,16 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from starflow.export.score_graph import DenoiserShape, build_denoiser_graph, build_score_graph
+from starflow.export.score_graph import DenoiserShape, trace_denoiser, trace_score
 from starflow.export.tensorrt.parse import parse_graph
 from starflow.export.traced_graph import SharedWeights
 from starflow.export.weight_file import WeightFile
-from starflow.runtime.command_line import main
 from starflow.runtime.tensorrt_flavour import load_flavour
 from starflow.training.config import ModelConfig, StarflowConfig
 from starflow.training.denoise import score
 from starflow.training.model import FlowModel, build_model
 from starflow.training.starflow import Starflow
-from tests.models import features_config, randomise, tarflow_config, unconditional_config, write_checkpoint
+from tests.models import features_config, randomise, tarflow_config, unconditional_config
 
 OPTIONS = {"num_heads": 2, "num_kv_heads": 1, "norm_type": "rms_norm", "use_swiglu": True, "use_qk_norm": True}
 OPTIONS |= {"use_post_norm": True, "use_bias": False, "hf_style_rope": True, "seq_order": "R2L"}
@@ -49,9 +48,9 @@ def write(
         weights = SharedWeights(tensors, file, file.path.name)
         if learned:
             assert isinstance(shapes_only, Starflow)
-            graph = build_denoiser_graph(shapes_only, shape, weights)
+            graph = trace_denoiser(shapes_only, shape).over(weights)
         else:
-            graph = build_score_graph(shapes_only, shape, weights)
+            graph = trace_score(shapes_only, shape).over(weights)
     onnx.save(graph, path)
     onnx.checker.check_model(path, full_check=True)
     return path
@@ -143,10 +142,3 @@ def test_the_graph_has_standard_operators_that_tensorrt_reads(name: str, graphs:
     graph = onnx.load(graphs[name], load_external_data=False)
     assert [(opset.domain, opset.version) for opset in graph.opset_import] == [("", 24)]
     assert parse_graph(load_flavour("tensorrt-rtx"), graphs[name]).network.num_layers > 0
-
-
-def test_an_export_says_that_the_denoiser_stays_behind(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    config = features_config()
-    write_checkpoint(tmp_path / "c", config.model_copy(update={"model": CONFIGS["features"]}))
-    assert main(["export", str(tmp_path / "c"), "-o", str(tmp_path / "b")]) == 0
-    assert "denoiser stays behind" in capsys.readouterr().err

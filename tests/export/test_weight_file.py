@@ -57,7 +57,7 @@ def test_graphs_of_a_precision_share_one_copy_of_every_parameter(tiny_bundle: Pa
         derived = {name.replace(".weight", ".scale") for name in parameters if "final_norm" in name}
         assert parameters - same == {name.replace(".scale", ".weight") for name in derived}
         assert set(names) - same - derived == {
-            f"rotary.axes.32.{where}.{kind}" for where in ("0+16", "1+16") for kind in ("cos", "sin")
+            f"rotary.axes.32.{where}.{kind}" for where in ("0+4x4", "1+4x4") for kind in ("cos", "sin")
         }
         matrices = sum(p.numel() for p in tiny_model.parameters() if p.ndim == 2)
         header = int.from_bytes(path.read_bytes()[:8], "little")

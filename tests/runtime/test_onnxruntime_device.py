@@ -41,6 +41,22 @@ def test_the_device_runner_makes_the_same_samples(tiny_bundle: Path, variant: st
             np.testing.assert_array_equal(device.generate(noise, [1, 2, 3], guidance=1.5), expected)
 
 
+class RunnerThatStandsStill(DeviceBlockRunner):
+    """What a position that lies elsewhere than the session reads it comes to: every step is the one at its first value."""
+
+    def advance(self, steps: int) -> None:
+        for _ in range(steps):
+            self.run(1)
+
+
+def test_steps_that_do_not_move_on_are_refused(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    graph = bundle.variant("portable-fp32", "portable").graphs[0]
+    block = bundle.autoregressive.blocks[graph.block]
+    with pytest.raises(BackendError, match="does not move on from one step to the next"):
+        RunnerThatStandsStill(bundle, graph, block, bundle.autoregressive.max_chunk, "cpu", device="cpu")
+
+
 def test_a_provider_this_build_lacks_is_refused(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BackendError, match=r"has no CUDAExecutionProvider; .*onnxruntime-gpu"):
         check_provider("cuda")

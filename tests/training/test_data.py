@@ -180,38 +180,3 @@ def test_bad_captions(tmp_path: Path, content: str, expected: str) -> None:
     (tmp_path / "c.jsonl").write_text(content)
     with pytest.raises(DataError, match=expected):
         read_captions(tmp_path / "c.jsonl", tmp_path)
-
-
-def test_captions_become_features_once(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    tokenizers = pytest.importorskip("tokenizers")
-    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "black"])}
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    encoder = tmp_path / "encoder"
-    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(encoder)
-    config = transformers.BertConfig(
-        vocab_size=6, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
-    )
-    transformers.BertModel(config).save_pretrained(encoder)
-    for index in range(4):
-        picture(tmp_path / "images" / f"{index}.png")
-    lines = [json.dumps({"file": f"{i}.png", "caption": ["red", "red black"][i % 2]}) for i in range(4)]
-    (tmp_path / "captions.jsonl").write_text("\n".join(lines))
-    source = folder(
-        tmp_path / "images",
-        captions=tmp_path / "captions.jsonl",
-        encoder=encoder,
-        tokens=3,
-        holdout=0.5,
-    )
-    data = load_dataset(source, tmp_path / "run")
-    assert data.train.condition is not None
-    assert data.train.condition.shape == (2, 3, 8)
-    assert data.train.condition[:, 2].count_nonzero() == 0  # padding
-    assert data.train.condition[:, 0].count_nonzero() > 0
-    (encoder / "config.json").unlink()  # the second time nothing is computed
-    again = load_dataset(source, tmp_path / "run")
-    assert again.train.condition is not None
-    assert torch.equal(again.train.condition, data.train.condition)

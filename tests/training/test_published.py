@@ -15,7 +15,7 @@ from torch import Tensor
 from starflow.runtime.command_line import main
 from starflow.runtime.errors import CheckpointError, StarflowError, UsageError
 from starflow.training.checkpoint import load_model, open_checkpoint
-from starflow.training.config import StarflowConfig, TarflowConfig
+from starflow.training.config import StarflowConfig, TarflowConfig, TextEncoding
 from starflow.training.model import FlowModel, build_model, parameter_count
 from starflow.training.published import read_config
 from tests.conformance.cases import Case
@@ -285,6 +285,22 @@ def test_what_cannot_be_is_named_in_one_line(options: dict[str, Any], expected: 
     with pytest.raises(CheckpointError, match=expected) as caught:
         read_config(path)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_the_text_encoder_is_named(tmp_path: Path) -> None:
+    plain = read_config(write_yaml(tmp_path / "c.yaml", T2I)).checkpoint.text
+    assert plain == TextEncoding(encoder="google/flan-t5-xl", template="{caption}")
+    dressed = T2I | {"mix_aspect": 1, "fps_cond": 1, "cond_noise_level": 1, "noise_std": 0.5}
+    found = read_config(write_yaml(tmp_path / "d.yaml", dressed))
+    assert found.checkpoint.text is not None
+    # What the published `preprocess_text` makes of "{caption}" for a square image.
+    expected = "Noise Level 500:\nAn image:\n{caption}\n\n in a 1:1 aspect ratio.\n"
+    assert found.checkpoint.text.template == expected
+    assert not {"mix_aspect", "fps_cond", "cond_noise_level"} & set(found.ignored)
+    by_class = read_config(
+        write_yaml(tmp_path / "e.yaml", T2I | {"text": "labels.vocab", "txt_size": 1}), num_classes=5
+    )
+    assert by_class.checkpoint.text is None
 
 
 def test_what_is_off_asks_for_nothing(tmp_path: Path) -> None:

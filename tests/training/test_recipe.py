@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from starflow.runtime.errors import RecipeError
-from starflow.training.recipe import changed_field, load_recipe
+from starflow.training.recipe import changed_field, load_flow_recipe
 
 DIGITS8 = """
 model: {family: tarflow, in_channels: 1, img_size: 8, patch_size: 2, channels: 16, head_dim: 8,
@@ -23,14 +23,14 @@ def recipe_file(tmp_path: Path) -> Path:
 
 
 def test_reads_a_recipe(recipe_file: Path) -> None:
-    recipe = load_recipe(recipe_file)
+    recipe = load_flow_recipe(recipe_file)
     assert recipe.model.family == "tarflow"
     assert recipe.training.learning_rate == 1e-3  # YAML 1.1 reads 1e-3 as text
     assert recipe.training.label_drop == 0.1
 
 
 def test_overrides_replace_values(recipe_file: Path) -> None:
-    recipe = load_recipe(recipe_file, ["training.steps=7", "training.betas=[0.5, 0.6]", "data.holdout=0.2"])
+    recipe = load_flow_recipe(recipe_file, ["training.steps=7", "training.betas=[0.5, 0.6]", "data.holdout=0.2"])
     assert recipe.training.steps == 7
     assert recipe.training.betas == (0.5, 0.6)
     assert recipe.data.holdout == 0.2
@@ -57,7 +57,7 @@ def test_overrides_replace_values(recipe_file: Path) -> None:
 )
 def test_mistakes_are_named_in_one_line(recipe_file: Path, override: str, expected: str) -> None:
     with pytest.raises(RecipeError, match=expected) as caught:
-        load_recipe(recipe_file, [override])
+        load_flow_recipe(recipe_file, [override])
     assert "\n" not in str(caught.value)
     if not str(caught.value).startswith("--set"):
         assert str(recipe_file) in str(caught.value)
@@ -71,20 +71,20 @@ def test_files_that_are_no_recipe(tmp_path: Path, content: str, expected: str) -
     path = tmp_path / "bad.yaml"
     path.write_text(content)
     with pytest.raises(RecipeError, match=expected) as caught:
-        load_recipe(path)
+        load_flow_recipe(path)
     assert "\n" not in str(caught.value)
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"absent\.yaml: cannot read the recipe: No such file"):
-        load_recipe(tmp_path / "absent.yaml")
+        load_flow_recipe(tmp_path / "absent.yaml")
 
 
 def test_captions_and_encoder_belong_together(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(DIGITS8.replace("{kind: digits8}", "{kind: folder, path: x, captions: y.csv}"))
     with pytest.raises(RecipeError, match="captions and encoder belong together"):
-        load_recipe(path)
+        load_flow_recipe(path)
 
 
 def test_a_learned_denoiser_is_not_trained(tmp_path: Path) -> None:
@@ -93,15 +93,15 @@ def test_a_learned_denoiser_is_not_trained(tmp_path: Path) -> None:
     )
     path = tmp_path / "recipe.yaml"
     path.write_text(f"model: {{{model}, rope: true}}\ndata: {{kind: digits8}}\ntraining: {{steps: 1}}\n")
-    load_recipe(path)
+    load_flow_recipe(path)
     with pytest.raises(RecipeError, match=r"model\.learnable_self_denoiser is trained beside the flow") as caught:
-        load_recipe(path, ["model.learnable_self_denoiser=true"])
+        load_flow_recipe(path, ["model.learnable_self_denoiser=true"])
     assert "\n" not in str(caught.value)
 
 
 def test_changed_field_names_what_may_not_change(recipe_file: Path) -> None:
     def dump(*overrides: str) -> dict[str, dict[str, object]]:
-        return load_recipe(recipe_file, overrides).model_dump(mode="json")
+        return load_flow_recipe(recipe_file, overrides).model_dump(mode="json")
 
     assert changed_field(dump(), dump("training.steps=99", "training.log_every=1", "training.threads=1")) is None
     assert changed_field(dump(), dump("training.seed=1")) == "training.seed (was 0, is 1)"

@@ -13,12 +13,14 @@ import torch
 from torch import nn
 
 from starflow.runtime.errors import CheckpointError, RecipeError, StarflowError
+from starflow.training.augmentation import shift_images
 from starflow.training.checkpoint import load_model
 from starflow.training.data import Dataset, load_dataset
 from starflow.training.model import FlowModel
 from starflow.training.optimizer import average_decay_at, build_optimizer, learning_rate_at, update_average
 from starflow.training.recipe import Digits8Source, Recipe, Training
-from starflow.training.trainer import Trainer, drop_conditions, generator_for, shift_images
+from starflow.training.run import generator_for
+from starflow.training.trainer import Trainer, drop_conditions
 
 STARFLOW = {
     "family": "starflow",
@@ -149,7 +151,7 @@ def test_it_learns_and_leaves_a_checkpoint(tmp_path: Path, digits: Dataset, mode
 def test_bits_of_the_loss_and_of_the_likelihood_agree(tmp_path: Path, digits: Dataset) -> None:
     trainer = Trainer(recipe(noise_std=0.0), digits, tmp_path)
     generator = torch.Generator().manual_seed(0)
-    x, y = trainer.prepare(trainer.data.test, generator)
+    x, y = trainer.prepare(trainer.data.test.to(trainer.device), generator)
     model = trainer.model
     assert isinstance(model, FlowModel)
     expected = -float(model.log_likelihood(x, y).detach().mean()) / 64 / math.log(2) + math.log2(127.5)

@@ -1,8 +1,8 @@
-"""Train a flow from a recipe.
+"""Train a flow, an autoencoder or its decoder from a recipe.
 
-Reads one YAML recipe (model, data, training), trains, and writes a folder with checkpoint/ (the averaged weights, ready
-for `starflow export`), state.pt, log.jsonl, samples/ and tensorboard/. A run that was stopped or killed continues where
-it was saved when the same command is given again.
+Reads one YAML recipe (model, autoencoder or decoder; data; training), trains, and writes a folder with checkpoint/ (the
+averaged weights: of a flow, ready for `starflow export`), state.pt, log.jsonl, samples/ and tensorboard/. A run that was
+stopped or killed continues where it was saved when the same command is given again.
 
 Example: starflow train examples/digits/recipe.yaml --out out/digits/run --set training.steps=2000
 """
@@ -35,8 +35,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train; 0 when the run is complete (or reached --max-steps), 130 when it was interrupted."""
+    from starflow.training.autoencoder.trainer import AutoencoderTrainer, DecoderTrainer
     from starflow.training.data import load_dataset
-    from starflow.training.recipe import load_recipe
+    from starflow.training.recipe import AutoencoderRecipe, DecoderRecipe, Recipe, load_recipe
+    from starflow.training.run import TrainingRun
     from starflow.training.trainer import Trainer
 
     if arguments.max_steps is not None and arguments.max_steps < 1:
@@ -44,8 +46,15 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe, arguments.set)
     folder = arguments.out or Path("out") / arguments.recipe.stem
     data = load_dataset(recipe.data, cache=folder)
+    trainer: TrainingRun
     try:
-        trainer = Trainer(recipe, data, folder)
+        match recipe:
+            case Recipe():
+                trainer = Trainer(recipe, data, folder)
+            case AutoencoderRecipe():
+                trainer = AutoencoderTrainer(recipe, data, folder)
+            case DecoderRecipe():
+                trainer = DecoderTrainer(recipe, data, folder)
     except RecipeError as error:
         raise RecipeError(f"{arguments.recipe}: {error}") from None
     if arguments.resume and trainer.resume():

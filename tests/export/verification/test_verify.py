@@ -8,7 +8,7 @@ import pytest
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.export.verification.routes import NotRun, Route, choose_variants, default_reference, find_routes
-from starflow.export.verification.tolerances import KINDS, tolerances
+from starflow.export.verification.tolerances import tolerances
 from starflow.export.verification.torch_reference import TorchReference
 from starflow.export.verification.trace import chunk_size, draw_case
 from starflow.export.verification.verify import Verification, verify
@@ -81,7 +81,7 @@ def test_nan_is_named_by_block_and_position_and_ends_nothing(bundle: Bundle, var
     by_place = {(m.kind, m.block): m for m in result.measurements}
     assert len(by_place) == 6, "nothing was left out"
     where = "it gave NaN or infinity in flow block 1 at position 6 (token 5, image 1)"
-    for kind in KINDS:
+    for kind in result.subject.kinds:
         assert by_place[kind, 1].finding == where
     # Fed back, it spoils all that follows in its block; with inputs given, that one token only.
     assert [error is None for error in by_place["block", 1].per_token] == [token >= 5 for token in range(16)]

@@ -17,7 +17,7 @@ from starflow.training.continuous.flow_matching import FlowMatching
 from starflow.training.continuous.objective_config import WeightedCfmConfig
 from starflow.training.data import Dataset, fit_data, load_dataset
 from starflow.training.flow import build_flow
-from starflow.training.recipe import Recipe, changed_field, load_recipe
+from starflow.training.recipe import Recipe, changed_field, load_flow_recipe
 from starflow.training.trainer import Trainer
 from tests.models import CLASS_MODEL, class_config, write_checkpoint
 
@@ -182,9 +182,9 @@ training: {steps: 10}
 def test_mistakes_are_named_in_one_line(tmp_path: Path, override: str, expected: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE)
-    assert load_recipe(path).objective is not None
+    assert load_flow_recipe(path).objective is not None
     with pytest.raises(RecipeError, match=expected) as caught:
-        load_recipe(path, [override])
+        load_flow_recipe(path, [override])
     assert "\n" not in str(caught.value)
 
 
@@ -192,7 +192,7 @@ def test_objective_belongs_to_continuous_flows(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.replace("objective:", "# objective:"))
     with pytest.raises(RecipeError, match="objective is missing: a continuous flow needs one, of kind cfm"):
-        load_recipe(path)
+        load_flow_recipe(path)
     other = {"family": "starflow", **CLASS_MODEL}
     with pytest.raises(ValueError, match="objective is for continuous flows; a starflow maximises likelihood"):
         recipe(other, {"kind": "digits8"}, {"kind": "cfm"})

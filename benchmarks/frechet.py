@@ -1,0 +1,16 @@
+"""Fréchet distance between two sets of features, each seen as a Gaussian (Heusel et al., 2017, with another network's features)."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def frechet_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
+    """|mean_a - mean_b|² + trace(C_a + C_b - 2 (C_a C_b)^½) of features [N, D] and [M, D].
+
+    With centred features A and B, whose covariances are AᵀA and BᵀB, the trace of the root is the sum of the singular values of
+    A Bᵀ: [N, M] in place of a root of [D, D], and exact where there are fewer pictures than features.
+    """
+    mean_a, mean_b = a.mean(axis=0, dtype=np.float64), b.mean(axis=0, dtype=np.float64)
+    centred_a, centred_b = (a - mean_a) / np.sqrt(len(a) - 1), (b - mean_b) / np.sqrt(len(b) - 1)
+    root = np.linalg.svd(centred_a @ centred_b.T, compute_uv=False).sum()
+    return float(((mean_a - mean_b) ** 2).sum() + (centred_a**2).sum() + (centred_b**2).sum() - 2 * root)

@@ -1,0 +1,82 @@
+"""The text encoder of a bundle against transformers' own, on a few captions.
+
+Torch is imported when there is one to compare with, because verifying without does without it.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from starflow.export.verification.agreement import Measurement, compare
+from starflow.export.verification.routes import NotRun
+from starflow.export.verification.tolerances import Precision, Tolerances
+from starflow.runtime.bundle import Bundle
+from starflow.runtime.caption_encoder import CaptionEncoder
+from starflow.runtime.caption_template import fill_template
+from starflow.runtime.errors import DataError, UsageError
+from starflow.runtime.manifest import Block
+from starflow.runtime.network_spec import TextSpec
+
+NAME = "text encoder"
+CAPTIONS = ("", "a red apple", "Two cats, and a dog (black & white): 3 friends!")
+
+
+def text_encoder_folder(bundle: Bundle, checkpoint: Path | None, asked: str | None) -> Path | NotRun | None:
+    """The folder of the text encoder a bundle was exported with, or why there is none; None for a bundle without one.
+
+    Args:
+        bundle: The bundle.
+        checkpoint: The checkpoint, which may hold or name it.
+        asked: What the user names.
+
+    Raises:
+        UsageError: the user names one, and the bundle has none.
+        DataError: what the user names is no text encoder.
+    """
+    if bundle.manifest.text is None:
+        if asked:
+            raise UsageError(f"--text-encoder {asked}: this bundle holds no text encoder")
+        return None
+    unknown = NotRun(NAME, "is compared with transformers' own: name --text-encoder")
+    if not asked and not checkpoint:
+        return unknown
+
+    from starflow.export.text_encoder import named_encoder
+    from starflow.training.checkpoint import open_checkpoint
+    from starflow.training.text_encoder import encoder_folder
+
+    if asked:
+        return encoder_folder(asked)
+    assert checkpoint is not None
+    name = named_encoder(checkpoint, open_checkpoint(checkpoint)[0])
+    try:
+        return encoder_folder(name) if name else unknown
+    except DataError as error:
+        return NotRun(NAME, f"{error} (--text-encoder)")
+
+
+def compare_text_encoder(bundle: Bundle, folder: Path, tolerances: Tolerances) -> list[Measurement]:
+    """Compare features, [captions, T, width], with those of the encoder in `folder`."""
+    from starflow.training.text_encoder import encode
+
+    text = bundle.manifest.text
+    assert text is not None
+    encoder = CaptionEncoder(bundle, text)
+    found = encoder.encode(CAPTIONS)
+    encoder.close()
+    expected: NDArray[np.float32] = np.zeros_like(found)
+    encoded = encode([fill_template(text.template, caption) for caption in CAPTIONS], folder, text.tokens)
+    for row, features in zip(expected, encoded.features, strict=True):
+        row[: len(features)] = features
+    whole = Block(index=0, identity=False, reversed=False, rows=1, prefix=0, first_token=0, capacity=text.tokens)
+    tolerance = tolerances[_precision(bundle, text), "text"]
+    return compare(NAME, "text", {0: whole}, {0: expected}, {0: found}, tolerance)
+
+
+def _precision(bundle: Bundle, text: TextSpec) -> Precision:
+    """Whether weights may have been rounded to half precision."""
+    with safe_open(bundle.root / text.encoder.weights.path, "pt") as file:
+        types = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return "fp16" if "F16" in types else "fp32"

@@ -1,0 +1,173 @@
+"""Flows over latents: encoded once, scaled, mirrored, decoded; the checkpoint carries the autoencoder."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from starflow.runtime.errors import CheckpointError, RecipeError
+from starflow.training.autoencoder.config import TinyConfig
+from starflow.training.autoencoder.folder import AutoencoderRecord, open_autoencoder, save_autoencoder
+from starflow.training.autoencoder.network import build_autoencoder
+from starflow.training.checkpoint import load_model
+from starflow.training.config import LatentScaling
+from starflow.training.data import Dataset, load_dataset, to_float
+from starflow.training.recipe import Digits8Source, Recipe
+from starflow.training.trainer import Trainer
+
+NETWORK = TinyConfig(
+    kind="tiny",
+    latent_channels=3,
+    encoder_block_out_channels=(8, 8),
+    decoder_block_out_channels=(8, 8),
+    num_encoder_blocks=(1, 1),
+    num_decoder_blocks=(1, 1),
+)
+MODEL: dict[str, Any] = {
+    "family": "starflow",
+    "in_channels": 3,
+    "img_size": 4,
+    "patch_size": 2,
+    "channels": 16,
+    "head_dim": 16,
+    "num_blocks": 2,
+    "layers_per_block": [1, 1],
+    "rope": True,
+    "sos": True,
+    "use_softplus": True,
+}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return load_dataset(Digits8Source.model_validate({"kind": "digits8"}), tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random one, whose record states a scale that was not measured."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("autoencoder") / "checkpoint"
+    record = AutoencoderRecord(pixel_shape=(1, 8, 8), latent=LatentScaling(scale=20.0, shift=-0.01))
+    save_autoencoder(folder, build_autoencoder(NETWORK, 1), record)
+    return folder
+
+
+def recipe(
+    autoencoder: Path, model: dict[str, Any] = MODEL, data: dict[str, Any] | None = None, **training: Any
+) -> Recipe:
+    source = {"kind": "digits8", "autoencoder": str(autoencoder), **(data or {})}
+    settings = {"steps": 10, "batch_size": 64, "warmup_steps": 2, "threads": 1, "noise_std": 0.3} | training
+    return Recipe.model_validate({"model": model, "data": source, "training": settings})
+
+
+def test_cached_latents_are_those_of_the_encoder(tmp_path: Path, digits: Dataset, autoencoder: Path) -> None:
+    trainer = Trainer(recipe(autoencoder, flip=True), digits, tmp_path)
+    encoder = open_autoencoder(autoencoder).autoencoder
+    with torch.inference_mode():
+        for found, images in (
+            (trainer.data.train.values, digits.train.values),
+            (trainer.data.train.mirrored, digits.train.values.flip(3)),
+            (trainer.data.test.values, digits.test.values),
+        ):
+            assert found is not None
+            torch.testing.assert_close(found.float(), encoder.encode(to_float(images)), rtol=1e-3, atol=1e-5)
+    cache = tmp_path / "latents" / "train.npy"
+    assert np.load(cache).dtype == np.float16
+    stamp = cache.stat().st_mtime_ns
+    Trainer(recipe(autoencoder, flip=True), digits, tmp_path)
+    assert cache.stat().st_mtime_ns == stamp  # used again
+    Trainer(recipe(autoencoder), digits, tmp_path)
+    assert cache.stat().st_mtime_ns != stamp  # other sets of images
+
+
+def test_the_flow_sees_scaled_latents_and_their_mirror_images(
+    tmp_path: Path, digits: Dataset, autoencoder: Path
+) -> None:
+    trainer = Trainer(recipe(autoencoder, flip=True, noise_std=0.0), digits, tmp_path)
+    batch = trainer.batch_at(0)
+    x, _ = trainer.prepare(batch, torch.Generator().manual_seed(0))
+    assert batch.mirrored is not None
+    plain, mirrored = ((values.float() + 0.01) * 20 for values in (batch.values, batch.mirrored))
+    chosen = [(torch.equal(a, b), torch.equal(a, c)) for a, b, c in zip(x, plain, mirrored, strict=True)]
+    assert all(one != other for one, other in chosen)
+    assert 16 < sum(one for one, _ in chosen) < 48
+
+
+def test_scale_and_shift_are_given_or_recorded_or_measured(tmp_path: Path, digits: Dataset, autoencoder: Path) -> None:
+    assert Trainer(recipe(autoencoder), digits, tmp_path).checkpoint_config.latent == LatentScaling(
+        scale=20, shift=-0.01
+    )
+    given = recipe(autoencoder, data={"latent_scale": 2.0, "latent_shift": 0.5})
+    assert Trainer(given, digits, tmp_path).checkpoint_config.latent == LatentScaling(scale=2, shift=0.5)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        (foreign / name).write_bytes((autoencoder / name).read_bytes())
+    trainer = Trainer(recipe(foreign), digits, tmp_path)
+    x = trainer.data.as_float(trainer.data.train.values)
+    assert float(x.mean()) == pytest.approx(0, abs=1e-3)
+    assert float(x.std()) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_run_leaves_a_checkpoint_with_its_autoencoder(tmp_path: Path, digits: Dataset, autoencoder: Path) -> None:
+    trainer = Trainer(recipe(autoencoder), digits, tmp_path)
+    outcome = trainer.fit()
+    config, model = load_model(tmp_path / "checkpoint")
+    assert config.autoencoder is not None
+    assert config.autoencoder.pixel_shape == (1, 8, 8)
+    assert config.image.mode == "L"
+    copied = tmp_path / "checkpoint" / "autoencoder" / "diffusion_pytorch_model.safetensors"
+    assert copied.read_bytes() == (autoencoder / copied.name).read_bytes()
+    sheet = trainer.sample_sheet()
+    assert sheet.shape == (4 * 10 - 2, 8 * 10 - 2, 1)  # pixels of 8x8, not latents of 4x4
+    # Bits of the noised latents, per latent dimension and without grey levels: the density's own.
+    generator = torch.Generator().manual_seed(5)
+    x = trainer.data.as_float(trainer.data.test.values)
+    x = x + 0.3 * torch.randn(x.shape, generator=generator)
+    with torch.inference_mode():
+        bits = -model.log_likelihood(x) / 48 / np.log(2)
+    assert outcome.test_bits_per_dim == pytest.approx(float(bits.mean()), abs=0.02)
+
+
+def test_a_latent_run_resumes_exactly(tmp_path: Path, digits: Dataset, autoencoder: Path) -> None:
+    whole = Trainer(recipe(autoencoder, flip=True), digits, tmp_path / "a")
+    whole.fit()
+    Trainer(recipe(autoencoder, flip=True), digits, tmp_path / "b").fit(max_steps=4)
+    again = Trainer(recipe(autoencoder, flip=True), digits, tmp_path / "b")
+    assert again.resume()
+    again.fit()
+    for name, value in whole.average.state_dict().items():
+        torch.testing.assert_close(again.average.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_a_run_keeps_its_autoencoder(tmp_path: Path, digits: Dataset, autoencoder: Path) -> None:
+    """Whatever happens to the folder that was named, a checkpoint's latents and decoder belong together."""
+    named = tmp_path / "named"
+    shutil.copytree(autoencoder, named)
+    trainer = Trainer(recipe(named), digits, tmp_path / "run")
+    torch.manual_seed(1)
+    record = AutoencoderRecord(pixel_shape=(1, 8, 8), latent=LatentScaling(scale=20.0, shift=-0.01))
+    save_autoencoder(named, build_autoencoder(NETWORK, 1), record)
+    trainer.fit(max_steps=2)
+    copied = tmp_path / "run" / "checkpoint" / "autoencoder" / "diffusion_pytorch_model.safetensors"
+    assert copied.read_bytes() == (autoencoder / copied.name).read_bytes()
+    with pytest.raises(RecipeError, match="belongs to other latents: the autoencoder or the images changed"):
+        Trainer(recipe(named), digits, tmp_path / "run").resume()
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path, digits: Dataset, autoencoder: Path) -> None:
+    with pytest.raises(RecipeError, match=r"model: takes 1 channel\(s\) of 8x8, the data has 3 channel\(s\) of 4x4"):
+        Trainer(recipe(autoencoder, MODEL | {"in_channels": 1, "img_size": 8}), digits, tmp_path)
+    with pytest.raises(RecipeError, match=r"training\.shift: moves pixels"):
+        Trainer(recipe(autoencoder, shift=1), digits, tmp_path)
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        Trainer(recipe(tmp_path / "nowhere"), digits, tmp_path)
+    colour = Dataset(*(digits.train, digits.test), digits.conditioning, digits.null)
+    train, test = (part.values.expand(-1, 3, -1, -1) for part in (colour.train, colour.test))
+    rgb = Dataset(type(digits.train)(train, None), type(digits.test)(test, None), digits.conditioning, None)
+    with pytest.raises(RecipeError, match=r"data\.autoencoder: autoencoder: takes 1 channel"):
+        Trainer(recipe(autoencoder), rgb, tmp_path)

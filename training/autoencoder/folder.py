@@ -1,0 +1,161 @@
+"""An autoencoder's folder: diffusers' own two files, and what a flow over its latents needs to know.
+
+    config.json, diffusion_pytorch_model.safetensors    as diffusers reads and writes them
+    starflow.json                                       an `AutoencoderRecord`, where `starflow train` wrote the folder
+    noisy_decoder.safetensors                           the decoder fine-tuned on noisy latents, where there is one
+
+A folder without the last two is any diffusers autoencoder.
+"""
+
+import copy
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from starflow.runtime.atomic_write import atomic_folder
+from starflow.runtime.errors import CheckpointError
+from starflow.runtime.validation import one_line
+from starflow.training.autoencoder.network import Autoencoder, decoder_state, load_autoencoder
+from starflow.training.config import LatentScaling
+from starflow.training.frozen import Frozen
+
+WEIGHTS, RECORD, NOISY_DECODER = "diffusion_pytorch_model.safetensors", "starflow.json", "noisy_decoder.safetensors"
+
+
+class AutoencoderRecord(Frozen):
+    """`starflow.json`.
+
+    Attributes:
+        pixel_shape: [C, H, W] of the images it was trained on.
+        latent: Gives the latents of the training set mean 0 and standard deviation 1.
+        noisy_decoder_std: Standard deviation of the noise the noisy decoder takes away, on scaled latents.
+    """
+
+    pixel_shape: tuple[int, int, int]
+    latent: LatentScaling
+    noisy_decoder_std: float | None = Field(None, gt=0)
+
+
+@dataclass(frozen=True)
+class AutoencoderFolder:
+    """An autoencoder that was read.
+
+    Attributes:
+        path: Its folder.
+        autoencoder: The autoencoder, float32, in evaluation mode.
+        noisy: The same encoder with the decoder for noisy latents; None if there is none.
+        record: None for a foreign folder.
+    """
+
+    path: Path
+    autoencoder: Autoencoder
+    noisy: Autoencoder | None
+    record: AutoencoderRecord | None
+
+
+def open_autoencoder(folder: Path) -> AutoencoderFolder:
+    """Read a folder.
+
+    Raises:
+        CheckpointError: it is no autoencoder's folder, or damaged.
+        UsageError: diffusers is not installed.
+    """
+    autoencoder = load_autoencoder(folder)
+    record = _read_record(folder / RECORD)
+    path, noisy = folder / NOISY_DECODER, None
+    if record is not None and record.noisy_decoder_std is not None:
+        try:
+            state = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: missing or damaged ({error}); copy the folder again") from None
+        expected = {name: value.shape for name, value in decoder_state(autoencoder).items()}
+        if {name: value.shape for name, value in state.items()} != expected:
+            raise CheckpointError(f"{path}: is not the decoder of {folder / 'config.json'}; copy the folder again")
+        noisy = copy.deepcopy(autoencoder)
+        noisy.network.load_state_dict(state, strict=False)
+    return AutoencoderFolder(folder, autoencoder, noisy, record)
+
+
+def _read_record(path: Path) -> AutoencoderRecord | None:
+    if not path.is_file():
+        return None
+    try:
+        return AutoencoderRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        what = one_line(error) if isinstance(error, ValidationError) else "is not text"
+        raise CheckpointError(f"{path}: {what}") from None
+
+
+def save_autoencoder(
+    folder: Path,
+    autoencoder: Autoencoder,
+    record: AutoencoderRecord,
+    *,
+    noisy: Autoencoder | None = None,
+    extra_files: Mapping[str, str] | None = None,
+    half: bool = False,
+) -> None:
+    """Write a folder, whole or not at all.
+
+    Args:
+        folder: Destination; an existing one gives way.
+        autoencoder: The autoencoder.
+        record: Its `latent` is told to diffusers as well.
+        noisy: Holds the decoder for noisy latents.
+        extra_files: Text files to store beside it, such as recipe.yaml and metrics.json.
+        half: Store the weights as float16.
+
+    Raises:
+        CheckpointError: a weight does not fit into float16, or the disk is full.
+    """
+    network = autoencoder.network
+    told = {"scaling_factor": record.latent.scale, "shift_factor": record.latent.shift, "_name_or_path": ""}
+    network.register_to_config(**told)  # the path it was read from is nobody's business
+    with atomic_folder(folder, replace=True) as temporary:
+        try:
+            network.save_config(temporary)
+            (temporary / WEIGHTS).write_bytes(save(_stored(network.state_dict(), half), {"format": "pt"}))
+            (temporary / RECORD).write_text(record.model_dump_json(indent=2, exclude_none=True) + "\n")
+            if noisy is not None:
+                (temporary / NOISY_DECODER).write_bytes(save(_stored(decoder_state(noisy), half), {"format": "pt"}))
+            for name, text in (extra_files or {}).items():
+                (temporary / name).write_text(text)
+        except OSError as error:
+            raise CheckpointError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
+def _stored(state: Mapping[str, Tensor], half: bool) -> dict[str, Tensor]:
+    stored = {}
+    for name, value in state.items():
+        stored[name] = (value.half() if half else value).detach().cpu().contiguous()
+        if not stored[name].isfinite().all():
+            raise CheckpointError(f"{name} does not fit into float16; store this autoencoder in float32")
+    return stored
+
+
+def autoencoder_digest(folder: Path) -> str:
+    """SHA-256 of the files an autoencoder consists of."""
+    digest = hashlib.sha256()
+    for file in _files(folder):
+        digest.update(f"{file.name} {file.stat().st_size}".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def copy_autoencoder(source: Path, destination: Path) -> None:
+    """Copy the files an autoencoder consists of, and no others, into a new folder."""
+    destination.mkdir()
+    for file in _files(source):
+        shutil.copyfile(file, destination / file.name)
+
+
+def _files(folder: Path) -> list[Path]:
+    names = ("config.json", WEIGHTS, RECORD, NOISY_DECODER)
+    return [folder / name for name in names if (folder / name).is_file()]

@@ -1,0 +1,156 @@
+"""diffusers' autoencoders behind one interface: pixels to latents and back, whatever the class."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from starflow.runtime.errors import CheckpointError, UsageError
+from starflow.training.autoencoder.config import KlConfig, TinyConfig
+
+CLASSES = {"tiny": "AutoencoderTiny", "kl": "AutoencoderKL"}
+DECODER_PARTS = ("decoder.", "post_quant_conv.")  # parameters between latent and pixels
+
+
+class Autoencoder(nn.Module):
+    """An AutoencoderTiny or AutoencoderKL.
+
+    Pixels are float32 [B, 1 or 3, H, W] in [-1, 1]; latents float32 [B, C, h, w], neither scaled nor shifted.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network: Any = network
+
+    @property
+    def variational(self) -> bool:
+        """Whether the encoder gives a distribution."""
+        return type(self.network).__name__ == CLASSES["kl"]
+
+    @property
+    def pixel_channels(self) -> int:
+        return int(self.network.config.in_channels)
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.network.config.latent_channels)
+
+    @property
+    def factor(self) -> int:
+        """Pixels to a latent pixel, along one side."""
+        config = self.network.config
+        stages = config.block_out_channels if self.variational else config.encoder_block_out_channels
+        return int(2 ** (len(stages) - 1))
+
+    def latent_shape(self, pixel_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """[C, h, w] of an image [C, H, W].
+
+        Raises:
+            UsageError: it does not take such an image.
+        """
+        factor = self.factor
+        channels, height, width = pixel_shape
+        if channels != self.pixel_channels or height % factor or width % factor:
+            raise UsageError(
+                f"autoencoder: takes {self.pixel_channels} channel(s) and sides that are multiples of {factor},"
+                f" found {channels} channel(s) of {width}x{height}"
+            )
+        return self.latent_channels, height // factor, width // factor
+
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean and log-variance of the latent's distribution, [B, C, h, w] each; no variance if it is deterministic."""
+        if not self.variational:
+            return self.network.encode(pixels, return_dict=False)[0], None
+        distribution = self.network.encode(pixels, return_dict=False)[0]
+        return distribution.mean, distribution.logvar
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Latents: the mean of their distribution."""
+        return self.posterior(pixels)[0]
+
+    def decode(self, latent: Tensor) -> Tensor:
+        pixels: Tensor = self.network.decode(latent, return_dict=False)[0]
+        return pixels
+
+    def forward(self, pixels: Tensor, noise: Tensor, noise_std: float) -> tuple[Tensor, Tensor]:
+        """Reconstruct through noise: what training an autoencoder runs.
+
+        Args:
+            pixels: A batch.
+            noise: Standard normal, shaped as its latents.
+            noise_std: Noise a flow will leave in latents of standard deviation 1. It is scaled to these latents, so that
+                making them larger does not escape it. Under a bound on power, Gaussian latents carry the most through
+                Gaussian noise (Shannon, 1948): this is what draws them to the flow's prior.
+
+        Returns:
+            The reconstruction, and nats per dimension of KL(latents || standard normal): of every image's distribution,
+            or of the batch's mean and variance where the encoder is deterministic.
+        """
+        mean, log_variance = self.posterior(pixels)
+        mean = mean.float()
+        spread = mean.var()
+        if log_variance is None:
+            std = noise_std * spread.sqrt()
+            kl = 0.5 * (mean.mean().square() + spread - 1 - spread.log())
+        else:
+            log_variance = log_variance.float()
+            std = (log_variance.exp() + noise_std**2 * spread).sqrt()
+            kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        return self.decode(mean + std * noise).float(), kl
+
+
+def _diffusers() -> Any:
+    try:
+        import diffusers
+        from diffusers.utils import logging
+    except ImportError:
+        raise UsageError("autoencoders need diffusers; pip install 'starflow-compiler[encoders]'") from None
+    logging.set_verbosity_error()  # it warns of fields that it wrote itself
+    return diffusers
+
+
+def build_autoencoder(config: TinyConfig | KlConfig, pixel_channels: int) -> Autoencoder:
+    """A fresh autoencoder.
+
+    Raises:
+        UsageError: diffusers is not installed.
+    """
+    return Autoencoder(getattr(_diffusers(), CLASSES[config.kind])(**config.settings(pixel_channels)))
+
+
+def load_autoencoder(folder: Path) -> Autoencoder:
+    """Read a diffusers folder, float32, in evaluation mode; nothing is fetched.
+
+    Raises:
+        CheckpointError: it is not the folder of an AutoencoderKL or AutoencoderTiny, or is damaged.
+        UsageError: diffusers is not installed.
+    """
+    diffusers = _diffusers()
+    expected = "an autoencoder is a diffusers folder with config.json and diffusion_pytorch_model.safetensors"
+    for file in ("config.json", "diffusion_pytorch_model.safetensors"):
+        if not (folder / file).is_file():
+            raise CheckpointError(f"{folder}: has no {file}; {expected}")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: is not JSON ({error}); copy the folder again") from None
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    if not isinstance(name, str) or name not in CLASSES.values():
+        raise CheckpointError(
+            f"{folder}: holds {name or 'no diffusers model'}, expected {' or '.join(CLASSES.values())}"
+        )
+    try:
+        network = getattr(diffusers, name).from_pretrained(
+            folder, local_files_only=True, torch_dtype=torch.float32, low_cpu_mem_usage=False
+        )
+    except Exception as error:  # diffusers, safetensors and torch report damage by many types
+        raise CheckpointError(f"{folder}: cannot be read as {name}: {str(error).splitlines()[0]}; {expected}") from None
+    return Autoencoder(network).eval().requires_grad_(False)
+
+
+def decoder_state(autoencoder: Autoencoder) -> dict[str, Tensor]:
+    """The parameters between latent and pixels, under diffusers' names."""
+    state = autoencoder.network.state_dict()
+    return {name: value for name, value in state.items() if name.startswith(DECODER_PARTS)}

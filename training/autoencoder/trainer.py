@@ -1,0 +1,213 @@
+"""Training an autoencoder, and fine-tuning its decoder on noisy latents: two runs that share pixels and judgement."""
+
+import copy
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from starflow.runtime.errors import RecipeError, UsageError
+from starflow.runtime.images import grid, to_uint8
+from starflow.training.augmentation import mirror_images, shift_images
+from starflow.training.autoencoder.folder import (
+    AutoencoderRecord,
+    autoencoder_digest,
+    open_autoencoder,
+    save_autoencoder,
+)
+from starflow.training.autoencoder.latents import measured_scaling
+from starflow.training.autoencoder.network import DECODER_PARTS, Autoencoder, build_autoencoder
+from starflow.training.autoencoder.reconstruction import psnr, reconstruction_loss
+from starflow.training.config import LatentScaling
+from starflow.training.data import Batch, Dataset, to_float
+from starflow.training.recipe import AutoencoderRecipe, DecoderRecipe
+from starflow.training.run import EVALUATION, TrainingRun, generator_for
+
+MEASURED = 4096  # images, at most, that latent scale and shift are measured on
+SHOWN = 16  # images on a sheet
+
+
+class ReconstructionRun(TrainingRun):
+    """What both runs share. The checkpoint is the autoencoder's folder."""
+
+    UNITS: ClassVar = {"test_psnr": "dB", "test_noisy_psnr": "dB through noise"}
+    recipe: AutoencoderRecipe | DecoderRecipe
+    model: Autoencoder
+    average: Autoencoder
+
+    def __init__(
+        self, recipe: AutoencoderRecipe | DecoderRecipe, data: Dataset, folder: Path, model: Callable[[], Autoencoder]
+    ) -> None:
+        if data.kind != "images":
+            raise RecipeError("data: an autoencoder learns from images")
+        self.data = data.without_conditions()
+        channels, height, width = data.train.values.shape[1:]
+        self.pixel_shape = (int(channels), int(height), int(width))
+        super().__init__(recipe, self.data.train, folder, model)
+        try:
+            self.latent_shape = self.model.latent_shape(self.pixel_shape)
+        except UsageError as error:
+            raise RecipeError(str(error)) from None
+        if self.device.type == "cuda":  # convolutions are faster so
+            for model in (self.model, self.average):
+                model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub has no such overload
+
+    @abstractmethod
+    def scaling(self) -> LatentScaling:
+        """What gives the averaged encoder's latents mean 0 and standard deviation 1."""
+
+    @torch.inference_mode()
+    def measured(self, autoencoder: Autoencoder) -> LatentScaling:
+        """That scaling, measured on images trained on."""
+        step = max(1, len(self.data.train) // MEASURED)
+        parts = self.data.train.values[::step].split(self.part_size)
+        return measured_scaling(torch.cat([autoencoder.encode(to_float(part.to(self.device))) for part in parts]))
+
+    @property
+    @abstractmethod
+    def noise_std(self) -> float:
+        """Noise on scaled latents that the decoder is trained, and judged, against."""
+
+    def pixels(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Augmented images, float32 in [-1, 1]."""
+        values, training = batch.values, self.training
+        if training.shift:
+            values = shift_images(values, training.shift, generator)
+        if training.flip:
+            values = mirror_images(values, values.flip(3), generator)
+        return to_float(values)
+
+    def noise(self, count: int, generator: torch.Generator) -> Tensor:
+        """Standard normal noise shaped as `count` latents."""
+        return torch.randn(count, *self.latent_shape, generator=generator, device=self.device)
+
+    @torch.inference_mode()
+    def judge(self) -> dict[str, float]:
+        """Mean PSNR of held-out images, and of those decoded from latents with the noise of the recipe."""
+        generator = generator_for(self.training.seed, EVALUATION, 0, self.device)
+        scale, plain, noisy = self.scaling().scale, [], []
+        for values in self.data.test.values.split(self.part_size):
+            images = to_float(values.to(self.device))
+            latents = self.average.encode(images)
+            noise = self.noise(len(images), generator)
+            plain.append(psnr(self.average.decode(latents), images))
+            noisy.append(psnr(self.average.decode(latents + self.noise_std / scale * noise), images))
+        return {"test_psnr": float(torch.cat(plain).mean()), "test_noisy_psnr": float(torch.cat(noisy).mean())}
+
+    @torch.inference_mode()
+    def sample_sheet(self) -> NDArray[np.uint8]:
+        """Rows of some held-out images, their reconstructions, and those from noisy latents."""
+        generator = generator_for(self.training.seed, EVALUATION, 0, self.device)
+        every = max(1, len(self.data.test) // SHOWN)
+        images = to_float(self.data.test.values[::every][:SHOWN].to(self.device))
+        latents = self.average.encode(images)
+        noise = self.noise_std / self.scaling().scale * self.noise(len(images), generator)
+        rows = [images, self.average.decode(latents), self.average.decode(latents + noise)]
+        return grid(to_uint8(torch.cat(rows).float().cpu().numpy()), len(images))
+
+
+class AutoencoderTrainer(ReconstructionRun):
+    """Train an autoencoder: reconstruction through noisy latents, and latents held near a standard normal."""
+
+    recipe: AutoencoderRecipe
+
+    def __init__(self, recipe: AutoencoderRecipe, data: Dataset, folder: Path) -> None:
+        channels = data.train.values.shape[1]
+        self._kl = torch.zeros(())
+        super().__init__(recipe, data, folder, lambda: build_autoencoder(recipe.autoencoder, channels))
+
+    @property
+    def noise_std(self) -> float:
+        return self.recipe.objective.noise_std
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
+        objective = self.recipe.objective
+        images, noise = self.pixels(batch, generator), self.noise(len(batch.values), generator)
+        # Every level up to noise_std: this decoder meets denoised latents as well as noisy ones.
+        noise = noise * torch.rand(len(images), 1, 1, 1, generator=generator, device=self.device)
+        self._kl = torch.zeros((), device=self.device)
+        for part, draw in zip(images.split(self.part_size), noise.split(self.part_size), strict=True):
+            reconstruction, kl = self.forward(part, draw, objective.noise_std)
+            self._kl += kl.detach() / self.training.accumulate
+            yield reconstruction_loss(reconstruction, part, objective) + objective.kl * kl
+
+    def figures(self) -> dict[str, Tensor]:
+        return {"kl": self._kl}
+
+    def scaling(self) -> LatentScaling:
+        return self.measured(self.average)
+
+    def write_checkpoint(self, extra_files: Mapping[str, str]) -> None:
+        record = AutoencoderRecord(pixel_shape=self.pixel_shape, latent=self.scaling())
+        half = self.training.half_checkpoint
+        save_autoencoder(self.folder / "checkpoint", self.average, record, extra_files=extra_files, half=half)
+
+
+class DecoderTrainer(ReconstructionRun):
+    """Fine-tune a decoder on latents with the noise a flow leaves in its samples; the encoder stays as it is.
+
+    What STARFlow does in place of denoising (Gu et al., NeurIPS 2025, section 3.4): the decoder learns E[pixels | noisy latents],
+    or their median with `distance: l1`.
+    """
+
+    recipe: DecoderRecipe
+
+    def __init__(self, recipe: DecoderRecipe, data: Dataset, folder: Path) -> None:
+        source = self._source = open_autoencoder(recipe.decoder.autoencoder)
+        super().__init__(recipe, data, folder, lambda: _with_frozen_encoder(source.noisy or source.autoencoder))
+        self._digest = autoencoder_digest(source.path)
+        self._encoder = source.autoencoder.to(self.device)
+        self._scaling = source.record.latent if source.record else self.measured(self._encoder)
+
+    def trained_call(self) -> Callable[..., Any]:
+        return self.model.decode
+
+    @property
+    def noise_std(self) -> float:
+        return self.recipe.decoder.noise_std
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
+        images = self.pixels(batch, generator)
+        noise = self.noise_std / self._scaling.scale * self.noise(len(images), generator)
+        for part, draw in zip(images.split(self.part_size), noise.split(self.part_size), strict=True):
+            with torch.no_grad():
+                latents = self._encoder.encode(part)
+            yield reconstruction_loss(self.forward(latents + draw).float(), part, self.recipe.objective)
+
+    def scaling(self) -> LatentScaling:
+        return self._scaling
+
+    def state(self) -> dict[str, Any]:
+        return {"autoencoder": self._digest}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        if state["autoencoder"] != self._digest:
+            raise RecipeError(
+                f"{self.folder / 'state.pt'}: belongs to another autoencoder than {self._source.path} holds now;"
+                " use another --out or --no-resume"
+            )
+
+    def write_checkpoint(self, extra_files: Mapping[str, str]) -> None:
+        """Both decoders: the plain one as it was, the fine-tuned one beside it."""
+        record = AutoencoderRecord(pixel_shape=self.pixel_shape, latent=self._scaling, noisy_decoder_std=self.noise_std)
+        half = self.training.half_checkpoint
+        save_autoencoder(
+            self.folder / "checkpoint",
+            self._source.autoencoder,
+            record,
+            noisy=self.average,
+            extra_files=extra_files,
+            half=half,
+        )
+
+
+def _with_frozen_encoder(autoencoder: Autoencoder) -> Autoencoder:
+    model = copy.deepcopy(autoencoder)
+    for name, parameter in model.network.named_parameters():
+        parameter.requires_grad_(name.startswith(DECODER_PARTS))
+    return model
