@@ -106,7 +106,9 @@ def plot(file: Path, rows: Mapping[float, list[Row]], bounds: list[Row]) -> None
     left.set(xlabel="guidance", ylabel="nearest real emoji agrees", ylim=(0, 1))
     right.set(xlabel="guidance", ylabel="Fréchet distance to held-out emoji", ylim=(0, None))
     for axes in (left, right):
-        axes.legend(fontsize=8)
+        axes.legend(
+            fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0)
+        )  # above: curves lie anywhere below
         axes.grid(alpha=0.3)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)

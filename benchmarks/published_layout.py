@@ -86,7 +86,7 @@ class RandomWeights:
         for name, parameter in model.named_parameters():
             shape = parameter.shape
             if len(shape) < 2:
-                norm = name.endswith("norm.weight") and "final" not in name
+                norm = name.endswith("norm.weight") and "final_norm" not in name  # which scales by 1 + weight
                 yield name, (torch.ones if norm else torch.zeros)(shape, dtype=torch.float16)
             else:
                 yield name, self._normal(name, shape)

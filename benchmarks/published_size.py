@@ -125,13 +125,14 @@ def run_stages(folder: Path, target: str | None, *, again: bool) -> dict[str, St
     record = folder / "stages.json"
     known = json.loads(record.read_text()) if record.exists() and not again else {}
     stages = {name: Stage(**values) for name, values in known.items()}
-    for name, command in commands(folder, target).items():
+    wanted = commands(folder, target)
+    for name, command in wanted.items():
         if name in stages:
             continue
         print(f"starflow {' '.join(command)}", file=sys.stderr)
         stages[name] = run_stage(name, command)
         record.write_text(json.dumps({each: asdict(stage) for each, stage in stages.items()}, indent=1))
-    return stages
+    return {name: stages[name] for name in wanted}
 
 
 def figures(folder: Path, stages: dict[str, Stage]) -> dict[str, float]:

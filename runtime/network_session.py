@@ -22,17 +22,20 @@ class NetworkSession:
         spec: One of its networks.
         provider: ONNX Runtime's execution provider.
         threads: Threads within an operator on the CPU; 0 leaves the choice to ONNX Runtime.
+        lean: For a few runs: see `open_session`.
 
     Raises:
         BundleError: the graph does not load, or is not the one the manifest describes.
         BackendError: the provider cannot run here.
     """
 
-    def __init__(self, bundle: Bundle, spec: NetworkSpec, *, provider: Provider = "cpu", threads: int = 0) -> None:
+    def __init__(
+        self, bundle: Bundle, spec: NetworkSpec, *, provider: Provider = "cpu", threads: int = 0, lean: bool = False
+    ) -> None:
         # Imported here: a program that only looks at bundles does without ONNX Runtime.
         from starflow.runtime.backends.onnxruntime_session import numpy_dtype, open_session
 
-        self._session = open_session(bundle, spec, provider, threads)
+        self._session = open_session(bundle, spec, provider, threads, lean=lean)
         self._dtypes = {tensor.name: numpy_dtype(tensor) for tensor in spec.inputs}
         self._outputs = [tensor.name for tensor in spec.outputs]
 

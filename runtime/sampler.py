@@ -8,26 +8,15 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from starflow.runtime.autoencoder import Autoencoder
 from starflow.runtime.autoregressive_loop import AutoregressiveLoop, resolve_decode_plan
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.backends.choice import BackendName, Provider, open_backend
 from starflow.runtime.batches import batches
 from starflow.runtime.bundle import Bundle
-from starflow.runtime.caption_encoder import CaptionEncoder, as_captions, text_of
-from starflow.runtime.conditions import encode_conditions
 from starflow.runtime.continuous_loop import ContinuousLoop, resolve_integration_plan
 from starflow.runtime.continuous_manifest import ContinuousManifest
 from starflow.runtime.decode_plan import DecodePlan, Jacobi
-from starflow.runtime.denoising import (
-    DENOISERS,
-    Denoise,
-    Denoiser,
-    Denoising,
-    check_rate,
-    choose_denoiser,
-    choose_denoising,
-)
+from starflow.runtime.denoising import DENOISERS, Denoise, check_rate, choose_denoising
 from starflow.runtime.errors import UsageError
 from starflow.runtime.family_loop import OnBlock, OnPasses, Request
 from starflow.runtime.guidance import Guidance
@@ -36,7 +25,7 @@ from starflow.runtime.integration_plan import AdaptiveSteps, FixedSteps
 from starflow.runtime.inversion import Inverted
 from starflow.runtime.manifest import Variant
 from starflow.runtime.manifest_file import AnyManifest
-from starflow.runtime.network_spec import AutoencoderSpec
+from starflow.runtime.side_networks import SideNetworks
 
 # "auto", "sequential", or a plan of the bundle's family; as text anything else is a file
 Plan = DecodePlan | Jacobi | FixedSteps | AdaptiveSteps | str | os.PathLike[str]
@@ -63,10 +52,7 @@ class Sampler:
         threads: int = 0,
     ) -> None:
         self.bundle, self.variant, self._backend = bundle, variant, backend
-        self._provider, self._threads = provider, threads  # of the networks beside the flow
-        self._captions: CaptionEncoder | None = None
-        self._autoencoder: Autoencoder | None = None
-        self._denoisers: dict[Denoising, Denoiser] = {}
+        self._beside = SideNetworks(bundle, variant, provider, threads)
         self._loop = _loop(bundle, variant, backend, plan)
 
     @classmethod
@@ -115,12 +101,7 @@ class Sampler:
 
     def close(self) -> None:
         """Free sessions and buffers."""
-        if self._captions:
-            self._captions.close()
-        if self._autoencoder:
-            self._autoencoder.close()
-        for denoiser in self._denoisers.values():
-            denoiser.close()
+        self._beside.close()
         self._backend.__exit__(None, None, None)
 
     @property
@@ -212,17 +193,14 @@ class Sampler:
         check_rate(denoising_rate)
         z = _finite_array(noise, self.noise_shape, "noise")
         count, batch = len(z), manifest.batch
-        condition, null_condition = self._encoded(condition, null_condition, guided=guidance.weight > 0)
-        conditions = encode_conditions(
-            manifest.conditioning, count, condition, null_condition, guided=guidance.weight > 0
-        )
+        conditions = self._beside.conditions(count, condition, null_condition, guided=guidance.weight > 0)
         parts = batches(count, batch)
         report = _Progress(progress, len(parts) * self._loop.work)
         out = np.empty((count, *manifest.model.data_shape), np.float32)
         for part, index in parts:
             x = self._loop.run(z[index], conditions.part(index), request, part.stop - part.start, report)
             out[part] = x[: part.stop - part.start]
-        return self.denoise(out, condition, how=denoise, rate=denoising_rate) if denoise in DENOISERS else out
+        return self._beside.denoise(out, conditions, denoise, denoising_rate) if denoise in DENOISERS else out
 
     def denoise(
         self,
@@ -250,12 +228,7 @@ class Sampler:
         data = _finite_array(x, manifest.model.data_shape, "data")
         if how not in DENOISERS:
             return data
-        if how not in self._denoisers:
-            spec = choose_denoiser(manifest, how, self.variant)
-            self._denoisers[how] = Denoiser(self.bundle, spec, provider=self._provider, threads=self._threads)
-        condition, _ = self._encoded(condition, None, guided=False)
-        conditions = encode_conditions(manifest.conditioning, len(data), condition, None, guided=False)
-        return self._denoisers[how](data, conditions, rate)
+        return self._beside.denoise(data, self._beside.conditions(len(data), condition), how, rate)
 
     def invert(
         self,
@@ -282,8 +255,7 @@ class Sampler:
             )
         data = _finite_array(x, manifest.model.data_shape, "data")
         count, batch = len(data), manifest.batch
-        condition, _ = self._encoded(condition, None, guided=False)
-        conditions = encode_conditions(manifest.conditioning, count, condition, None, guided=False)
+        conditions = self._beside.conditions(count, condition)
         found: list[Inverted] = []
         for part, index in batches(count, batch):
             found.append(loop.invert(data[index], conditions.part(index)))
@@ -343,29 +315,7 @@ class Sampler:
         Raises:
             UsageError: the bundle holds no text encoder, or the tokenizers library is not installed.
         """
-        return self._caption_encoder().encode(captions)
-
-    def _caption_encoder(self) -> CaptionEncoder:
-        if self._captions is None:
-            self._captions = CaptionEncoder(
-                self.bundle, text_of(self.bundle), provider=self._provider, threads=self._threads
-            )
-        return self._captions
-
-    def _encoded(
-        self, condition: ArrayLike | Sequence[str] | None, null_condition: ArrayLike | None, *, guided: bool
-    ) -> tuple[ArrayLike | Sequence[str] | None, ArrayLike | None]:
-        """Captions as condition tokens, and where the caller gives no null condition, that of the text encoder."""
-        if self.manifest.conditioning.kind != "features":
-            return condition, null_condition
-        captions = as_captions(condition)
-        if captions is not None:
-            condition = self.encode_captions(captions)
-        if self.manifest.text and condition is None:
-            condition = self._caption_encoder().null
-        if self.manifest.text and null_condition is None and guided:
-            null_condition = self._caption_encoder().null
-        return condition, null_condition
+        return self._beside.captions.encode(captions)
 
     def to_images(self, x: ArrayLike, *, denoise: Denoise = "auto") -> NDArray[np.uint8]:
         """Data [N, C, H, W] as pixels [N, H, W, C] uint8; latents go through the decoder.
@@ -386,7 +336,7 @@ class Sampler:
         how = choose_denoising(manifest, denoise)
         data = _finite_array(x, manifest.model.data_shape, "data")
         if manifest.autoencoder:
-            return to_uint8(self._opened_autoencoder(manifest.autoencoder).decode(data, noisy=how == "decoder"))
+            return to_uint8(self._beside.autoencoder(manifest.autoencoder).decode(data, noisy=how == "decoder"))
         return to_uint8(data / manifest.image.scale + manifest.image.shift)
 
     def encode_images(self, pixels: ArrayLike) -> NDArray[np.float32]:
@@ -399,7 +349,7 @@ class Sampler:
         manifest = self.manifest
         values = _finite_array(pixels, self.pixel_shape, "pixels")
         if manifest.autoencoder:
-            return self._opened_autoencoder(manifest.autoencoder).encode(values)
+            return self._beside.autoencoder(manifest.autoencoder).encode(values)
         return (values - np.float32(manifest.image.shift)) * np.float32(manifest.image.scale)
 
     @property
@@ -418,11 +368,6 @@ class Sampler:
             )
         channels, height, width = manifest.model.data_shape
         return channels, height, width
-
-    def _opened_autoencoder(self, spec: AutoencoderSpec) -> Autoencoder:
-        if self._autoencoder is None:
-            self._autoencoder = Autoencoder(self.bundle, spec, provider=self._provider, threads=self._threads)
-        return self._autoencoder
 
 
 class _Progress:

@@ -46,6 +46,14 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
+def emoji_bundle(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped text-to-image model for batches of three, text encoder and autoencoder included."""
+    bundle = tmp_path_factory.mktemp("emoji") / "bundle"
+    export_checkpoint(repository / "examples/emoji/checkpoint", bundle, ExportOptions(batch=3))
+    return bundle
+
+
+@pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random class-conditional STARFlow (see tests/models.py)."""
     folder = tmp_path_factory.mktemp("tiny") / "checkpoint"

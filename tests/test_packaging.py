@@ -107,3 +107,24 @@ def test_base_install_names_the_extra_it_lacks(fresh: Path, tmp_path: Path, argu
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1, refused.stderr
     assert f"pip install 'starflow-compiler[{extra}]'" in refused.stderr
+
+
+def test_captions_become_pictures_without_torch(
+    fresh: Path, wheel: Path, repository: Path, emoji_bundle: Path, tmp_path: Path
+) -> None:
+    """The text-to-image model that ships, with the extra `text` added to the base install."""
+    pins = repository / "constraints-cpu.txt"
+    subprocess.run([fresh / "pip", "install", "--quiet", "--constraint", pins, f"{wheel}[text]"], check=True)
+    listed = run(fresh / "pip", "list", "--format", "json", cwd=tmp_path)
+    assert not {package["name"].lower() for package in json.loads(listed.stdout)} & {
+        "torch",
+        "transformers",
+        "diffusers",
+    }
+    caption = ("--captions", "red heart, noto style", "--guidance", "1", "--out", "heart.png")
+    sampled = run(fresh / "starflow", "sample", emoji_bundle, *caption, cwd=tmp_path)
+    assert sampled.returncode == 0, sampled.stderr
+    with Image.open(tmp_path / "heart.png") as image:
+        assert image.size == (64, 64)
+        red, green, blue = image.resize((1, 1), Image.Resampling.BOX, (24, 24, 40, 40)).getpixel((0, 0))
+    assert red > 150 > 100 > max(green, blue)

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
 
 MOST_BYTES = 30_000_000
@@ -36,9 +35,8 @@ def test_its_recipe_is_the_one_that_is_shown(checkpoint: Path, repository: Path)
         assert {name: used[section][name] for name in fields} == fields, section
 
 
-def test_captions_decide_the_colours(checkpoint: Path, tmp_path: Path) -> None:
-    export_checkpoint(checkpoint, tmp_path / "bundle", ExportOptions(batch=len(COLOURS)))
-    with Sampler.open(tmp_path / "bundle", threads=1) as sampler:
+def test_captions_decide_the_colours(emoji_bundle: Path) -> None:
+    with Sampler.open(emoji_bundle, threads=1) as sampler:
         images = sampler.sample(list(COLOURS), guidance=1.0, seed=1)
     assert images.shape == (3, 64, 64, 3)
     middle = images[:, 24:40, 24:40].astype(np.float64).mean(axis=(1, 2))  # [3, RGB]

@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starflow.runtime.commands.backend_arguments import (
     add_backend_arguments,
@@ -24,6 +24,9 @@ from starflow.runtime.commands.backend_arguments import (
     chosen_plan,
 )
 from starflow.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from starflow.runtime.manifest_file import AnyManifest
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = {"plan": chosen_plan(arguments), **backend_options(arguments)}
     with Sampler.open(arguments.bundle, variant=arguments.variant, **options) as sampler:
         manifest = sampler.manifest
+        refuse_labels(arguments, manifest)
         kind = "points" if len(manifest.model.data_shape) == 1 else "images"
         pictures: list[Path] = []
         if manifest.image.mode != "latent":
@@ -177,6 +181,17 @@ def given_condition(arguments: argparse.Namespace) -> tuple[Any, int]:
         array = load_array(arguments.condition)
         return array, 1 if array.ndim == 2 else len(array)
     return None, 0
+
+
+def refuse_labels(arguments: argparse.Namespace, manifest: "AnyManifest") -> None:
+    """A caption such as "3" is a text as well, so a label would pass for one.
+
+    Raises:
+        UsageError: labels are given to a model that has no classes.
+    """
+    if arguments.labels is not None and manifest.conditioning.kind == "features":
+        instead = "captions: --captions" if manifest.text else "condition tokens: --condition FILE.npy"
+        raise UsageError(f"--labels: this model has no classes; give {instead}")
 
 
 def _labels(text: str) -> list[str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starflow.runtime.commands.backend_arguments import add_backend_arguments, backend_options
-from starflow.runtime.commands.sample import add_condition_arguments, given_condition, load_array
+from starflow.runtime.commands.sample import add_condition_arguments, given_condition, load_array, refuse_labels
 from starflow.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--seed and --noise-std take numbers of 0 or more")
     options = backend_options(arguments)
     with Sampler.open(arguments.bundle, variant=arguments.variant, plan="sequential", **options) as sampler:
+        refuse_labels(arguments, sampler.manifest)
         x, level = _data(arguments, sampler)
         condition, _ = given_condition(arguments)
         with progress_bar("scoring", enabled=not arguments.json) as bar:

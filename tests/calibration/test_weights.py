@@ -57,7 +57,7 @@ def test_variants_stand_behind_those_that_were_there(calibrated: Calibrated, wid
 def test_error_is_what_the_manifest_says_and_within_the_budget(calibrated: Calibrated, name: str) -> None:
     root, _ = calibrated
     record = Bundle.open(root).variant(name, "cpu").quantization
-    assert record is not None and record.plain_error is not None
+    assert record is not None and record.error and record.budget and record.plain_error
     error = relative(drawn(root, name, cases(root)), drawn(root, "cpu-fp32", cases(root)))
     assert error == pytest.approx(record.error, rel=1e-3)
     assert 0 < record.error <= record.budget < 1.2 * record.plain_error
@@ -82,7 +82,7 @@ def test_caches_are_of_8_bits_where_the_budget_bears_it(wide_bundle: Path, tmp_p
 def test_portable_variants_stay_close_as_they_are_run(calibrated: Calibrated, name: str) -> None:
     root, _ = calibrated
     record = Bundle.open(root).variant(name, "portable").quantization
-    assert record is not None and record.error <= record.budget
+    assert record is not None and record.error and record.budget and record.error <= record.budget
     exact, halves = (drawn(root, other, cases(root)) for other in ("cpu-fp32", "portable-fp16"))
     assert relative(drawn(root, name, cases(root)), exact) < 1.5 * (record.error + relative(halves, exact))
 

@@ -10,7 +10,7 @@ import pytest
 
 from starflow.runtime import Sampler
 from starflow.runtime.bundle import Bundle
-from starflow.runtime.caption_encoder import CaptionEncoder
+from starflow.runtime.caption_encoder import CaptionEncoder, encode_once
 from starflow.runtime.command_line import main
 from starflow.runtime.errors import BundleError, UsageError
 from tests.text_encoders import published_features
@@ -52,6 +52,15 @@ def test_equal_captions_and_the_empty_one_are_encoded_once(captioned_bundle: Pat
     np.testing.assert_array_equal(encoded[0], encoded[1])
     encoder.close()
     assert encoder.null is first  # the network is gone, and not needed
+
+
+def test_an_encoder_for_a_few_captions_says_the_same(captioned_bundle: Path) -> None:
+    bundle = Bundle.open(captioned_bundle)
+    assert bundle.manifest.text
+    encoder = CaptionEncoder(bundle, bundle.manifest.text, threads=1)
+    features, null = encode_once(bundle, CAPTIONS, threads=1)
+    np.testing.assert_allclose(features, encoder.encode(CAPTIONS), atol=1e-5)
+    np.testing.assert_allclose(null, encoder.null, atol=1e-5)
 
 
 def test_long_captions_are_cut_with_a_warning(captioned_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -129,3 +138,12 @@ with Sampler.open({str(captioned_bundle)!r}, threads=1) as sampler:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "(1, 8, 8, 1)"
+
+
+@pytest.mark.parametrize("command", [("sample",), ("score", "x.npy")])
+def test_a_label_does_not_pass_for_a_caption(
+    captioned_bundle: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    name, *rest = command
+    assert main([name, str(captioned_bundle), *rest, "--labels", "3"]) == 2
+    assert capsys.readouterr().err.strip().endswith("this model has no classes; give captions: --captions")
