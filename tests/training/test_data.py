@@ -59,7 +59,7 @@ def test_folder_classes_are_its_subfolders(tmp_path: Path) -> None:
     assert data.conditioning.class_names == ("black", "red")
     for part, count in ((data.train, 8), (data.test, 2)):
         assert part.values.shape == (count, 3, 4, 6)
-        assert part.condition is not None
+        assert isinstance(part.condition, torch.Tensor)
         # Images and labels stay together: the red channel tells the class.
         assert part.values[:, 0, 0, 0].tolist() == [[10, 200][label] for label in part.condition.tolist()]
 
@@ -75,9 +75,9 @@ def test_folder_resizes_and_converts(tmp_path: Path) -> None:
 def test_holdout_is_the_same_every_time(tmp_path: Path) -> None:
     source = npz(tmp_path / "a.npz", images=images(40, 2, 2), labels=np.arange(40))
     first, second = load_dataset(source, tmp_path), load_dataset(source, tmp_path)
-    assert first.train.condition is not None
-    assert first.test.condition is not None
-    assert second.test.condition is not None
+    assert isinstance(first.train.condition, torch.Tensor)
+    assert isinstance(first.test.condition, torch.Tensor)
+    assert isinstance(second.test.condition, torch.Tensor)
     assert torch.equal(first.test.condition, second.test.condition)
     assert sorted(first.train.condition.tolist() + first.test.condition.tolist()) == list(range(40))
     assert len(first.test) == 10
