@@ -1,13 +1,16 @@
 """The samples a calibration looks at, and the ones it is judged by."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from starflow.export.verification.trace import Case, draw_case
 from starflow.runtime.bundle import Bundle
-from starflow.runtime.commands.sample import load_array
+from starflow.runtime.caption_encoder import encode_once
+from starflow.runtime.commands.sample import load_array, load_captions
 from starflow.runtime.errors import UsageError
 
 
@@ -24,13 +27,54 @@ class Cases:
     check: Case
 
 
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """What a model conditioned on features is sampled with.
+
+    Attributes:
+        tokens: Condition tokens [N, m, width].
+        null: Null condition tokens [m, width], or None.
+    """
+
+    tokens: NDArray[np.float32]
+    null: NDArray[np.float32] | None
+
+    def in_turn(self, number: int, count: int) -> tuple[NDArray, NDArray | None]:
+        """Those of the images of case `number`, [count, m, width], which go on where the case before ended; and null."""
+        return self.tokens[(np.arange(count) + number * count) % len(self.tokens)], self.null
+
+
+def read_conditions(
+    bundle: Bundle, condition: Path | None, null_condition: Path | None, captions: Path | None
+) -> Conditions | None:
+    """Read what models conditioned on features need; None for the others.
+
+    Args:
+        bundle: The bundle.
+        condition: Condition tokens [N, m, width] or [m, width] in an .npy file.
+        null_condition: Null condition tokens [m, width], likewise.
+        captions: A text file with a caption a line, for a bundle with a text encoder.
+
+    Raises:
+        UsageError: the model wants conditions and there are none, or the other way round.
+    """
+    manifest = bundle.manifest
+    if manifest.conditioning.kind != "features":
+        if condition or null_condition or captions:
+            raise UsageError(f"--condition: this model's condition is {manifest.conditioning.kind}; leave it out")
+        return None
+    if captions:
+        return Conditions(*encode_once(bundle, load_captions(captions)))
+    if condition is None:
+        wanted = "captions, --captions-file FILE" if manifest.text else "condition tokens, --condition FILE.npy"
+        raise UsageError(f"this model is sampled with conditions: give some like those it will see: {wanted}")
+    given = load_array(condition)
+    null = None if null_condition is None else load_array(null_condition)
+    return Conditions(given[None] if given.ndim == 2 else given, null)
+
+
 def draw_cases(
-    bundle: Bundle,
-    images: int,
-    seed: int,
-    guidance: float | None = None,
-    condition: Path | None = None,
-    null_condition: Path | None = None,
+    bundle: Bundle, images: int, seed: int, guidance: float | None = None, conditions: Conditions | None = None
 ) -> Cases:
     """Draw both.
 
@@ -39,31 +83,15 @@ def draw_cases(
         images: Of each, at least.
         seed: Of the first; the second has the next one.
         guidance: Weight; None takes 1 where the model takes it.
-        condition: Condition tokens [N, m, width] in an .npy file, for models conditioned on features.
-        null_condition: Null condition tokens [m, width], likewise.
+        conditions: See `read_conditions`; taken in turn.
 
     Raises:
-        UsageError: a number is out of range, or the model wants condition tokens and there are none.
+        UsageError: a number is out of range.
     """
     if images < 1 or seed < 0:
         raise UsageError(f"--images {images}, --seed {seed}: give at least one image and a seed of 0 or more")
-    features = bundle.manifest.conditioning.kind == "features"
-    if features and condition is None:
-        raise UsageError(
-            "this model is sampled with condition tokens: give some like those it will see, --condition FILE.npy"
-        )
-    if not features and (condition or null_condition):
-        raise UsageError(f"--condition: this model's condition is {bundle.manifest.conditioning.kind}; leave it out")
-    cases = [draw_case(bundle, images, seed + number, guidance) for number in range(2)]
-    if condition is not None:
-        given = load_array(condition)
-        given = given[None] if given.ndim == 2 else given
-        null = None if null_condition is None else load_array(null_condition)
-        count = len(cases[0].noise)
-        cases = [
-            dataclasses.replace(
-                case, condition=given[(np.arange(count) + number * count) % len(given)], null_condition=null
-            )
-            for number, case in enumerate(cases)
-        ]
+    cases = []
+    for number in range(2):
+        given = functools.partial(conditions.in_turn, number) if conditions else None
+        cases.append(draw_case(bundle, images, seed + number, guidance, given))
     return Cases(*cases)

@@ -26,6 +26,7 @@ def configure_plan(parser: argparse._ActionsContainer) -> None:
         "--condition", type=Path, metavar="FILE.npy", help="condition tokens [N, tokens, width] to sample"
     )
     parser.add_argument("--null-condition", type=Path, metavar="FILE.npy", help="null condition tokens [tokens, width]")
+    parser.add_argument("--captions-file", type=Path, metavar="FILE.txt", help="captions to sample, one a line")
     parser.add_argument("--widths", metavar="S,S,..", help="numbers of tokens in a pass to try (default: 2 to 64)")
     parser.add_argument(
         "--fixed",
@@ -39,7 +40,7 @@ def configure_plan(parser: argparse._ActionsContainer) -> None:
 
 def run_plan(arguments: argparse.Namespace) -> int:
     """Calibrate, store and report; 0 whether or not a plan pays."""
-    from starflow.calibration.cases import draw_cases
+    from starflow.calibration.cases import draw_cases, read_conditions
     from starflow.runtime.atomic_write import check_file
     from starflow.runtime.backends.choice import open_backend
     from starflow.runtime.bundle import Bundle
@@ -54,9 +55,8 @@ def run_plan(arguments: argparse.Namespace) -> int:
     continuous = isinstance(bundle.manifest, ContinuousManifest)
     if continuous and (arguments.widths or arguments.fixed):
         raise UsageError("--widths and --fixed: are for autoregressive flows; a continuous flow has solvers and steps")
-    cases = draw_cases(
-        bundle, arguments.images, arguments.seed, arguments.guidance, arguments.condition, arguments.null_condition
-    )
+    given = read_conditions(bundle, arguments.condition, arguments.null_condition, arguments.captions_file)
+    cases = draw_cases(bundle, arguments.images, arguments.seed, arguments.guidance, given)
     variant, backend = open_backend(
         bundle,
         arguments.backend,

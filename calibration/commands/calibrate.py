@@ -11,6 +11,7 @@ Examples:
   starflow calibrate digits.bundle --weights int4 --budget 0.02 --report report.html
   starflow calibrate digits.bundle --weights fp8 --lowering portable --images 128 --json
   starflow calibrate digits.bundle --weights int8 --data train.npz
+  starflow calibrate t2i.bundle --weights int8 --lowering cpu --captions-file captions.txt
   starflow calibrate t2i.bundle --weights int8 --lowering cpu --plain
   starflow calibrate digits.bundle --plan --budget 1e-3
   starflow calibrate digits.bundle --plan --variant cpu-int8
@@ -107,7 +108,7 @@ def _run_plain(arguments: argparse.Namespace) -> int:
     from starflow.runtime.bundle import Bundle
     from starflow.runtime.progress import progress_bar
 
-    samples = ("budget", "images", "guidance", "seed", "data", "report", "condition", "null_condition")
+    samples = ("budget", "images", "guidance", "seed", "data", "report", "condition", "null_condition", "captions_file")
     given = next((name for name in samples if getattr(arguments, name) is not None), None)
     if arguments.plan or given:
         raise UsageError(f"--plain rounds weights without samples; leave out --{(given or 'plan').replace('_', '-')}")
@@ -128,7 +129,7 @@ def _run_plain(arguments: argparse.Namespace) -> int:
 
 
 def _run_weights(arguments: argparse.Namespace) -> int:
-    from starflow.calibration.cases import draw_cases
+    from starflow.calibration.cases import draw_cases, read_conditions
     from starflow.calibration.inverted_data import invert_data, read_data
     from starflow.calibration.weight_results import WeightRequest
     from starflow.calibration.weights import calibrate_weights
@@ -145,9 +146,8 @@ def _run_weights(arguments: argparse.Namespace) -> int:
     if arguments.report:
         check_file(arguments.report)
     bundle = Bundle.open(arguments.bundle)
-    cases = draw_cases(
-        bundle, arguments.images, arguments.seed, arguments.guidance, arguments.condition, arguments.null_condition
-    )
+    given = read_conditions(bundle, arguments.condition, arguments.null_condition, arguments.captions_file)
+    cases = draw_cases(bundle, arguments.images, arguments.seed, arguments.guidance, given)
     trace = invert_data(*read_data(arguments.data, bundle), arguments.threads) if arguments.data else None
     with progress_bar("calibrating", enabled=not arguments.json) as bar:
         found = calibrate_weights(bundle, request, cases, trace=trace, report=bar, waiting=_waiting)

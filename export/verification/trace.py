@@ -3,6 +3,7 @@
 Noise and conditions are drawn from a seed, so every run of every route sees the same.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
@@ -14,10 +15,13 @@ from starflow.runtime.backends.base import Backend, BandwidthProbe, BlockInputs,
 from starflow.runtime.backends.sequence_runner import SequenceRunner
 from starflow.runtime.backends.velocity_runner import VelocityRunner
 from starflow.runtime.bundle import Bundle
+from starflow.runtime.caption_encoder import encode_once
 from starflow.runtime.decode_plan import Iterated
 from starflow.runtime.inversion import run_given
 from starflow.runtime.manifest import Block, Variant
 from starflow.runtime.sampler import Sampler
+
+CAPTIONS = ("a red apple", "two cats", "a sailboat", "the moon", "a blue car", "snow", "an old tree", "blue")
 
 
 @dataclass(frozen=True)
@@ -39,29 +43,51 @@ class Case:
     seed: int
 
 
-def draw_case(bundle: Bundle, images: int | None = None, seed: int = 0, guidance: float | None = None) -> Case:
+def draw_case(
+    bundle: Bundle,
+    images: int | None = None,
+    seed: int = 0,
+    guidance: float | None = None,
+    conditions: Callable[[int], tuple[NDArray | None, NDArray | None]] | None = None,
+) -> Case:
     """Noise and conditions for at least `images` images (by default one batch), in whole batches.
 
-    Every class occurs in turn; condition tokens are standard normal, and so are the null tokens, because a null condition
-    of zeros would hide an exchange of rows. Guidance is 1 where the bundle takes it, unless given.
+    Args:
+        bundle: The bundle.
+        images: Their number.
+        seed: Of the noise, and of conditions that are drawn.
+        guidance: Weight; None takes 1 where the bundle takes guidance.
+        conditions: Gives the conditions and the null condition of so many images, in place of `usual_conditions`.
     """
     manifest = bundle.manifest
     count = -(-(images or manifest.batch) // manifest.batch) * manifest.batch
-    spec = manifest.conditioning
-    condition: NDArray | None = None
-    null: NDArray | None = None
-    if spec.kind == "features":
-        generator = np.random.default_rng([seed, count])
-        condition = generator.standard_normal((count, spec.tokens, spec.width), np.float32)
-        null = generator.standard_normal((spec.tokens, spec.width), np.float32)
-    elif spec.kind != "none":
-        condition = np.arange(count) % spec.num_classes
+    condition, null = conditions(count) if conditions else usual_conditions(bundle, count, seed)
     weight = guidance if guidance is not None else float(manifest.guided)
     # Which variant draws does not matter, and no session is made for it.
     with Sampler.open(
         bundle.root, backend="onnxruntime", variant=manifest.variants[0].name, shape=bundle.shape
     ) as sampler:
         return Case(sampler.noise(count, seed), condition, null, weight, seed)
+
+
+def usual_conditions(bundle: Bundle, count: int, seed: int) -> tuple[NDArray | None, NDArray | None]:
+    """Conditions of `count` images, and the null condition where it is tokens.
+
+    Every class occurs in turn. A bundle with a text encoder is given captions: a trained model need not be calm far from
+    what it was trained on. Other condition tokens are standard normal, and so are the null tokens, because a null
+    condition of zeros would hide an exchange of rows.
+    """
+    manifest, spec = bundle.manifest, bundle.manifest.conditioning
+    if spec.kind == "none":
+        return None, None
+    if spec.kind != "features":
+        return np.arange(count) % spec.num_classes, None
+    if manifest.text:
+        features, null = encode_once(bundle, CAPTIONS)
+        return features[np.arange(count) % len(CAPTIONS)], null
+    generator = np.random.default_rng([seed, count])
+    condition = generator.standard_normal((count, spec.tokens, spec.width), np.float32)
+    return condition, generator.standard_normal((spec.tokens, spec.width), np.float32)
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ def given_condition(arguments: argparse.Namespace) -> tuple[Any, int]:
     if arguments.captions is not None:
         return arguments.captions, len(arguments.captions)
     if arguments.captions_file is not None:
-        captions = _captions(arguments.captions_file)
+        captions = load_captions(arguments.captions_file)
         return captions, len(captions)
     if arguments.condition is not None:
         array = load_array(arguments.condition)
@@ -210,7 +210,12 @@ def _labels(text: str) -> list[str]:
     return labels
 
 
-def _captions(path: Path) -> list[str]:
+def load_captions(path: Path) -> list[str]:
+    """Captions from a text file, one a line; empty lines are left out.
+
+    Raises:
+        UsageError: it cannot be read, or holds none.
+    """
     try:
         captions = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
