@@ -101,12 +101,23 @@ class MemoryGauge:
     def _read(self) -> tuple[int, int, int] | None:
         """Own and mapped bytes, resident set, its peak."""
         try:
-            status, maps = (PROCESS / "status").read_text(), (PROCESS / "smaps").read_text()
+            mapped, status = self._mapped(), (PROCESS / "status").read_text()
         except OSError:
             return None
         anonymous, resident, peak = (
             1024 * int(found[1]) if (found := re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)) else 0
             for name in ("RssAnon", "VmRSS", "VmHWM")
         )
-        mapped = re.findall(r"^[0-9a-f]+-[^/\n]+(/.*)\n(?:[A-Z].*\n)*?Rss:\s+(\d+) kB$", maps, re.MULTILINE)
-        return anonymous + sum(1024 * int(size) for path, size in mapped if path in self._files), resident, peak
+        return anonymous + mapped, resident, peak
+
+    def _mapped(self) -> int:
+        """Bytes of the files that are resident. Read by lines: the whole text, megabytes of it, would count itself."""
+        total, counts = 0, False
+        with (PROCESS / "smaps").open() as lines:
+            for line in lines:
+                if "-" in line.partition(" ")[0]:  # "55d0c6a00000-55d0c6a21000 r--p 00000000 08:01 131 /path"
+                    _, slash, path = line.rstrip("\n").partition("/")
+                    counts = slash + path in self._files
+                elif counts and line.startswith("Rss:"):
+                    total += 1024 * int(line.split()[1])
+        return total
