@@ -1,10 +1,11 @@
-"""The text-to-image model that ships: small enough, and its captions decide what is in the picture."""
+"""The text-to-image model that ships: small enough, made by its recipe, and its captions decide what is in the picture."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from starflow.runtime import Sampler
 
@@ -25,12 +26,12 @@ def test_it_is_small_and_says_what_it_is(checkpoint: Path) -> None:
     assert (checkpoint / "recipe.yaml").is_file() and (checkpoint / "metrics.json").is_file()
 
 
-def test_its_recipe_is_the_one_that_is_shown(checkpoint: Path, repository: Path) -> None:
-    """What stands in examples/ made the checkpoint: every value that was said is the one that was used."""
-    import yaml
-
-    used = yaml.safe_load((checkpoint / "recipe.yaml").read_text())
-    said = yaml.safe_load((repository / "examples/emoji/recipe.yaml").read_text())
+@pytest.mark.parametrize("example", ["emoji", "digits-latent"])
+def test_the_recipe_shown_is_the_one_that_was_used(repository: Path, example: str) -> None:
+    """What stands in examples/ made the checkpoint: every value that is said there."""
+    folder = repository / "examples" / example
+    said = yaml.safe_load((folder / "recipe.yaml").read_text())
+    used = yaml.safe_load((folder / "checkpoint" / "recipe.yaml").read_text())
     for section, fields in said.items():
         assert {name: used[section][name] for name in fields} == fields, section
 

@@ -131,7 +131,7 @@ class RunSettings(Frozen):
     shift: int = Field(0, ge=0)  # augmentation: move by up to this many pixels, repeating the border
     flip: bool = False  # augmentation: mirror left-right
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # autocast; weights and averages stay fp32. fp16: CUDA only
-    compile: bool = False  # torch.compile: pays off on a GPU
+    compile: bool = False  # torch.compile: for long runs on a GPU; an H100 spent more than a minute on compiling
     seed: int = Field(0, ge=0)  # weights, batches, noise: the run is a function of it
     device: str = "auto"  # auto: cuda if there is one, else cpu
     threads: int | None = Field(None, gt=0)  # CPU threads; None: torch's choice
