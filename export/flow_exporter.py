@@ -18,7 +18,7 @@ from starflow.export.flow_shape import FlowShape, flow_shapes
 from starflow.export.geometry import StepGeometry
 from starflow.export.graph_builder import GraphBuilder
 from starflow.export.step_graph import GuidanceRule, StepGraphOptions, build_step_graph
-from starflow.export.text_encoder import find_text_encoder
+from starflow.export.text_encoder import find_text_encoder, for_shape
 from starflow.export.weight_file import WeightFile
 from starflow.runtime.errors import ExportError, UsageError
 from starflow.runtime.graph_spec import FileSpec
@@ -120,6 +120,7 @@ class FlowExporter(BundleWriter):
 
     def manifest(self) -> Manifest:
         self._autoencoders = self._write_autoencoders()
+        self._text = self.text_encoder.write(self) if self.text_encoder else None
         return Manifest(
             schema_version=1,
             **self._at_shape(0),
@@ -129,7 +130,6 @@ class FlowExporter(BundleWriter):
             attention_temperature=self.options.attention_temperature,
             batch=self.options.batch,
             prior=self._write_prior(),
-            text=self.text_encoder.write(self) if self.text_encoder else None,
             provenance=self.provenance(),
             shapes=tuple(OtherShape(**self._at_shape(shape)) for shape in range(1, len(self.shapes))),
         )
@@ -142,6 +142,7 @@ class FlowExporter(BundleWriter):
             "max_chunk": shape.max_chunk,
             "blocks": tuple(_block(block, shape.geometries.get(block.index)) for block in self.model.block_configs),
             "variants": tuple(self.variants[index]),
+            "text": for_shape(self._text, shape.height, shape.width),
             "autoencoder": self._autoencoders[index],
             "denoisers": tuple(self.denoisers[index]),
         }

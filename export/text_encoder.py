@@ -1,6 +1,8 @@
 """The text encoder of a bundle: its network as a traced graph, and its tokenizer as one file."""
 
+import math
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +16,7 @@ from starflow.export.bundle_writer import DTYPES, BundleWriter
 from starflow.export.network_weights import NetworkWeights, Tensors
 from starflow.export.traced_graph import SharedWeights, trace_graph
 from starflow.export.weight_file import WeightFile
-from starflow.runtime.caption_template import CAPTION
+from starflow.runtime.caption_template import ASPECT_RATIO, CAPTION
 from starflow.runtime.errors import DataError, ExportError, UsageError
 from starflow.runtime.manifest import ConditioningSpec
 from starflow.runtime.network_spec import TextSpec
@@ -27,6 +29,10 @@ STORED: dict[torch.dtype, np.dtype] = {
     torch.float16: DTYPES["fp16"],
     torch.bfloat16: DTYPES["bf16"],
 }
+
+
+# Width to height, as captions name it.
+RATIOS = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "9:21", "21:9")
 
 
 class TextEncoderExporter:
@@ -102,6 +108,18 @@ class TextEncoderExporter:
         path.parent.mkdir()
         tokenizer.save(str(path))
         return path
+
+
+def for_shape(text: TextSpec | None, height: int, width: int) -> TextSpec | None:
+    """A text encoder's entry for images of a height and width: the template names their aspect ratio, if it names any.
+
+    The published code trains on images of given ratios, whose sides it rounds; so the nearest ratio is the one meant.
+    """
+    if text is None:
+        return None
+    distance = {ratio: abs(math.log(width / height) - math.log(Fraction(ratio.replace(":", "/")))) for ratio in RATIOS}
+    nearest = min(RATIOS, key=distance.__getitem__)
+    return text.model_copy(update={"template": text.template.replace(ASPECT_RATIO, nearest)})
 
 
 def find_text_encoder(

@@ -10,7 +10,7 @@ from starflow.export.bundle_writer import DTYPES, BundleWriter, Precision
 from starflow.export.export_options import ExportOptions
 from starflow.export.graph_builder import GraphBuilder
 from starflow.export.network_weights import NetworkWeights
-from starflow.export.text_encoder import find_text_encoder
+from starflow.export.text_encoder import find_text_encoder, for_shape
 from starflow.export.velocity_activations import velocity_peaks
 from starflow.export.velocity_graph import MAX_PASSES, VelocityGraph, VelocityGraphOptions
 from starflow.export.velocity_mlp import MlpVelocityGraph
@@ -117,7 +117,7 @@ class VelocityExporter(BundleWriter):
             batch=self.options.batch,
             max_passes=MAX_PASSES,
             variants=tuple(self.variants[0]),
-            text=self.text_encoder.write(self) if self.text_encoder else None,
+            text=for_shape(self.text_encoder.write(self), *self.data_shape[1:]) if self.text_encoder else None,
             autoencoder=self._write_autoencoder(),
             provenance=self.provenance(),
         )

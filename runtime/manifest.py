@@ -178,6 +178,7 @@ class OtherShape(Part):
     blocks: tuple[Block, ...]
     variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
     plans: tuple[PlanSpec, ...] = ()
+    text: TextSpec | None = None
     autoencoder: AutoencoderSpec | None = None
     denoisers: tuple[DenoiserSpec, ...] = ()
 

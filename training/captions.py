@@ -44,7 +44,7 @@ def caption_template(aspect_ratio: str | None = None, fps: int | None = None, no
     The published code puts it around the empty caption, the null condition, as well.
 
     Args:
-        aspect_ratio: Width to height, such as "3:2" (option `mix_aspect`).
+        aspect_ratio: Width to height, such as "3:2", or the place where the export writes it (option `mix_aspect`).
         fps: Frames per second of a video; 0 is an image (option `fps_cond`).
         noise_level: Thousandths of the noise's standard deviation (option `cond_noise_level`).
     """

@@ -312,7 +312,8 @@ class TextEncoding(Frozen):
     Attributes:
         encoder: The text encoder's folder, `package:NAME/FOLDER` for one inside a Python package, or the name it is
             published under.
-        template: What the tokenizer gets for a caption, the empty one included; `{caption}` stands for it.
+        template: What the tokenizer gets for a caption, the empty one included; `{caption}` stands for it, and
+            `{aspect_ratio}`, where it occurs, for that of the image, such as "3:2".
     """
 
     encoder: str

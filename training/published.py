@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError
 
+from starflow.runtime.caption_template import ASPECT_RATIO
 from starflow.runtime.errors import CheckpointError, UsageError
 from starflow.runtime.validation import one_line
 from starflow.training.captions import caption_template
@@ -347,9 +348,9 @@ def _noise(other: Mapping[str, Any], rest: dict[str, Any]) -> None:
 
 
 def _template(other: Mapping[str, Any], noise_std: float) -> str:
-    """What the published code puts around the captions of square images."""
+    """What the published code puts around the captions of images."""
     return caption_template(
-        aspect_ratio="1:1" if other.get("mix_aspect") else None,
+        aspect_ratio=ASPECT_RATIO if other.get("mix_aspect") else None,
         fps=0 if other.get("fps_cond") else None,
         noise_level=int(_number("noise_std", noise_std) * 1000) if other.get("cond_noise_level") else None,
     )

@@ -114,6 +114,23 @@ def test_the_encoder_is_found_in_the_checkpoint(tmp_path: Path) -> None:
     assert_published(bundle, bert)
 
 
+def test_captions_name_the_aspect_ratio_of_their_shape(t5_folder: Path, tmp_path: Path) -> None:
+    """As the published code of `mix_aspect` has it: width to height, of the ratio whose sides were rounded."""
+    text = TextEncoding(encoder=str(t5_folder), template="{aspect_ratio} {caption}")
+    write_checkpoint(tmp_path / "checkpoint", features_config(tokens=8, width=32).model_copy(update={"text": text}))
+    shapes = {(8, 8): "1:1", (4, 6): "3:2", (16, 10): "2:3"}
+    first, *others = shapes
+    export_checkpoint(
+        tmp_path / "checkpoint", tmp_path / "bundle", ExportOptions(batch=1, shape=first, other_shapes=tuple(others))
+    )
+    for shape, ratio in shapes.items():
+        bundle = Bundle.open(tmp_path / "bundle").at_shape(shape)
+        assert bundle.manifest.text
+        assert bundle.manifest.text.template == f"{ratio} {{caption}}"
+        _, exact = published_features([f"{ratio} red"], t5_folder, 8)
+        np.testing.assert_allclose(features(bundle, ["red"]), exact, atol=1e-5)
+
+
 def test_a_continuous_flow_has_one_too_and_half_the_bytes_will_do(tmp_path: Path) -> None:
     bert = write_bert(tmp_path / "bert")
     write_velocity(tmp_path / "checkpoint", velocity_config(num_classes=0, txt_size=8, txt_dim=16))

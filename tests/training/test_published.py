@@ -294,7 +294,7 @@ def test_the_text_encoder_is_named(tmp_path: Path) -> None:
     found = read_config(write_yaml(tmp_path / "d.yaml", dressed))
     assert found.checkpoint.text is not None
     # What the published `preprocess_text` makes of "{caption}" for a square image.
-    expected = "Noise Level 500:\nAn image:\n{caption}\n\n in a 1:1 aspect ratio.\n"
+    expected = "Noise Level 500:\nAn image:\n{caption}\n\n in a {aspect_ratio} aspect ratio.\n"
     assert found.checkpoint.text.template == expected
     assert not {"mix_aspect", "fps_cond", "cond_noise_level"} & set(found.ignored)
     by_class = read_config(
