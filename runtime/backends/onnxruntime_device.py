@@ -1,8 +1,8 @@
 """ONNX Runtime on a device with memory of its own: nothing crosses to the host between two tokens.
 
-For portable graphs. Buffers are OrtValues where the session reads them: in device memory, but for the position, which ONNX
-Runtime keeps on the host. A single step feeds the next one: its token goes where `previous` is read from, and
-`position_next` into a second position buffer; two bindings take turns, one reading either.
+For portable graphs. Buffers are OrtValues where the session reads them, which is device memory. A single step feeds the next
+one: its token goes where `previous` is read from. The position is what ONNX Runtime reads on the host, since shapes depend
+on it: it is counted here and bound anew for every run.
 """
 
 import numpy as np
@@ -35,13 +35,11 @@ class DeviceBlockRunner(SequenceRunner):
         super().__init__(block, graph, max_chunk)
         self._session = open_session(bundle, graph, provider, threads=0)
         self._device, self._memory = device, input_memory(self._session, device)
-        self._fixed = {spec.name: self._new(spec) for spec in graph.inputs if "S" not in spec.shape}
+        fixed = (spec for spec in graph.inputs if "S" not in spec.shape and spec.role != "position")
+        self._fixed = {spec.name: self._new(spec) for spec in fixed}
         self._sized: dict[tuple[str, int], onnxruntime.OrtValue] = {}
-        position = next(spec for spec in graph.inputs if spec.role == "position")
-        self._positions = (self._fixed["position"], self._new(position))
-        self._turn = 0  # which of the two holds the current position
         self._here = 0
-        self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
+        self._bindings: dict[int, onnxruntime.IOBinding] = {}
         assert_in_place(self)
         assert_steps(self)
 
@@ -55,20 +53,20 @@ class DeviceBlockRunner(SequenceRunner):
         return array
 
     def run(self, count: int) -> None:
-        self._session.run_with_iobinding(self._binding(count))
+        io = self._binding(count)
+        io.bind_cpu_input("position", np.array([self._here], np.int64))
+        self._session.run_with_iobinding(io)
 
     def seek(self, position: int) -> None:
         self._here = position
-        self._positions[self._turn].update_inplace(np.array([position], np.int64))
 
     def tell(self) -> int:
         return self._here
 
     def advance(self, steps: int) -> None:
         for _ in range(steps):
-            self._session.run_with_iobinding(self._binding(1))
-            self._turn = 1 - self._turn
-        self._here += steps
+            self.run(1)
+            self._here += 1
 
     def clear(self) -> None:
         for spec in self.graph.inputs:
@@ -92,20 +90,17 @@ class DeviceBlockRunner(SequenceRunner):
         return self._sized[name, count]
 
     def _binding(self, count: int) -> onnxruntime.IOBinding:
-        key = (count, self._turn)
-        if key not in self._bindings:
+        if count not in self._bindings:
             io = self._session.io_binding()
             for spec in self.graph.inputs:
-                here = self._positions[self._turn]
-                io.bind_ortvalue_input(spec.name, here if spec.role == "position" else self._value(spec.name, count))
+                if spec.role != "position":
+                    io.bind_ortvalue_input(spec.name, self._value(spec.name, count))
             updates = {spec.updated_by: spec.name for spec in self.graph.inputs if spec.updated_by}
             for spec in self.graph.outputs:
-                if spec.role == "position":
-                    io.bind_ortvalue_output(spec.name, self._positions[1 - self._turn])
-                else:
+                if spec.role != "position":  # a caller that counts need not bind it
                     io.bind_ortvalue_output(spec.name, self._value(updates.get(spec.name, spec.name), count))
-            self._bindings[key] = io
-        return self._bindings[key]
+            self._bindings[count] = io
+        return self._bindings[count]
 
 
 def _dtype(value: onnxruntime.OrtValue) -> np.dtype:

@@ -118,7 +118,7 @@ def input_memory(session: onnxruntime.InferenceSession, device: str) -> dict[str
     A buffer has to lie there. A binding copies what lies elsewhere when it is bound, once: later changes would be lost.
     """
     places = zip(session.get_inputs(), session.get_input_memory_infos(), strict=True)
-    return {value.name: "cpu" if place.name == "Cpu" else device for value, place in places}
+    return {value.name: device if place.name.lower() == device else "cpu" for value, place in places}
 
 
 def _compare(name: str, what: str, specs: Sequence[TensorSpec], found: Sequence[onnxruntime.NodeArg]) -> None:

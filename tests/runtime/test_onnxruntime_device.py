@@ -37,7 +37,7 @@ def test_the_device_runner_makes_the_same_samples(tiny_bundle: Path, variant: st
         noise = host.noise(3, seed=5)
         expected = host.generate(noise, [1, 2, 3], guidance=1.5)
     with Sampler(bundle, chosen, DeviceBackendOnCpu(bundle, chosen), plan) as device:
-        for _ in range(2):  # the second time on buffers that are not fresh, and from the other position buffer
+        for _ in range(2):  # the second time on buffers that are not fresh
             np.testing.assert_array_equal(device.generate(noise, [1, 2, 3], guidance=1.5), expected)
 
 
