@@ -28,7 +28,7 @@ class Cases:
 
 
 @dataclasses.dataclass(frozen=True)
-class Conditions:
+class GivenConditions:
     """What a model conditioned on features is sampled with.
 
     Attributes:
@@ -46,7 +46,7 @@ class Conditions:
 
 def read_conditions(
     bundle: Bundle, condition: Path | None, null_condition: Path | None, captions: Path | None
-) -> Conditions | None:
+) -> GivenConditions | None:
     """Read what models conditioned on features need; None for the others.
 
     Args:
@@ -64,17 +64,17 @@ def read_conditions(
             raise UsageError(f"--condition: this model's condition is {manifest.conditioning.kind}; leave it out")
         return None
     if captions:
-        return Conditions(*encode_once(bundle, load_captions(captions)))
+        return GivenConditions(*encode_once(bundle, load_captions(captions)))
     if condition is None:
         wanted = "captions, --captions-file FILE" if manifest.text else "condition tokens, --condition FILE.npy"
         raise UsageError(f"this model is sampled with conditions: give some like those it will see: {wanted}")
     given = load_array(condition)
     null = None if null_condition is None else load_array(null_condition)
-    return Conditions(given[None] if given.ndim == 2 else given, null)
+    return GivenConditions(given[None] if given.ndim == 2 else given, null)
 
 
 def draw_cases(
-    bundle: Bundle, images: int, seed: int, guidance: float | None = None, conditions: Conditions | None = None
+    bundle: Bundle, images: int, seed: int, guidance: float | None = None, conditions: GivenConditions | None = None
 ) -> Cases:
     """Draw both.
 

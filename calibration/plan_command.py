@@ -2,8 +2,9 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starflow.runtime.commands.backend_arguments import add_backend_arguments
 from starflow.runtime.commands.shape_argument import parse_shape
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from starflow.runtime.integration_plan import AdaptiveSteps, FixedSteps, IntegrationSpec
     from starflow.runtime.manifest import Variant
     from starflow.runtime.plan_spec import PlanSpec
+
+Result = TypeVar("Result")
 
 
 def configure_plan(parser: argparse._ActionsContainer) -> None:
@@ -86,13 +89,7 @@ def _decode_plan(
         result = calibrate_plan(bundle, variant, backend, cases, options, progress=bar)
     _store(bundle, backend.name, variant.name, result.spec)
     _write_plan(arguments.plan_file, result.plan if result.spec else SEQUENTIAL)
-    if arguments.plot:
-        write_plot(result, arguments.plot)
-    if arguments.json:
-        print(json.dumps(as_json(result)))
-    else:
-        print_report(result)
-    return 0
+    return _report(arguments, result, write_plot, as_json, print_report)
 
 
 def _integration_plan(
@@ -108,6 +105,17 @@ def _integration_plan(
         )
     _store(bundle, backend.name, variant.name, result.spec)
     _write_plan(arguments.plan_file, result.spec.plan)
+    return _report(arguments, result, write_plot, as_json, print_report)
+
+
+def _report(
+    arguments: argparse.Namespace,
+    result: Result,
+    write_plot: Callable[[Result, Path], None],
+    as_json: Callable[[Result], dict[str, Any]],
+    print_report: Callable[[Result], None],
+) -> int:
+    """Tell what was found in the forms that were asked for."""
     if arguments.plot:
         write_plot(result, arguments.plot)
     if arguments.json:

@@ -8,6 +8,7 @@ from starflow.export.export_options import DEFAULTS, ExportOptions
 from starflow.export.flow_exporter import FlowExporter
 from starflow.export.velocity_exporter import VelocityExporter
 from starflow.runtime.atomic_write import atomic_folder
+from starflow.runtime.errors import UsageError
 from starflow.runtime.manifest_file import AnyManifest
 from starflow.runtime.progress import Report, no_report
 from starflow.training.checkpoint import open_checkpoint
@@ -32,6 +33,8 @@ def export_checkpoint(
         CheckpointError: the checkpoint cannot be read.
         ExportError, UsageError: the options do not fit the model, or weights or activations do not fit the precision.
     """
+    if options.batch < 1:
+        raise UsageError(f"--batch {options.batch}: give a number of images of at least 1")
     config, tensors = open_checkpoint(checkpoint)
     with torch.device("meta"):
         model = build_flow(config.model)

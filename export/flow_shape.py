@@ -42,8 +42,6 @@ def flow_shapes(
     Raises:
         ExportError, UsageError: the model cannot have one of them.
     """
-    if options.batch < 1:
-        raise UsageError(f"--batch {options.batch}: give a number of images of at least 1")
     sizes = (options.shape or (model.config.img_size, model.config.img_size), *options.other_shapes)
     if len(set(sizes)) < len(sizes):
         raise UsageError(f"--shape {' '.join(f'{height}x{width}' for height, width in sizes)}: name every shape once")

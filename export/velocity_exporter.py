@@ -52,8 +52,6 @@ class VelocityExporter(BundleWriter):
     ) -> None:
         super().__init__(folder, config, tensors, tuple(options.precisions), progress)
         self.model, self.options = model, options
-        if options.batch < 1:
-            raise UsageError(f"--batch {options.batch}: give a number of images of at least 1")
         if options.max_chunk is not None:
             raise UsageError("--max-chunk: is for autoregressive flows; a continuous flow moves all tokens at once")
         if options.attention_temperature:

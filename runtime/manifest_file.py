@@ -8,6 +8,13 @@ from starflow.runtime.manifest import SCHEMA_VERSION, Manifest, published_schema
 AnyManifest = Manifest | ContinuousManifest
 
 
+def without_pictures(manifest: AnyManifest) -> str | None:
+    """What a bundle makes that cannot be turned into pictures; None for images."""
+    if manifest.image.mode != "latent":
+        return None
+    return "points" if len(manifest.model.data_shape) == 1 else "latents and the bundle holds no decoder"
+
+
 def read_manifest(content: Any) -> AnyManifest:
     """The manifest in some JSON: that of an autoregressive flow unless its model says otherwise.
 

@@ -24,7 +24,7 @@ from starflow.runtime.images import to_uint8
 from starflow.runtime.integration_plan import AdaptiveSteps, FixedSteps
 from starflow.runtime.inversion import Inverted
 from starflow.runtime.manifest import Variant
-from starflow.runtime.manifest_file import AnyManifest
+from starflow.runtime.manifest_file import AnyManifest, without_pictures
 from starflow.runtime.side_networks import SideNetworks
 
 # "auto", "sequential", or a plan of the bundle's family; as text anything else is a file
@@ -294,8 +294,7 @@ class Sampler:
         Returns:
             [N, H, W, C] uint8.
         """
-        if self.manifest.image.mode == "latent":
-            made = "points" if len(self.noise_shape) == 1 else "latents and the bundle holds no decoder"
+        if made := without_pictures(self.manifest):
             raise UsageError(f"this model makes {made}; use generate(), or save .npy")
         count = count if count is not None else _implied_count(condition)
         x = self.generate(
@@ -330,8 +329,7 @@ class Sampler:
             BackendError: the decoder made a value that is not finite.
         """
         manifest = self.manifest
-        if manifest.image.mode == "latent":
-            made = "points" if len(manifest.model.data_shape) == 1 else "latents and the bundle holds no decoder"
+        if made := without_pictures(manifest):
             raise UsageError(f"this model makes {made}; there are no images of them")
         how = choose_denoising(manifest, denoise)
         data = _finite_array(x, manifest.model.data_shape, "data")

@@ -16,7 +16,7 @@ A continuous flow has steps in place of tokens, and no blocks: it is compared wi
 step, and over the whole integration.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,19 +171,20 @@ def verify(
         guard=guard,
         not_run=tuple(not_run),
         sensitivity={i: token_errors(tokens, disturbed.tokens[i]) for i, tokens in expected.tokens.items()},
-        images={name: _images(bundle, x) for name, x in data.items()} if pictured else {},
+        images=_pictures(bundle, data) if pictured else {},
     )
 
 
-def _images(bundle: Bundle, data: NDArray) -> NDArray[np.uint8]:
-    """The finished sample as pixels, by the plain decoder where data are latents; what is not finite is shown as mid-grey."""
+def _pictures(bundle: Bundle, data: Mapping[str, NDArray]) -> dict[str, NDArray[np.uint8]]:
+    """Finished samples as pixels, by the plain decoder where data are latents; what is not finite is shown as mid-grey."""
     image, autoencoder = bundle.manifest.image, bundle.manifest.autoencoder
-    if autoencoder:
-        decoder = Autoencoder(bundle, autoencoder)
-        pixels = decoder.decode(np.nan_to_num(data, nan=0.0, posinf=0.0, neginf=0.0), noisy=False)
-        decoder.close()
-        return to_uint8(pixels)
-    return to_uint8(np.nan_to_num(data / image.scale + image.shift, nan=0.0))
+    if autoencoder is None:
+        return {name: to_uint8(np.nan_to_num(x / image.scale + image.shift, nan=0.0)) for name, x in data.items()}
+    decoder = Autoencoder(bundle, autoencoder)
+    finite = {name: np.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0) for name, x in data.items()}
+    pixels = {name: to_uint8(decoder.decode(x, noisy=False)) for name, x in finite.items()}
+    decoder.close()
+    return pixels
 
 
 class _Steps:

@@ -92,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow.runtime.caption_encoder import encode_once
     from starflow.runtime.denoising import choose_denoising
     from starflow.runtime.images import grid, write_png
+    from starflow.runtime.manifest_file import without_pictures
     from starflow.runtime.progress import progress_bar
     from starflow.runtime.sampler import Sampler
 
@@ -116,11 +117,11 @@ def run(arguments: argparse.Namespace) -> int:
         refuse_labels(arguments, manifest)
         kind = "points" if len(manifest.model.data_shape) == 1 else "images"
         pictures: list[Path] = []
-        if manifest.image.mode != "latent":
+        made = without_pictures(manifest)
+        if made is None:
             names = [arguments.out / f"{index:05d}.png" for index in range(count)]
             pictures = names if single_files else [arguments.out]
         elif not arguments.latents:
-            made = kind if kind == "points" else "latents and the bundle holds no decoder"
             raise UsageError(f"this model makes {made}; name a file with --latents")
         files = [*([arguments.latents] if arguments.latents else []), *pictures]
         for path in files:
