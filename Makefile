@@ -36,9 +36,9 @@ format: $(VENV)/installed ## Format, and mend what the linter can mend
 	$(BIN)/ruff format
 
 schema: $(VENV)/installed ## Write the published JSON Schemas of manifest.json and build.json
-	$(BIN)/python -c 'import json; from starflow.runtime.manifest_file import published_manifest_schema as s; print(json.dumps(s(), indent=1))' \
+	$(BIN)/python -c 'import json; from starflow.runtime.bundle.manifest_file import published_manifest_schema as s; print(json.dumps(s(), indent=1))' \
 	  > runtime/schema/manifest-1.json
-	$(BIN)/python -c 'import json; from starflow.runtime.build_record import published_build_schema as s; print(json.dumps(s(), indent=1))' \
+	$(BIN)/python -c 'import json; from starflow.runtime.bundle.build_record import published_build_schema as s; print(json.dumps(s(), indent=1))' \
 	  > runtime/schema/build-1.json
 
 docs: $(VENV)/installed-docs $(NAMESPACE) ## Build the documentation into site/

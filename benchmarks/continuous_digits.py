@@ -15,11 +15,11 @@ import torch
 from benchmarks.digit_classifier import classify, load_classifier
 from benchmarks.digits_quality import DIGITS, LEVEL, noisy, to_data
 
-from starflow.runtime.bits_per_dim import bits_per_dim
-from starflow.runtime.images import to_uint8
+from starflow.runtime.plain.bits_per_dim import bits_per_dim
+from starflow.runtime.plain.images import to_uint8
 from starflow.training.checkpoint import load_velocity
 from starflow.training.continuous.likelihood import flow_log_likelihood
-from starflow.training.continuous.velocity import VelocityNetwork
+from starflow.training.continuous.model import VelocityNetwork
 
 
 @torch.inference_mode()

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from starflow.runtime import Sampler
-from starflow.runtime.denoising import choose_denoiser
-from starflow.runtime.images import grid, write_png
+from starflow.runtime.networks.denoising import choose_denoiser
+from starflow.runtime.plain.images import grid, write_png
 
 ENLARGED = 3  # pixels of the picture for one of the model's
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
-from starflow.runtime.bits_per_dim import bits_per_dim
+from starflow.runtime.plain.bits_per_dim import bits_per_dim
+from starflow.training.autoregressive.model import FlowModel
 from starflow.training.checkpoint import load_model
-from starflow.training.model import FlowModel
 
 LEVEL = 1 / 127.5  # one grey level in [-1, 1]
 DIGITS = Path("out/digits/digits.npz")

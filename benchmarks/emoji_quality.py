@@ -27,7 +27,7 @@ from benchmarks.image_features import image_features
 from numpy.typing import NDArray
 
 from starflow.runtime import Sampler
-from starflow.runtime.bits_per_dim import bits_per_dim
+from starflow.runtime.plain.bits_per_dim import bits_per_dim
 
 SPLITS = ("training", "held-out")
 

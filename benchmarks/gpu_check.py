@@ -26,16 +26,16 @@ from benchmarks.static_torch import StaticStep, decode
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
-from starflow.runtime.atomic_write import atomic_file
-from starflow.runtime.backends.cuda_device import Gpu
-from starflow.runtime.backends.onnxruntime_session import check_provider
-from starflow.runtime.backends.tensorrt import TensorrtBackend
-from starflow.runtime.benchmark import run_benchmark
-from starflow.runtime.errors import BackendError, StarflowError
-from starflow.runtime.tensorrt_flavour import FLAVOUR_NAMES, load_flavour
+from starflow.runtime.backends.cuda.device import Gpu
+from starflow.runtime.backends.onnxruntime.session import check_provider
+from starflow.runtime.backends.tensorrt.backend import TensorrtBackend
+from starflow.runtime.backends.tensorrt.flavour import FLAVOUR_NAMES, load_flavour
+from starflow.runtime.diagnostics.benchmark import run_benchmark
+from starflow.runtime.plain.atomic_write import atomic_file
+from starflow.runtime.plain.errors import BackendError, StarflowError
+from starflow.training.autoregressive.flow_block import FlowBlock
 from starflow.training.checkpoint import load_model, save_checkpoint
-from starflow.training.flow_block import FlowBlock
-from starflow.training.tokens import patchify
+from starflow.training.layers.tokens import patchify
 
 LARGE = (2048, 12)  # width, layers: 1.2 GB in float16, far beyond any L2 cache
 

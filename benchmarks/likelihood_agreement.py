@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from starflow.runtime.bits_per_dim import bits_per_dim
 from starflow.runtime.command_line import main as starflow
+from starflow.runtime.plain.bits_per_dim import bits_per_dim
 from starflow.training.autoencoder.folder import open_autoencoder
+from starflow.training.autoregressive.model import FlowModel
 from starflow.training.checkpoint import AUTOENCODER, load_model
 from starflow.training.config import CheckpointConfig
-from starflow.training.model import FlowModel
-from starflow.training.text_features import caption_features
+from starflow.training.text.text_features import caption_features
 
 LEVEL = 1 / 127.5  # one grey level in [-1, 1]
 SEED = 0  # of the noise that `starflow score` adds

@@ -17,7 +17,7 @@ from benchmarks.likelihood_agreement import score
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from starflow.runtime.bundle import Bundle
+from starflow.runtime.bundle.bundle import Bundle
 
 Pictures = Sequence[Image.Image]
 DIGITS, EMOJI = Path("out/digits/digits.npz"), Path("out/emoji/emoji-text.npz")

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
+from starflow.training.autoregressive.model import build_model
 from starflow.training.config import StarflowConfig
-from starflow.training.model import build_model
-from starflow.training.published import read_config
+from starflow.training.published.config import read_config
 
 NAME = "starflow_3B_t2i_256x256"
 # As the YAML has them; what is of training or of data is read and ignored.

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.published_layout import NAME, write_autoencoder, write_flow, write_text_encoder
 
-from starflow.runtime.bundle import Bundle
+from starflow.runtime.bundle.bundle import Bundle
 
 GIB = 2**30
 CAPTION = "a film still of a cat playing piano"

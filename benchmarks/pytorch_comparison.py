@@ -31,13 +31,13 @@ from numpy.typing import NDArray
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
-from starflow.runtime.benchmark import step_bytes
-from starflow.runtime.memory_bandwidth import HostBandwidthProbe
+from starflow.runtime.backends.memory_bandwidth import HostBandwidthProbe
+from starflow.runtime.diagnostics.benchmark import step_bytes
+from starflow.training.autoregressive.flow_block import FlowBlock
+from starflow.training.autoregressive.model import FlowModel, build_model
 from starflow.training.checkpoint import load_model, save_checkpoint
 from starflow.training.config import CheckpointConfig, Conditioning, StarflowConfig
-from starflow.training.flow_block import FlowBlock
-from starflow.training.model import FlowModel, build_model
-from starflow.training.tokens import patchify, unpatchify
+from starflow.training.layers.tokens import patchify, unpatchify
 
 SIZES = {"S": (512, 8), "M": (1024, 12)}  # width, layers
 TEXT_TOKENS, TEXT_WIDTH = 8, 256

@@ -22,12 +22,12 @@ from benchmarks.digit_classifier import classify, load_classifier
 from numpy.typing import NDArray
 
 from starflow.runtime import Sampler
-from starflow.runtime.benchmark import relative_error
-from starflow.runtime.bundle import Bundle
-from starflow.runtime.continuous_manifest import ContinuousManifest
-from starflow.runtime.integration_plan import default_plan
+from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
+from starflow.runtime.diagnostics.benchmark import relative_error
+from starflow.runtime.plans.integration_plan import default_plan
 from starflow.runtime.sampler import Plan
-from starflow.runtime.sampling_loop import SEQUENTIAL
 
 ROUND = 50  # images
 

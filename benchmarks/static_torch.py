@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from starflow.runtime.guidance import Guidance
-from starflow.training.flow_block import FlowBlock
-from starflow.training.model import FlowModel
-from starflow.training.rotary import rotate
-from starflow.training.transformer import Layer
+from starflow.runtime.plain.guidance import Guidance
+from starflow.training.autoregressive.flow_block import FlowBlock
+from starflow.training.autoregressive.model import FlowModel
+from starflow.training.layers.rotary import rotate
+from starflow.training.layers.transformer import Layer
 
 
 class StaticStep(nn.Module):

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.export.verification.trace import Case, draw_case
-from starflow.runtime.bundle import Bundle
-from starflow.runtime.caption_encoder import encode_once
+from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.commands.sample import load_array, load_captions
-from starflow.runtime.errors import UsageError
+from starflow.runtime.networks.caption_encoder import encode_once
+from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.traces.trace import Case, draw_case
 
 
 @dataclasses.dataclass(frozen=True)

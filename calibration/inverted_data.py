@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.export.verification.trace import RecordedTrace
-from starflow.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from starflow.runtime.bundle import Bundle
+from starflow.runtime.autoregressive.inversion import InvertedBlock, invert_batch
+from starflow.runtime.autoregressive.tokens import patchify
+from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
+from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.conditions import encode_conditions
-from starflow.runtime.errors import UsageError
-from starflow.runtime.inversion import InvertedBlock, invert_batch
-from starflow.runtime.tokens import patchify
+from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.traces.trace import RecordedTrace
 
 
 def read_data(path: Path, bundle: Bundle) -> tuple[NDArray[np.float32], NDArray | None]:

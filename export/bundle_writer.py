@@ -11,21 +11,21 @@ import ml_dtypes
 import numpy as np
 import onnx
 
-from starflow.export.graph_builder import GraphBuilder
-from starflow.export.lowering import LOWERINGS
-from starflow.export.tensor_roles import graph_tensors
-from starflow.export.weight_file import WeightFile
-from starflow.runtime.bundle import sha256
-from starflow.runtime.graph_spec import FileSpec, GraphSpec
-from starflow.runtime.manifest import ImageSpec, Provenance, Variant
-from starflow.runtime.manifest_file import AnyManifest
-from starflow.runtime.network_spec import DenoiserKind, DenoiserSpec, NetworkSpec
-from starflow.runtime.progress import Report
+from starflow.export.autoregressive.lowering import LOWERINGS
+from starflow.export.onnx_graph.builder import GraphBuilder
+from starflow.export.onnx_graph.tensor_roles import graph_tensors
+from starflow.export.onnx_graph.weight_file import WeightFile
+from starflow.runtime.bundle.bundle import sha256
+from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
+from starflow.runtime.bundle.manifest import ImageSpec, Provenance, Variant
+from starflow.runtime.bundle.manifest_file import AnyManifest
+from starflow.runtime.bundle.network_spec import DenoiserKind, DenoiserSpec, NetworkSpec
+from starflow.runtime.plain.progress import Report
 from starflow.training.checkpoint import CheckpointTensors
 from starflow.training.config import CheckpointConfig
 
 if TYPE_CHECKING:
-    from starflow.export.autoencoder import AutoencoderExporter
+    from starflow.export.networks.autoencoder import AutoencoderExporter
 
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES: dict[Precision, np.dtype] = {

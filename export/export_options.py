@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from starflow.export.activation_check import ActivationData
+from starflow.export.autoregressive.activation_check import ActivationData
 from starflow.export.bundle_writer import Precision
-from starflow.export.text_encoder import TextPrecision
-from starflow.runtime.network_spec import DenoiserKind
+from starflow.export.networks.text_encoder import TextPrecision
+from starflow.runtime.bundle.network_spec import DenoiserKind
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,17 @@ import os
 
 import torch
 
+from starflow.export.autoregressive.exporter import FlowExporter
+from starflow.export.continuous.exporter import VelocityExporter
 from starflow.export.export_options import DEFAULTS, ExportOptions
-from starflow.export.flow_exporter import FlowExporter
-from starflow.export.velocity_exporter import VelocityExporter
-from starflow.runtime.atomic_write import atomic_folder
-from starflow.runtime.errors import UsageError
-from starflow.runtime.manifest_file import AnyManifest
-from starflow.runtime.progress import Report, no_report
+from starflow.runtime.bundle.manifest_file import AnyManifest
+from starflow.runtime.plain.atomic_write import atomic_folder
+from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.progress import Report, no_report
+from starflow.training.autoregressive.model import FlowModel
 from starflow.training.checkpoint import open_checkpoint
-from starflow.training.continuous.velocity import VelocityNetwork
+from starflow.training.continuous.model import VelocityNetwork
 from starflow.training.flow import build_flow
-from starflow.training.model import FlowModel
 
 __all__ = ["ExportOptions", "export_checkpoint"]
 

@@ -1,9 +1,9 @@
 """Run bundles: the sampler, the bundle format, the backends and the command line. Needs no torch."""
 
-from starflow.runtime.bundle import Bundle
-from starflow.runtime.decode_plan import DecodePlan, Jacobi
-from starflow.runtime.errors import StarflowError
-from starflow.runtime.guidance import Guidance
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.plain.errors import StarflowError
+from starflow.runtime.plain.guidance import Guidance
+from starflow.runtime.plans.decode_plan import DecodePlan, Jacobi
 from starflow.runtime.sampler import Sampler
 
 __all__ = ["Bundle", "DecodePlan", "Guidance", "Jacobi", "Sampler", "StarflowError"]

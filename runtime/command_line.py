@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import NoReturn, Protocol, cast
 
-from starflow.runtime.errors import StarflowError, UsageError
+from starflow.runtime.plain.errors import StarflowError, UsageError
 
 DISTRIBUTION = "starflow-compiler"
 COMMANDS = "starflow.commands"

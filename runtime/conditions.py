@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from starflow.runtime.errors import UsageError
-from starflow.runtime.manifest import ConditioningSpec
+from starflow.runtime.bundle.manifest import ConditioningSpec
+from starflow.runtime.plain.errors import UsageError
 
 
 @dataclass(frozen=True)

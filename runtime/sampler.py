@@ -8,24 +8,24 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from starflow.runtime.autoregressive_loop import AutoregressiveLoop, resolve_decode_plan
+from starflow.runtime.autoregressive.family import AutoregressiveLoop, resolve_decode_plan
+from starflow.runtime.autoregressive.inversion import Inverted
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.backends.choice import BackendName, Provider, open_backend
-from starflow.runtime.batches import batches
-from starflow.runtime.bundle import Bundle
-from starflow.runtime.continuous_loop import ContinuousLoop, resolve_integration_plan
-from starflow.runtime.continuous_manifest import ContinuousManifest
-from starflow.runtime.decode_plan import DecodePlan, Jacobi
-from starflow.runtime.denoising import DENOISERS, Denoise, check_rate, choose_denoising
-from starflow.runtime.errors import UsageError
-from starflow.runtime.family_loop import OnBlock, OnPasses, Request
-from starflow.runtime.guidance import Guidance
-from starflow.runtime.images import to_uint8
-from starflow.runtime.integration_plan import AdaptiveSteps, FixedSteps
-from starflow.runtime.inversion import Inverted
-from starflow.runtime.manifest import Variant
-from starflow.runtime.manifest_file import AnyManifest, without_pictures
-from starflow.runtime.side_networks import SideNetworks
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
+from starflow.runtime.bundle.manifest import Variant
+from starflow.runtime.bundle.manifest_file import AnyManifest, without_pictures
+from starflow.runtime.continuous.family import ContinuousLoop, resolve_integration_plan
+from starflow.runtime.family import OnBlock, OnPasses, Request
+from starflow.runtime.networks.denoising import DENOISERS, Denoise, check_rate, choose_denoising
+from starflow.runtime.networks.side_networks import SideNetworks
+from starflow.runtime.plain.batches import batches
+from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.guidance import Guidance
+from starflow.runtime.plain.images import to_uint8
+from starflow.runtime.plans.decode_plan import DecodePlan, Jacobi
+from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSteps
 
 # "auto", "sequential", or a plan of the bundle's family; as text anything else is a file
 Plan = DecodePlan | Jacobi | FixedSteps | AdaptiveSteps | str | os.PathLike[str]

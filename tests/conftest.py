@@ -7,8 +7,8 @@ import hypothesis
 import pytest
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
+from starflow.training.autoregressive.model import FlowModel
 from starflow.training.config import StarflowConfig
-from starflow.training.model import FlowModel
 from tests.models import class_config, features_config, velocity_config, write_checkpoint, write_velocity
 from tests.simulated_device.fixtures import (  # noqa: F401 (fixtures)
     digits_engines,

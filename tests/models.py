@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from starflow.training.autoregressive.model import FlowModel, build_model
 from starflow.training.checkpoint import save_checkpoint
 from starflow.training.config import (
     CheckpointConfig,
@@ -18,8 +19,7 @@ from starflow.training.config import (
     TarflowConfig,
 )
 from starflow.training.continuous.config import VelocityMlpConfig, VelocityTransformerConfig
-from starflow.training.continuous.velocity import VelocityNetwork, build_velocity, time_frequencies
-from starflow.training.model import FlowModel, build_model
+from starflow.training.continuous.model import VelocityNetwork, build_velocity, time_frequencies
 
 CLASS_MODEL: dict[str, Any] = {
     "in_channels": 1,

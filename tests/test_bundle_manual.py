@@ -163,9 +163,9 @@ def tarflow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from starflow.export.exporter import ExportOptions, export_checkpoint
+    from starflow.training.autoregressive.model import build_model
     from starflow.training.checkpoint import save_checkpoint
     from starflow.training.config import CheckpointConfig, TarflowConfig
-    from starflow.training.model import build_model
 
     torch.manual_seed(0)
     config = TarflowConfig(

@@ -53,7 +53,7 @@ def integrate(root: Path, variant: str, z, labels, weight, solver, times):
 @pytest.mark.parametrize("solver", TABLEAUS)
 def test_the_manual_is_enough(velocity_bundle: Path, variant: str, solver: str) -> None:
     from starflow.runtime import Sampler
-    from starflow.runtime.integration_plan import FixedSteps
+    from starflow.runtime.plans.integration_plan import FixedSteps
 
     times = (0.0, 0.2, 0.55, 1.0) if solver != "euler" else tuple(index / 300 for index in range(301))
     plan = FixedSteps.model_validate({"solver": solver, "times": times})

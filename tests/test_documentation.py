@@ -11,8 +11,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from starflow.runtime.build_record import published_build_schema
-from starflow.runtime.manifest_file import published_manifest_schema
+from starflow.runtime.bundle.build_record import published_build_schema
+from starflow.runtime.bundle.manifest_file import published_manifest_schema
 from starflow.training.autoencoder.config import AutoencoderObjective, KlConfig, NoisyDecoderConfig, TinyConfig
 from starflow.training.config import StarflowConfig, TarflowConfig
 from starflow.training.continuous.config import VelocityMlpConfig, VelocityTransformerConfig

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
+from starflow.training.autoregressive.model import FlowModel
 from starflow.training.checkpoint import load_model
-from starflow.training.model import FlowModel
 
 MOST_BYTES = 12_000_000
 

@@ -13,17 +13,17 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from starflow.runtime.atomic_write import atomic_folder
-from starflow.runtime.errors import CheckpointError
-from starflow.runtime.progress import Report, no_report
-from starflow.runtime.validation import one_line
+from starflow.runtime.plain.atomic_write import atomic_folder
+from starflow.runtime.plain.errors import CheckpointError
+from starflow.runtime.plain.progress import Report, no_report
+from starflow.runtime.plain.validation import one_line
 from starflow.training.autoencoder.folder import copy_autoencoder
+from starflow.training.autoregressive.model import FlowModel
+from starflow.training.autoregressive.state_check import check_tensors
 from starflow.training.config import CheckpointConfig
+from starflow.training.continuous.model import VelocityNetwork
 from starflow.training.continuous.state_check import check_velocity_tensors
-from starflow.training.continuous.velocity import VelocityNetwork
 from starflow.training.flow import Flow, build_flow
-from starflow.training.model import FlowModel
-from starflow.training.state_check import check_tensors
 
 AUTOENCODER = "autoencoder"  # folder of a checkpoint
 SAFETENSORS_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}

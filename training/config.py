@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from starflow.runtime.caption_template import CAPTION
+from starflow.runtime.plain.caption_template import CAPTION
 from starflow.training.continuous.config import VelocityConfig
 from starflow.training.frozen import Frozen
-from starflow.training.layer_config import LayerConfig, head_dim_problem
+from starflow.training.layers.layer_config import LayerConfig, head_dim_problem
 
 DENOISER_LAYERS = 8
 

@@ -38,7 +38,7 @@ class Flow(nn.Module, ABC):
 
 def build_flow(config: "ModelConfig") -> Flow:
     """The model of a configuration, of either family, freshly initialised."""
-    from starflow.training.continuous.velocity import build_velocity
-    from starflow.training.model import build_model
+    from starflow.training.autoregressive.model import build_model
+    from starflow.training.continuous.model import build_velocity
 
     return build_velocity(config) if config.family == "continuous-flow" else build_model(config)

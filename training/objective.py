@@ -7,9 +7,9 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from starflow.training.autoregressive.model import FlowModel
+from starflow.training.autoregressive.tarflow import Tarflow
 from starflow.training.flow import Flow
-from starflow.training.model import FlowModel
-from starflow.training.tarflow import Tarflow
 
 AnyFlow = TypeVar("AnyFlow", bound=Flow)
 

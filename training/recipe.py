@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from starflow.runtime.errors import RecipeError
-from starflow.runtime.validation import one_line
+from starflow.runtime.plain.errors import RecipeError
+from starflow.runtime.plain.validation import one_line
 from starflow.training.autoencoder.config import (
     AutoencoderConfig,
     AutoencoderObjective,
@@ -17,11 +17,11 @@ from starflow.training.autoencoder.config import (
     ReconstructionConfig,
     TinyConfig,
 )
-from starflow.training.captions import caption_template
 from starflow.training.config import LatentScaling, ModelConfig, StarflowConfig, TarflowConfig, TextEncoding
 from starflow.training.continuous.config import VelocityMlpConfig, VelocityTransformerConfig
 from starflow.training.continuous.objective_config import CfmConfig, ObjectiveConfig, OtCfmConfig, WeightedCfmConfig
 from starflow.training.frozen import Frozen
+from starflow.training.text.captions import caption_template
 
 
 class Latents(Frozen):

@@ -10,21 +10,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from starflow.runtime.bits_per_dim import bits_per_dim
-from starflow.runtime.errors import RecipeError
-from starflow.runtime.images import grid, to_uint8
-from starflow.training.augmentation import mirror_images, shift_images
+from starflow.runtime.plain.bits_per_dim import bits_per_dim
+from starflow.runtime.plain.errors import RecipeError
+from starflow.runtime.plain.images import grid, to_uint8
 from starflow.training.autoencoder.latents import as_latents
+from starflow.training.autoregressive.model import FlowModel
 from starflow.training.checkpoint import save_checkpoint
 from starflow.training.config import CheckpointConfig, ImageRange, LatentAutoencoder, LatentScaling
 from starflow.training.continuous.flow_matching import FlowMatching
-from starflow.training.continuous.velocity import VelocityNetwork
-from starflow.training.data import Batch, Dataset, fit_data
+from starflow.training.continuous.model import VelocityNetwork
+from starflow.training.data.augmentation import mirror_images, shift_images
+from starflow.training.data.dataset import Batch, Dataset, fit_data
 from starflow.training.flow import Flow, build_flow
-from starflow.training.model import FlowModel
 from starflow.training.objective import MaximumLikelihood, Objective
 from starflow.training.recipe import PointsSource, Recipe, Training
-from starflow.training.run import EVALUATION, SAMPLES, TrainingRun, device_named, generator_for
+from starflow.training.runs.run import EVALUATION, SAMPLES, TrainingRun, device_named, generator_for
 
 LEVEL = 1 / 127.5  # width of one grey level in [-1, 1]
 

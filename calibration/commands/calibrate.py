@@ -26,13 +26,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from starflow.calibration.plan_command import configure_plan, run_plan
-from starflow.runtime.errors import UsageError
+from starflow.calibration.plans.command import configure_plan, run_plan
+from starflow.runtime.plain.errors import UsageError
 
 if TYPE_CHECKING:
-    from starflow.calibration.weight_results import WeightCalibration, WeightRequest
-    from starflow.runtime.benchmark import Benchmark
-    from starflow.runtime.bundle import Bundle
+    from starflow.calibration.weights.results import WeightCalibration, WeightRequest
+    from starflow.runtime.bundle.bundle import Bundle
+    from starflow.runtime.diagnostics.benchmark import Benchmark
 
 
 WEIGHT_DEFAULTS = {"budget": 0.005, "images": 64, "seed": 1}
@@ -104,9 +104,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_plain(arguments: argparse.Namespace) -> int:
-    from starflow.calibration.plain_rounding import round_plainly
-    from starflow.runtime.bundle import Bundle
-    from starflow.runtime.progress import progress_bar
+    from starflow.calibration.weights.plain_rounding import round_plainly
+    from starflow.runtime.bundle.bundle import Bundle
+    from starflow.runtime.plain.progress import progress_bar
 
     samples = ("budget", "images", "guidance", "seed", "data", "report", "condition", "null_condition", "captions_file")
     given = next((name for name in samples if getattr(arguments, name) is not None), None)
@@ -131,11 +131,11 @@ def _run_plain(arguments: argparse.Namespace) -> int:
 def _run_weights(arguments: argparse.Namespace) -> int:
     from starflow.calibration.cases import draw_cases, read_conditions
     from starflow.calibration.inverted_data import invert_data, read_data
-    from starflow.calibration.weight_results import WeightRequest
-    from starflow.calibration.weights import calibrate_weights
-    from starflow.runtime.atomic_write import check_file
-    from starflow.runtime.bundle import Bundle
-    from starflow.runtime.progress import progress_bar
+    from starflow.calibration.weights.calibration import calibrate_weights
+    from starflow.calibration.weights.results import WeightRequest
+    from starflow.runtime.bundle.bundle import Bundle
+    from starflow.runtime.plain.atomic_write import check_file
+    from starflow.runtime.plain.progress import progress_bar
 
     request = WeightRequest(
         weights=arguments.weights,
@@ -166,7 +166,7 @@ def _waiting() -> None:
 
 
 def _write_report(path: Path, bundle: "Bundle", found: "list[WeightCalibration]", request: "WeightRequest") -> None:
-    from starflow.calibration.report import write_report
+    from starflow.calibration.weights.report import write_report
 
     names = [calibration.variant.name for calibration in found if calibration.variant.lowering == "cpu"]
     benchmark = _time(bundle, ["cpu-fp32", *names], request) if names else None
@@ -177,7 +177,7 @@ def _time(bundle: "Bundle", variants: list[str], request: "WeightRequest") -> "B
     """Time the cpu variants token by token; how long an engine takes, only its GPU knows."""
     from contextlib import ExitStack
 
-    from starflow.runtime.benchmark import run_benchmark
+    from starflow.runtime.diagnostics.benchmark import run_benchmark
     from starflow.runtime.sampler import Sampler
 
     with ExitStack() as stack:
@@ -218,8 +218,8 @@ def _print(calibration: "WeightCalibration") -> None:
 
     from rich.console import Console
 
-    from starflow.calibration.weight_results import SOURCE
-    from starflow.runtime.commands.tables import plain_table
+    from starflow.calibration.weights.results import SOURCE
+    from starflow.runtime.reports.tables import plain_table
 
     console = Console()
     source, chosen = calibration.measurement(SOURCE), calibration.chosen

@@ -16,12 +16,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from starflow.runtime.errors import UsageError
+from starflow.runtime.plain.errors import UsageError
 
 if TYPE_CHECKING:
     from starflow.export.tensorrt.build import BuiltEngine
     from starflow.export.tensorrt.target import Target
-    from starflow.runtime.bundle import Bundle
+    from starflow.runtime.bundle.bundle import Bundle
 
 UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -68,10 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Build; 0 when all engines are there."""
     from starflow.export.tensorrt.build import BuildRequest, build_bundle
     from starflow.export.tensorrt.target import parse_target
-    from starflow.runtime.build_record import BuildOptions
-    from starflow.runtime.bundle import Bundle
+    from starflow.runtime.bundle.build_record import BuildOptions
+    from starflow.runtime.bundle.bundle import Bundle
     from starflow.runtime.commands.shape_argument import parse_shape
-    from starflow.runtime.progress import progress_bar
+    from starflow.runtime.plain.progress import progress_bar
 
     options = BuildOptions(workspace_bytes=_bytes(arguments.workspace), optimization_level=arguments.optimization_level)
     request = BuildRequest(arguments.variant, options, _tokens(arguments.profile_tokens), arguments.force)
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _shapes(bundle: "Bundle", shape: tuple[int, int] | None, variants: list[str] | None) -> "list[Bundle]":
     """The bundle at the shape to build for; by default at every shape that has the variants."""
-    from starflow.runtime.manifest import Manifest
+    from starflow.runtime.bundle.manifest import Manifest
 
     default = bundle.at_shape(shape)
     if shape or not isinstance(bundle.manifest, Manifest):
@@ -121,7 +121,7 @@ def _plain(engine: "BuiltEngine") -> dict[str, object]:
 def _print(built: "list[BuiltEngine]", target: "Target") -> None:
     from rich.console import Console
 
-    from starflow.runtime.commands.tables import plain_table
+    from starflow.runtime.reports.tables import plain_table
 
     table = plain_table(f"{target.name}, {target.flavour.name} {target.flavour.version}")
     table.add_column("variant", no_wrap=True)

@@ -13,10 +13,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from starflow.runtime.errors import UsageError
+from starflow.runtime.plain.errors import UsageError
 
 if TYPE_CHECKING:
-    from starflow.runtime.network_spec import DenoiserKind
+    from starflow.runtime.bundle.network_spec import DenoiserKind
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -87,12 +87,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export; 0 when the bundle stands."""
-    from starflow.export.activation_check import FLOAT16_MAX
-    from starflow.export.activation_data import load_activation_data
+    from starflow.export.autoregressive.activation_check import FLOAT16_MAX
+    from starflow.export.autoregressive.activation_data import load_activation_data
     from starflow.export.exporter import ExportOptions, export_checkpoint
-    from starflow.runtime.bundle import Bundle
+    from starflow.runtime.bundle.bundle import Bundle
     from starflow.runtime.commands.shape_argument import parse_shape
-    from starflow.runtime.progress import progress_bar
+    from starflow.runtime.plain.progress import progress_bar
 
     shapes = [shape for text in arguments.shape or () if (shape := parse_shape(text))]
     options = ExportOptions(

@@ -78,13 +78,13 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow.export.verification.text_encoder import text_encoder_folder
     from starflow.export.verification.tolerances import tolerances
     from starflow.export.verification.torch_reference import torch_reference
-    from starflow.export.verification.trace import draw_case
     from starflow.export.verification.verify import verify
-    from starflow.runtime.atomic_write import check_file
-    from starflow.runtime.bundle import Bundle
+    from starflow.runtime.bundle.bundle import Bundle
     from starflow.runtime.commands.shape_argument import parse_shape
-    from starflow.runtime.errors import UsageError
-    from starflow.runtime.progress import progress_bar
+    from starflow.runtime.plain.atomic_write import check_file
+    from starflow.runtime.plain.errors import UsageError
+    from starflow.runtime.plain.progress import progress_bar
+    from starflow.runtime.traces.trace import draw_case
 
     chosen = tolerances(arguments.tolerance)
     if arguments.images is not None and arguments.images < 1:

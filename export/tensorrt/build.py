@@ -14,8 +14,8 @@ from starflow.export.tensorrt.parse import parse_graph
 from starflow.export.tensorrt.parser_guard import guard_graph
 from starflow.export.tensorrt.profiles import DEFAULT_TOKENS, token_profiles
 from starflow.export.tensorrt.target import Target
-from starflow.runtime.atomic_write import atomic_file, check_file
-from starflow.runtime.build_record import (
+from starflow.runtime.backends.tensorrt.flavour import Flavour
+from starflow.runtime.bundle.build_record import (
     BuildConfig,
     BuildOptions,
     BuildRecord,
@@ -23,13 +23,13 @@ from starflow.runtime.build_record import (
     build_folder,
     read_build,
 )
-from starflow.runtime.bundle import Bundle, sha256
-from starflow.runtime.bundle_lock import bundle_lock
-from starflow.runtime.errors import BundleError, UsageError
-from starflow.runtime.graph_spec import FileSpec, GraphSpec
-from starflow.runtime.manifest import Variant
-from starflow.runtime.progress import Report, no_report
-from starflow.runtime.tensorrt_flavour import Flavour
+from starflow.runtime.bundle.bundle import Bundle, sha256
+from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
+from starflow.runtime.bundle.lock import bundle_lock
+from starflow.runtime.bundle.manifest import Variant
+from starflow.runtime.plain.atomic_write import atomic_file, check_file
+from starflow.runtime.plain.errors import BundleError, UsageError
+from starflow.runtime.plain.progress import Report, no_report
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from starflow.runtime.progress import Report
-from starflow.runtime.tensorrt_flavour import Flavour
+from starflow.runtime.backends.tensorrt.flavour import Flavour
+from starflow.runtime.plain.progress import Report
 
 PARTS = 100  # of a build, as reported
 

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from starflow.runtime.errors import ExportError
+from starflow.runtime.plain.errors import ExportError
 
 # Most memory a build holds, in units of the block's weights: they are mapped from the file once, and TensorRT holds at most two
 # copies while it writes the engine. Measured with TensorRT RTX 1.7 on a block of 384 MiB: 2.6 with one profile, 2.9

@@ -10,11 +10,11 @@ from starflow.export.tensorrt.engine_header import begins_like_engine
 from starflow.export.tensorrt.engine_writer import EngineWriter
 from starflow.export.tensorrt.parse import ParsedGraph
 from starflow.export.tensorrt.timing_cache import TimingCache
-from starflow.runtime.atomic_write import atomic_file
-from starflow.runtime.build_record import BuildConfig, Profile
-from starflow.runtime.errors import ExportError
-from starflow.runtime.progress import Report, no_report
-from starflow.runtime.tensorrt_flavour import Flavour
+from starflow.runtime.backends.tensorrt.flavour import Flavour
+from starflow.runtime.bundle.build_record import BuildConfig, Profile
+from starflow.runtime.plain.atomic_write import atomic_file
+from starflow.runtime.plain.errors import ExportError
+from starflow.runtime.plain.progress import Report, no_report
 
 # What TensorRT says (a part of it), and what to do about it.
 ADVICE = {

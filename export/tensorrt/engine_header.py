@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from starflow.runtime.tensorrt_flavour import Flavour
-from starflow.runtime.tensorrt_messages import message_log
+from starflow.runtime.backends.tensorrt.flavour import Flavour
+from starflow.runtime.backends.tensorrt.messages import message_log
 
 
 def begins_like_engine(flavour: Flavour, path: Path) -> bool:

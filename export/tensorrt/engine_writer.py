@@ -2,7 +2,7 @@
 
 from typing import Any, BinaryIO
 
-from starflow.runtime.tensorrt_flavour import Flavour
+from starflow.runtime.backends.tensorrt.flavour import Flavour
 
 
 class EngineWriter:

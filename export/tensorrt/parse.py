@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starflow.runtime.errors import BackendError, ExportError
-from starflow.runtime.tensorrt_flavour import Flavour
-from starflow.runtime.tensorrt_messages import MessageLog, message_log, readable
+from starflow.runtime.backends.tensorrt.flavour import Flavour
+from starflow.runtime.backends.tensorrt.messages import MessageLog, message_log, readable
+from starflow.runtime.plain.errors import BackendError, ExportError
 
 
 @dataclass(frozen=True)

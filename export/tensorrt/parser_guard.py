@@ -25,7 +25,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import NodeProto, TensorProto, helper
 
-from starflow.runtime.errors import ExportError
+from starflow.runtime.plain.errors import ExportError
 
 DOUBLE_WIDTH = (TensorProto.INT64, TensorProto.UINT64, TensorProto.DOUBLE, TensorProto.COMPLEX128)
 NONPAD_KV_SEQLEN = 6

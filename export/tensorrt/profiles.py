@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from starflow.runtime.build_record import Profile
-from starflow.runtime.errors import UsageError
+from starflow.runtime.bundle.build_record import Profile
+from starflow.runtime.plain.errors import UsageError
 
 # A step; a chunk of Jacobi iteration; the prefill of a text. A longer prefill takes several runs of the largest profile.
 DEFAULT_TOKENS = (1, 16, 128)

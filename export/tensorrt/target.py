@@ -4,11 +4,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from starflow.runtime.backends.cuda_device import Gpu
-from starflow.runtime.build_record import target_name
-from starflow.runtime.errors import BackendError, UsageError
-from starflow.runtime.manifest import Variant
-from starflow.runtime.tensorrt_flavour import Flavour, load_flavour
+from starflow.runtime.backends.cuda.device import Gpu
+from starflow.runtime.backends.tensorrt.flavour import Flavour, load_flavour
+from starflow.runtime.bundle.build_record import target_name
+from starflow.runtime.bundle.manifest import Variant
+from starflow.runtime.plain.errors import BackendError, UsageError
 
 # Since which compute capability a GPU computes in a precision, and what to build for older ones.
 SINCE = {"bf16": ((8, 0), "fp16"), "fp8": ((8, 9), "int8")}

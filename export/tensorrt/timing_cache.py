@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from starflow.runtime.atomic_write import atomic_file
-from starflow.runtime.tensorrt_flavour import Flavour
+from starflow.runtime.backends.tensorrt.flavour import Flavour
+from starflow.runtime.plain.atomic_write import atomic_file
 
 
 class TimingCache:

@@ -13,8 +13,8 @@ from polygraphy.comparator import Comparator, IterationResult, L2CompareFunc, Ru
 from polygraphy.logger import G_LOGGER
 
 from starflow.export.verification.tolerances import Kind, Measure, Tolerance
-from starflow.export.verification.trace import finite
-from starflow.runtime.manifest import Block
+from starflow.runtime.bundle.manifest import Block
+from starflow.runtime.traces.trace import finite
 
 
 @dataclass(frozen=True)

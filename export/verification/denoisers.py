@@ -6,13 +6,13 @@ from starflow.export.verification.agreement import Measurement, compare
 from starflow.export.verification.routes import NotRun
 from starflow.export.verification.tolerances import Tolerances
 from starflow.export.verification.torch_reference import TorchReference
-from starflow.export.verification.trace import Case
-from starflow.runtime.bundle import Bundle
+from starflow.runtime.autoregressive.tokens import patchify
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.manifest import Block
+from starflow.runtime.bundle.network_spec import DenoiserSpec
 from starflow.runtime.conditions import encode_conditions
-from starflow.runtime.denoising import Denoiser
-from starflow.runtime.manifest import Block
-from starflow.runtime.network_spec import DenoiserSpec
-from starflow.runtime.tokens import patchify
+from starflow.runtime.networks.denoising import Denoiser
+from starflow.runtime.traces.trace import Case
 
 
 def denoiser_name(spec: DenoiserSpec) -> str:

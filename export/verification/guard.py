@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from starflow.export.tensorrt.parser_guard import guard_graph
 from starflow.export.verification.routes import Failure
-from starflow.runtime.bundle import Bundle
-from starflow.runtime.errors import ExportError
-from starflow.runtime.manifest import Variant
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.manifest import Variant
+from starflow.runtime.plain.errors import ExportError
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,15 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from starflow.export.html_page import STYLE, png, section, table
 from starflow.export.verification.agreement import Measurement
 from starflow.export.verification.plots import block_plot, growth_plot, route_colours
 from starflow.export.verification.results import bound, count, figure, findings, guard_line, headline, worst
 from starflow.export.verification.tolerances import Tolerances
 from starflow.export.verification.verify import Verification
-from starflow.runtime.atomic_write import atomic_file
-from starflow.runtime.bundle import Bundle
-from starflow.runtime.images import grid
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.plain.atomic_write import atomic_file
+from starflow.runtime.plain.images import grid
+from starflow.runtime.reports.html_page import STYLE, png, section, table
 
 MOST_IMAGES = 8
 SMALLEST_IMAGE = 84  # pixels on the page; smaller ones are shown enlarged

@@ -7,7 +7,7 @@ from typing import Any
 from starflow.export.verification.agreement import Measurement
 from starflow.export.verification.tolerances import KINDS
 from starflow.export.verification.verify import Verification
-from starflow.runtime.bundle import Bundle
+from starflow.runtime.bundle.bundle import Bundle
 
 
 def headline(result: Verification) -> str:

@@ -6,14 +6,14 @@ from functools import partial
 from typing import Literal, Protocol, get_args
 
 from starflow.export.verification.subject import subject_of
-from starflow.export.verification.trace import Case, Trace
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.backends.choice import Provider, open_backend
-from starflow.runtime.build_record import read_builds
-from starflow.runtime.bundle import Bundle
-from starflow.runtime.errors import BackendError, UsageError
-from starflow.runtime.manifest import Variant
-from starflow.runtime.tensorrt_flavour import load_flavour
+from starflow.runtime.backends.tensorrt.flavour import load_flavour
+from starflow.runtime.bundle.build_record import read_builds
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.manifest import Variant
+from starflow.runtime.plain.errors import BackendError, UsageError
+from starflow.runtime.traces.trace import Case, Trace
 
 BackendName = Literal["onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "network", "tensorrt"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
@@ -161,15 +161,15 @@ def _network(bundle: Bundle, variants: Sequence[Variant]) -> Iterator[Route | No
 
 
 def _open_network(bundle: Bundle, variant: Variant) -> Backend:
-    from starflow.export.network.backend import NetworkBackend
+    from starflow.export.tensorrt.interpreter.backend import NetworkBackend
 
     return NetworkBackend(bundle, variant, rounding=variant.precision != "fp32")
 
 
 def _tensorrt(bundle: Bundle, variants: Sequence[Variant]) -> Iterator[Route | NotRun]:
-    from starflow.runtime.backends.cuda_device import Gpu
-    from starflow.runtime.backends.tensorrt import open_tensorrt
-    from starflow.runtime.backends.tensorrt_build import choose_build
+    from starflow.runtime.backends.cuda.device import Gpu
+    from starflow.runtime.backends.tensorrt.backend import open_tensorrt
+    from starflow.runtime.backends.tensorrt.build import choose_build
 
     built = {record.variant for record in read_builds(bundle)}
     if not built:

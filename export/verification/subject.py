@@ -6,11 +6,11 @@ from typing import Protocol
 from numpy.typing import NDArray
 
 from starflow.export.verification.tolerances import Kind
-from starflow.export.verification.trace import Case, Trace
 from starflow.runtime.backends.base import Backend
-from starflow.runtime.bundle import Bundle
-from starflow.runtime.continuous_manifest import ContinuousManifest
-from starflow.runtime.manifest import Block, Variant
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
+from starflow.runtime.bundle.manifest import Block, Variant
+from starflow.runtime.traces.trace import Case, Trace
 
 Found = dict[Kind, dict[int, NDArray]]
 
@@ -61,7 +61,7 @@ class Subject(Protocol):
 
 def subject_of(bundle: Bundle) -> Subject:
     """What is compared of a bundle."""
-    from starflow.export.verification.flow_blocks import FlowBlocks
-    from starflow.export.verification.flow_path import FlowPath
+    from starflow.export.verification.autoregressive import FlowBlocks
+    from starflow.export.verification.continuous import FlowPath
 
     return FlowPath(bundle) if isinstance(bundle.manifest, ContinuousManifest) else FlowBlocks(bundle)

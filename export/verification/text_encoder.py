@@ -12,12 +12,12 @@ from safetensors import safe_open
 from starflow.export.verification.agreement import Measurement, compare
 from starflow.export.verification.routes import NotRun
 from starflow.export.verification.tolerances import Precision, Tolerances
-from starflow.runtime.bundle import Bundle
-from starflow.runtime.caption_encoder import CaptionEncoder
-from starflow.runtime.caption_template import fill_template
-from starflow.runtime.errors import DataError, UsageError
-from starflow.runtime.manifest import Block
-from starflow.runtime.network_spec import TextSpec
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.manifest import Block
+from starflow.runtime.bundle.network_spec import TextSpec
+from starflow.runtime.networks.caption_encoder import CaptionEncoder
+from starflow.runtime.plain.caption_template import fill_template
+from starflow.runtime.plain.errors import DataError, UsageError
 
 NAME = "text encoder"
 CAPTIONS = ("", "a red apple", "Two cats, and a dog (black & white): 3 friends!")
@@ -43,9 +43,9 @@ def text_encoder_folder(bundle: Bundle, checkpoint: Path | None, asked: str | No
     if not asked and not checkpoint:
         return unknown
 
-    from starflow.export.text_encoder import named_encoder
+    from starflow.export.networks.text_encoder import named_encoder
     from starflow.training.checkpoint import open_checkpoint
-    from starflow.training.text_encoder import encoder_folder
+    from starflow.training.text.text_encoder import encoder_folder
 
     if asked:
         return encoder_folder(asked)
@@ -59,7 +59,7 @@ def text_encoder_folder(bundle: Bundle, checkpoint: Path | None, asked: str | No
 
 def compare_text_encoder(bundle: Bundle, folder: Path, tolerances: Tolerances) -> list[Measurement]:
     """Compare features, [captions, T, width], with those of the encoder in `folder`."""
-    from starflow.training.text_encoder import encode
+    from starflow.training.text.text_encoder import encode
 
     text = bundle.manifest.text
     assert text is not None

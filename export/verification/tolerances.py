@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from starflow.runtime.errors import UsageError
+from starflow.runtime.plain.errors import UsageError
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8"]
 Kind = Literal["given", "block", "sample", "denoise", "text", "pixels"]

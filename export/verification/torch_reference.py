@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.export.verification.flow_path import PLAN
-from starflow.export.verification.trace import Case, Trace
-from starflow.runtime.bundle import Bundle
-from starflow.runtime.continuous_manifest import ContinuousManifest
-from starflow.runtime.errors import CheckpointError
-from starflow.runtime.integration_loop import plan_table
-from starflow.runtime.manifest import Manifest
+from starflow.export.verification.continuous import PLAN
+from starflow.runtime.autoregressive.tokens import patchify
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
+from starflow.runtime.bundle.manifest import Manifest
+from starflow.runtime.continuous.integration_loop import plan_table
 from starflow.runtime.ode.fixed_step import walk
-from starflow.runtime.tokens import patchify
+from starflow.runtime.plain.errors import CheckpointError
+from starflow.runtime.traces.trace import Case, Trace
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,8 +76,8 @@ class TorchReference:
         """The case's samples x [N, C, H, W], denoised by the `score` or the `learned` denoiser."""
         import torch
 
-        from starflow.training.denoise import learned_denoise, score_denoise
-        from starflow.training.starflow import Starflow
+        from starflow.training.autoregressive.denoise import learned_denoise, score_denoise
+        from starflow.training.autoregressive.starflow import Starflow
 
         condition, _ = self._conditions(case)
         given, std = torch.from_numpy(np.ascontiguousarray(x)), self._manifest.model.noise_std

@@ -33,12 +33,12 @@ from starflow.export.verification.text_encoder import NAME as TEXT_ENCODER
 from starflow.export.verification.text_encoder import compare_text_encoder
 from starflow.export.verification.tolerances import Kind, Tolerances
 from starflow.export.verification.torch_reference import TorchReference
-from starflow.export.verification.trace import Case, Trace, nudged
-from starflow.runtime.autoencoder import Autoencoder
-from starflow.runtime.bundle import Bundle
-from starflow.runtime.errors import StarflowError, UsageError
-from starflow.runtime.images import to_uint8
-from starflow.runtime.progress import Report, no_report
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.networks.autoencoder import Autoencoder
+from starflow.runtime.plain.errors import StarflowError, UsageError
+from starflow.runtime.plain.images import to_uint8
+from starflow.runtime.plain.progress import Report, no_report
+from starflow.runtime.traces.trace import Case, Trace, nudged
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Protocol, Self
 
 from numpy.typing import NDArray
 
-from starflow.runtime.backends.velocity_runner import VelocityRunner
-from starflow.runtime.decode_plan import Iterated
+from starflow.runtime.backends.continuous_runner import VelocityRunner
+from starflow.runtime.plans.decode_plan import Iterated
 
 
 @dataclass(frozen=True)

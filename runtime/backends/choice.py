@@ -3,10 +3,10 @@
 from typing import Literal, get_args
 
 from starflow.runtime.backends.base import Backend
-from starflow.runtime.build_record import read_builds
-from starflow.runtime.bundle import Bundle
-from starflow.runtime.errors import BackendError, UsageError
-from starflow.runtime.manifest import Variant
+from starflow.runtime.bundle.build_record import read_builds
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.manifest import Variant
+from starflow.runtime.plain.errors import BackendError, UsageError
 
 BackendName = Literal["auto", "onnxruntime", "tensorrt"]
 Provider = Literal["cpu", "cuda", "tensorrt"]
@@ -39,15 +39,15 @@ def open_backend(
 
 
 def _open_tensorrt(bundle: Bundle, variant: str | None) -> tuple[Variant, Backend]:
-    from starflow.runtime.backends.tensorrt import open_tensorrt
+    from starflow.runtime.backends.tensorrt.backend import open_tensorrt
 
     opened = open_tensorrt(bundle, variant)
     return opened.variant, opened
 
 
 def _open_onnxruntime(bundle: Bundle, variant: str | None, provider: str, threads: int) -> tuple[Variant, Backend]:
-    from starflow.runtime.backends.onnxruntime import OnnxRuntimeBackend
-    from starflow.runtime.backends.onnxruntime_session import check_provider
+    from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
+    from starflow.runtime.backends.onnxruntime.session import check_provider
 
     checked = check_provider(provider)
     chosen = bundle.variant(variant, "cpu" if checked == "cpu" else "portable")

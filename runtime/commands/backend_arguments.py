@@ -4,10 +4,10 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from starflow.runtime.commands.shape_argument import add_shape_argument, parse_shape
-from starflow.runtime.errors import UsageError
+from starflow.runtime.plain.errors import UsageError
 
 if TYPE_CHECKING:
-    from starflow.runtime.integration_plan import AdaptiveSteps, FixedSteps
+    from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSteps
 
 
 def add_backend_arguments(parser: argparse._ActionsContainer) -> None:
@@ -58,7 +58,7 @@ def chosen_plan(arguments: argparse.Namespace) -> "str | FixedSteps | AdaptiveSt
     Raises:
         UsageError: a plan and a solver, or what does not go together.
     """
-    from starflow.runtime.integration_plan import integration_plan
+    from starflow.runtime.plans.integration_plan import integration_plan
 
     given = (arguments.solver, arguments.steps, arguments.tolerance)
     if given == (None, None, None):

@@ -25,13 +25,13 @@ from starflow.runtime.commands.backend_arguments import (
     backend_options,
     chosen_plan,
 )
-from starflow.runtime.errors import UsageError
+from starflow.runtime.plain.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from starflow.runtime.benchmark import Benchmark
-    from starflow.runtime.operator_profile import StepProfile
+    from starflow.runtime.diagnostics.benchmark import Benchmark
+    from starflow.runtime.diagnostics.operator_profile import StepProfile
     from starflow.runtime.sampler import Sampler
 
 GUIDANCE = 1.0  # its value changes neither bytes nor time
@@ -57,16 +57,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print."""
-    from starflow.runtime.benchmark import run_benchmark
+    from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
     from starflow.runtime.commands.bench_continuous import run_continuous
-    from starflow.runtime.continuous_manifest import ContinuousManifest
-    from starflow.runtime.operator_profile import check_profiler, profile_steps
-    from starflow.runtime.progress import progress_bar
+    from starflow.runtime.diagnostics.benchmark import run_benchmark
+    from starflow.runtime.diagnostics.operator_profile import check_profiler, profile_steps
+    from starflow.runtime.plain.progress import progress_bar
 
     if arguments.repetitions < 1:
         raise UsageError(f"--repetitions {arguments.repetitions}: give a number of at least 1")
     if arguments.plot:
-        from starflow.runtime.benchmark_plot import check_plot, write_plot
+        from starflow.runtime.diagnostics.benchmark_plot import check_plot, write_plot
 
         check_plot(arguments.plot)
     with ExitStack() as stack:

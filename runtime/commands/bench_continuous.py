@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from starflow.runtime.commands.tables import plain_table
-from starflow.runtime.continuous_benchmark import IntegrationBenchmark, benchmark_integration
-from starflow.runtime.errors import UsageError
-from starflow.runtime.progress import progress_bar
+from starflow.runtime.diagnostics.continuous_benchmark import IntegrationBenchmark, benchmark_integration
+from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.progress import progress_bar
+from starflow.runtime.reports.tables import plain_table
 from starflow.runtime.sampler import Sampler
 
 

@@ -11,7 +11,7 @@ import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from starflow.runtime.doctor import Diagnosis
+    from starflow.runtime.diagnostics.doctor import Diagnosis
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Examine and print; always 0, because something missing is an answer and not a failure."""
-    from starflow.runtime.doctor import examine
+    from starflow.runtime.diagnostics.doctor import examine
 
     diagnosis = examine()
     if arguments.json:
@@ -35,7 +35,7 @@ def _print(diagnosis: "Diagnosis") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from starflow.runtime.commands.tables import plain_table
+    from starflow.runtime.reports.tables import plain_table
 
     console = Console(highlight=False)
     facts = Table.grid(padding=(0, 2))

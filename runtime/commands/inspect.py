@@ -24,8 +24,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print; 0 when the bundle is whole."""
-    from starflow.runtime.bundle import Bundle
-    from starflow.runtime.bundle_summary import summarise
+    from starflow.runtime.bundle.bundle import Bundle
+    from starflow.runtime.diagnostics.bundle_summary import summarise
 
     bundle = Bundle.open(arguments.bundle)
     if arguments.hashes:
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _print(summary: dict[str, Any], *, hashes: bool) -> None:
     from rich.console import Console
 
-    from starflow.runtime.commands.tables import plain_table
+    from starflow.runtime.reports.tables import plain_table
 
     console = Console(soft_wrap=True)
     for key in (

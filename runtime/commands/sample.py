@@ -23,10 +23,10 @@ from starflow.runtime.commands.backend_arguments import (
     backend_options,
     chosen_plan,
 )
-from starflow.runtime.errors import UsageError
+from starflow.runtime.plain.errors import UsageError
 
 if TYPE_CHECKING:
-    from starflow.runtime.manifest_file import AnyManifest
+    from starflow.runtime.bundle.manifest_file import AnyManifest
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -87,13 +87,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Sample and write; 0 when everything was written."""
     import numpy as np
 
-    from starflow.runtime.atomic_write import atomic_file, check_file
-    from starflow.runtime.bundle import Bundle
-    from starflow.runtime.caption_encoder import encode_once
-    from starflow.runtime.denoising import choose_denoising
-    from starflow.runtime.images import grid, write_png
-    from starflow.runtime.manifest_file import without_pictures
-    from starflow.runtime.progress import progress_bar
+    from starflow.runtime.bundle.bundle import Bundle
+    from starflow.runtime.bundle.manifest_file import without_pictures
+    from starflow.runtime.networks.caption_encoder import encode_once
+    from starflow.runtime.networks.denoising import choose_denoising
+    from starflow.runtime.plain.atomic_write import atomic_file, check_file
+    from starflow.runtime.plain.images import grid, write_png
+    from starflow.runtime.plain.progress import progress_bar
     from starflow.runtime.sampler import Sampler
 
     if arguments.count is not None and arguments.count < 1:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from starflow.runtime.commands.backend_arguments import add_backend_arguments, backend_options
 from starflow.runtime.commands.sample import add_condition_arguments, given_condition, load_array, refuse_labels
-from starflow.runtime.errors import UsageError
+from starflow.runtime.plain.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,9 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Score and print."""
     import numpy as np
 
-    from starflow.runtime.atomic_write import atomic_file, check_file
-    from starflow.runtime.bits_per_dim import bits_per_dim
-    from starflow.runtime.progress import progress_bar
+    from starflow.runtime.plain.atomic_write import atomic_file, check_file
+    from starflow.runtime.plain.bits_per_dim import bits_per_dim
+    from starflow.runtime.plain.progress import progress_bar
     from starflow.runtime.sampler import Sampler
 
     if arguments.latents:
@@ -95,7 +95,7 @@ def _data(arguments: argparse.Namespace, sampler: "Sampler") -> "tuple[NDArray[n
     """Data as the model was trained on, with noise; and how wide one grey level is in it (1: not quantised)."""
     import numpy as np
 
-    from starflow.runtime.images import read_images
+    from starflow.runtime.plain.images import read_images
 
     draw = np.random.default_rng(arguments.seed)
     if arguments.images[0].suffix == ".npy":

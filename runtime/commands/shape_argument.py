@@ -2,7 +2,7 @@
 
 import argparse
 
-from starflow.runtime.errors import UsageError
+from starflow.runtime.plain.errors import UsageError
 
 
 def add_shape_argument(parser: argparse._ActionsContainer) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.runtime.errors import IntegrationError
+from starflow.runtime.plain.errors import IntegrationError
 
 LARGEST = 1e6  # noise and data are of the order of 1: what is a million times that will not come back
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.runtime.errors import IntegrationError
 from starflow.runtime.ode.divergence import check_state
 from starflow.runtime.ode.fixed_step import Velocity
 from starflow.runtime.ode.tableau import DORMAND_PRINCE, DORMAND_PRINCE_ERROR
+from starflow.runtime.plain.errors import IntegrationError
 
 SAFETY, SHORTEST, LONGEST = 0.9, 0.2, 10.0
 MOST_PASSES = 2_000  # as many as 500 steps of Runge's method

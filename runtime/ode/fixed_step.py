@@ -18,9 +18,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.runtime.errors import UsageError
 from starflow.runtime.ode.tableau import Tableau
 from starflow.runtime.ode.time_grid import grid_fault
+from starflow.runtime.plain.errors import UsageError
 
 Velocity = Callable[[NDArray, float], NDArray]
 COLUMNS = ("time", "ahead", "share", "last")

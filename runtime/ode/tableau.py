@@ -6,7 +6,7 @@ A step of size h from (x, t) evaluates k_i = v(x + h sum_j a_ij k_j, t + c_i h) 
 
 from dataclasses import dataclass
 
-from starflow.runtime.errors import UsageError
+from starflow.runtime.plain.errors import UsageError
 
 
 @dataclass(frozen=True)

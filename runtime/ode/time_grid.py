@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from starflow.runtime.errors import UsageError
+from starflow.runtime.plain.errors import UsageError
 
 
 def uniform_grid(steps: int) -> tuple[float, ...]:

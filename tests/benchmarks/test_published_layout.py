@@ -10,9 +10,9 @@ from benchmarks import published_layout
 from benchmarks.published_layout import OPTIONS, published_buffers, write_flow, write_text_encoder
 
 from starflow.runtime.command_line import main
+from starflow.training.autoregressive.model import build_model
 from starflow.training.config import StarflowConfig
-from starflow.training.model import build_model
-from starflow.training.text_encoder import load_encoder, load_tokenizer
+from starflow.training.text.text_encoder import load_encoder, load_tokenizer
 from tests.conformance.cases import Case
 
 

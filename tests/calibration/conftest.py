@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from starflow.calibration.cases import draw_cases
-from starflow.calibration.treatment import WeightType
-from starflow.calibration.weight_results import WeightCalibration, WeightRequest
-from starflow.calibration.weights import calibrate_weights
+from starflow.calibration.weights.calibration import calibrate_weights
+from starflow.calibration.weights.results import WeightCalibration, WeightRequest
+from starflow.calibration.weights.treatment import WeightType
 from starflow.export.exporter import ExportOptions, export_checkpoint
-from starflow.runtime.bundle import Bundle
+from starflow.runtime.bundle.bundle import Bundle
 from tests.models import class_config, write_checkpoint
 
 IMAGES, SEED, BUDGET = 8, 3, 0.004

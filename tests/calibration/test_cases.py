@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from starflow.calibration.cases import draw_cases, read_conditions
-from starflow.export.verification.trace import CAPTIONS
 from starflow.runtime import Sampler
-from starflow.runtime.bundle import Bundle
-from starflow.runtime.errors import UsageError
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.traces.trace import CAPTIONS
 
 
 def test_captions_become_conditions(captioned_bundle: Path, tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
-from starflow.export.network.backend import NetworkBackend
+from starflow.export.tensorrt.interpreter.backend import NetworkBackend
 from starflow.runtime import Sampler
-from starflow.runtime.bundle import Bundle
+from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.sampler import Plan
+from starflow.training.autoregressive.denoise import LEARNED_STD
 from starflow.training.checkpoint import save_checkpoint
 from starflow.training.config import CheckpointConfig
-from starflow.training.denoise import LEARNED_STD
 from tests.conformance.cases import Case
 from tests.conformance.torch_calls import (
     attention_temperature,
@@ -79,7 +79,7 @@ def run_sampling(case: Case, call: dict[str, Any], bundle: Path, route: str) -> 
             on_block=keep,
         )
         if case.config["family"] == "tarflow":
-            from starflow.runtime.tokens import unpatchify
+            from starflow.runtime.autoregressive.tokens import unpatchify
 
             sequence["seq.0"] = unpatchify(np.asarray(noise), sampler.bundle.autoregressive.model)
     return sequence | {"sample": sample}

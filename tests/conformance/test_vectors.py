@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from starflow.training.model import FlowModel
+from starflow.training.autoregressive.model import FlowModel
 from tests.conformance.bundle_calls import export_call, export_denoiser, run_denoising, run_sampling
 from tests.conformance.cases import Case
 from tests.conformance.torch_calls import load_model, run_call

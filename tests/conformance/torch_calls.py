@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from starflow.runtime.decode_plan import Jacobi
-from starflow.runtime.guidance import Guidance
+from starflow.runtime.plain.guidance import Guidance
+from starflow.runtime.plans.decode_plan import Jacobi
+from starflow.training.autoregressive.denoise import learned_denoise, score, score_denoise
+from starflow.training.autoregressive.model import FlowModel, JacobiTrace, build_model
+from starflow.training.autoregressive.starflow import Starflow
+from starflow.training.autoregressive.state_check import check_tensors
 from starflow.training.config import StarflowConfig, TarflowConfig
-from starflow.training.denoise import learned_denoise, score, score_denoise
-from starflow.training.model import FlowModel, JacobiTrace, build_model
-from starflow.training.starflow import Starflow
-from starflow.training.state_check import check_tensors
 from tests.conformance.cases import Case
 
 

@@ -30,7 +30,7 @@ def run(arguments):
 
 # Stands for a command of the runtime that does something the test names.
 TEMPLATE = '''"""A command for tests."""
-from starflow.runtime.errors import *
+from starflow.runtime.plain.errors import *
 
 def configure(parser):
     pass
@@ -201,7 +201,7 @@ def test_stopped_process_leaves_nothing_half_written(install: Install, stop: sig
         "writes",
         body(
             "import pathlib, time",
-            "from starflow.runtime.atomic_write import atomic_folder",
+            "from starflow.runtime.plain.atomic_write import atomic_folder",
             "with atomic_folder('result', replace=False) as temporary:",
             "    (temporary / 'half').touch()",
             "    print('ready', flush=True)",

@@ -8,7 +8,7 @@ import torch
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Guidance, Jacobi, Sampler
-from starflow.training.model import FlowModel
+from starflow.training.autoregressive.model import FlowModel
 from tests.models import features_config, tarflow_config, unconditional_config, write_checkpoint
 
 

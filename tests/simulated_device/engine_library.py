@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from starflow.export.network.interpreter import NetworkInterpreter
+from starflow.export.tensorrt.interpreter.interpreter import NetworkInterpreter
 from starflow.export.tensorrt.parse import parse_graph
-from starflow.runtime.build_record import BuildRecord
-from starflow.runtime.bundle import Bundle
-from starflow.runtime.graph_spec import fixed_shape
-from starflow.runtime.tensorrt_flavour import Flavour
+from starflow.runtime.backends.tensorrt.flavour import Flavour
+from starflow.runtime.bundle.build_record import BuildRecord
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.graph_spec import fixed_shape
 
 Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # smallest, optimal and largest shape
 

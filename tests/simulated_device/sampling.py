@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.export.network.backend import NetworkBackend
+from starflow.export.tensorrt.interpreter.backend import NetworkBackend
 from starflow.export.verification.tolerances import DEFAULTS
 from starflow.runtime.backends.base import Backend
-from starflow.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from starflow.runtime.build_record import BuildRecord
-from starflow.runtime.bundle import Bundle
-from starflow.runtime.guidance import Guidance
+from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
+from starflow.runtime.bundle.build_record import BuildRecord
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.sampler import Plan, Sampler
 
 # What `starflow verify` allows, by measurement: tokens are fed back, and the digits model amplifies a rounding 3 to 70 times.

@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 from cuda.bindings import runtime as real_cuda
 
-from starflow.runtime.backends.cuda_device import Gpu
-from starflow.runtime.backends.tensorrt_engine import TensorrtRuntime
-from starflow.runtime.tensorrt_flavour import load_flavour
+from starflow.runtime.backends.cuda.device import Gpu
+from starflow.runtime.backends.tensorrt.engine import TensorrtRuntime
+from starflow.runtime.backends.tensorrt.flavour import load_flavour
 from tests.simulated_device import tensorrt_runtime as simulated
 from tests.simulated_device.cuda_runtime import simulated_cuda
 from tests.simulated_device.device import SimulatedDevice

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from starflow.runtime.bundle import Bundle
-from starflow.runtime.graph_spec import fixed_shape
-from starflow.runtime.tensorrt_flavour import load_flavour
-from starflow.runtime.tensorrt_messages import message_log
+from starflow.runtime.backends.tensorrt.flavour import load_flavour
+from starflow.runtime.backends.tensorrt.messages import message_log
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.graph_spec import fixed_shape
 from tests.simulated_device.device import SimulatedDevice
 from tests.simulated_device.fixtures import Simulate
 from tests.simulated_device.memory import POISON, ContractViolation, byte_count

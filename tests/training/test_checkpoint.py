@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from starflow.runtime.errors import CheckpointError, UsageError
+from starflow.runtime.plain.errors import CheckpointError, UsageError
+from starflow.training.autoregressive.model import FlowModel, build_model
 from starflow.training.checkpoint import load_model, open_checkpoint, save_checkpoint
 from starflow.training.config import CheckpointConfig, Conditioning, TarflowConfig
-from starflow.training.model import FlowModel, build_model
 
 CONFIG = CheckpointConfig(
     model=TarflowConfig(

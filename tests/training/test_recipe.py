@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from starflow.runtime.errors import RecipeError
+from starflow.runtime.plain.errors import RecipeError
 from starflow.training.recipe import changed_field, load_flow_recipe
 
 DIGITS8 = """

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from starflow.runtime.errors import CheckpointError, RecipeError, StarflowError
-from starflow.training.augmentation import shift_images
+from starflow.runtime.plain.errors import CheckpointError, RecipeError, StarflowError
+from starflow.training.autoregressive.model import FlowModel
 from starflow.training.checkpoint import load_model
-from starflow.training.data import Dataset, load_dataset
-from starflow.training.model import FlowModel
-from starflow.training.optimizer import average_decay_at, build_optimizer, learning_rate_at, update_average
+from starflow.training.data.augmentation import shift_images
+from starflow.training.data.dataset import Dataset, load_dataset
 from starflow.training.recipe import Digits8Source, Recipe, Training
-from starflow.training.run import generator_for
+from starflow.training.runs.optimizer import average_decay_at, build_optimizer, learning_rate_at, update_average
+from starflow.training.runs.run import generator_for
 from starflow.training.trainer import Trainer, drop_conditions
 
 STARFLOW = {

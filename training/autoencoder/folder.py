@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from starflow.runtime.atomic_write import atomic_folder
-from starflow.runtime.errors import CheckpointError
-from starflow.runtime.validation import one_line
+from starflow.runtime.plain.atomic_write import atomic_folder
+from starflow.runtime.plain.errors import CheckpointError
+from starflow.runtime.plain.validation import one_line
 from starflow.training.autoencoder.network import Autoencoder, decoder_state, load_autoencoder
 from starflow.training.config import LatentScaling
 from starflow.training.frozen import Frozen

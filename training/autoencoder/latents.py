@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from starflow.runtime.atomic_write import atomic_folder
-from starflow.runtime.errors import DataError, RecipeError, UsageError
-from starflow.runtime.progress import Report, progress_bar
+from starflow.runtime.plain.atomic_write import atomic_folder
+from starflow.runtime.plain.errors import DataError, RecipeError, UsageError
+from starflow.runtime.plain.progress import Report, progress_bar
 from starflow.training.autoencoder.folder import (
     AutoencoderFolder,
     autoencoder_digest,
@@ -21,7 +21,7 @@ from starflow.training.autoencoder.folder import (
 from starflow.training.autoencoder.latent_space import LatentSpace
 from starflow.training.autoencoder.network import Autoencoder
 from starflow.training.config import LatentScaling
-from starflow.training.data import Dataset, to_float
+from starflow.training.data.dataset import Dataset, to_float
 
 BATCH = 16  # images encoded at once
 AUTOENCODER = "autoencoder"  # in the cache

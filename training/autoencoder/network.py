@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from starflow.runtime.errors import CheckpointError, UsageError
+from starflow.runtime.plain.errors import CheckpointError, UsageError
 from starflow.training.autoencoder.config import KlConfig, TinyConfig
 
 CLASSES = {"tiny": "AutoencoderTiny", "kl": "AutoencoderKL"}

@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from starflow.runtime.errors import RecipeError, UsageError
-from starflow.runtime.images import grid, to_uint8
-from starflow.training.augmentation import mirror_images, shift_images
+from starflow.runtime.plain.errors import RecipeError, UsageError
+from starflow.runtime.plain.images import grid, to_uint8
 from starflow.training.autoencoder.folder import (
     AutoencoderRecord,
     autoencoder_digest,
@@ -24,9 +23,10 @@ from starflow.training.autoencoder.latents import measured_scaling
 from starflow.training.autoencoder.network import DECODER_PARTS, Autoencoder, build_autoencoder
 from starflow.training.autoencoder.reconstruction import psnr, reconstruction_loss
 from starflow.training.config import LatentScaling
-from starflow.training.data import Batch, Dataset, to_float
+from starflow.training.data.augmentation import mirror_images, shift_images
+from starflow.training.data.dataset import Batch, Dataset, to_float
 from starflow.training.recipe import AutoencoderRecipe, DecoderRecipe
-from starflow.training.run import EVALUATION, TrainingRun, generator_for
+from starflow.training.runs.run import EVALUATION, TrainingRun, generator_for
 
 MEASURED = 4096  # images, at most, that latent scale and shift are measured on
 SHOWN = 16  # images on a sheet

@@ -15,7 +15,7 @@ import argparse
 import json
 from pathlib import Path
 
-from starflow.runtime.errors import CheckpointError, UsageError
+from starflow.runtime.plain.errors import CheckpointError, UsageError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,12 +45,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Import; 0 when the checkpoint stands."""
     import torch
 
-    from starflow.runtime.progress import progress_bar
+    from starflow.runtime.plain.progress import progress_bar
+    from starflow.training.autoregressive.model import build_model, parameter_count
+    from starflow.training.autoregressive.state_check import check_tensors
     from starflow.training.checkpoint import save_checkpoint
-    from starflow.training.model import build_model, parameter_count
-    from starflow.training.published import read_config
-    from starflow.training.published_weights import open_weights
-    from starflow.training.state_check import check_tensors
+    from starflow.training.published.config import read_config
+    from starflow.training.published.weights import open_weights
 
     if arguments.classes is not None and arguments.classes < 1:
         raise UsageError(f"--classes: found {arguments.classes}, expected 1 or more")

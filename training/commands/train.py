@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from starflow.runtime.errors import RecipeError, UsageError
+from starflow.runtime.plain.errors import RecipeError, UsageError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,9 +36,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train; 0 when the run is complete (or reached --max-steps), 130 when it was interrupted."""
     from starflow.training.autoencoder.trainer import AutoencoderTrainer, DecoderTrainer
-    from starflow.training.data import load_dataset
+    from starflow.training.data.dataset import load_dataset
     from starflow.training.recipe import AutoencoderRecipe, DecoderRecipe, Recipe, load_recipe
-    from starflow.training.run import TrainingRun
+    from starflow.training.runs.run import TrainingRun
     from starflow.training.trainer import Trainer
 
     if arguments.max_steps is not None and arguments.max_steps < 1:

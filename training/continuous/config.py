@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from starflow.training.frozen import Frozen
-from starflow.training.layer_config import LayerConfig, head_dim_problem
+from starflow.training.layers.layer_config import LayerConfig, head_dim_problem
 
 
 class VelocityTransformerConfig(Frozen):

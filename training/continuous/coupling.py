@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from starflow.runtime.errors import UsageError
+from starflow.runtime.plain.errors import UsageError
 
 
 def transport(x0: Tensor, x1: Tensor) -> Tensor:

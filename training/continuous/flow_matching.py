@@ -23,8 +23,8 @@ from starflow.training.continuous.coupling import (
     transport,
 )
 from starflow.training.continuous.likelihood import flow_log_likelihood
+from starflow.training.continuous.model import VelocityNetwork
 from starflow.training.continuous.objective_config import ObjectiveConfig, OtCfmConfig, WeightedCfmConfig
-from starflow.training.continuous.velocity import VelocityNetwork
 from starflow.training.objective import Objective
 
 

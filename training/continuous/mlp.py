@@ -10,9 +10,9 @@ The forward pass, and the parameters it reads. Batch B, width W = `channels`:
 from torch import Tensor, nn
 from torch.nn import functional
 
-from starflow.runtime.errors import UsageError
+from starflow.runtime.plain.errors import UsageError
 from starflow.training.continuous.config import VelocityMlpConfig
-from starflow.training.continuous.velocity import TimeEmbedding, VelocityNetwork, time_features
+from starflow.training.continuous.model import TimeEmbedding, VelocityNetwork, time_features
 
 
 class VelocityMLP(VelocityNetwork):

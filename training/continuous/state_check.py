@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from starflow.runtime.errors import CheckpointError
-from starflow.training.continuous.velocity import VelocityNetwork
+from starflow.runtime.plain.errors import CheckpointError
+from starflow.training.continuous.model import VelocityNetwork
 
 # The fields behind a parameter's presence and shape, by a part of its name; the first match counts.
 FIELDS = {

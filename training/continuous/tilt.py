@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from starflow.runtime.errors import UsageError
+from starflow.runtime.plain.errors import UsageError
 from starflow.training.continuous.coupling import epsilon_of
 
 KAPPAS = tuple(float(value) for value in np.geomspace(0.05, 20, 40))

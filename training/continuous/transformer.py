@@ -19,7 +19,7 @@ The forward pass, and the parameters it reads. Batch B, tokens T = (H / p) (W / 
     k, b = final_modulation(c)                                        [B, W] each
     v    = proj_out(rmsnorm(h[:, m:]; final_norm) * (1 + k) + b)      [B, T, D], then unpatchify
 
-`attention` and `mlp` are those of `starflow.training.transformer` (`attention.{qkv,proj}`, `mlp.main.{0,2}`, exact GELU), with no
+`attention` and `mlp` are those of `starflow.training.layers.transformer` (`attention.{qkv,proj}`, `mlp.main.{0,2}`, exact GELU), with no
 mask: qkv gives [queries, keys, values], W / head_dim heads each; queries and keys are turned by `axis_angles` over row and
 column (and the third axis for text), pairs 2k and 2k + 1. rmsnorm(h; w) = h / sqrt(mean(h^2) + 1e-6) * (1 + w), in float32.
 """
@@ -28,13 +28,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from starflow.runtime.errors import UsageError
+from starflow.runtime.plain.errors import UsageError
 from starflow.training.continuous.config import VelocityTransformerConfig
-from starflow.training.continuous.velocity import TimeEmbedding, VelocityNetwork, time_features
-from starflow.training.layer_config import LayerConfig
-from starflow.training.rotary import axis_angles
-from starflow.training.tokens import patchify, unpatchify
-from starflow.training.transformer import MLP, Attention, RMSNorm, modulate
+from starflow.training.continuous.model import TimeEmbedding, VelocityNetwork, time_features
+from starflow.training.layers.layer_config import LayerConfig
+from starflow.training.layers.rotary import axis_angles
+from starflow.training.layers.tokens import patchify, unpatchify
+from starflow.training.layers.transformer import MLP, Attention, RMSNorm, modulate
 
 
 def _zero_linear(width: int, out: int) -> nn.Linear:

@@ -7,8 +7,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from starflow.runtime.bundle import sha256
-from starflow.runtime.manifest import Manifest
+from starflow.runtime.bundle.bundle import sha256
+from starflow.runtime.bundle.manifest import Manifest
 
 RTX = "tensorrt-rtx:8.9,12.0"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from starflow.runtime.build_record import check_engine_file, read_builds
-from starflow.runtime.bundle import Bundle
+from starflow.runtime.bundle.build_record import check_engine_file, read_builds
+from starflow.runtime.bundle.bundle import Bundle
 from tests.export.tensorrt.conftest import RTX
 
 

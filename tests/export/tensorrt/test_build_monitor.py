@@ -3,7 +3,7 @@
 import pytest
 
 from starflow.export.tensorrt.build_monitor import PARTS, BuildMonitor
-from starflow.runtime.tensorrt_flavour import load_flavour
+from starflow.runtime.backends.tensorrt.flavour import load_flavour
 
 pytestmark = pytest.mark.usefixtures("rtx")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from starflow.export.tensorrt.build_resources import available_memory, check_room, container_memory, needed_memory
-from starflow.runtime.errors import ExportError
+from starflow.runtime.plain.errors import ExportError
 
 
 def test_memory_that_no_machine_has(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from starflow.export.tensorrt.engine_builder import build_engine
 from starflow.export.tensorrt.parse import parse_graph
 from starflow.export.tensorrt.profiles import token_profiles
-from starflow.runtime.build_record import BuildConfig, BuildOptions
-from starflow.runtime.tensorrt_flavour import load_flavour
+from starflow.runtime.backends.tensorrt.flavour import load_flavour
+from starflow.runtime.bundle.build_record import BuildConfig, BuildOptions
 
 pytestmark = pytest.mark.usefixtures("rtx")
 

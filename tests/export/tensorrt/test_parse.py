@@ -8,10 +8,10 @@ import pytest
 from onnx import helper
 
 from starflow.export.tensorrt.parse import parse_graph
-from starflow.runtime.errors import ExportError
-from starflow.runtime.tensorrt_flavour import load_flavour
-from starflow.runtime.tensorrt_messages import readable
-from tests.export.network.onnx_graphs import parse, write_graph
+from starflow.runtime.backends.tensorrt.flavour import load_flavour
+from starflow.runtime.backends.tensorrt.messages import readable
+from starflow.runtime.plain.errors import ExportError
+from tests.export.tensorrt.interpreter.onnx_graphs import parse, write_graph
 
 pytest.importorskip("tensorrt_rtx")
 

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from starflow.export.tensorrt.parser_guard import guard_graph, misreadings
-from starflow.runtime.errors import ExportError
+from starflow.runtime.plain.errors import ExportError
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 from starflow.export.tensorrt.profiles import token_profiles
-from starflow.runtime.errors import UsageError
+from starflow.runtime.plain.errors import UsageError
 
 
 def bounds(tokens: tuple[int, ...], max_chunk: int) -> list[tuple[int, int, int]]:

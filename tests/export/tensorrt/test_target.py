@@ -6,9 +6,9 @@ from types import ModuleType
 import pytest
 
 from starflow.export.tensorrt.target import choose_capabilities, parse_target
-from starflow.runtime.bundle import Bundle
-from starflow.runtime.errors import BackendError, UsageError
-from starflow.runtime.tensorrt_flavour import Flavour
+from starflow.runtime.backends.tensorrt.flavour import Flavour
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.plain.errors import BackendError, UsageError
 
 pytestmark = pytest.mark.usefixtures("rtx")
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from starflow.export.verification.routes import Route
 from starflow.runtime.backends.base import Backend, BandwidthProbe, BlockInputs
-from starflow.runtime.backends.sequence_runner import SequenceRunner
-from starflow.runtime.backends.velocity_runner import VelocityRunner
-from starflow.runtime.bundle import Bundle
-from starflow.runtime.errors import BackendError
+from starflow.runtime.backends.block_runner import SequenceRunner
+from starflow.runtime.backends.continuous_runner import VelocityRunner
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.plain.errors import BackendError
 
 Fault = Callable[[SequenceRunner], None]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from starflow.runtime.bundle import Bundle
+from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.command_line import main
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from starflow.export.verification.routes import NotRun, Route, default_reference, find_routes
 from starflow.export.verification.tolerances import tolerances
-from starflow.export.verification.trace import draw_case
 from starflow.export.verification.verify import verify
-from starflow.runtime.bundle import Bundle
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.traces.trace import draw_case
 from tests.export.verification.faults import faulty, nan_at
 from tests.simulated_device.fixtures import Simulate
 

@@ -10,9 +10,9 @@ import pytest
 from starflow.export.verification.report import write_report
 from starflow.export.verification.routes import NotRun, choose_variants, default_reference, find_routes
 from starflow.export.verification.tolerances import tolerances
-from starflow.export.verification.trace import draw_case
 from starflow.export.verification.verify import Verification, verify
-from starflow.runtime.bundle import Bundle
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.traces.trace import draw_case
 from tests.export.verification.faults import faulty, nan_at
 
 VOID = {"meta", "img"}

@@ -1,7 +1,7 @@
 import pytest
 
 from starflow.export.verification.tolerances import DEFAULTS, Tolerance, tolerances
-from starflow.runtime.errors import UsageError
+from starflow.runtime.plain.errors import UsageError
 
 
 def test_a_change_replaces_one_value_and_says_so() -> None:

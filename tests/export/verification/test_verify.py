@@ -10,10 +10,10 @@ from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.export.verification.routes import NotRun, Route, choose_variants, default_reference, find_routes
 from starflow.export.verification.tolerances import tolerances
 from starflow.export.verification.torch_reference import TorchReference
-from starflow.export.verification.trace import chunk_size, draw_case
 from starflow.export.verification.verify import Verification, verify
-from starflow.runtime.bundle import Bundle
-from starflow.runtime.errors import CheckpointError, UsageError
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.plain.errors import CheckpointError, UsageError
+from starflow.runtime.traces.trace import chunk_size, draw_case
 from starflow.training.config import CheckpointConfig
 from tests.export.verification.faults import Fault, broken, faulty, lost_first_key, more_guidance, nan_at
 from tests.models import class_config, features_config, tarflow_config, unconditional_config, write_checkpoint

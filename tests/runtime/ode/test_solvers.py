@@ -7,11 +7,11 @@ import pytest
 from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 
-from starflow.runtime.errors import IntegrationError, UsageError
 from starflow.runtime.ode.dormand_prince import integrate_adaptively
 from starflow.runtime.ode.fixed_step import Velocity, pass_table, walk
 from starflow.runtime.ode.tableau import DORMAND_PRINCE, FIXED_STEP, fixed_step_tableau
 from starflow.runtime.ode.time_grid import uniform_grid
+from starflow.runtime.plain.errors import IntegrationError, UsageError
 
 START = np.array([[1.0, 0.5, 0.7], [0.3, 2.0, 0.1]])
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from starflow.runtime.errors import CheckpointError, RecipeError
+from starflow.runtime.plain.errors import CheckpointError, RecipeError
 from starflow.training.autoencoder.config import TinyConfig
 from starflow.training.autoencoder.folder import AutoencoderRecord, open_autoencoder, save_autoencoder
 from starflow.training.autoencoder.network import build_autoencoder
 from starflow.training.checkpoint import load_model
 from starflow.training.config import LatentScaling
-from starflow.training.data import Dataset, load_dataset, to_float
+from starflow.training.data.dataset import Dataset, load_dataset, to_float
 from starflow.training.recipe import Digits8Source, Recipe
 from starflow.training.trainer import Trainer
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
-from starflow.runtime.errors import CheckpointError, RecipeError
+from starflow.runtime.plain.errors import CheckpointError, RecipeError
 from starflow.training.autoencoder.config import ReconstructionConfig
 from starflow.training.autoencoder.folder import open_autoencoder
 from starflow.training.autoencoder.reconstruction import psnr, reconstruction_loss
 from starflow.training.autoencoder.trainer import AutoencoderTrainer, DecoderTrainer
-from starflow.training.data import Dataset, load_dataset, to_float
+from starflow.training.data.dataset import Dataset, load_dataset, to_float
 from starflow.training.recipe import (
     AutoencoderRecipe,
     DecoderRecipe,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from starflow.runtime.errors import UsageError
+from starflow.runtime.plain.errors import UsageError
 from starflow.training.continuous.coupling import (
     WeightNormaliser,
     effective_sample_size,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from starflow.runtime.errors import UsageError
+from starflow.runtime.plain.errors import UsageError
 from starflow.training.continuous.tilt import elbow_index, marginal_tilt, plot_tilt, tilt_curve
 
 

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from starflow.runtime.errors import CheckpointError, RecipeError, UsageError
+from starflow.runtime.plain.errors import CheckpointError, RecipeError, UsageError
 from starflow.training.checkpoint import load_model, load_velocity, open_checkpoint, save_checkpoint
 from starflow.training.config import CheckpointConfig, Conditioning
 from starflow.training.continuous.flow_matching import FlowMatching
 from starflow.training.continuous.objective_config import WeightedCfmConfig
-from starflow.training.data import Dataset, fit_data, load_dataset
+from starflow.training.data.dataset import Dataset, fit_data, load_dataset
 from starflow.training.flow import build_flow
 from starflow.training.recipe import Recipe, changed_field, load_flow_recipe
 from starflow.training.trainer import Trainer

@@ -1,0 +1,142 @@
+"""What a flow block's matrices and caches may become: every treatment of every matrix, rounded and ready to be measured."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starflow.calibration.weights.gptq import gptq
+from starflow.calibration.weights.graph_edit import Replacement
+from starflow.calibration.weights.input_scaling import choose_scales, output_error
+from starflow.calibration.weights.layer_inputs import InputRecorder, LayerInputs
+from starflow.calibration.weights.number_format import (
+    QuantizedMatrix,
+    WeightFormat,
+    best_scales,
+    largest_scales,
+    nearest_codes,
+)
+from starflow.calibration.weights.step_graph_weights import Linear, Norm, StepGraphWeights
+from starflow.calibration.weights.treatment import SMALLEST, Lowering, Treatment
+
+HESSIAN_BYTES = 1 << 30  # of second moments held at a time
+
+
+@dataclass(frozen=True)
+class BlockCandidates:
+    """What may take the place of a flow block's weights.
+
+    Attributes:
+        weights: Its graph in float32.
+        cache_peaks: By name of a cache input, the largest magnitude in each channel, [kv_heads, head_size]; of the cpu
+            lowering, whose caches may be quantised.
+        scales: Of the norms whose outputs are scaled.
+        plain: By matrix, rounded plainly in the smallest treatment.
+        calibrated: By matrix and treatment.
+        output_errors: By matrix: of the outputs, plain and calibrated.
+    """
+
+    weights: StepGraphWeights
+    cache_peaks: Mapping[str, NDArray]
+    scales: dict[Norm, NDArray] = field(default_factory=dict)
+    plain: dict[str, Replacement] = field(default_factory=dict)
+    calibrated: dict[str, dict[str, Replacement]] = field(default_factory=dict)
+    output_errors: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+def round_block(
+    weights: StepGraphWeights, recorder: InputRecorder, treatments: Sequence[Treatment], lowering: Lowering
+) -> BlockCandidates:
+    """Round every matrix of a flow block in every treatment.
+
+    Args:
+        weights: The block's graph in float32.
+        recorder: Shows what its products are given.
+        treatments: The ladder, from the smallest to the most exact.
+        lowering: What the matrices are for: on `cpu` activations are rounded as well, and scales are float32.
+    """
+    return _Rounding(weights, recorder, treatments, lowering).run()
+
+
+class _Rounding:
+    def __init__(
+        self, weights: StepGraphWeights, recorder: InputRecorder, treatments: Sequence[Treatment], lowering: Lowering
+    ) -> None:
+        self.weights, self.recorder, self.treatments, self.lowering = weights, recorder, treatments, lowering
+        self.scale_type = np.dtype(np.float32 if lowering == "cpu" else np.float16)
+        self.found = BlockCandidates(weights, recorder.cache_peaks() if lowering == "cpu" else {})
+
+    def run(self) -> BlockCandidates:
+        linears = [linear for linear in self.weights.linears.values() if self._can(linear)]
+        for group in _groups(linears, self.weights.norms):
+            inputs = self.recorder.record(group)
+            scaled = self._scale(group, inputs)
+            for linear in group:
+                self._round(linear, inputs[linear.weight], scaled.get(linear.weight))
+        return self.found
+
+    def _can(self, linear: Linear) -> bool:
+        return linear.outputs * linear.inputs >= SMALLEST and self.treatments[0].block(linear.inputs) is not None
+
+    def _scale(self, group: Sequence[Linear], inputs: Mapping[str, LayerInputs]) -> dict[str, NDArray]:
+        """Choose scales for the norms before these matrices; by matrix, the scales of its inputs."""
+        first, named = self.treatments[0], {linear.weight: linear for linear in group}
+        found: dict[str, NDArray] = {}
+        for norm in self.weights.norms:
+            if all(name in named for name in norm.weights):
+                size = named[norm.weights[0]].inputs
+                chosen = choose_scales(
+                    [self.weights.array(name).astype(np.float32) for name in norm.weights],
+                    inputs[norm.weights[0]],
+                    first.format,
+                    first.block(size) or size,
+                    rounded_inputs=self.lowering == "cpu",
+                )
+                if (chosen != 1).any():
+                    self.found.scales[norm] = chosen
+                    found |= dict.fromkeys(norm.weights, chosen)
+        return found
+
+    def _round(self, linear: Linear, inputs: LayerInputs, scales: NDArray | None) -> None:
+        name, matrix, found = linear.weight, self.weights.array(linear.weight).astype(np.float32), self.found
+        factors = np.ones(linear.inputs) if scales is None else scales
+        scaled = (matrix * factors).astype(np.float32)
+        hessian = inputs.hessian / np.outer(factors, factors)
+        found.calibrated[name] = {}
+        rounded: dict[tuple[WeightFormat, int], QuantizedMatrix] = {}  # treatments may differ in activations alone
+        for treatment in self.treatments:
+            block = treatment.block(linear.inputs)
+            if block is None:
+                continue
+            key = (treatment.format, block)
+            if key not in rounded:
+                steps = best_scales(scaled, treatment.format, block, self.scale_type, np.diagonal(hessian))
+                rounded[key] = gptq(scaled, hessian, steps, treatment.format)
+            found.calibrated[name][treatment.name] = Replacement(rounded[key], treatment.wide)
+        first = self.treatments[0]
+        steps = largest_scales(matrix, first.format, first.block(linear.inputs) or linear.inputs, self.scale_type)
+        found.plain[name] = Replacement(nearest_codes(matrix, steps, first.format))
+        calibrated = found.calibrated[name][first.name].matrix.dequantized() / factors
+        found.output_errors[name] = (
+            output_error(matrix, found.plain[name].matrix.dequantized(), inputs),
+            output_error(matrix, calibrated, inputs),
+        )
+
+
+def _groups(linears: Sequence[Linear], norms: Sequence[Norm]) -> list[list[Linear]]:
+    """Products whose second moments fit into memory together; those behind one norm stay together."""
+    together = {name: norm.weights[0] for norm in norms for name in norm.weights}
+    families: dict[str, list[Linear]] = {}
+    for linear in linears:
+        families.setdefault(together.get(linear.weight, linear.weight), []).append(linear)
+    groups: list[list[Linear]] = []
+    room = 0
+    for family in families.values():
+        size = 8 * family[0].inputs ** 2
+        if not groups or size > room:
+            groups.append([])
+            room = HESSIAN_BYTES
+        groups[-1] += family
+        room -= size
+    return groups

@@ -1,0 +1,273 @@
+"""Putting quantised weights into a step graph. Its inputs and outputs stay as they are.
+
+Two ways to write a product with quantised weights:
+
+*cpu* uses ONNX Runtime's MatMulNBits at accuracy level 4: weights are read as codes, activations are rounded to 8 bits on the
+way, one scale for each row and block, and products are integers. *Wide* activations go through the same product twice, as
+further rows: once as what 8 bits hold of them, once as what is left; together these are 15 bits, and weights are still
+read once.
+
+*portable* puts a DequantizeLinear before the product, for engines to fuse into it. Activations keep their type.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from starflow.calibration.weights.number_format import QuantizedMatrix
+from starflow.calibration.weights.step_graph_weights import Norm, StepGraphWeights
+from starflow.export.onnx_graph.builder import MICROSOFT
+
+CODE_TYPES = {"int8": TensorProto.INT8, "int4": TensorProto.INT4, "fp8": TensorProto.FLOAT8E4M3FN}
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What takes the place of a matrix.
+
+    Attributes:
+        matrix: Its codes.
+        wide: Whether activations go in as two parts of 8 bits (cpu only).
+    """
+
+    matrix: QuantizedMatrix
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """A new initializer: its ONNX type and dimensions, and its bytes as an array."""
+
+    data_type: int
+    dims: tuple[int, ...]
+    content: NDArray
+
+
+@dataclass
+class EditedGraph:
+    """A step graph with some weights replaced.
+
+    Attributes:
+        model: Structure; weights that were not replaced are still references into the source's file.
+        arrays: Content of the new initializers, which `model` holds without data.
+    """
+
+    model: onnx.ModelProto
+    arrays: dict[str, StoredArray] = field(default_factory=dict)
+
+    def add(self, name: str, data_type: int, dims: tuple[int, ...], content: NDArray) -> str:
+        if name not in self.arrays:
+            self.arrays[name] = StoredArray(data_type, dims, np.ascontiguousarray(content))
+            self.model.graph.initializer.append(TensorProto(name=name, data_type=data_type, dims=dims))
+        return name
+
+    def add_float(self, name: str, array: NDArray) -> str:
+        return self.add(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, array)
+
+    def embedded(self) -> onnx.ModelProto:
+        """The model with its new initializers inside, for a graph that is soon thrown away."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        for tensor in model.graph.initializer:
+            if tensor.name in self.arrays:
+                tensor.raw_data = self.arrays[tensor.name].content.tobytes()
+        return model
+
+
+Rewrite = Callable[[EditedGraph, NodeProto, str, Replacement], list[NodeProto]]
+
+
+def edit_graph(
+    source: StepGraphWeights,
+    lowering: str,
+    replacements: Mapping[str, Replacement],
+    input_scales: Mapping[Norm, NDArray],
+) -> EditedGraph:
+    """A step graph with quantised weights.
+
+    Args:
+        source: The graph.
+        lowering: `cpu` or `portable`.
+        replacements: By name of the weight. Where a norm in `input_scales` precedes, of the matrix times these scales.
+        input_scales: What a norm's output is divided by, [in], and the matrices that take it are multiplied by; powers of two.
+            A norm before matrices that all stay is left alone.
+    """
+    edited = _copy(source)
+    rename = _fold(source, edited, replacements, input_scales)
+    rewrite = REWRITES[lowering]()
+    nodes = []
+    for node in source.model.graph.node:
+        name = source.weight(node)
+        if name is not None and name in replacements:
+            nodes += rewrite(edited, node, name, replacements[name])
+        else:
+            nodes.append(_renamed(node, rename))
+    return _finish(edited, nodes)
+
+
+def simulate(source: StepGraphWeights, matrices: Mapping[str, NDArray]) -> EditedGraph:
+    """The same graph with other values for some weights."""
+    edited = _copy(source)
+    rename = {name: edited.add_float(f"{name}.simulated", array) for name, array in matrices.items()}
+    return _finish(edited, [_renamed(node, rename) for node in source.model.graph.node])
+
+
+def _copy(source: StepGraphWeights) -> EditedGraph:
+    model = onnx.ModelProto()
+    model.CopyFrom(source.model)
+    return EditedGraph(model)
+
+
+def _finish(edited: EditedGraph, nodes: list[NodeProto]) -> EditedGraph:
+    graph = edited.model.graph
+    used = {value.name for value in graph.output}
+    alive = []
+    for node in reversed(nodes):  # what cast a weight that is gone goes as well
+        if not used.isdisjoint(node.output):
+            alive.append(node)
+            used.update(node.input)
+    del graph.node[:]
+    graph.node.extend(reversed(alive))
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    if any(node.domain == MICROSOFT for node in nodes) and all(
+        o.domain != MICROSOFT for o in edited.model.opset_import
+    ):
+        edited.model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+    return edited
+
+
+def _renamed(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    copy.input[:] = [names.get(name, name) for name in node.input]
+    return copy
+
+
+def _fold(
+    source: StepGraphWeights,
+    edited: EditedGraph,
+    replacements: Mapping[str, Replacement],
+    input_scales: Mapping[Norm, NDArray],
+) -> dict[str, str]:
+    """Divide norms' parameters, multiply the matrices after them that stay; what took whose place, by name."""
+    rename = {}
+    for norm, scales in input_scales.items():
+        if not any(name in replacements for name in norm.weights):
+            continue
+        arrays = {name: source.array(name) / scales for name in norm.parameters}
+        arrays |= {name: source.array(name) * scales for name in norm.weights if name not in replacements}
+        for name, array in arrays.items():
+            exact = array.astype(source.array(name).dtype)
+            rename[name] = edited.add_float(f"{name}.scaled", exact)
+    return rename
+
+
+class _Portable:
+    """DequantizeLinear, then the product as it was."""
+
+    def __call__(self, edited: EditedGraph, node: NodeProto, name: str, replacement: Replacement) -> list[NodeProto]:
+        matrix = replacement.matrix
+        kind = matrix.format.name
+        codes = pack_nibbles(matrix.codes) if kind == "int4" else matrix.codes
+        values = edited.add(f"{name}.{kind}", CODE_TYPES[kind], matrix.codes.shape, codes)
+        per_row = matrix.scales.shape[1] == 1
+        scales = edited.add_float(f"{name}.{kind}.scales", matrix.scales[:, 0] if per_row else matrix.scales)
+        attributes: dict[str, Any] = {"axis": 0} if per_row else {"axis": 1, "block_size": matrix.block}
+        wide = f"{name}.dequantized"
+        dequantize = helper.make_node(
+            "DequantizeLinear", [values, scales], [wide], name=f"{node.name}/DequantizeLinear", **attributes
+        )
+        return [dequantize, _renamed(node, {name: wide})]
+
+
+class _Cpu:
+    """MatMulNBits."""
+
+    def __init__(self) -> None:
+        self._parts: dict[tuple[str, int], str] = {}  # activations in two parts, which several products may share
+
+    def __call__(self, edited: EditedGraph, node: NodeProto, name: str, replacement: Replacement) -> list[NodeProto]:
+        matrix, value = replacement.matrix, node.input[0]
+        outputs, inputs = matrix.codes.shape
+        bits, block = matrix.format.bits, matrix.block
+        kind = matrix.format.name
+        packed = packed_blocks(matrix)
+        codes = edited.add(f"{name}.{kind}", TensorProto.UINT8, packed.shape, packed)
+        scales = edited.add_float(f"{name}.{kind}.scales", matrix.scales)
+        product: dict[str, Any] = {"K": inputs, "N": outputs, "bits": bits, "block_size": block, "accuracy_level": 4}
+        bias = [node.input[2]] if len(node.input) > 2 else []
+        if not replacement.wide:
+            ends = ["", "", *bias] if bias else []
+            return [
+                helper.make_node(
+                    "MatMulNBits", [value, codes, scales, *ends], list(node.output), name=node.name, domain=MICROSOFT,
+                    **product,
+                )
+            ]  # fmt: skip
+        both, nodes = self._two_parts(edited, value, inputs, block)
+        doubled, halves = f"{node.name}/both", [f"{node.name}/first", f"{node.name}/rest"]
+        return [
+            *nodes,
+            helper.make_node(
+                "MatMulNBits", [both, codes, scales], [doubled], name=node.name, domain=MICROSOFT, **product
+            ),
+            helper.make_node("Split", [doubled], halves, name=f"{node.name}/Split", axis=0, num_outputs=2),
+            helper.make_node("Sum", [*halves, *bias], list(node.output), name=f"{node.name}/Sum"),
+        ]
+
+    def _two_parts(self, edited: EditedGraph, value: str, inputs: int, block: int) -> tuple[str, list[NodeProto]]:
+        """x [M, in] as [what 8 bits hold of it; the rest], [2 M, in]; the product's own rounding keeps the first part."""
+        key = (value, block)
+        if key in self._parts:
+            return self._parts[key], []
+        base = f"{value}/parts{block}"
+        nodes: list[NodeProto] = []
+
+        def op(kind: str, *operands: str, **attributes: Any) -> str:
+            result = f"{base}/{kind}.{len(nodes)}"
+            nodes.append(helper.make_node(kind, list(operands), [result], name=result, **attributes))
+            return result
+
+        def constant(what: str, array: NDArray) -> str:
+            return _embed(edited, f"const.{what}", array)
+
+        blocks = op("Reshape", value, constant(f"blocks.{inputs}.{block}", np.array([-1, inputs // block, block])))
+        peak = op("ReduceMax", op("Abs", blocks), constant("last_axis", np.array([2])), keepdims=1)
+        peak = op("Max", peak, constant("tiny", np.array(1e-30, np.float32)))  # a block of zeros has a step as well
+        step = op("Mul", peak, constant("int8_step", np.array(1 / 127, np.float32)))
+        first = op("Mul", op("Round", op("Div", blocks, step)), step)
+        rest = op("Sub", blocks, first)
+        stacked = op("Concat", first, rest, axis=0)
+        self._parts[key] = op("Reshape", stacked, constant(f"rows.{inputs}", np.array([-1, inputs])))
+        return self._parts[key], nodes
+
+
+def _embed(edited: EditedGraph, name: str, array: NDArray) -> str:
+    """A small constant, which stays in the graph."""
+    if all(tensor.name != name for tensor in edited.model.graph.initializer):
+        edited.model.graph.initializer.append(numpy_helper.from_array(array, name))
+    return name
+
+
+REWRITES: dict[str, type[_Cpu] | type[_Portable]] = {"cpu": _Cpu, "portable": _Portable}
+
+
+def pack_nibbles(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Two 4-bit codes to a byte, the first one in the low half; the last axis is even."""
+    halves = codes.astype(np.uint8) & 0xF
+    return (halves[..., 0::2] | halves[..., 1::2] << 4).astype(np.uint8)
+
+
+def packed_blocks(matrix: QuantizedMatrix) -> NDArray[np.uint8]:
+    """[out, blocks, bytes] as MatMulNBits reads codes: unsigned, with a zero point of half their range."""
+    blocks = matrix.codes.reshape(len(matrix.codes), -1, matrix.block)
+    if matrix.format.bits == 4:
+        return pack_nibbles(blocks + np.int8(8))
+    return (blocks.astype(np.int16) + 128).astype(np.uint8)

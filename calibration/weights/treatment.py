@@ -1,0 +1,60 @@
+"""What may become of a weight matrix, from the smallest to the most exact; what is left over keeps its type."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from starflow.calibration.weights.number_format import FP8, INT4, INT8, WeightFormat
+
+WeightType = Literal["int8", "int4", "fp8"]
+Lowering = Literal["cpu", "portable"]
+
+# A matrix smaller than this is read faster than an operator starts.
+SMALLEST = 1 << 14
+# How long a product with wide activations takes, over one that reads the same bytes once (two cores, 2 to 8 rows).
+WIDE_TIME = 1.75
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """A way to store and multiply a matrix.
+
+    Attributes:
+        name: As the manifest records it.
+        format: Type of its codes.
+        blocks: Inputs that may share a scale, the best choice first; the first one that divides the inputs is taken. None:
+            all inputs of an output share one.
+        wide: Whether activations go in as two parts of 8 bits.
+    """
+
+    name: str
+    format: WeightFormat
+    blocks: tuple[int, ...] | None
+    wide: bool = False
+
+    def block(self, inputs: int) -> int | None:
+        """Inputs that share a scale; None where no block divides their number."""
+        if self.blocks is None:
+            return inputs
+        return next((block for block in self.blocks if inputs % block == 0), None)
+
+    def cost(self, stored: int) -> float:
+        """Time of a product that reads `stored` bytes, in bytes."""
+        return stored * (WIDE_TIME if self.wide else 1.0)
+
+
+CPU_INT4 = Treatment("int4", INT4, (32, 16))
+CPU_INT8 = Treatment("int8", INT8, (128, 64, 32, 16))
+CPU_INT8_WIDE = Treatment("int8-wide", INT8, (128, 64, 32, 16), wide=True)
+PORTABLE_INT4 = Treatment("int4", INT4, (64, 32))
+PORTABLE_INT8 = Treatment("int8", INT8, None)
+PORTABLE_FP8 = Treatment("fp8", FP8, None)
+
+TREATMENTS: dict[tuple[Lowering, WeightType], tuple[Treatment, ...]] = {
+    ("cpu", "int8"): (CPU_INT8, CPU_INT8_WIDE),
+    ("cpu", "int4"): (CPU_INT4, CPU_INT8, CPU_INT8_WIDE),
+    ("portable", "int8"): (PORTABLE_INT8,),
+    ("portable", "int4"): (PORTABLE_INT4, PORTABLE_INT8),
+    ("portable", "fp8"): (PORTABLE_FP8,),
+}
+# What a variant is made from.
+SOURCES: dict[Lowering, str] = {"cpu": "cpu-fp32", "portable": "portable-fp16"}

@@ -1,0 +1,159 @@
+"""A quantised variant on disk: weights, graphs, and its entry in the manifest."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from starflow.calibration.weights.graph_edit import EditedGraph
+from starflow.calibration.weights.step_graph_weights import StepGraphWeights
+from starflow.export.onnx_graph.tensor_roles import graph_tensors
+from starflow.export.onnx_graph.weight_file import StoredTensor, WeightFile
+from starflow.runtime.bundle.bundle import Bundle, changing_manifest, replace_manifest, sha256
+from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
+from starflow.runtime.bundle.manifest import Manifest, Quantization, Variant
+from starflow.runtime.plain.atomic_write import atomic_file
+
+Edit = Callable[[StepGraphWeights, int], EditedGraph]
+HEADER_ROOM = 1024  # bytes kept free for each tensor: the entries of its codes and its scales
+
+
+class VariantWriter:
+    """Writes the files of one variant under names that nothing in the bundle has, and then makes them known.
+
+    Until `publish` has replaced the manifest the bundle is what it was; files of a writer that never came so far are
+    deleted by the next one.
+
+    Args:
+        bundle: The bundle.
+        name: Of the variant; one of that name gives way.
+    """
+
+    def __init__(self, bundle: Bundle, name: str) -> None:
+        self._bundle, self._name = bundle, name
+        self._folder = bundle.root / "graphs"
+        self._stem = self._free_stem()
+
+    def write(self, source: str, edit: Edit, precision: str, quantization: Quantization) -> list[Variant]:
+        """Write weights and graphs, of every shape of the bundle over the same weights.
+
+        Args:
+            source: Name of the variant the graphs are edits of.
+            edit: Makes the graph of a flow block out of the source's; new weights of one name are the same at every shape.
+            precision: Type of the weights.
+            quantization: What was done, for the manifest.
+
+        Returns:
+            The manifest's entries, that of the default shape first.
+        """
+        location = f"weights/{self._stem}.safetensors"
+        path = self._folder / location
+        shapes = [self._bundle.at_shape(size) for size in self._bundle.autoregressive.sizes]
+        sources = [bundle.variant(source, "") for bundle in shapes]
+        graphs = [
+            (bundle, StepGraphWeights(bundle.root / spec.file.path), spec.block)
+            for bundle, variant in zip(shapes, sources, strict=True)
+            for spec in variant.graphs
+        ]
+        own = sum(len(weights.initializers) for bundle, weights, _ in graphs if bundle is shapes[0])
+        written: list[tuple[Bundle, int, onnx.ModelProto, int]] = []
+        with atomic_file(path) as temporary, WeightFile(temporary, HEADER_ROOM * (own + 64 * len(shapes))) as file:
+            for bundle, weights, block in graphs:
+                edited = edit(weights, block)
+                read = _point_into(edited, file, location, self._folder)
+                written.append((bundle, block, edited.model, read))
+        described = self._describe(path)
+        return [
+            Variant.model_validate(
+                {
+                    "name": self._name,
+                    "lowering": variant.lowering,
+                    "precision": precision,
+                    "weights": described,
+                    "activation_peaks": variant.activation_peaks,
+                    "quantization": quantization,
+                    "graphs": tuple(self._write_graph(*graph) for graph in written if graph[0] is bundle),
+                }
+            )
+            for bundle, variant in zip(shapes, sources, strict=True)
+        ]
+
+    def publish(self, variants: Sequence[Variant]) -> Manifest:
+        """Put the variant into the manifest, last in the list of each shape; plans made for one of that name go with it."""
+        root = self._bundle.root
+        with changing_manifest(root) as manifest:
+            changed = Bundle(root, manifest).autoregressive
+            for size, variant in zip((None, *changed.sizes[1:]), variants, strict=True):
+                present = changed if size is None else changed.at_shape(*size)
+                others = tuple(other for other in present.variants if other.name != variant.name)
+                plans = tuple(plan for plan in present.plans if plan.variant != variant.name)
+                changed = changed.replaced(size, variants=(*others, variant), plans=plans)
+            replace_manifest(root, changed)
+            self._remove_unnamed(changed)
+        return changed
+
+    def _write_graph(self, bundle: Bundle, block: int, model: onnx.ModelProto, read: int) -> GraphSpec:
+        shape = f".{bundle.shape[0]}x{bundle.shape[1]}" if bundle.shape else ""
+        path = self._folder / f"block{block}.{self._stem}{shape}.onnx"
+        with atomic_file(path) as temporary:
+            onnx.save(model, temporary)
+            onnx.checker.check_model(temporary, full_check=True)
+        inputs, outputs = graph_tensors(model)
+        return GraphSpec(block=block, file=self._describe(path), inputs=inputs, outputs=outputs, weight_bytes=read)
+
+    def _describe(self, path: Path) -> FileSpec:
+        name = path.relative_to(self._bundle.root).as_posix()
+        return FileSpec(path=name, bytes=path.stat().st_size, sha256=sha256(path))
+
+    def _free_stem(self) -> str:
+        """The variant's name, with a number where the bundle's present variant of that name has it."""
+        taken = {file.path for file in self._bundle.files()}
+        names = [self._name, *(f"{self._name}.{number}" for number in range(2, 100))]
+        return next(name for name in names if f"graphs/weights/{name}.safetensors" not in taken)
+
+    def _remove_unnamed(self, manifest: Manifest) -> None:
+        named = {file.path for file in Bundle(self._bundle.root, manifest).files()}
+        for pattern in (
+            "block*.{}.onnx",
+            "block*.{}.[0-9]*.onnx",
+            "weights/{}.safetensors",
+            "weights/{}.[0-9]*.safetensors",
+        ):
+            for path in self._folder.glob(pattern.format(self._name)):
+                if path.relative_to(self._bundle.root).as_posix() not in named:
+                    path.unlink()
+
+
+def _point_into(graph: EditedGraph, weights: WeightFile, location: str, folder: Path) -> int:
+    """Store a graph's weights and let its initializers point at them; the bytes they have."""
+    total = 0
+    for tensor in graph.model.graph.initializer:
+        new = graph.arrays.get(tensor.name)
+        if new is None and not tensor.external_data:
+            continue  # a small constant
+        load = partial(_read, tensor, folder) if new is None else partial(np.asarray, new.content)
+        stored = weights.add(tensor.name, load)
+        _refer(tensor, stored, location)
+        total += stored.length
+    return total
+
+
+def _refer(tensor: TensorProto, stored: StoredTensor, location: str) -> None:
+    del tensor.external_data[:]
+    tensor.data_location = TensorProto.EXTERNAL
+    fields = {"location": location, "offset": str(stored.offset), "length": str(stored.length)}
+    for key, value in fields.items():
+        tensor.external_data.add(key=key, value=value)
+
+
+def _read(tensor: TensorProto, folder: Path) -> NDArray:
+    """An initializer that points into a file."""
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    with (folder / place["location"]).open("rb") as file:
+        file.seek(int(place["offset"]))
+        return np.frombuffer(file.read(int(place["length"])), dtype).reshape(tuple(tensor.dims))

@@ -1,0 +1,1 @@
+"""From an autoregressive flow to the step graphs of its flow blocks."""

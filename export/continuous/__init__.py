@@ -1,0 +1,1 @@
+"""From a continuous flow to its velocity graph."""

@@ -1,1 +1,0 @@
-"""Executing a parsed TensorRT network in NumPy, layer by layer: what TensorRT understood, checked without a GPU."""

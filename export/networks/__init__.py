@@ -1,0 +1,1 @@
+"""Networks beside the flow as graphs: text encoder and autoencoder."""

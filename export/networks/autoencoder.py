@@ -1,0 +1,164 @@
+"""The autoencoder of a latent model as graphs: pixels to latents, and latents back by one decoder or two."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from starflow.export.bundle_writer import BundleWriter
+from starflow.export.onnx_graph.network_weights import Tensors
+from starflow.export.onnx_graph.traced_graph import SharedWeights, trace_graph
+from starflow.export.onnx_graph.weight_file import WeightFile
+from starflow.runtime.bundle.network_spec import AutoencoderSpec, DecoderSpec
+from starflow.runtime.plain.errors import ExportError, UsageError
+from starflow.training.autoencoder.folder import WEIGHTS, open_autoencoder
+from starflow.training.autoencoder.network import Autoencoder
+from starflow.training.checkpoint import AUTOENCODER
+from starflow.training.config import CheckpointConfig
+
+
+class AutoencoderExporter:
+    """Writes the autoencoder of a bundle.
+
+    Args:
+        folder: A diffusers folder of an AutoencoderKL or AutoencoderTiny.
+        config: The checkpoint's; says how latents are scaled.
+        channels: Of the latents the bundle makes.
+
+    Raises:
+        CheckpointError: the folder cannot be read.
+        ExportError: it has other latents than the flow.
+    """
+
+    def __init__(self, folder: Path, config: CheckpointConfig, channels: int) -> None:
+        found = open_autoencoder(folder)
+        plain = found.autoencoder
+        if plain.latent_channels != channels:
+            raise ExportError(
+                f"{folder}: its latents have {plain.latent_channels} channels, the model's data {channels}; "
+                "name the autoencoder it was trained with by --autoencoder"
+            )
+        if plain.pixel_channels not in (1, 3):
+            raise ExportError(f"{folder}: makes images of {plain.pixel_channels} channels, expected 1 or 3")
+        self._plain, self._channels = plain, channels
+        self._networks = nn.ModuleDict({"autoencoder": plain})
+        self._noise = {"autoencoder": 0.0}
+        if found.noisy is not None and found.record is not None and found.record.noisy_decoder_std is not None:
+            self._networks["noisy_decoder"] = found.noisy
+            # Stated at the scale of the autoencoder's own training; a bundle's data may be scaled otherwise.
+            self._noise["noisy_decoder"] = (
+                found.record.noisy_decoder_std / found.record.latent.scale * config.latent.scale
+            )
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            types = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        self._dtype = np.dtype(np.float16 if types == {"F16"} else np.float32)
+
+    @property
+    def mode(self) -> Literal["L", "RGB"]:
+        """What the decoders' pixels are."""
+        return "L" if self._plain.pixel_channels == 1 else "RGB"
+
+    @property
+    def steps(self) -> int:
+        """What `write` reports for every size."""
+        return 2 * (1 + len(self._networks))
+
+    def write(self, writer: BundleWriter, batch: int, sizes: Sequence[tuple[int, int]]) -> tuple[AutoencoderSpec, ...]:
+        """Write graphs of `batch` images for latents of each height and width, over one file of weights.
+
+        Weights are stored in the type of the folder; the graphs compute in float32.
+        """
+        location = "weights/autoencoder.safetensors"
+        path = writer.folder / "graphs" / location
+        tensors = self._tensors()
+        graphs: list[dict[str, onnx.ModelProto]] = []
+        with WeightFile(path, header_room=1024 * (len(tensors) + 64)) as file:
+            shared = SharedWeights(tensors, file, location)
+            for size in sizes:
+                pixels = {"pixels": torch.zeros(batch, *self.pixel_shape(size))}
+                latent = {"latent": torch.zeros(batch, self._channels, *size)}
+                writer.step("encoder")
+                graphs.append({"encoder": trace_graph("encoder", self._networks, _encode, pixels, "latent", shared)})
+                for name in self._networks:
+                    graph = "decoder" if name == "autoencoder" else name
+                    writer.step(graph.replace("_", " "))
+                    decode = partial(_decode, name)
+                    graphs[-1][graph] = trace_graph(graph, self._networks, decode, latent, "pixels", shared)
+        weights = writer.file(path)
+        specs = []
+        for place, size in enumerate(sizes):
+            networks = [
+                writer.network(graph, weights, f"{name}.fp32{writer.suffix(place)}")
+                for name, graph in graphs[place].items()
+            ]
+            decoders = tuple(
+                DecoderSpec(network=network, noise_std=noise)
+                for network, noise in zip(networks[1:], self._noise.values(), strict=True)
+            )
+            specs.append(AutoencoderSpec(encoder=networks[0], decoders=decoders, pixel_shape=self.pixel_shape(size)))
+        return tuple(specs)
+
+    def pixel_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """[C, H, W] of the images of latents [h, w]."""
+        height, width = (side * self._plain.factor for side in size)
+        return self._plain.pixel_channels, height, width
+
+    def _tensors(self) -> Tensors:
+        def stored(value: Tensor) -> Callable[[], NDArray]:
+            return lambda: value.detach().numpy().astype(self._dtype)
+
+        return {name: stored(value) for name, value in self._networks.state_dict().items()}
+
+
+def _encode(networks: nn.ModuleDict, pixels: Tensor) -> Tensor:
+    autoencoder = networks["autoencoder"]
+    assert isinstance(autoencoder, Autoencoder)
+    return autoencoder.encode(pixels)
+
+
+def _decode(name: str, networks: nn.ModuleDict, latent: Tensor) -> Tensor:
+    autoencoder = networks[name]
+    assert isinstance(autoencoder, Autoencoder)
+    return autoencoder.decode(latent)
+
+
+def find_autoencoder(
+    checkpoint: Path, config: CheckpointConfig, data_shape: tuple[int, ...], asked: str | None
+) -> AutoencoderExporter | None:
+    """The autoencoder of a checkpoint: the one asked for, or the one in its folder.
+
+    Args:
+        checkpoint: The checkpoint's folder.
+        config: Its configuration.
+        data_shape: [C, h, w] of the bundle's data, or of a point.
+        asked: A folder, `none`, or None.
+
+    Returns:
+        None where data are pixels or points, or nobody asks for an autoencoder.
+
+    Raises:
+        CheckpointError, ExportError: the autoencoder is not there, or does not fit.
+        UsageError: the model makes no latents.
+    """
+    if asked == "none":
+        return None
+    inside = checkpoint / AUTOENCODER
+    if asked is None and config.autoencoder is None and not inside.is_dir():
+        return None
+    if len(data_shape) != 3 or (config.autoencoder is None and config.image.mode != "latent"):
+        raise UsageError(
+            f"--autoencoder {asked or inside}: this model makes {config.image.mode} images or points, not latents"
+        )
+    if asked is None and not inside.is_dir():
+        raise ExportError(
+            f"{checkpoint}: its data are latents, and there is no {AUTOENCODER}/ to decode them; "
+            "name the autoencoder by --autoencoder, or leave it out: --autoencoder none"
+        )
+    return AutoencoderExporter(Path(asked) if asked else inside, config, data_shape[0])

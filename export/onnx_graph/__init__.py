@@ -1,0 +1,1 @@
+"""What every exported graph is made with: a builder, weight files, traced networks."""

@@ -1,0 +1,64 @@
+"""Layers of a network as ONNX nodes, in the number types of a variant.
+
+Weights and activations have the variant's type; norms are float32.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starflow.export.onnx_graph.builder import GraphBuilder
+from starflow.export.onnx_graph.network_weights import NetworkWeights
+
+
+class NetworkWriter:
+    """Writes linear layers and norms by the names of their parameters.
+
+    Args:
+        graph: The graph under construction.
+        weights: The network's parameters.
+        stored: Type its matrices are stored in.
+        computed: Type it is computed in: the same, or float32.
+    """
+
+    def __init__(self, graph: GraphBuilder, weights: NetworkWeights, stored: np.dtype, computed: np.dtype) -> None:
+        self.graph, self.weights, self.dtype = graph, weights, computed
+        self._widened = stored != computed
+
+    def weight(self, name: str) -> str:
+        """A weight in the compute type; stored smaller, it is widened when the session loads."""
+        value = self.graph.weight(self.weights.full_name(name), lambda: self.weights.matrix(name))
+        return self.graph.cast(value, self.dtype) if self._widened else value
+
+    def table(self, name: str, array: NDArray) -> str:
+        """A float32 vector or table."""
+        return self.graph.weight(name, lambda: array.astype(np.float32))
+
+    def narrow(self, value: str) -> str:
+        """float32 -> the compute type."""
+        return value if self.dtype == np.float32 else self.graph.cast(value, self.dtype)
+
+    def widen(self, value: str) -> str:
+        """The compute type -> float32."""
+        return value if self.dtype == np.float32 else self.graph.cast(value, np.float32)
+
+    def linear(self, value: str, name: str) -> str:
+        """x W^T + b on flat activations; W as the checkpoint has it, [out, in], and b where it has one."""
+        bias = (self.weight(f"{name}.bias"),) if self.weights.has(f"{name}.bias") else ()
+        return self.graph.op("Gemm", value, self.weight(f"{name}.weight"), *bias, transB=1)
+
+    def layer_norm(self, value: str, name: str) -> str:
+        """(x - mean(x)) / sqrt(var(x) + 1e-5) * weight + bias over the last axis; takes the compute type, gives float32."""
+        wide, full = self.widen(value), self.weights.full_name(name)
+        scale = self.table(f"{full}.weight", self.weights[f"{name}.weight"])
+        bias = self.table(f"{full}.bias", self.weights[f"{name}.bias"])
+        return self.graph.op("LayerNormalization", wide, scale, bias, axis=-1, epsilon=1e-5)
+
+    def rms_norm(self, value: str, name: str) -> str:
+        """x / sqrt(mean(x^2) + 1e-6) * (1 + weight) over the last axis; takes the compute type, gives float32."""
+        wide = self.widen(value)
+        scale = self.table(f"{self.weights.full_name(name)}.scale", 1.0 + self.weights[f"{name}.weight"])
+        return self.graph.op("RMSNormalization", wide, scale, axis=-1, epsilon=1e-6)
+
+    def silu(self, value: str) -> str:
+        """x * sigmoid(x)."""
+        return self.graph.op("Mul", value, self.graph.op("Sigmoid", value))

@@ -1,0 +1,207 @@
+"""A function of a PyTorch model as an ONNX graph: traced, exported by PyTorch, its weights by reference.
+
+Step graphs are written by hand (`step_graph`). What runs once per sample and has no cache to keep is traced instead.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import helper
+from torch import Tensor, nn
+from torch._decomp import get_decompositions
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from starflow.export.onnx_graph.builder import IR_VERSION, OPSET, external_tensor
+from starflow.export.onnx_graph.network_weights import NetworkWeights, Tensors
+from starflow.export.onnx_graph.weight_file import WeightFile
+from starflow.training.checkpoint import CheckpointTensors
+
+
+@dataclass(frozen=True)
+class SharedWeights:
+    """Weights by reference.
+
+    Attributes:
+        tensors: A model's parameters and buffers by name.
+        file: Open file they are stored in, float32 or smaller; graphs widen what is smaller.
+        location: Its path relative to the graph's folder.
+    """
+
+    tensors: Tensors
+    file: WeightFile
+    location: str
+
+
+def traced_weights(tensors: CheckpointTensors, dtype: np.dtype) -> Tensors:
+    """A checkpoint's tensors in the types that step graphs store them in: matrices in `dtype`, all else in float32."""
+    typed = NetworkWeights(tensors, dtype)
+
+    def load(name: str) -> Callable[[], NDArray]:
+        matrix = name.endswith(".weight") and len(tensors.shape(name)) == 2
+        return partial(typed.matrix if matrix else typed.__getitem__, name)
+
+    return {name: load(name) for name in tensors}
+
+
+@dataclass(frozen=True)
+class TracedGraph:
+    """A function that was traced, without weights.
+
+    Attributes:
+        name: Name of the graph.
+        inputs: Names of its inputs, apart from weights.
+        exported: What PyTorch made of it; weights are inputs.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    exported: onnx.ModelProto
+
+    def over(self, weights: SharedWeights) -> onnx.ModelProto:
+        """The graph over some weights; those in use are stored under the model's names, unless they are there already."""
+        return _with_weights(self.name, deepcopy(self.exported), self.inputs, weights)
+
+
+def trace_graph(
+    name: str,
+    model: nn.Module,
+    function: Callable[..., Tensor],
+    inputs: Mapping[str, Tensor],
+    output: str,
+    weights: SharedWeights,
+) -> onnx.ModelProto:
+    """`trace` a function, and put its weights in place."""
+    return trace(name, model, function, inputs, output).over(weights)
+
+
+def trace(
+    name: str, model: nn.Module, function: Callable[..., Tensor], inputs: Mapping[str, Tensor], output: str
+) -> TracedGraph:
+    """Trace `function(model, *inputs)`, derivatives included, for the shapes given.
+
+    Args:
+        name: Name of the graph.
+        model: May be on the meta device: only shapes count.
+        function: Of the model and the inputs, in their order; what it returns is the one output.
+        inputs: Their names, and a tensor of each one's shape and type.
+        output: Its name.
+    """
+    owner = _Owner(model, function)
+    state_dict = owner.state_dict() | dict(owner.named_buffers())  # those that are not saved as well
+    shapes = {key.removeprefix("model."): value for key, value in state_dict.items()}
+    names = list(shapes)
+
+    def call(state: list[Tensor], *values: Tensor) -> Tensor:
+        swapped = {f"model.{key}": value for key, value in zip(names, state, strict=True)}
+        result: Tensor = torch.func.functional_call(owner, swapped, values)
+        return result
+
+    with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH), _quiet():
+        # The weights are arguments: no optimiser folds a transpose or a sum into a copy of them.
+        state = [torch.empty(value.shape, dtype=value.dtype) for value in shapes.values()]
+        values = [torch.empty(value.shape, dtype=value.dtype) for value in inputs.values()]
+        traced = make_fx(call, decomposition_table=DECOMPOSITIONS)(state, *values)
+        program = torch.onnx.export(
+            traced,
+            (state, *values),
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=[*(f"{WEIGHT}{key}" for key in names), *inputs],
+            output_names=[output],
+        )
+    assert program is not None
+    return TracedGraph(name, tuple(inputs), program.model_proto)
+
+
+WEIGHT = "weight/"  # before the names of weights while the exporter makes up names of its own
+
+
+class _Owner(nn.Module):
+    """Makes a function of a model a module, whose tensors `functional_call` can swap."""
+
+    def __init__(self, model: nn.Module, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.model, self._function = model, function
+
+    def forward(self, *values: Tensor) -> Tensor:
+        return self._function(self.model, *values)
+
+
+def _softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.softmax(x, dim, dtype)
+
+
+# Two operators have no plain form in ONNX: attention's softmax guards against rows that are masked throughout, of which a
+# causal mask has none; and what a derivative reads of a layer norm, mean and 1 / deviation, TensorRT's operator does not give.
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten._safe_softmax.default: _softmax,
+    **get_decompositions([torch.ops.aten.native_layer_norm]),
+}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's remarks on its own packages to itself."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _with_weights(
+    name: str, exported: onnx.ModelProto, inputs: Collection[str], weights: SharedWeights
+) -> onnx.ModelProto:
+    """Turn the inputs that are weights into references to the weight file, and put what is made in between into a scope."""
+    graph = exported.graph
+    outer = {value.name for value in (*graph.input, *graph.output)}
+    used = {value for node in graph.node for value in node.input}
+    names = [value.name.removeprefix(WEIGHT) for value in graph.input if value.name in used]
+    stored = [weights.file.add(key, weights.tensors[key]) for key in names if key not in inputs]
+    small = [tensor.name for tensor in stored if tensor.dtype in (np.float16, ml_dtypes.bfloat16)]
+    widened = {f"{WEIGHT}{key}": f"{name}/{key}" for key in small}
+    casts = [helper.make_node("Cast", [key], [f"{name}/{key}"], to=onnx.TensorProto.FLOAT) for key in small]
+
+    def rename(value: str) -> str:
+        if not value or value in outer:
+            return widened.get(value, value.removeprefix(WEIGHT))
+        return f"{name}/{value}"
+
+    for node in graph.node:
+        node.input[:] = map(rename, node.input)
+        node.output[:] = map(rename, node.output)
+        node.doc_string = ""
+        del node.metadata_props[:]  # stack traces of the tracer
+    for constant in graph.initializer:
+        constant.name = rename(constant.name)
+    finished = helper.make_model(
+        helper.make_graph(
+            [*casts, *graph.node],
+            name,
+            [value for value in graph.input if value.name in inputs],
+            list(graph.output),
+            initializer=[*graph.initializer, *(external_tensor(tensor, weights.location) for tensor in stored)],
+        ),
+        opset_imports=list(exported.opset_import),
+        producer_name="starflow",
+    )
+    finished.ir_version = IR_VERSION
+    return finished

@@ -1,0 +1,1 @@
+"""The network that TensorRT parsed, executed layer by layer in NumPy."""

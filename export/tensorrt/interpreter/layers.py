@@ -1,0 +1,151 @@
+"""The layers of a parsed network as plain Python: kind, name, tensors, and the object that holds the attributes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Never
+
+from starflow.export.tensorrt.parse import ParsedGraph
+from starflow.runtime.plain.errors import ExportError
+
+# The bindings hand every layer out as ILayer; its class is what has the attributes. Kinds without attributes are here
+# too: a kind that is missing from this table is one nobody has thought about.
+_CLASSES = {
+    "ACTIVATION": "IActivationLayer",
+    "ATTENTION_INPUT": "IAttentionInputLayer",
+    "ATTENTION_OUTPUT": "IAttentionOutputLayer",
+    "CAST": "ICastLayer",
+    "CONCATENATION": "IConcatenationLayer",
+    "CONSTANT": "IConstantLayer",
+    "DEQUANTIZE": "IDequantizeLayer",
+    "ELEMENTWISE": "IElementWiseLayer",
+    "FILL": "IFillLayer",
+    "GATHER": "IGatherLayer",
+    "IDENTITY": "IIdentityLayer",
+    "KV_CACHE_UPDATE": "IKVCacheUpdateLayer",
+    "MATRIX_MULTIPLY": "IMatrixMultiplyLayer",
+    "NORMALIZATION": "INormalizationLayer",
+    "REDUCE": "IReduceLayer",
+    "ROTARY_EMBEDDING": "IRotaryEmbeddingLayer",
+    "SELECT": "ISelectLayer",
+    "SHAPE": "IShapeLayer",
+    "SHUFFLE": "IShuffleLayer",
+    "SLICE": "ISliceLayer",
+    "SOFTMAX": "ISoftMaxLayer",
+    "SQUEEZE": "ISqueezeLayer",
+    "UNARY": "IUnaryLayer",
+    "UNSQUEEZE": "IUnsqueezeLayer",
+}
+
+
+@dataclass(frozen=True)
+class NetworkTensor:
+    """A tensor of the network: its name, TensorRT's name of its type (`FLOAT`, `HALF`, ...), and sizes, -1 where dynamic."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Any) -> "NetworkTensor":
+        return cls(tensor.name, tensor.dtype.name, tuple(tensor.shape))
+
+
+@dataclass(frozen=True)
+class NetworkLayer:
+    """A layer with one output.
+
+    Attributes:
+        kind: TensorRT's layer type, such as `ELEMENTWISE`.
+        name: The layer's name; the parser derives it from the ONNX node's.
+        inputs: Its inputs by index; None where an optional one is not set.
+        output: Its output.
+        attributes: The layer object, of its own class.
+        where: Graph and flow block, for messages.
+    """
+
+    kind: str
+    name: str
+    inputs: tuple[NetworkTensor | None, ...]
+    output: NetworkTensor
+    attributes: Any
+    where: str
+
+    def has(self, index: int) -> bool:
+        """Whether the input of this index is set."""
+        return index < len(self.inputs) and self.inputs[index] is not None
+
+    def tensor(self, index: int) -> NetworkTensor:
+        """The input of this index, which must be set."""
+        found = self.inputs[index] if index < len(self.inputs) else None
+        if found is None:
+            self.refuse(f"input {index} is not set")
+        return found
+
+    def choice(self, attribute: str) -> str:
+        """The name of an attribute that is one of TensorRT's enumerations."""
+        return str(getattr(self.attributes, attribute).name)
+
+    def refuse(self, reason: str) -> Never:
+        """Raise the error that this layer cannot be executed."""
+        raise ExportError(
+            f"{self.where}: layer {self.name} ({self.kind}): {reason}; the network interpreter must learn it"
+        )
+
+
+def read_layers(parsed: ParsedGraph) -> list[NetworkLayer]:
+    """Every layer of a network, in an order in which inputs come before their use (the parser's is not such an order).
+
+    Raises:
+        ExportError: a layer's kind is not known, or it has several outputs.
+    """
+    network = parsed.network
+    layers = [_read_layer(parsed, network.get_layer(index)) for index in range(network.num_layers)]
+    available = {network.get_input(index).name for index in range(network.num_inputs)}
+    return _ordered(layers, available, place(parsed))
+
+
+def place(parsed: ParsedGraph) -> str:
+    """Graph and flow block, for messages."""
+    return parsed.path.name if parsed.block is None else f"{parsed.path.name}: flow block {parsed.block}"
+
+
+def _read_layer(parsed: ParsedGraph, layer: Any) -> NetworkLayer:
+    # Before the cast: an activation's own `type` hides the layer's.
+    kind = layer.type.name
+    outputs = [NetworkTensor.of(layer.get_output(index)) for index in range(layer.num_outputs)]
+    tensors = (layer.get_input(index) for index in range(layer.num_inputs))
+    inputs = tuple(None if tensor is None else NetworkTensor.of(tensor) for tensor in tensors)
+    found = NetworkLayer(kind, layer.name, inputs, outputs[0], layer, place(parsed))
+    if kind not in _CLASSES:
+        found.refuse("this kind of layer is not known")
+    if len(outputs) != 1:
+        found.refuse(f"it has {len(outputs)} outputs, not one")
+    layer.__class__ = getattr(parsed.flavour.trt, _CLASSES[kind])
+    return found
+
+
+def _ordered(layers: Iterable[NetworkLayer], available: set[str], where: str) -> list[NetworkLayer]:
+    producers: dict[str, NetworkLayer] = {}
+    for layer in layers:
+        if layer.output.name in producers or layer.output.name in available:
+            layer.refuse(f"its output {layer.output.name} has the name of another tensor")
+        producers[layer.output.name] = layer
+    ordered: list[NetworkLayer] = []
+    done = set(available)
+    for last in producers.values():
+        # Depth first without recursion: networks are thousands of layers deep.
+        stack = [last]
+        while stack:
+            layer = stack[-1]
+            missing = [t.name for t in layer.inputs if t is not None and t.name not in done]
+            if layer.output.name in done:
+                stack.pop()
+            elif not missing:
+                ordered.append(layer)
+                done.add(layer.output.name)
+                stack.pop()
+            elif missing[0] not in producers or len(stack) > len(producers):
+                raise ExportError(f"{where}: layer {layer.name} reads {missing[0]}, which no layer before it makes")
+            else:
+                stack.append(producers[missing[0]])
+    return ordered

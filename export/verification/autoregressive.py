@@ -1,0 +1,96 @@
+"""The flow blocks of an autoregressive flow, compared token by token."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starflow.export.verification.subject import Found
+from starflow.export.verification.tolerances import Kind
+from starflow.runtime.autoregressive.tokens import unpatchify
+from starflow.runtime.backends.base import Backend, BlockInputs
+from starflow.runtime.backends.block_runner import SequenceRunner
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.manifest import Block, Variant
+from starflow.runtime.traces.trace import (
+    Case,
+    RecordedTrace,
+    Trace,
+    decode_block,
+    decode_given,
+    finite,
+    sample_trace,
+)
+
+
+class FlowBlocks:
+    """A `Subject`: see `verify` for its kinds."""
+
+    unit = "token"
+    kinds: tuple[Kind, ...] = ("given", "block", "sample")
+    kind_text: Mapping[Kind, str] = {
+        "given": "Every token is given the reference's noise and the reference's tokens before it, decoded in chunks. Nothing a "
+        "route makes is fed back to it: this is the error of the arithmetic alone, and a wrong mask, cache or position shows "
+        "here first.",
+        "block": "Every flow block starts from the reference's noise and goes on with its own tokens. Errors accumulate within "
+        "a block, not from block to block.",
+        "sample": "The whole sample, as it is run in use: every error is carried on to all that follows.",
+    }
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle, self._manifest = bundle, bundle.autoregressive
+        self.blocks = {block.index: block for block in reversed(self._manifest.blocks) if not block.identity}
+
+    @property
+    def model(self) -> str:
+        model, count = self._manifest.model, len(self.blocks)
+        blocks = f"{count} flow block{'' if count == 1 else 's'}"
+        return f"{model.family}, {model.parameters:,} parameters, {blocks}, {model.tokens} tokens of {model.token_dim}"
+
+    def trace(self, variant: Variant, backend: Backend, case: Case) -> RecordedTrace:
+        return sample_trace(self._bundle, variant, backend, case)
+
+    def run(
+        self, variant: Variant, backend: Backend, case: Case, expected: Trace, on_block: Callable[[int], None]
+    ) -> Found:
+        trace = self.trace(variant, backend, case)
+        found: Found = {"given": {}, "block": {}, "sample": trace.tokens}
+        above: Block | None = None
+        for index, block in self.blocks.items():
+            on_block(index)
+            runner = backend.runner(index)
+            assert isinstance(runner, SequenceRunner)
+            decoded, given = [], []
+            for part, own in _parts(trace.inputs[index]):
+                inputs = own if above is None else replace(own, noise=_noise(expected, above, block)[part])
+                decoded.append(decode_block(runner, block, inputs))
+                given.append(decode_given(runner, block, inputs, finite(expected.tokens[index][part])))
+            found["block"][index], found["given"][index] = np.concatenate(decoded), np.concatenate(given)
+            above = block
+        return found
+
+    def expected(self, kind: Kind, trace: Trace, case: Case) -> Mapping[int, NDArray]:
+        return trace.tokens
+
+    def data(self, trace: Trace) -> NDArray:
+        last = list(self.blocks.values())[-1]
+        tokens = trace.tokens[last.index]
+        return unpatchify(tokens[:, ::-1] if last.reversed else tokens, self._manifest.model)
+
+    def load(self, variant: Variant, backend: Backend) -> None:
+        backend.runner(variant.graphs[0].block)
+
+
+def _parts(inputs: list[BlockInputs]) -> Iterator[tuple[slice, BlockInputs]]:
+    """Which images each batch holds, and what a block was given for them."""
+    start = 0
+    for batch in inputs:
+        yield slice(start, start + len(batch.noise)), batch
+        start += len(batch.noise)
+
+
+def _noise(trace: Trace, above: Block, block: Block) -> NDArray:
+    """What goes into a block: the tokens of the one above, in its own order."""
+    tokens = finite(trace.tokens[above.index])
+    return tokens if above.reversed == block.reversed else tokens[:, ::-1]

@@ -1,0 +1,111 @@
+"""The path of a continuous flow from noise to data, compared step by step.
+
+A trace holds the state after every step of `PLAN`, each as one vector. With inputs `given`, every step starts from the
+reference's state, and what is compared is the mean velocity of the step.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starflow.export.verification.subject import Found
+from starflow.export.verification.tolerances import Kind
+from starflow.runtime.backends.base import Backend
+from starflow.runtime.backends.continuous_runner import VelocityRunner
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.manifest import Block, Variant
+from starflow.runtime.conditions import encode_conditions
+from starflow.runtime.continuous.family import velocity_inputs
+from starflow.runtime.continuous.integration_loop import plan_table, states
+from starflow.runtime.plain.guidance import Guidance
+from starflow.runtime.plans.integration_plan import FixedSteps, default_plan
+from starflow.runtime.traces.trace import Case, Trace, finite
+
+PLAN = default_plan()
+
+
+class FlowPath:
+    """A `Subject`: the steps of one integration, as the tokens of a block 0."""
+
+    unit = "step"
+    kinds: tuple[Kind, ...] = ("given", "sample")
+    kind_text: Mapping[Kind, str] = {
+        "given": "Every step starts from the reference's state, and its mean velocity is compared. Nothing a route makes is fed "
+        "back to it beyond the step: this is the error of the arithmetic alone.",
+        "sample": f"The whole integration, {PLAN}: every error is carried on to all that follows.",
+    }
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle, self._manifest = bundle, bundle.continuous
+        rows = self._manifest.batch * (2 if self._manifest.guided else 1)
+        path = Block(index=0, identity=False, reversed=False, rows=rows, prefix=0, first_token=0, capacity=PLAN.steps)
+        self.blocks = {0: path}
+
+    @property
+    def model(self) -> str:
+        model = self._manifest.model
+        return f"{model.family}, {model.network}, {model.parameters:,} parameters"
+
+    def trace(self, variant: Variant, backend: Backend, case: Case) -> Trace:
+        return Trace({0: path_states(self._bundle, backend, case, PLAN)})
+
+    def run(
+        self, variant: Variant, backend: Backend, case: Case, expected: Trace, on_block: Callable[[int], None]
+    ) -> Found:
+        sample = self.trace(variant, backend, case)
+        on_block(0)
+        table = plan_table(PLAN).reshape(PLAN.steps, -1, 4)
+        before = _before(expected, case)
+        after = np.empty_like(before)
+        for part, runner in _batches(self._bundle, backend, case):
+            for step, passes in enumerate(table):
+                start = before[part, step].reshape(case.noise[part].shape)
+                (state,) = states(runner, start, passes)
+                after[part, step] = state.reshape(len(state), -1)
+        return {"given": {0: _velocities(before, after)}, "sample": sample.tokens}
+
+    def expected(self, kind: Kind, trace: Trace, case: Case) -> Mapping[int, NDArray]:
+        if kind == "sample":
+            return trace.tokens
+        return {0: _velocities(_before(trace, case), trace.tokens[0])}
+
+    def data(self, trace: Trace) -> NDArray:
+        return trace.tokens[0][:, -1].reshape(-1, *self._manifest.model.data_shape)
+
+    def load(self, variant: Variant, backend: Backend) -> None:
+        backend.velocity_runner()
+
+
+def path_states(bundle: Bundle, backend: Backend, case: Case, plan: FixedSteps) -> NDArray:
+    """The state after every step, [N, steps, D]; what is not finite is kept."""
+    batches = [
+        np.stack(
+            [state.reshape(len(state), -1) for state in states(runner, case.noise[part], plan_table(plan))], axis=1
+        )
+        for part, runner in _batches(bundle, backend, case)
+    ]
+    return np.concatenate(batches)
+
+
+def _batches(bundle: Bundle, backend: Backend, case: Case) -> Iterator[tuple[slice, VelocityRunner]]:
+    """The runner, told of the conditions of one batch after the other."""
+    runner, manifest, guidance = backend.velocity_runner(), bundle.continuous, Guidance(case.guidance)
+    conditions = encode_conditions(
+        manifest.conditioning, len(case.noise), case.condition, case.null_condition, guided=guidance.weight > 0
+    )
+    for start in range(0, len(case.noise), manifest.batch):
+        part = slice(start, start + manifest.batch)
+        runner.condition(velocity_inputs(manifest, conditions.part(np.arange(len(case.noise))[part]), guidance))
+        yield part, runner
+
+
+def _before(trace: Trace, case: Case) -> NDArray:
+    """The state before every step, [N, steps, D]."""
+    return np.concatenate([case.noise.reshape(len(case.noise), 1, -1), finite(trace.tokens[0])[:, :-1]], axis=1)
+
+
+def _velocities(before: NDArray, after: NDArray) -> NDArray:
+    """Mean velocity of every step, [N, steps, D]."""
+    with np.errstate(invalid="ignore"):
+        return (after - before) / np.diff(np.array(PLAN.times, np.float32))[:, None]

@@ -1,0 +1,1 @@
+"""Autoregressive flows: token order, the sampling loop, and its inverse."""

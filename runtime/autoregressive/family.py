@@ -1,0 +1,146 @@
+"""Autoregressive flows behind the sampler: layouts, the prior, which plan, and what can be asked for."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from starflow.runtime.autoregressive.inversion import Inverted, invert_batch
+from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL, sample_batch
+from starflow.runtime.autoregressive.tokens import patchify, unpatchify
+from starflow.runtime.backends.base import Backend
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.manifest import Manifest, Variant
+from starflow.runtime.conditions import Conditions
+from starflow.runtime.family import Request
+from starflow.runtime.plain.errors import BundleError, UsageError
+from starflow.runtime.plain.guidance import Guidance
+from starflow.runtime.plans.decode_plan import DecodePlan, Jacobi, read_plan
+
+
+class AutoregressiveLoop:
+    """Runs a bundle's flow blocks by a decode plan.
+
+    Args:
+        bundle: The bundle.
+        variant: The variant that runs.
+        backend: Runs it.
+        plan: How tokens are decoded; None takes the plan that is stored for this backend and variant, else none.
+    """
+
+    def __init__(self, bundle: Bundle, variant: Variant, backend: Backend, plan: DecodePlan | None) -> None:
+        self._manifest, self._backend = bundle.autoregressive, backend
+        stored = self._manifest.plan_for(backend.name, variant.name)
+        self.plan = plan or (stored.plan if stored else SEQUENTIAL)
+        self._deviation = _prior_deviation(bundle.root, self._manifest)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        model = self._manifest.model
+        return model.data_shape if model.noise_layout == "image" else (model.tokens, model.token_dim)
+
+    @property
+    def work(self) -> int:
+        """Tokens, over all flow blocks."""
+        return sum(self._manifest.model.tokens for block in self._manifest.blocks if not block.identity)
+
+    @property
+    def decoding(self) -> str:
+        return "by plan" if self.plan.blocks else "sequential"
+
+    def check(self, request: Request) -> None:
+        manifest, temperature = self._manifest, request.attention_temperature
+        self._check_guidance(request.guidance)
+        if temperature != 1.0 and not manifest.attention_temperature:
+            raise UsageError("this bundle has no attention temperature; export it with --attention-temperature")
+        if not temperature > 0:
+            raise UsageError(f"attention temperature {temperature}: give a number > 0")
+
+    def run(
+        self, noise: NDArray, conditions: Conditions, request: Request, count: int, on_work: Callable[[int], None]
+    ) -> NDArray[np.float32]:
+        model = self._manifest.model
+
+        def after_block(block: int, x: NDArray) -> None:
+            if request.on_block:
+                request.on_block(block, unpatchify(x[:count], model))
+
+        tokens = patchify(noise, model) if model.noise_layout == "image" else noise
+        x = sample_batch(
+            self._backend,
+            self._manifest,
+            tokens if self._deviation is None else tokens * self._deviation,
+            conditions,
+            request.guidance,
+            attention_temperature=request.attention_temperature,
+            plan=self.plan,
+            on_block=after_block,
+            on_tokens=on_work,
+            on_passes=request.on_passes or (lambda block, count: None),
+        )
+        return unpatchify(x, model)
+
+    def invert(self, x: NDArray, conditions: Conditions) -> Inverted:
+        """Find the noise of one batch of data [B, C, H, W], and its density."""
+        model = self._manifest.model
+        tokens = patchify(x, model)
+        log_sigma = np.zeros(tokens.shape[:2])
+        for found in invert_batch(self._backend, self._manifest, tokens, conditions):
+            reverse = found.block.reversed
+            tokens = found.inputs.noise[:, ::-1] if reverse else found.inputs.noise
+            log_sigma += found.log_sigma[:, ::-1] if reverse else found.log_sigma
+        if self._deviation is not None:
+            tokens = tokens / self._deviation
+            log_sigma += np.log(self._deviation.astype(np.float64)).sum(axis=1)
+        log_normal = -0.5 * (np.square(tokens, dtype=np.float64) + np.log(2 * np.pi)).sum(axis=(1, 2))
+        noise = unpatchify(tokens, model) if model.noise_layout == "image" else np.ascontiguousarray(tokens)
+        return Inverted(noise, log_normal - log_sigma.sum(axis=1), -log_sigma)
+
+    def _check_guidance(self, guidance: Guidance) -> None:
+        if guidance.weight == 0:
+            return
+        spec = self._manifest.guidance
+        if spec is None:
+            if self._manifest.conditioning.kind == "none":
+                raise UsageError(f"guidance {guidance.weight} on an unconditional model; leave it out")
+            raise UsageError("this bundle was exported with --no-guidance; export it again without that option")
+        if spec.rule == "ratio" and (guidance.annealed or not (guidance.scale and guidance.shift)):
+            raise UsageError("STARFlow's guidance has a weight and top_only; the other options are TARFlow's")
+
+
+def resolve_decode_plan(plan: object, manifest: Manifest) -> DecodePlan | None:
+    """A plan that fits the bundle; None for `auto`.
+
+    Raises:
+        UsageError: it does not, or it is not a decode plan.
+    """
+    if isinstance(plan, str | os.PathLike):
+        if plan == "auto":
+            return None
+        if plan == "sequential":
+            return SEQUENTIAL
+        name, plan = f"plan {os.fspath(plan)}", read_plan(Path(plan))
+    elif isinstance(plan, Jacobi):
+        name, plan = str(plan), plan.plan(manifest.decoded_tokens())
+    elif isinstance(plan, DecodePlan):
+        name = "the plan"
+    else:
+        raise UsageError(f"{plan}: solvers and steps are for continuous flows; this one decodes tokens, see --plan")
+    misfit = plan.misfit(manifest.decoded_tokens(), manifest.max_chunk, manifest.batch)
+    if misfit:
+        raise UsageError(f"{name}: {misfit}")
+    return plan
+
+
+def _prior_deviation(root: Path, manifest: Manifest) -> NDArray | None:
+    """[T, D] standard deviation of the prior, or None where it is 1."""
+    spec, model = manifest.prior, manifest.model
+    if spec is None:
+        return None
+    deviation = load_file(root / spec.path).get("standard_deviation")
+    if deviation is None or deviation.shape != (model.tokens, model.token_dim):
+        raise BundleError(f"{root / spec.path}: holds no standard_deviation [{model.tokens}, {model.token_dim}]")
+    return deviation

@@ -1,0 +1,99 @@
+"""The tensors of a step graph in GPU memory, each allocated once."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starflow.runtime.backends.cuda.device import DeviceMemory, PinnedMemory, Stream
+from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec, fixed_shape, tensor_bytes
+
+
+class TensorBuffer:
+    """One tensor on the device, and pinned host memory its content passes through.
+
+    Caches never leave the device and have no host side, so their type need not be one NumPy knows.
+
+    Args:
+        stream: What copies are put into.
+        spec: The tensor.
+        count: Most tokens S it has to hold.
+        what: What to call it in messages.
+    """
+
+    def __init__(self, stream: Stream, spec: TensorSpec, count: int, what: str) -> None:
+        self._stream, self._spec = stream, spec
+        size = self.size(count)
+        with ExitStack() as stack:
+            self.memory = stack.enter_context(closing(DeviceMemory(stream, size, what)))
+            self._host: PinnedMemory | None = None
+            if spec.role != "cache":
+                self._host = stack.enter_context(closing(PinnedMemory(stream, size)))
+            stream.zero(self.memory)
+            self._resources = stack.pop_all()
+
+    def close(self) -> None:
+        self._resources.close()
+
+    def size(self, count: int) -> int:
+        """Its bytes, as a tensor of `count` tokens."""
+        return tensor_bytes(self._spec, count)
+
+    def store(self, value: NDArray | np.float32, count: int) -> None:
+        """Fill it, as a tensor of `count` tokens, and wait until it is filled."""
+        assert self._host is not None
+        host = self._host.array(fixed_shape(self._spec, count), self._spec.dtype)
+        host[...] = value
+        self._stream.upload(self.memory, self._host, host.nbytes)
+        self._stream.synchronize()
+
+    def fetch(self, count: int) -> NDArray:
+        """Its content as a tensor of `count` tokens, in host memory that the next `store` or `fetch` overwrites."""
+        assert self._host is not None
+        host = self._host.array(fixed_shape(self._spec, count), self._spec.dtype)
+        self._stream.download(self._host, self.memory, host.nbytes)
+        self._stream.synchronize()
+        return host
+
+
+class StepBuffers:
+    """Every input and output of one step graph.
+
+    A tensor whose shape holds the number of tokens S has room for the largest; smaller runs use its beginning. An output that
+    updates an input is that input.
+
+    Args:
+        stream: What copies are put into.
+        graph: The step graph.
+        max_chunk: Largest S.
+
+    Raises:
+        BackendError: the GPU has too little memory.
+    """
+
+    def __init__(self, stream: Stream, graph: GraphSpec, max_chunk: int) -> None:
+        self._graph = graph
+        self._updated = {spec.updated_by: spec.name for spec in graph.inputs if spec.updated_by}
+        self._tensors: dict[str, TensorBuffer] = {}
+        with ExitStack() as stack:
+            for spec in (*graph.inputs, *graph.outputs):
+                if spec.name not in self._updated:
+                    tensor = TensorBuffer(stream, spec, max_chunk, f"{spec.name} of flow block {graph.block}")
+                    self._tensors[spec.name] = stack.enter_context(closing(tensor))
+            self._resources = stack.pop_all()
+
+    def close(self) -> None:
+        self._resources.close()
+
+    def __getitem__(self, name: str) -> TensorBuffer:
+        """The buffer of an input or output."""
+        return self._tensors[self._updated.get(name, name)]
+
+    def addresses(self) -> dict[str, int]:
+        """Where every input and output lies."""
+        return {spec.name: self[spec.name].memory.address for spec in (*self._graph.inputs, *self._graph.outputs)}
+
+    def caches(self) -> Iterator[DeviceMemory]:
+        """The memory of all caches."""
+        return (self[spec.name].memory for spec in self._graph.inputs if spec.role == "cache")

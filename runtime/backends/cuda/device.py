@@ -1,0 +1,267 @@
+"""A GPU through CUDA's runtime API: checked calls, and memory, streams and graphs, each with a `close` to be called once or more.
+
+`cuda-python` is imported when a `Gpu` is made, so importing this module costs nothing and needs no GPU.
+"""
+
+import ctypes
+import importlib
+from collections.abc import Callable
+from math import prod
+from types import ModuleType
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from starflow.runtime.plain.errors import BackendError, UsageError
+
+ELSEWHERE = "use the onnxruntime backend, or see what this machine can do with `starflow doctor`"
+
+
+class Gpu:
+    """One GPU of this machine.
+
+    Every thread has a current device of its own, so whoever is called from outside calls `select` first.
+
+    Args:
+        index: Which GPU, as CUDA counts them.
+
+    Attributes:
+        index: As given.
+        name: What NVIDIA calls it.
+        compute_capability: Such as "8.9".
+
+    Raises:
+        BackendError: cuda-python is not installed, there is no GPU, or its driver is too old.
+        UsageError: there is no GPU of this index.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        self.cuda = _load_cuda()
+        self.index = index
+        error, count = self.cuda.cudaGetDeviceCount()
+        if error or not count:
+            reason = self._reason(error) if error else "none is visible"
+            raise BackendError(f"no usable NVIDIA GPU or driver ({reason}); {ELSEWHERE}")
+        if not 0 <= index < count:
+            raise UsageError(f"GPU {index}: this machine has {count}, counted from 0")
+        self.select()
+        self.name: str = self.call("cudaGetDeviceProperties", index).name.decode().rstrip("\0")
+        attribute = self.cuda.cudaDeviceAttr
+        major = self.call("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMajor, index)
+        minor = self.call("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMinor, index)
+        self.compute_capability = f"{major}.{minor}"
+
+    def select(self) -> None:
+        """Make this GPU the calling thread's current one."""
+        self.call("cudaSetDevice", self.index)
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes of its memory: free, and in all."""
+        free, total = self.call("cudaMemGetInfo")
+        return free, total
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """Call a function of `cuda.bindings.runtime`; return its value, or a tuple if it has several.
+
+        Raises:
+            BackendError: it, or work given to the GPU earlier, failed.
+        """
+        error, *values = getattr(self.cuda, function)(*arguments)
+        if error:
+            self.fail(function, error)
+        return values[0] if len(values) == 1 else tuple(values)
+
+    def release(self, function: str, *arguments: Any) -> None:
+        """Call a function that frees something.
+
+        Its status is not looked at: nothing can be done about it, and after a failed kernel every call repeats that
+        kernel's error, which has been raised already.
+        """
+        getattr(self.cuda, function)(*arguments)
+
+    def fail(self, function: str, error: Any) -> NoReturn:
+        raise BackendError(f"{function} failed on GPU {self.index}: {self._reason(error)}")
+
+    def _reason(self, error: Any) -> str:
+        text = self.cuda.cudaGetErrorString(error)[1]
+        return f"{error.name}: {text.decode() if isinstance(text, bytes) else text}"
+
+
+class DeviceMemory:
+    """Bytes of GPU memory, aligned to 256, not initialised.
+
+    Args:
+        stream: The stream whose work uses them; it is waited for before they are freed.
+        size: Bytes.
+        what: What they are for, in messages.
+
+    Raises:
+        BackendError: there is not enough.
+    """
+
+    def __init__(self, stream: "Stream", size: int, what: str) -> None:
+        self._stream, self.size = stream, size
+        gpu = stream.gpu
+        error, self.address = gpu.cuda.cudaMalloc(size)
+        if error == gpu.cuda.cudaError_t.cudaErrorMemoryAllocation:
+            free, total = gpu.memory()
+            raise BackendError(
+                f"{what} needs {size:,} bytes of GPU memory, {free:,} of {total:,} are free; "
+                "free some, or export with a smaller --batch"
+            )
+        if error:
+            gpu.fail("cudaMalloc", error)
+
+    def close(self) -> None:
+        if self.address:
+            self._stream.drain()
+            self._stream.gpu.release("cudaFree", self.address)
+            self.address = 0
+
+
+class PinnedMemory:
+    """Bytes of host memory the GPU copies from and to without waiting for the CPU.
+
+    Args:
+        stream: The stream whose work uses them; it is waited for before they are freed.
+        size: Bytes.
+    """
+
+    def __init__(self, stream: "Stream", size: int) -> None:
+        self._stream, self._size = stream, size
+        self.address: int = stream.gpu.call("cudaMallocHost", size)
+
+    def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
+        """Its first bytes as an array; not to be used after `close`."""
+        size = prod(shape) * np.dtype(dtype).itemsize
+        assert size <= self._size
+        return np.frombuffer(memoryview((ctypes.c_char * size).from_address(self.address)), dtype).reshape(shape)
+
+    def close(self) -> None:
+        if self.address:
+            self._stream.drain()
+            self._stream.gpu.release("cudaFreeHost", self.address)
+            self.address = 0
+
+
+class Stream:
+    """A queue of work; it does not wait for the default stream, nor for other samplers' streams.
+
+    Everything but `synchronize` returns before the work is done.
+    """
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu, self._open = gpu, True
+        self._stream = gpu.call("cudaStreamCreateWithFlags", gpu.cuda.cudaStreamNonBlocking)
+
+    @property
+    def handle(self) -> int:
+        """What TensorRT takes for a stream."""
+        return int(self._stream)
+
+    def upload(self, target: DeviceMemory, source: PinnedMemory, size: int) -> None:
+        self._copy(target.address, source.address, size, "cudaMemcpyHostToDevice")
+
+    def download(self, target: PinnedMemory, source: DeviceMemory, size: int) -> None:
+        self._copy(target.address, source.address, size, "cudaMemcpyDeviceToHost")
+
+    def copy(
+        self, target: DeviceMemory, source: DeviceMemory, size: int, *, target_offset: int = 0, source_offset: int = 0
+    ) -> None:
+        """Copy `size` bytes; offsets are in bytes."""
+        self._copy(target.address + target_offset, source.address + source_offset, size, "cudaMemcpyDeviceToDevice")
+
+    def zero(self, target: DeviceMemory) -> None:
+        self.gpu.call("cudaMemsetAsync", target.address, 0, target.size, self._stream)
+
+    def synchronize(self) -> None:
+        """Wait until all work is done.
+
+        Raises:
+            BackendError: some of it failed.
+        """
+        self.gpu.call("cudaStreamSynchronize", self._stream)
+
+    def drain(self) -> None:
+        """Wait until all work is over, done or failed: nothing may be released that it uses."""
+        self.gpu.release("cudaStreamSynchronize", self._stream)
+
+    def capture(self, work: Callable[[], None]) -> "Graph":
+        """Record what `work` puts into this stream, without doing it.
+
+        Only this thread is held to the rules of capturing (no allocation, no waiting), so that other samplers may go on.
+        """
+        gpu = self.gpu
+        mode = gpu.cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        gpu.call("cudaStreamBeginCapture", self._stream, mode)
+        try:
+            work()
+        except BaseException:
+            # A stream left capturing could not even be waited for.
+            error, graph = gpu.cuda.cudaStreamEndCapture(self._stream)
+            if not error:
+                gpu.release("cudaGraphDestroy", graph)
+            raise
+        graph = gpu.call("cudaStreamEndCapture", self._stream)
+        try:
+            return Graph(self, gpu.call("cudaGraphInstantiate", graph, 0), self._kernels(graph))
+        finally:
+            gpu.release("cudaGraphDestroy", graph)
+
+    def launch(self, executable: Any, times: int) -> None:
+        """Put an instantiated graph into this stream `times` times."""
+        launch, stream = self.gpu.cuda.cudaGraphLaunch, self._stream
+        for _ in range(times):
+            (error,) = launch(executable, stream)
+            if error:
+                self.gpu.fail("cudaGraphLaunch", error)
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self.gpu.release("cudaStreamDestroy", self._stream)
+
+    def _kernels(self, graph: Any) -> int:
+        _, count = self.gpu.call("cudaGraphGetNodes", graph, 0)
+        nodes, _ = self.gpu.call("cudaGraphGetNodes", graph, count)
+        kernel = self.gpu.cuda.cudaGraphNodeType.cudaGraphNodeTypeKernel
+        return sum(self.gpu.call("cudaGraphNodeGetType", node) == kernel for node in nodes)
+
+    def _copy(self, target: int, source: int, size: int, kind: str) -> None:
+        direction = getattr(self.gpu.cuda.cudaMemcpyKind, kind)
+        self.gpu.call("cudaMemcpyAsync", target, source, size, direction, self._stream)
+
+
+class Graph:
+    """Captured work, ready to be launched again and again into the stream it was captured from.
+
+    Attributes:
+        kernels: How many kernels one launch runs.
+    """
+
+    def __init__(self, stream: Stream, executable: Any, kernels: int) -> None:
+        self._stream, self._executable, self._open = stream, executable, True
+        self.kernels = kernels
+
+    def launch(self, times: int = 1) -> None:
+        """Put it into the stream `times` times; returns before it is done."""
+        self._stream.launch(self._executable, times)
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._stream.drain()
+            self._stream.gpu.release("cudaGraphExecDestroy", self._executable)
+
+
+def _load_cuda() -> ModuleType:
+    try:
+        return importlib.import_module("cuda.bindings.runtime")
+    except ModuleNotFoundError:
+        raise BackendError(
+            "cuda-python is not installed: pip install 'starflow-compiler[tensorrt]' or 'starflow-compiler[tensorrt-rtx]'"
+        ) from None
+    except (ImportError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BackendError(f"cuda-python is installed but does not load: {reason}; {ELSEWHERE}") from None

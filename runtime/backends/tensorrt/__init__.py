@@ -1,0 +1,1 @@
+"""TensorRT engines in CUDA graphs."""

@@ -1,0 +1,67 @@
+"""Which of a bundle's builds a GPU can run, and how to make one that it can."""
+
+from starflow.runtime.backends.cuda.device import Gpu
+from starflow.runtime.backends.tensorrt.flavour import FLAVOUR_NAMES, Flavour, load_flavour
+from starflow.runtime.bundle.build_record import BuildRecord, check_version, read_builds
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.plain.errors import BackendError
+
+
+def choose_build(bundle: Bundle, variant: str | None, gpu: Gpu) -> tuple[BuildRecord, Flavour]:
+    """The build to run, and the TensorRT to run it with.
+
+    Of several, one made with the very release that is installed comes first, then the order of variants in the manifest.
+
+    Args:
+        bundle: The bundle.
+        variant: Name of a variant, or None for any.
+        gpu: The GPU it shall run on.
+
+    Raises:
+        BundleError: there is no such variant, or its build is of another release than the one that is installed.
+        BackendError: no build fits the GPU, or the TensorRT it needs is not installed.
+    """
+    order = [each.name for each in bundle.manifest.variants]
+    if variant is not None:
+        order = [bundle.variant(variant, "portable").name]
+    builds = [
+        record
+        for record in read_builds(bundle)
+        if record.variant in order and gpu.compute_capability in record.compute_capabilities
+    ]
+    if not builds:
+        wanted = f" of {variant}" if variant else ""
+        wanted += f" at {bundle.shape[0]}x{bundle.shape[1]}" if bundle.shape else ""
+        raise BackendError(
+            f"{bundle.root}: has no engines{wanted} for {gpu.name}, compute capability {gpu.compute_capability}; "
+            f"make them with: starflow build {bundle.root} --target {_target_for(gpu)}"
+        )
+    runnable: list[tuple[BuildRecord, Flavour]] = []
+    missing: BackendError | None = None
+    for record in builds:
+        try:
+            runnable.append((record, load_flavour(record.flavour)))
+        except BackendError as error:
+            missing = error
+    if missing and not runnable:
+        raise missing
+    record, flavour = min(runnable, key=lambda pair: (pair[0].version != pair[1].version, order.index(pair[0].variant)))
+    check_version(bundle, record, flavour)
+    return record, flavour
+
+
+def rebuild_advice(bundle: Bundle, record: BuildRecord) -> str:
+    """What to do about engines that cannot be used though nothing they were built from has changed."""
+    return f"build again: {record.command(bundle)} --force"
+
+
+def _target_for(gpu: Gpu) -> str:
+    """What to build for on this machine: an installed flavour that knows the GPU, else the one that knows all."""
+    for name in FLAVOUR_NAMES:
+        try:
+            named = load_flavour(name).named_capabilities
+        except BackendError:
+            continue
+        if gpu.compute_capability in named:
+            return f"{name}:{gpu.compute_capability}"
+    return "tensorrt"

@@ -1,0 +1,66 @@
+"""Is an engine what the manifest says it was built from?
+
+An engine carries names, types and shapes but nothing that says which graph it came from. Addresses are handed over without a size,
+so an engine of another graph would not fail: it would write past its buffers.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from starflow.runtime.bundle.build_record import Profile
+from starflow.runtime.bundle.graph_spec import GraphSpec, fixed_shape
+from starflow.runtime.plain.errors import BundleError
+
+TENSORRT_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}
+
+
+def check_engine(
+    trt: Any, engine: Any, graph: GraphSpec, profiles: Sequence[Profile], where: str, rebuild: str
+) -> None:
+    """Compare an engine's inputs and outputs with a step graph's.
+
+    Args:
+        trt: The TensorRT module.
+        engine: A `trt.ICudaEngine`.
+        graph: The step graph.
+        profiles: What its optimisation profiles must be.
+        where: The engine's path, for messages.
+        rebuild: What mends it, for messages.
+
+    Raises:
+        BundleError: they differ; the message names the tensor.
+    """
+
+    def same(what: str, found: object, expected: object) -> None:
+        if found != expected:
+            raise BundleError(f"{where}: {what} is {found}, the manifest says {expected}; {rebuild}")
+
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    specs = {spec.name: spec for spec in (*graph.inputs, *graph.outputs)}
+    for name in sorted(specs.keys() ^ set(names)):
+        found, expected = ("missing", "there") if name in specs else ("there", "missing")
+        same(f"tensor {name}", found, expected)
+    same("the number of optimisation profiles", engine.num_optimization_profiles, len(profiles))
+    for name, spec in specs.items():
+        mode = trt.TensorIOMode.INPUT if spec in graph.inputs else trt.TensorIOMode.OUTPUT
+        same(f"{name}'s direction", engine.get_tensor_mode(name), mode)
+        same(f"{name}'s place", engine.get_tensor_location(name), trt.TensorLocation.DEVICE)
+        same(f"{name}'s type", engine.get_tensor_dtype(name), getattr(trt.DataType, TENSORRT_TYPES[spec.dtype]))
+        same(f"{name}'s shape", _sizes(engine.get_tensor_shape(name)), fixed_shape(spec, -1))
+    for spec in graph.inputs:
+        if "S" in spec.shape:
+            for index, profile in enumerate(profiles):
+                shapes = [_sizes(shape) for shape in engine.get_tensor_profile_shape(spec.name, index)]
+                range_ = [fixed_shape(spec, count) for count in (profile.minimum, profile.optimum, profile.maximum)]
+                same(f"the range of {spec.name} in optimisation profile {index}", shapes, range_)
+    updated = {spec.updated_by: spec.name for spec in graph.inputs if spec.updated_by}
+    for output in graph.outputs:
+        same(
+            f"the input that {output.name} updates",
+            engine.get_aliased_input_tensor(output.name),
+            updated.get(output.name),
+        )
+
+
+def _sizes(shape: Any) -> tuple[int, ...]:
+    return tuple(int(size) for size in shape)

@@ -1,0 +1,158 @@
+"""A built engine on a GPU, and the execution contexts that run it."""
+
+import mmap
+from pathlib import Path
+from typing import Any
+
+from starflow.runtime.backends.cuda.device import DeviceMemory, Gpu, Stream
+from starflow.runtime.backends.tensorrt.build import rebuild_advice
+from starflow.runtime.backends.tensorrt.contract import check_engine
+from starflow.runtime.backends.tensorrt.flavour import Flavour
+from starflow.runtime.backends.tensorrt.kernel_cache import KernelCache
+from starflow.runtime.backends.tensorrt.messages import message_log
+from starflow.runtime.bundle.build_record import BuildRecord, EngineSpec, check_engine_file
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.graph_spec import fixed_shape
+from starflow.runtime.plain.errors import BackendError, BundleError
+
+
+class TensorrtRuntime:
+    """An installed TensorRT on one GPU.
+
+    Attributes:
+        flavour: Which TensorRT.
+        gpu: Which GPU.
+    """
+
+    def __init__(self, flavour: Flavour, gpu: Gpu) -> None:
+        self.flavour, self.gpu = flavour, gpu
+        self._log = message_log(flavour, "ERROR")
+        self._runtime = flavour.trt.Runtime(self._log.logger)
+
+    def deserialize(self, path: Path) -> Any:
+        """The `trt.ICudaEngine` in a file, or None where TensorRT does not take it."""
+        # Mapped, so that weights pass from the file to the GPU without a copy of all of them in between.
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return self._runtime.deserialize_cuda_engine(content)
+
+    def last_error(self) -> str:
+        """What TensorRT said when it last refused something."""
+        return self._log.last_error()
+
+
+class BlockEngine:
+    """The engine of one flow block, deserialised and compared with the manifest.
+
+    Args:
+        runtime: A TensorRT of the build's flavour.
+        bundle: The bundle.
+        record: The build the engine belongs to.
+        spec: The engine.
+
+    Attributes:
+        graph: The step graph it was built from.
+        max_tokens: Most tokens of one run.
+        scratch_bytes: Memory a run needs besides its tensors, whatever the profile.
+
+    Raises:
+        BundleError: the file is missing or damaged, of another TensorRT, or not the engine of its block's graph.
+        BackendError: the GPU has too little memory.
+    """
+
+    def __init__(self, runtime: TensorrtRuntime, bundle: Bundle, record: BuildRecord, spec: EngineSpec) -> None:
+        self._runtime, self._record = runtime, record
+        self._path, self._rebuild = check_engine_file(bundle, record, spec), rebuild_advice(bundle, record)
+        self.graph = bundle.graph(bundle.variant(record.variant, "portable"), spec.block)
+        self.max_tokens = record.max_tokens
+        self._engine = self._load()
+        trt = runtime.flavour.trt
+        capacity = bundle.manifest.capacity(spec.block)
+        profiles = [profile.within(capacity) for profile in record.profiles]
+        check_engine(trt, self._engine, self.graph, profiles, str(self._path), self._rebuild)
+        self.scratch_bytes: int = self._engine.device_memory_size_v2
+        # Only RTX compiles where it runs.
+        self._cache = KernelCache(trt, self._engine, self._path) if hasattr(trt, "IRuntimeCache") else None
+
+    def close(self) -> None:
+        self._cache = self._engine = None
+
+    def execution(self, count: int, addresses: dict[str, int], scratch: DeviceMemory, stream: Stream) -> "Execution":
+        """Prepare runs of S = `count` tokens.
+
+        Args:
+            count: S.
+            addresses: Where every input and output lies, by name.
+            scratch: At least `scratch_bytes`; executions that share it must not run at once.
+            stream: Where they run.
+
+        Raises:
+            BackendError: TensorRT refuses.
+            BundleError: the engine was not built for that many tokens.
+        """
+        profile = self._record.profile_for(count)
+        strategy = self._runtime.flavour.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._engine.create_execution_context(self._cache.config if self._cache else strategy)
+        self.assert_done(context is not None, "to make an execution context")
+        selected = context.set_optimization_profile_async(profile, stream.handle)
+        self.assert_done(selected, f"optimisation profile {profile}")
+        for spec in self.graph.inputs:
+            if "S" in spec.shape:
+                taken = context.set_input_shape(spec.name, fixed_shape(spec, count))
+                self.assert_done(taken, f"{spec.name} of {count} tokens")
+        for name, address in addresses.items():
+            self.assert_done(context.set_tensor_address(name, address), f"the address of {name}")
+        context.set_device_memory(scratch.address, scratch.size)
+        return Execution(self, context, stream)
+
+    def save_cache(self) -> None:
+        """Keep what was compiled on this machine for the next start."""
+        if self._cache:
+            self._cache.save()
+
+    def assert_done(self, done: bool, what: str) -> None:
+        """Raise what TensorRT said if it did not do something.
+
+        Raises:
+            BackendError: it did not.
+        """
+        if not done:
+            free, total = self._runtime.gpu.memory()
+            raise BackendError(
+                f"flow block {self.graph.block}: TensorRT refuses {what} ({self._runtime.last_error()}); "
+                f"{free:,} of {total:,} bytes of GPU memory are free"
+            )
+
+    def _load(self) -> Any:
+        engine = self._runtime.deserialize(self._path)
+        if engine is not None:
+            return engine
+        size = self._path.stat().st_size
+        free, total = self._runtime.gpu.memory()
+        if free < size:
+            raise BackendError(
+                f"{self._path}: needs at least {size:,} bytes of GPU memory, {free:,} of {total:,} are free; free some"
+            )
+        raise BundleError(
+            f"{self._path}: {self._runtime.flavour.name} cannot load it ({self._runtime.last_error()}); {self._rebuild}"
+        )
+
+
+class Execution:
+    """Runs of an engine over a fixed number of tokens, at fixed addresses."""
+
+    def __init__(self, engine: BlockEngine, context: Any, stream: Stream) -> None:
+        self._engine, self._context, self._stream = engine, context, stream
+
+    def close(self) -> None:
+        self._stream.drain()
+        self._context = None
+
+    def enqueue(self) -> None:
+        """Put one run into the stream; returns before it is done."""
+        self._engine.assert_done(self._context.execute_async_v3(self._stream.handle), "to run")
+
+    def assert_capturable(self) -> None:
+        """Raise if a run cannot become part of a CUDA graph; only RTX can tell."""
+        if hasattr(self._context, "is_stream_capturable"):
+            capturable = self._context.is_stream_capturable(self._stream.handle)
+            self._engine.assert_done(capturable, "to be captured into a CUDA graph")

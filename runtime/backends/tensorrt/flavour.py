@@ -1,0 +1,62 @@
+"""The two TensorRTs, which share one Python API: `tensorrt` for every GPU, `tensorrt_rtx` for RTX cards.
+
+They differ in where engines can be built and in a few calls. Differences are probed on the imported module, never read off
+a version.
+"""
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Literal, get_args
+
+from starflow.runtime.plain.errors import BackendError, UsageError
+
+FlavourName = Literal["tensorrt", "tensorrt-rtx"]
+FLAVOUR_NAMES: tuple[FlavourName, ...] = get_args(FlavourName)
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """An installed TensorRT.
+
+    Attributes:
+        name: What targets, build records and messages call it; also the extra that installs it.
+        trt: The imported Python module.
+    """
+
+    name: FlavourName
+    trt: ModuleType
+
+    @property
+    def version(self) -> str:
+        return str(self.trt.__version__)
+
+    @property
+    def named_capabilities(self) -> tuple[str, ...]:
+        """Compute capabilities it can build for on any machine, such as "8.9"; empty where it builds for the GPU present."""
+        members = getattr(self.trt, "ComputeCapability", None)
+        if members is None:
+            return ()
+        numbers = (name.removeprefix("SM") for name in members.__members__ if name.startswith("SM"))
+        return tuple(f"{number[:-1]}.{number[-1]}" for number in numbers)
+
+
+def load_flavour(name: str) -> Flavour:
+    """Import a flavour.
+
+    Raises:
+        UsageError: there is no such flavour.
+        BackendError: it is not installed, or its libraries do not load.
+    """
+    known = next((flavour for flavour in FLAVOUR_NAMES if flavour == name), None)
+    if known is None:
+        raise UsageError(f"{name!r} is no TensorRT flavour; choose {' or '.join(FLAVOUR_NAMES)}")
+    module = known.replace("-", "_")
+    try:
+        return Flavour(known, importlib.import_module(module))
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise BackendError(f"{module} is not installed: pip install 'starflow-compiler[{known}]'") from None
+    except (ImportError, OSError) as error:
+        raise BackendError(f"{module} is installed but does not load: {' '.join(str(error).split())[:200]}") from None

@@ -1,0 +1,56 @@
+"""Kernels TensorRT RTX compiles on the machine an engine runs on, kept on disk for the next start."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+from starflow.runtime.plain.atomic_write import atomic_file
+from starflow.runtime.plain.errors import BackendError
+
+
+class KernelCache:
+    """The runtime configuration of an RTX engine, with a cache that outlives the process.
+
+    The cache lies beside the engine, as `<engine>.runtime-cache`. One that comes from another GPU, driver or release is turned
+    down by TensorRT and replaced. Where the folder cannot be written, nothing is kept and every start compiles again.
+
+    Args:
+        trt: The TensorRT RTX module.
+        engine: The `trt.ICudaEngine`.
+        path: The engine's file.
+
+    Attributes:
+        config: `trt.IRuntimeConfig` to make execution contexts from.
+    """
+
+    def __init__(self, trt: Any, engine: Any, path: Path) -> None:
+        self._path = path.with_suffix(".runtime-cache")
+        self.config = engine.create_runtime_config()
+        self.config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        self.config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # graphs are captured by us
+        # A kernel compiled in the background would miss the capture, and the graph replay its slow stand-in for ever.
+        eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        self.config.dynamic_shapes_kernel_specialization_strategy = eager
+        self._cache = self.config.create_runtime_cache()
+        self._on_disk = b""
+        with contextlib.suppress(OSError):
+            self._on_disk = self._path.read_bytes()
+            self._cache.deserialize(self._on_disk)
+        self.config.set_runtime_cache(self._cache)
+
+    def save(self) -> None:
+        """Keep what was compiled.
+
+        Raises:
+            BackendError: the disk is full or fails.
+        """
+        serialized = self._cache.serialize()
+        content = b"" if serialized is None else bytes(serialized)
+        if content in (b"", self._on_disk) or not os.access(self._path.parent, os.W_OK):
+            return
+        try:
+            with atomic_file(self._path) as temporary:
+                temporary.write_bytes(content)
+        except OSError as error:
+            raise BackendError(f"{self._path}: cannot be written ({error.strerror}); free some space") from None

@@ -1,0 +1,84 @@
+"""What a manifest says of files, graphs, and their inputs and outputs."""
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from starflow.runtime.plain.validation import Part
+
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int8": 1}
+
+Role = Literal[
+    "position",
+    "previous",
+    "noise",
+    "samples",
+    "condition",
+    "label",
+    "guidance",
+    "guidance_scale",
+    "guidance_shift",
+    "guidance_anneal",
+    "inverse_temperature",
+    "cache",
+    "token",
+    "pass",
+    "passes",
+    "x",
+    "point",
+    "total",
+    "velocity",
+    "ids",
+    "mask",
+    "features",
+    "pixels",
+    "latent",
+    "score",
+    "prediction",
+]
+
+
+class TensorSpec(Part):
+    """An input or output of a graph.
+
+    `shape` holds sizes and, for the number of tokens of a run, the string "S". An input that an output updates in place
+    names it in `updated_by`: both must be bound to the same memory.
+    """
+
+    name: str
+    dtype: Literal["float32", "float16", "bfloat16", "int64", "int8"]
+    shape: tuple[int | Literal["S"], ...]
+    role: Role
+    updated_by: str | None = None
+
+
+def fixed_shape(spec: TensorSpec, count: int = 1) -> tuple[int, ...]:
+    """The shape of a tensor in a run of `count` tokens."""
+    return tuple(count if isinstance(size, str) else size for size in spec.shape)
+
+
+def tensor_bytes(spec: TensorSpec, count: int = 1) -> int:
+    """The size of a tensor in a run of `count` tokens."""
+    return math.prod(fixed_shape(spec, count)) * ITEM_BYTES[spec.dtype]
+
+
+class FileSpec(Part):
+    """A file of the bundle: path relative to its root, size in bytes, SHA-256."""
+
+    path: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class GraphSpec(Part):
+    """The step graph of one flow block in one variant, or the velocity graph of a continuous flow, which counts as block 0.
+
+    `weight_bytes` are the bytes of all weights a single step reads, in the type they are computed in on this lowering.
+    """
+
+    block: int = Field(ge=0)
+    file: FileSpec
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    weight_bytes: int = Field(ge=0)

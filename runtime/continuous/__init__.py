@@ -1,0 +1,1 @@
+"""Continuous flows: the integration from noise to data."""

@@ -1,0 +1,109 @@
+"""Continuous flows behind the sampler: conditions as rows, which plan, and what can be asked for."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starflow.runtime.backends.base import Backend
+from starflow.runtime.backends.continuous_runner import VelocityInputs
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
+from starflow.runtime.bundle.manifest import Variant
+from starflow.runtime.conditions import Conditions
+from starflow.runtime.continuous.integration_loop import integrate_batch
+from starflow.runtime.family import Request
+from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.guidance import Guidance
+from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSteps, default_plan, read_integration_plan
+
+WORK = 1000  # parts of the way from noise to data that progress is told in
+
+
+class ContinuousLoop:
+    """Integrates a bundle's velocity.
+
+    Args:
+        bundle: The bundle.
+        variant: The variant that runs.
+        backend: Runs it.
+        plan: Solver and steps; None takes the plan that is stored for this backend and variant, else `default_plan`.
+    """
+
+    work = WORK
+
+    def __init__(
+        self, bundle: Bundle, variant: Variant, backend: Backend, plan: FixedSteps | AdaptiveSteps | None
+    ) -> None:
+        self._manifest, self._backend = bundle.continuous, backend
+        stored = self._manifest.plan_for(backend.name, variant.name)
+        self.plan: FixedSteps | AdaptiveSteps = plan or (stored.plan if stored else default_plan())
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        return self._manifest.model.data_shape
+
+    @property
+    def decoding(self) -> str:
+        return str(self.plan)
+
+    def check(self, request: Request) -> None:
+        guidance = request.guidance
+        if request.attention_temperature != 1.0:
+            raise UsageError("an attention temperature is for autoregressive flows; leave it out")
+        if guidance != Guidance(guidance.weight):
+            raise UsageError(
+                "guidance of a continuous flow has a weight; the other options are STARFlow's and TARFlow's"
+            )
+        if guidance.weight and not self._manifest.guided:
+            if self._manifest.conditioning.kind == "none":
+                raise UsageError(f"guidance {guidance.weight} on an unconditional model; leave it out")
+            raise UsageError("this bundle was exported with --no-guidance; export it again without that option")
+
+    def run(
+        self, noise: NDArray, conditions: Conditions, request: Request, count: int, on_work: Callable[[int], None]
+    ) -> NDArray[np.float32]:
+        done = 0
+
+        def on_time(time: float) -> None:
+            nonlocal done
+            part = max(0, int(time * WORK) - done)
+            done += part
+            on_work(part)
+
+        runner = self._backend.velocity_runner()
+        runner.condition(velocity_inputs(self._manifest, conditions, request.guidance))
+        result = integrate_batch(runner, noise, self.plan, on_time)
+        on_work(WORK - done)
+        if request.on_passes:
+            request.on_passes(0, result.passes)
+        if request.on_block:
+            request.on_block(0, result.x[:count])
+        return result.x
+
+
+def velocity_inputs(manifest: ContinuousManifest, conditions: Conditions, guidance: Guidance) -> VelocityInputs:
+    """What the graph takes besides its state; where it is guided, [conditional, null] rows."""
+    condition, label = conditions.tokens, conditions.labels
+    if manifest.guided and condition is not None and conditions.null_tokens is not None:
+        condition = np.concatenate([condition, conditions.null_tokens])
+    if manifest.guided and label is not None:
+        label = np.concatenate([label, np.full(manifest.batch, conditions.null_label, np.int64)])
+    return VelocityInputs(condition, label, np.full(manifest.batch, guidance.weight, np.float32))
+
+
+def resolve_integration_plan(plan: object) -> FixedSteps | AdaptiveSteps | None:
+    """A plan; None for `auto`.
+
+    Raises:
+        UsageError: it is none for a continuous flow.
+    """
+    if isinstance(plan, FixedSteps | AdaptiveSteps):
+        return plan
+    if plan == "auto":
+        return None
+    if isinstance(plan, str | os.PathLike) and plan != "sequential":
+        return read_integration_plan(Path(plan))
+    raise UsageError(f"plan {plan}: is for autoregressive flows; this one takes auto, a file, or --solver and --steps")

@@ -1,0 +1,95 @@
+"""The loop of a continuous flow, written once for every backend: from noise at time 0 to data at time 1."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starflow.runtime.backends.continuous_runner import VelocityRunner
+from starflow.runtime.ode.divergence import check_state, has_diverged
+from starflow.runtime.ode.dormand_prince import integrate_adaptively
+from starflow.runtime.ode.fixed_step import pass_table
+from starflow.runtime.ode.tableau import fixed_step_tableau
+from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSteps
+
+PASSES_PER_REPORT = 16  # how many passes run between two progress reports
+
+OnTime = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Integrated:
+    """What an integration came to, and how often the network ran.
+
+    Attributes:
+        x: [B, *data_shape] float32.
+        passes: Runs of the network.
+        times: The grid.
+    """
+
+    x: NDArray[np.float32]
+    passes: int
+    times: tuple[float, ...]
+
+
+def integrate_batch(
+    runner: VelocityRunner, x: NDArray, plan: FixedSteps | AdaptiveSteps, on_time: OnTime = lambda time: None
+) -> Integrated:
+    """Integrate one batch of exactly the exported size.
+
+    Args:
+        runner: Runs the velocity graph; it knows condition and guidance.
+        x: Noise [B, *data_shape] float32.
+        plan: Solver and steps.
+        on_time: Called with the time that has been reached.
+
+    Raises:
+        IntegrationError: it diverged, or the tolerance is out of reach.
+    """
+    if isinstance(plan, AdaptiveSteps):
+        return _adaptive(runner, x, plan.tolerance, on_time)
+    table = plan_table(plan)
+    runner.start(x)
+    for part in _parts(runner, table):
+        runner.load(part)
+        for first in range(0, len(part), PASSES_PER_REPORT):
+            passes = part[first : first + PASSES_PER_REPORT]
+            runner.advance(len(passes))
+            on_time(float(passes[-1, 0]))
+    found = runner.read()
+    if has_diverged(found):
+        # Nothing was looked at on the way, so that no device had to wait. Once more, looking.
+        for step, (state, time) in enumerate(zip(states(runner, x, table), plan.times[1:], strict=True), 1):
+            check_state(state, step, plan.steps, time)
+    return Integrated(found, len(table), plan.times)
+
+
+def plan_table(plan: FixedSteps) -> NDArray[np.float64]:
+    """The passes of a plan, see `pass_table`."""
+    return pass_table(fixed_step_tableau(plan.solver), plan.times)
+
+
+def states(runner: VelocityRunner, x: NDArray, table: NDArray) -> Iterator[NDArray[np.float32]]:
+    """The state after every step of an integration from x."""
+    runner.start(x)
+    for part in _parts(runner, table):
+        runner.load(part)
+        for last in part[:, 3]:
+            runner.advance(1)
+            if last:
+                yield runner.read()
+
+
+def _parts(runner: VelocityRunner, table: NDArray) -> Iterator[NDArray]:
+    for first in range(0, len(table), runner.max_passes):
+        yield table[first : first + runner.max_passes]
+
+
+def _adaptive(runner: VelocityRunner, x: NDArray, tolerance: float, on_time: OnTime) -> Integrated:
+    def velocity(point: NDArray, time: float) -> NDArray:
+        on_time(time)
+        return runner.velocity(point, time).astype(np.float64)
+
+    result = integrate_adaptively(velocity, x, tolerance)
+    return Integrated(result.x.astype(np.float32), result.passes, result.times)

@@ -1,0 +1,188 @@
+"""Where the time of a step goes, by ONNX Runtime's profiler.
+
+The profiler takes time itself, a few microseconds for each operator, so this is a run of its own, never a timed one. Its cost is
+taken off: within an operator it is what the cheapest one takes, which does next to nothing, and what passes between operators
+follows from the same steps without a profiler. Where the operators still take longer than those steps, all are scaled to them.
+"""
+
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from starflow.runtime.autoregressive.sampling_loop import block_inputs
+from starflow.runtime.backends.base import Backend
+from starflow.runtime.backends.block_runner import SequenceRunner
+from starflow.runtime.backends.onnxruntime.backend import HostBlockRunner, OnnxRuntimeBackend
+from starflow.runtime.bundle.manifest import Block, Manifest
+from starflow.runtime.diagnostics.benchmark import step_bytes
+from starflow.runtime.diagnostics.benchmark_timer import some_conditions
+from starflow.runtime.plain.errors import BackendError, UsageError
+from starflow.runtime.plain.guidance import Guidance
+from starflow.runtime.sampler import Sampler
+
+PRODUCTS, ATTENTION, NORMS, OTHER = "matrix products", "attention", "norms, activations", "other operators"
+BETWEEN = "between operators"
+
+# Parts of operator names; the first kind that fits counts, since fused operators carry the names of what they hold.
+KINDS = {
+    ATTENTION: ("Attention", "TensorScatter", "Rotary"),
+    PRODUCTS: ("MatMul", "Gemm"),
+    NORMS: ("Normalization", "Gelu", "Sigmoid", "Softplus", "Softmax", "Swish", "Tanh", "Relu"),
+}
+STEPS = 48  # in the middle of a sequence, where caches are as full as on average
+
+
+@dataclass(frozen=True)
+class KindTime:
+    """What operators of one kind take of a token, over all flow blocks.
+
+    Attributes:
+        kind: See `KINDS`; `between operators` is what steps take beyond their operators.
+        milliseconds: A token.
+        floor_milliseconds: Time to read the weights (of matrix products) or the valid caches (of attention) once.
+        operators: Milliseconds a token by operator, the largest first.
+    """
+
+    kind: str
+    milliseconds: float
+    floor_milliseconds: float
+    operators: dict[str, float]
+
+
+@dataclass(frozen=True)
+class StepProfile:
+    """A token, decoded by single steps.
+
+    Attributes:
+        variant: The variant.
+        milliseconds: Of steps in the middle of a sequence, without a profiler.
+        profiled_milliseconds: Of the same steps, profiled.
+        kinds: What they consist of, the profiler's cost taken off.
+    """
+
+    variant: str
+    milliseconds: float
+    profiled_milliseconds: float
+    kinds: tuple[KindTime, ...]
+
+    @property
+    def floor_milliseconds(self) -> float:
+        """The floor of a whole token."""
+        return sum(kind.floor_milliseconds for kind in self.kinds)
+
+
+def check_profiler(sampler: Sampler) -> None:
+    """Raise where operators cannot be timed.
+
+    Raises:
+        UsageError: the sampler's backend has no profiler.
+    """
+    if (name := sampler.backend.name) != "onnxruntime cpu":
+        raise UsageError(
+            f"--explain is not available on backend {name}: only ONNX Runtime on the CPU times its operators; "
+            "leave it out, or add --backend onnxruntime"
+        )
+
+
+def profile_steps(sampler: Sampler, *, guidance: float, bandwidth: float) -> StepProfile:
+    """Run some steps of every flow block, plain, and again in a session that the profiler watches.
+
+    Args:
+        sampler: An open sampler of the variant, on ONNX Runtime's CPU backend.
+        guidance: Weight.
+        bandwidth: Bytes a second.
+
+    Raises:
+        UsageError: the sampler has another backend.
+        BackendError: the profiler did not write what it should.
+    """
+    check_profiler(sampler)
+    manifest = sampler.bundle.autoregressive
+    weight = Guidance(guidance if manifest.guidance else 0.0)
+    operators: dict[str, float] = defaultdict(float)
+    plain, profiled, weights, caches = 0.0, 0.0, 0, 0
+    for graph in sampler.variant.graphs:
+        block = manifest.blocks[graph.block]
+        plain += _decode_middle(sampler.backend, manifest, block, weight)
+        runner = sampler.backend.runner(block.index)
+        assert isinstance(runner, HostBlockRunner)
+        with tempfile.TemporaryDirectory(prefix="starflow-profile-") as folder:
+            with OnnxRuntimeBackend(sampler.bundle, sampler.variant, "cpu", runner.threads, Path(folder)) as backend:
+                profiled += _decode_middle(backend, manifest, block, weight)
+            for name, milliseconds in _operators(Path(folder), _middle(block)[1]).items():
+                operators[name] += milliseconds
+        weights += graph.weight_bytes
+        caches += step_bytes(graph, block) - graph.weight_bytes
+    floors = {PRODUCTS: 1000 * weights / bandwidth, ATTENTION: 1000 * caches / bandwidth}
+    return StepProfile(sampler.variant.name, plain, profiled, _by_kind(operators, plain, floors))
+
+
+def kind_of(operator: str) -> str:
+    """The kind an operator counts as."""
+    return next((kind for kind, parts in KINDS.items() if any(part in operator for part in parts)), OTHER)
+
+
+def _middle(block: Block) -> tuple[int, int]:
+    """Where profiled steps start, and how many there are."""
+    tokens = block.capacity - block.prefix
+    steps = min(STEPS, tokens)
+    return block.prefix + (tokens - steps) // 2, steps
+
+
+def _decode_middle(backend: Backend, manifest: Manifest, block: Block, guidance: Guidance) -> float:
+    """Decode the steps in the middle twice, the first time to warm up; milliseconds a step."""
+    shape = (manifest.batch, manifest.model.tokens, manifest.model.token_dim)
+    noise = np.random.default_rng(0).standard_normal(shape, np.float32)
+    runner = backend.runner(block.index)
+    assert isinstance(runner, SequenceRunner)
+    runner.prefill(block_inputs(manifest, block, noise, some_conditions(manifest), guidance, 1.0))
+    start, steps = _middle(block)
+    for _ in range(2):
+        runner.seek(start)
+        begin = time.perf_counter()
+        runner.advance(steps)
+        end = time.perf_counter()
+    return 1000 * (end - begin) / steps
+
+
+def _operators(folder: Path, steps: int) -> dict[str, float]:
+    """Milliseconds of a step by operator, from the last runs the profiler noted in a folder."""
+    runs = [run for file in folder.iterdir() for run in _runs(json.loads(file.read_text(encoding="utf-8")))]
+    if len(runs) < 2 * steps:
+        raise BackendError(f"ONNX Runtime's profiler noted {len(runs)} runs of more than {2 * steps}")
+    durations: dict[str, list[int]] = defaultdict(list)
+    for run in runs[-steps:]:
+        for name, microseconds in run:
+            durations[name].append(microseconds)
+    cheapest = min(sum(values) / len(values) for values in durations.values())
+    return {name: (sum(values) - cheapest * len(values)) / steps / 1000 for name, values in durations.items()}
+
+
+def _runs(events: Iterable[Mapping[str, Any]]) -> Iterator[list[tuple[str, int]]]:
+    """Operators and their microseconds, run by run: a run is noted after its operators."""
+    operators: list[tuple[str, int]] = []
+    for event in events:
+        if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            operators.append((event["args"]["op_name"], event["dur"]))
+        elif event["name"] == "model_run":
+            yield operators
+            operators = []
+
+
+def _by_kind(operators: Mapping[str, float], total: float, floors: Mapping[str, float]) -> tuple[KindTime, ...]:
+    scale = min(1.0, total / sum(operators.values()))
+    operators = {name: scale * milliseconds for name, milliseconds in operators.items()}
+    kinds = []
+    for kind in (PRODUCTS, ATTENTION, NORMS, OTHER):
+        own = {name: time for name, time in operators.items() if kind_of(name) == kind}
+        largest_first = dict(sorted(own.items(), key=lambda pair: -pair[1]))
+        kinds.append(KindTime(kind, sum(own.values()), floors.get(kind, 0.0), largest_first))
+    between = max(0.0, total - sum(operators.values()))  # scaled ones may exceed it by a rounding error
+    return (*kinds, KindTime(BETWEEN, between, 0.0, {}))

@@ -1,0 +1,1 @@
+"""Networks beside the flow: text encoder, autoencoder and denoisers."""

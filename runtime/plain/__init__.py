@@ -1,0 +1,1 @@
+"""Errors, files, images and words that every stage shares; neither torch nor ONNX Runtime."""

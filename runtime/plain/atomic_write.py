@@ -1,0 +1,97 @@
+"""Files and folders that appear whole or not at all.
+
+Content is written beside its destination and renamed into place; an error, Ctrl-C or a full disk leaves nothing behind.
+"""
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from starflow.runtime.plain.errors import UsageError
+
+
+def check_file(destination: Path) -> None:
+    """Say before long work whether a file could be written; creates nothing.
+
+    Raises:
+        UsageError: it could not.
+    """
+    if destination.is_dir():
+        raise UsageError(f"{destination}: is a folder; name a file")
+    _check_parent(destination)
+
+
+def _check_parent(destination: Path) -> Path:
+    parents = destination.absolute().parents
+    nearest = next(parent for parent in parents if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UsageError(f"{destination}: {nearest} is not a folder you can write to; name another")
+    return parents[0]
+
+
+def _make_parent(destination: Path) -> Path:
+    parent = _check_parent(destination)
+    parent.mkdir(parents=True, exist_ok=True)
+    return parent
+
+
+def _temporary_name(destination: Path) -> str:
+    return f".{destination.name}.{secrets.token_hex(4)}"
+
+
+@contextmanager
+def atomic_file(destination: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `destination`; on success it replaces `destination`, on any error it is removed.
+
+    Raises:
+        UsageError: the folder cannot be created or written.
+    """
+    destination = Path(destination)
+    check_file(destination)
+    temporary = _make_parent(destination) / _temporary_name(destination)
+    try:  # before the file is there: Ctrl-C may come right after
+        temporary.touch(mode=0o600, exist_ok=False)
+        yield temporary
+        # A finished result gets the permissions any new file would have.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(destination)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(destination: str | os.PathLike[str], *, replace: bool) -> Iterator[Path]:
+    """Yield a temporary folder beside `destination`; on success it takes that name, on any error it is removed.
+
+    Args:
+        destination: Folder to create.
+        replace: Whether an existing folder gives way (it is moved aside first and removed last).
+
+    Raises:
+        UsageError: `destination` exists and may not be replaced, or its parent cannot be written.
+    """
+    destination = Path(destination)
+    if destination.exists() and (not destination.is_dir() or not replace):
+        kind = "folder" if destination.is_dir() else "file"
+        raise UsageError(f"{destination}: a {kind} of that name exists; remove it or pass --force (folders only)")
+    parent = _make_parent(destination)
+    temporary = parent / _temporary_name(destination)
+    try:
+        temporary.mkdir(mode=0o700)
+        yield temporary
+        temporary.chmod(0o755)
+        if destination.exists():
+            retired = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=parent))
+            destination.replace(retired)
+            temporary.replace(destination)
+            shutil.rmtree(retired)
+        else:
+            temporary.replace(destination)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Decode plans and integration plans, as files and manifests state them."""

@@ -1,0 +1,144 @@
+"""Graphs of the denoisers on ONNX Runtime against PyTorch, and what they hold."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from starflow.export.autoregressive.score_graph import DenoiserShape, trace_denoiser, trace_score
+from starflow.export.onnx_graph.traced_graph import SharedWeights
+from starflow.export.onnx_graph.weight_file import WeightFile
+from starflow.export.tensorrt.parse import parse_graph
+from starflow.runtime.backends.tensorrt.flavour import load_flavour
+from starflow.training.autoregressive.denoise import score
+from starflow.training.autoregressive.model import FlowModel, build_model
+from starflow.training.autoregressive.starflow import Starflow
+from starflow.training.config import ModelConfig, StarflowConfig
+from tests.models import features_config, randomise, tarflow_config, unconditional_config
+
+OPTIONS = {"num_heads": 2, "num_kv_heads": 1, "norm_type": "rms_norm", "use_swiglu": True, "use_qk_norm": True}
+OPTIONS |= {"use_post_norm": True, "use_bias": False, "hf_style_rope": True, "seq_order": "R2L"}
+DENOISER = {"learnable_self_denoiser": True, "conditional_denoiser": True}
+CONFIGS: dict[str, ModelConfig] = {
+    "features": StarflowConfig(**features_config().model.model_dump() | DENOISER | OPTIONS),
+    "unconditional": unconditional_config().model,
+    "tarflow": tarflow_config().model,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("denoisers")
+
+
+def write(
+    model: FlowModel, path: Path, shape: DenoiserShape, *, learned: bool = False, dtype: type = np.float32
+) -> Path:
+    """A graph traced on the meta device, as an export does it, beside its weights of some type."""
+    with torch.device("meta"):
+        shapes_only = build_model(model.config)
+    tensors = {name: partial(value.numpy().astype, dtype) for name, value in model.state_dict().items()}
+    with WeightFile(path.with_suffix(".safetensors")) as file:
+        weights = SharedWeights(tensors, file, file.path.name)
+        if learned:
+            assert isinstance(shapes_only, Starflow)
+            graph = trace_denoiser(shapes_only, shape).over(weights)
+        else:
+            graph = trace_score(shapes_only, shape).over(weights)
+    onnx.save(graph, path)
+    onnx.checker.check_model(path, full_check=True)
+    return path
+
+
+def run(path: Path, **inputs: NDArray) -> NDArray:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert {value.name for value in session.get_inputs()} == inputs.keys()
+    (found,) = session.run(None, inputs)
+    return found
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, FlowModel]:
+    return {name: randomise(build_model(config)) for name, config in CONFIGS.items()}
+
+
+@pytest.fixture(scope="module")
+def graphs(folder: Path, models: dict[str, FlowModel]) -> dict[str, Path]:
+    """The score of every model, STARFlow's over images that are wider than high and with a text of five tokens."""
+    shapes = {name: DenoiserShape(2, 4, 12, 5) for name in models} | {"tarflow": DenoiserShape(2, 8, 8)}
+    return {name: write(model, folder / f"{name}.onnx", shapes[name]) for name, model in models.items()}
+
+
+def data(height: int, width: int) -> NDArray:
+    return np.random.default_rng(0).standard_normal((2, 1, height, width), np.float32)
+
+
+TEXT = np.random.default_rng(1).standard_normal((2, 5, 6), np.float32)
+
+
+@pytest.mark.parametrize("name", ["features", "unconditional"])
+def test_the_score_of_starflow(name: str, models: dict[str, FlowModel], graphs: dict[str, Path]) -> None:
+    given = {"x": data(4, 12)} | ({"condition": TEXT} if name == "features" else {})
+    expected = score(models[name], *map(torch.from_numpy, given.values())).numpy()
+    np.testing.assert_allclose(run(graphs[name], **given), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def test_the_score_of_tarflow_drops_the_null_class(models: dict[str, FlowModel], graphs: dict[str, Path]) -> None:
+    x = data(8, 8)
+    expected = score(models["tarflow"], torch.from_numpy(x), torch.tensor([2, -1])).numpy()
+    for null in (3, -1):  # the number of classes, as bundles have it; a negative id, as the published code has it
+        found = run(graphs["tarflow"], x=x, label=np.array([2, null]))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    other = run(graphs["tarflow"], x=x, label=np.array([1, 3]))
+    assert np.abs(other[0] - expected[0]).max() > 1e-3
+    np.testing.assert_array_equal(other[1], found[1])
+
+
+def test_the_learned_denoiser(folder: Path, models: dict[str, FlowModel]) -> None:
+    model, x = models["features"], data(4, 12)
+    assert isinstance(model, Starflow)
+    path = write(model, folder / "learned.onnx", DenoiserShape(2, 4, 12, 5), learned=True)
+    with torch.no_grad():
+        expected = model.denoiser_prediction(torch.from_numpy(x), torch.from_numpy(TEXT)).numpy()
+    np.testing.assert_allclose(run(path, x=x, condition=TEXT), expected, rtol=1e-5, atol=1e-5)
+    stored = load_file(path.with_suffix(".safetensors"))
+    assert {name.partition(".")[0] for name in stored if "_padding" not in name} == {"learnable_self_denoiser"}
+
+
+def test_smaller_weights_are_widened(folder: Path) -> None:
+    model = randomise(build_model(CONFIGS["tarflow"]))
+    path = write(model, folder / "half.onnx", DenoiserShape(2, 8, 8), dtype=np.float16)
+    model.half().float()
+    x, label = data(8, 8), np.array([2, 0])
+    expected = score(model, torch.from_numpy(x), torch.from_numpy(label)).numpy()
+    np.testing.assert_allclose(run(path, x=x, label=label), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_weights_are_stored_once_and_as_the_checkpoint_has_them(
+    name: str, models: dict[str, FlowModel], graphs: dict[str, Path]
+) -> None:
+    state = models[name].state_dict()
+    stored = load_file(graphs[name].with_suffix(".safetensors"))
+    # TARFlow's prior is no part of the published loss, nor is the learned denoiser.
+    expected = {key for key in state if key.startswith("blocks.")}
+    assert {key for key in stored if "_padding" not in key} == expected
+    for key in expected:
+        np.testing.assert_array_equal(stored[key], state[key].numpy())
+    inside = onnx.load(graphs[name], load_external_data=False).graph.initializer
+    largest = max(int(np.prod(tensor.dims)) for tensor in inside if not tensor.external_data)
+    assert largest <= (12 + 5) ** 2  # a causal mask; no copy of a weight
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_graph_has_standard_operators_that_tensorrt_reads(name: str, graphs: dict[str, Path]) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    graph = onnx.load(graphs[name], load_external_data=False)
+    assert [(opset.domain, opset.version) for opset in graph.opset_import] == [("", 24)]
+    assert parse_graph(load_flavour("tensorrt-rtx"), graphs[name]).network.num_layers > 0

@@ -1,0 +1,89 @@
+"""ONNX Runtime on other providers: what can be shown without a GPU.
+
+The runner for devices does not know which memory its OrtValues are in, so here they are in the CPU's.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from starflow.runtime import Jacobi, Sampler
+from starflow.runtime.backends.block_runner import SequenceRunner
+from starflow.runtime.backends.choice import Provider
+from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
+from starflow.runtime.backends.onnxruntime.device_runner import DeviceBlockRunner
+from starflow.runtime.backends.onnxruntime.session import CPU, CUDA, check_provider
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.graph_spec import GraphSpec
+from starflow.runtime.command_line import main
+from starflow.runtime.plain.errors import BackendError
+
+
+class DeviceBackendOnCpu(OnnxRuntimeBackend):
+    def _open(self, graph: GraphSpec) -> SequenceRunner:
+        manifest = self._bundle.autoregressive
+        block = manifest.blocks[graph.block]
+        return DeviceBlockRunner(self._bundle, graph, block, manifest.max_chunk, "cpu", device="cpu")
+
+
+@pytest.mark.parametrize("variant", ["portable-fp32", "portable-fp16"])
+@pytest.mark.parametrize("plan", ["sequential", Jacobi(chunk=5)])
+def test_the_device_runner_makes_the_same_samples(tiny_bundle: Path, variant: str, plan) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    chosen = bundle.variant(variant, "portable")
+    with Sampler.open(tiny_bundle, variant=variant, plan=plan, threads=1) as host:
+        noise = host.noise(3, seed=5)
+        expected = host.generate(noise, [1, 2, 3], guidance=1.5)
+    with Sampler(bundle, chosen, DeviceBackendOnCpu(bundle, chosen), plan) as device:
+        for _ in range(2):  # the second time on buffers that are not fresh
+            np.testing.assert_array_equal(device.generate(noise, [1, 2, 3], guidance=1.5), expected)
+
+
+class RunnerThatStandsStill(DeviceBlockRunner):
+    """What a position that lies elsewhere than the session reads it comes to: every step is the one at its first value."""
+
+    def advance(self, steps: int) -> None:
+        for _ in range(steps):
+            self.run(1)
+
+
+def test_steps_that_do_not_move_on_are_refused(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    graph = bundle.variant("portable-fp32", "portable").graphs[0]
+    block = bundle.autoregressive.blocks[graph.block]
+    with pytest.raises(BackendError, match="does not move on from one step to the next"):
+        RunnerThatStandsStill(bundle, graph, block, bundle.autoregressive.max_chunk, "cpu", device="cpu")
+
+
+def test_a_provider_this_build_lacks_is_refused(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BackendError, match=r"has no CUDAExecutionProvider; .*onnxruntime-gpu"):
+        check_provider("cuda")
+    assert main(["sample", str(tiny_bundle), "--provider", "cuda"]) == 1
+    assert "onnxruntime-gpu" in capsys.readouterr().err
+    assert main(["sample", str(tiny_bundle), "--provider", "directml"]) == 2
+
+
+def test_a_silent_fallback_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime-gpu lists CUDA everywhere and, without a GPU, gives a CPU session without a word."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    with (
+        pytest.raises(BackendError, match="asked ONNX Runtime for CUDAExecutionProvider, got CPUExecutionProvider"),
+        Sampler.open(tiny_bundle, provider="cuda") as sampler,
+    ):
+        sampler.sample([1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_providers_agree_with_the_cpu(tiny_bundle: Path, provider: Provider) -> None:
+    try:
+        check_provider(provider)
+    except BackendError as error:
+        pytest.skip(str(error))
+    with Sampler.open(tiny_bundle, variant="portable-fp32", threads=1) as cpu:
+        noise = cpu.noise(2)
+        expected = cpu.generate(noise, [1, 2], guidance=1.5)
+    with Sampler.open(tiny_bundle, variant="portable-fp32", provider=provider) as gpu:
+        np.testing.assert_allclose(gpu.generate(noise, [1, 2], guidance=1.5), expected, atol=1e-3)

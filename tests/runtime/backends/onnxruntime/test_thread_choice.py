@@ -1,0 +1,77 @@
+"""How many threads a flow block gets: the faster choice, and the same numbers whichever it is."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from starflow.runtime.backends.block_runner import SequenceRunner
+from starflow.runtime.backends.onnxruntime.backend import HostBlockRunner
+from starflow.runtime.backends.onnxruntime.thread_choice import LARGE_WEIGHTS, fastest_runner, thread_counts
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.sampler import Sampler
+
+CORES = len(os.sched_getaffinity(0))
+
+
+class TimedRunner(SequenceRunner):
+    """Takes a given time for a step."""
+
+    def __init__(self, bundle: Bundle, seconds: float) -> None:
+        block = bundle.autoregressive.blocks[0]
+        super().__init__(block, bundle.manifest.variants[0].graphs[0], 1)
+        self.seconds, self.cleared, self.furthest, self._at = seconds, 0, 0, 0
+
+    def store(self, name: str, value: NDArray | np.float32, count: int = 1) -> None: ...
+
+    def fetch(self, name: str, count: int = 1) -> NDArray:
+        raise NotImplementedError
+
+    def run(self, count: int) -> None: ...
+
+    def seek(self, position: int) -> None:
+        self._at = position
+
+    def tell(self) -> int:
+        return self._at
+
+    def advance(self, steps: int) -> None:
+        time.sleep(self.seconds * steps)
+        self._at += steps
+        self.furthest = max(self.furthest, self._at)
+
+    def clear(self) -> None:
+        self.cleared += 1
+
+
+def test_the_faster_runner_is_taken_and_cleared(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    runners = {1: TimedRunner(bundle, 0.004), 2: TimedRunner(bundle, 0.0005)}
+    chosen = fastest_runner(runners.__getitem__, (1, 2))
+    assert chosen is runners[2] and chosen.cleared == 1
+    assert 0 < chosen.furthest <= chosen.block.capacity
+
+
+def test_a_number_that_was_asked_for_is_not_measured(tiny_bundle: Path) -> None:
+    runner = TimedRunner(Bundle.open(tiny_bundle), 60.0)
+    assert fastest_runner({3: runner}.__getitem__, thread_counts(3, 1)) is runner
+
+
+def test_large_weights_are_not_loaded_twice() -> None:
+    assert thread_counts(0, LARGE_WEIGHTS + 1) == (CORES,)
+    assert thread_counts(0, LARGE_WEIGHTS) == ((1, CORES) if CORES > 1 else (1,))
+
+
+@pytest.mark.parametrize("variant", ["cpu-fp32", "portable-fp32"])
+def test_samples_do_not_depend_on_it(tiny_bundle: Path, variant: str) -> None:
+    found = []
+    for threads in (0, 1, 2):
+        with Sampler.open(tiny_bundle, variant=variant, threads=threads, plan="sequential") as sampler:
+            found.append(sampler.generate(sampler.noise(3), [1, 2, 3], guidance=1.0))
+            runner = sampler.backend.runner(0)
+            assert isinstance(runner, HostBlockRunner)
+            assert runner.threads == threads or (threads == 0 and runner.threads in (1, CORES))
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])

@@ -1,0 +1,65 @@
+"""`starflow sample` and `inspect` through the real command line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from starflow.runtime import Sampler
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.command_line import main
+from starflow.runtime.plain.images import grid, to_uint8
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str, Any]:
+    """Run a command with --json and read what it prints."""
+    assert main([*map(str, arguments), "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_sample_writes_what_the_sampler_makes(tiny_bundle: Path, tmp_path: Path, capsys: Any) -> None:
+    sheet, latents, folder = tmp_path / "sheet.png", tmp_path / "x.npy", tmp_path / "single"
+    options = ["--labels", "3,0-1", "--count", "5", "--guidance", "2", "--seed", "7", "--threads", "1"]
+    told = answer(capsys, "sample", tiny_bundle, *options, "--out", sheet, "--columns", "3", "--latents", latents)
+    assert told["images"] == 5 and told["files"] == [str(latents), str(sheet)] and told["variant"] == "cpu-fp32"
+    answer(capsys, "sample", tiny_bundle, *options, "--out", folder)
+    with Sampler.open(tiny_bundle, threads=1) as sampler:
+        x = sampler.generate(sampler.noise(5, 7), [3, 0, 1, 3, 0], guidance=2.0)
+        images = sampler.sample([3, 0, 1, 3, 0], guidance=2.0, seed=7)
+    assert np.array_equal(np.load(latents), x)
+    assert np.array_equal(to_uint8(x), images)
+    with Image.open(sheet) as image:
+        assert np.array_equal(np.asarray(image), grid(images, 3)[..., 0])
+    for index, path in enumerate(sorted(folder.iterdir())):
+        with Image.open(path) as image:
+            assert np.array_equal(np.asarray(image), images[index, ..., 0])
+    assert index == 4
+
+
+def test_grid_places_images_row_by_row() -> None:
+    images = np.arange(1, 6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3, 1), np.uint8)
+    sheet = grid(images, columns=2, padding=1)[..., 0]
+    assert sheet.shape == (3 * 3 - 1, 2 * 4 - 1)
+    assert sheet[0, 0] == 1 and sheet[0, 4] == 2 and sheet[3, 0] == 3 and sheet[6, 0] == 5
+    assert not sheet[2].any() and not sheet[:, 3].any() and not sheet[6:, 4:].any()
+
+
+def test_pixels_are_rounded_and_clipped() -> None:
+    x = np.array([-1.5, -1.0, -1 + 0.4 / 127.5, 0.0, 1.0, 7.0], np.float32).reshape(1, 1, 1, 6)
+    assert to_uint8(x).reshape(-1).tolist() == [0, 0, 0, 128, 255, 255]
+
+
+def test_inspect_tells_blocks_bytes_and_caches(tiny_bundle: Path, capsys: Any) -> None:
+    told = answer(capsys, "inspect", tiny_bundle, "--hashes", "--variant", "portable-fp16")
+    (variant,) = told["variants"]
+    deep, shallow = variant["blocks"]
+    assert (deep["block"], deep["top"], deep["layers"], deep["rows"], deep["capacity"]) == (1, True, 2, 4, 17)
+    assert deep["cache_bytes"] == 2 * 2 * 4 * 17 * 32 * 2  # layers, k and v, rows, positions, head, bytes of a half
+    assert (shallow["rows"], shallow["prefix"], shallow["cache_shape"]) == (2, 0, [2, 1, 16, 32])
+    assert int(told["bytes"].replace(",", "")) == sum(file.bytes for file in Bundle.open(tiny_bundle).files())
+    assert main(["inspect", str(tiny_bundle)]) == 0
+    assert "portable-fp16" in capsys.readouterr().out

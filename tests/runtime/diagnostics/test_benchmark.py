@@ -1,0 +1,106 @@
+"""`starflow bench`: what it compares, what errors are relative to, and what it draws."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from starflow.runtime import Sampler
+from starflow.runtime.autoregressive.tokens import unpatchify
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.command_line import main
+from starflow.runtime.diagnostics.benchmark import step_bytes
+
+QUICK = ["--repetitions", "1", "--threads", "1"]
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str, Any]:
+    """Run a command with --json and read what it prints."""
+    assert main([*map(str, arguments), "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_every_block_is_measured_against_its_floor(tiny_bundle: Path, capsys: Any) -> None:
+    names = ["cpu-fp32", "portable-fp32"]
+    told = answer(capsys, "bench", tiny_bundle, "--repetitions", "2", "--threads", "1", "--variants", *names)
+    bundle = Bundle.open(tiny_bundle)
+    assert [variant["variant"] for variant in told["variants"]] == names
+    for variant in told["variants"]:
+        *rows, total = variant["rows"]
+        assert [row["block"] for row in rows] == [1, 0] and total["block"] is None
+        for row in rows:
+            graph = bundle.graph(bundle.variant(variant["variant"], "cpu"), row["block"])
+            assert row["bytes"] == step_bytes(graph, bundle.autoregressive.blocks[row["block"]])
+            assert row["floor_milliseconds"] == pytest.approx(1000 * row["bytes"] / told["bandwidth"])
+            assert row["percent_of_floor"] == pytest.approx(100 * row["floor_milliseconds"] / row["milliseconds"])
+        assert total["bytes"] == sum(row["bytes"] for row in rows)
+        assert variant["images_per_second"] == pytest.approx(1000 / variant["image_milliseconds"])
+        assert variant["image_milliseconds"] == pytest.approx(total["milliseconds"] * 16 / 2)  # tokens, batch
+
+
+def test_step_bytes_are_weights_and_the_mean_valid_cache(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    graph = bundle.graph(bundle.variant("cpu-fp32", "cpu"), 1)
+    per_position = 2 * 2 * 4 * 32 * 4  # layers, k and v, rows, head, bytes
+    positions = np.arange(2, 18)  # after the condition: 2 .. 17 valid
+    assert step_bytes(graph, bundle.autoregressive.blocks[1]) == graph.weight_bytes + round(
+        per_position * positions.mean()
+    )
+
+
+def test_errors_are_relative_to_the_most_precise_variant(tiny_bundle: Path, capsys: Any) -> None:
+    names = ["cpu-fp16", "portable-fp32", "cpu-fp32"]
+    told = answer(capsys, "bench", tiny_bundle, *QUICK, "--variants", *names)
+    assert told["exact"] == "portable-fp32"  # the first of two that are equally precise
+    half, exact, single = told["variants"]
+    assert exact["error"] is None
+    samples = {}
+    for name in names:
+        with Sampler.open(tiny_bundle, variant=name, threads=1) as sampler:
+            tokens = np.random.default_rng(0).standard_normal((2, 16, 4), np.float32)
+            samples[name] = sampler.generate(
+                unpatchify(tokens, sampler.bundle.autoregressive.model), [0, 1], guidance=1.0
+            )
+    reference = samples["portable-fp32"]
+    for timing in (half, single):
+        expected = np.linalg.norm(samples[timing["variant"]] - reference) / np.linalg.norm(reference)
+        assert timing["error"] == pytest.approx(expected, rel=1e-3, abs=1e-9)
+    assert half["error"] > 100 * single["error"]
+
+
+def test_one_table_compares_and_blocks_come_on_request(tiny_bundle: Path, capsys: Any) -> None:
+    assert main(["bench", str(tiny_bundle), *QUICK]) == 0
+    printed = capsys.readouterr().out
+    assert "exact" in printed and "predicted" in printed and "by flow block" not in printed
+    assert "…" not in printed, "a column does not fit into 80 characters"
+    assert main(["bench", str(tiny_bundle), *QUICK, "--blocks", "--explain"]) == 0
+    printed = capsys.readouterr().out
+    assert "cpu-fp32, sequential, by flow block" in printed and "between operators" in printed
+
+
+def test_the_plot_is_drawn_and_checked_beforehand(tiny_bundle: Path, tmp_path: Path, capsys: Any) -> None:
+    plot = tmp_path / "bench.png"
+    assert main(["bench", str(tiny_bundle), *QUICK, "--plot", str(plot), "--explain"]) == 0
+    with Image.open(plot) as image:
+        assert image.width > 500 and len(image.getcolors(1 << 20) or ()) > 20
+    assert list(tmp_path.iterdir()) == [plot]
+    capsys.readouterr()
+    assert main(["bench", str(tiny_bundle), "--plot", str(tmp_path / "bench.doc")]) == 2
+    refused = capsys.readouterr().err
+    assert refused.count("\n") == 1 and ".png" in refused
+
+
+def test_a_plot_without_matplotlib_names_the_extra(
+    tiny_bundle: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "starflow.runtime.diagnostics.benchmark_plot", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["bench", str(tiny_bundle), "--plot", str(tmp_path / "bench.png")]) == 1
+    refused = capsys.readouterr()
+    assert refused.out == "" and refused.err.count("\n") == 1
+    assert "pip install 'starflow-compiler[export]'" in refused.err

@@ -1,0 +1,111 @@
+"""Results appear whole or not at all."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from starflow.runtime.plain.atomic_write import atomic_file, atomic_folder
+from starflow.runtime.plain.errors import UsageError
+
+
+class Stopped(BaseException):
+    """Stands for Ctrl-C: not an `Exception`, so a handler for `Exception` alone would leave litter."""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_file_appears_only_when_finished(tmp_path: Path) -> None:
+    destination = tmp_path / "new" / "folder" / "result.json"
+    with atomic_file(destination) as temporary:
+        temporary.write_text("whole")
+        assert not destination.exists()
+        assert temporary.parent == destination.parent, "a rename is atomic only within one file system"
+    assert destination.read_text() == "whole"
+    assert names(destination.parent) == ["result.json"]
+
+
+def test_file_takes_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "ordinary").touch()
+    with atomic_file(tmp_path / "atomic"):
+        pass
+    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+@pytest.mark.parametrize("failure", [OSError, Stopped])
+def test_failure_keeps_the_old_file_and_leaves_no_litter(tmp_path: Path, failure: type[BaseException]) -> None:
+    destination = tmp_path / "result.json"
+    destination.write_text("old")
+    with pytest.raises(failure), atomic_file(destination) as temporary:
+        temporary.write_text("half")
+        raise failure
+    assert destination.read_text() == "old"
+    assert names(tmp_path) == ["result.json"]
+
+
+def test_file_does_not_replace_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a folder"), atomic_file(tmp_path):
+        pytest.fail("nothing may be written")
+
+
+def test_folder_appears_only_when_finished(tmp_path: Path) -> None:
+    destination = tmp_path / "bundle"
+    with atomic_folder(destination, replace=False) as temporary:
+        (temporary / "manifest.json").write_text("{}")
+        assert not destination.exists()
+        assert temporary.parent == destination.parent
+    assert names(destination) == ["manifest.json"]
+    assert names(tmp_path) == ["bundle"]
+    assert destination.stat().st_mode & 0o055 == 0o055, "others can read a bundle as they can any new folder"
+
+
+def test_existing_folder_gives_way_only_when_asked(tmp_path: Path) -> None:
+    destination = tmp_path / "bundle"
+    destination.mkdir()
+    (destination / "old").touch()
+    with pytest.raises(UsageError, match="exists"), atomic_folder(destination, replace=False):
+        pytest.fail("nothing may be written")
+    assert names(destination) == ["old"]
+    with atomic_folder(destination, replace=True) as temporary:
+        (temporary / "new").touch()
+        assert names(destination) == ["old"]
+    assert names(destination) == ["new"]
+    assert names(tmp_path) == ["bundle"]
+
+
+@pytest.mark.parametrize("failure", [OSError, Stopped])
+def test_failure_keeps_the_old_folder_and_leaves_no_litter(tmp_path: Path, failure: type[BaseException]) -> None:
+    destination = tmp_path / "bundle"
+    destination.mkdir()
+    (destination / "old").touch()
+    with pytest.raises(failure), atomic_folder(destination, replace=True) as temporary:
+        (temporary / "half").touch()
+        raise failure
+    assert names(destination) == ["old"]
+    assert names(tmp_path) == ["bundle"]
+
+
+def test_folder_never_replaces_a_file(tmp_path: Path) -> None:
+    destination = tmp_path / "notes.txt"
+    destination.write_text("mine")
+    with pytest.raises(UsageError, match="a file of that name exists"), atomic_folder(destination, replace=True):
+        pytest.fail("nothing may be written")
+    assert destination.read_text() == "mine"
+
+
+def test_parent_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UsageError, match="file is not a folder you can write to"),
+        atomic_file(tmp_path / "file" / "deeper" / "result"),
+    ):
+        pytest.fail("nothing may be written")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_parent_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UsageError, match="not a folder you can write to"), atomic_file(tmp_path / "result"):
+        pytest.fail("nothing may be written")

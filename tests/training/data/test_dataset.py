@@ -1,0 +1,182 @@
+"""Data sources: what is read from each, and what is said about bad ones."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from starflow.runtime.plain.errors import DataError
+from starflow.runtime.plain.images import to_uint8
+from starflow.training.data.dataset import load_dataset, to_float
+from starflow.training.recipe import Digits8Source, FolderSource, NpzSource
+from starflow.training.text.captions import read_captions
+
+
+def picture(path: Path, value: int = 0, size: tuple[int, int] = (6, 4)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, 0, 0)).save(path)
+
+
+def folder(path: Path, **settings: Any) -> FolderSource:
+    return FolderSource.model_validate({"kind": "folder", "path": path, **settings})
+
+
+def npz(path: Path, **arrays: NDArray[Any]) -> NpzSource:
+    np.savez(path, allow_pickle=False, **arrays)
+    return NpzSource.model_validate({"kind": "npz", "path": path, "holdout": 0.25})
+
+
+def images(count: int, *shape: int) -> NDArray[np.uint8]:
+    return np.arange(count * int(np.prod(shape)), dtype=np.uint8).reshape(count, *shape)
+
+
+def test_pixels_survive_the_way_there_and_back() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    x = to_float(pixels)
+    assert (x.min().item(), x.max().item()) == (-1, 1)
+    np.testing.assert_array_equal(to_uint8(x.numpy())[:, :, :, 0], pixels[:, 0].numpy())
+
+
+def test_digits8(tmp_path: Path) -> None:
+    data = load_dataset(Digits8Source.model_validate({"kind": "digits8"}), tmp_path)
+    assert data.train.values.shape == (1617, 1, 8, 8)
+    assert len(data.test) == 180
+    assert data.train.values.max() == 255
+    assert data.conditioning.num_classes == 10
+    assert data.null == 10
+
+
+def test_folder_classes_are_its_subfolders(tmp_path: Path) -> None:
+    for index in range(5):
+        picture(tmp_path / "red" / f"{index}.png", 200)
+        picture(tmp_path / "black" / "deep" / f"{index}.png", 10)
+    data = load_dataset(folder(tmp_path, holdout=0.2), tmp_path)
+    assert data.conditioning.class_names == ("black", "red")
+    for part, count in ((data.train, 8), (data.test, 2)):
+        assert part.values.shape == (count, 3, 4, 6)
+        assert isinstance(part.condition, torch.Tensor)
+        # Images and labels stay together: the red channel tells the class.
+        assert part.values[:, 0, 0, 0].tolist() == [[10, 200][label] for label in part.condition.tolist()]
+
+
+def test_folder_resizes_and_converts(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", size=(9, 7))
+    picture(tmp_path / "b.jpg", size=(12, 30))
+    data = load_dataset(folder(tmp_path, size=5, mode="L"), tmp_path)
+    assert data.train.values.shape == (1, 1, 5, 5)
+    assert data.conditioning.kind == "none"
+
+
+def test_holdout_is_the_same_every_time(tmp_path: Path) -> None:
+    source = npz(tmp_path / "a.npz", images=images(40, 2, 2), labels=np.arange(40))
+    first, second = load_dataset(source, tmp_path), load_dataset(source, tmp_path)
+    assert isinstance(first.train.condition, torch.Tensor)
+    assert isinstance(first.test.condition, torch.Tensor)
+    assert isinstance(second.test.condition, torch.Tensor)
+    assert torch.equal(first.test.condition, second.test.condition)
+    assert sorted(first.train.condition.tolist() + first.test.condition.tolist()) == list(range(40))
+    assert len(first.test) == 10
+
+
+def test_npz_layouts(tmp_path: Path) -> None:
+    colour = images(8, 2, 4, 3)
+    features = np.random.default_rng(0).normal(size=(8, 5, 7)).astype(np.float32)
+    data = load_dataset(npz(tmp_path / "c.npz", images=colour, features=features), tmp_path)
+    assert data.train.values.shape == (6, 3, 2, 4)
+    assert data.conditioning.tokens == 5
+    assert data.conditioning.width == 7
+    assert data.null is not None
+    assert data.null.shape == (5, 7)
+    assert any(np.array_equal(data.test.values[0].numpy().transpose(1, 2, 0), image) for image in colour)
+
+
+def test_npz_with_its_own_test_set(tmp_path: Path) -> None:
+    arrays = {"images": images(3, 2, 2), "labels": np.array([0, 1, 0])}
+    data = load_dataset(
+        npz(tmp_path / "t.npz", **arrays, test_images=images(2, 2, 2), test_labels=np.array([1, 2])), tmp_path
+    )
+    assert (len(data.train), len(data.test)) == (3, 2)
+    assert data.conditioning.num_classes == 3  # a class may occur among the held-out images only
+
+
+@pytest.mark.parametrize(
+    ("arrays", "expected"),
+    [
+        ({"pictures": images(2, 2, 2)}, "found pictures, expected an array named images"),
+        ({"images": np.zeros((2, 2, 2))}, r"images is float64 \(2, 2, 2\), expected uint8"),
+        ({"images": images(2, 2)}, "expected uint8"),
+        ({"images": images(0, 2, 2)}, "holds no images"),
+        ({"images": images(1, 2, 2)}, "too few"),
+        ({"images": images(2, 2, 2), "labels": np.zeros(3, int)}, r"labels is int64 \(3,\), expected integers \[N\]"),
+        ({"images": images(2, 2, 2), "labels": np.array([0, -1])}, "labels holds -1"),
+        ({"images": images(2, 2, 2), "features": np.zeros((2, 3))}, r"features .* expected float32 \[N, T, W\]"),
+        ({"images": images(2, 2, 2), "labels": np.zeros(2, int), "features": np.zeros((2, 3, 4))}, "one of them"),
+        ({"images": images(2, 2, 2), "test_images": images(2, 3, 2)}, "test_images holds entries of shape"),
+        ({"images": images(2, 2, 2), "labels": np.zeros(2, int), "test_images": images(2, 2, 2)}, "test_labels"),
+    ],
+)
+def test_bad_npz(tmp_path: Path, arrays: dict[str, NDArray[Any]], expected: str) -> None:
+    with pytest.raises(DataError, match=expected) as caught:
+        load_dataset(npz(tmp_path / "bad.npz", **arrays), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_npz(tmp_path: Path) -> None:
+    source = npz(tmp_path / "a.npz", images=images(4, 8, 8))
+    source.path.write_bytes(source.path.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"a\.npz: cannot be read as \.npz"):
+        load_dataset(source, tmp_path)
+    with pytest.raises(DataError, match="no such file"):
+        load_dataset(NpzSource.model_validate({"kind": "npz", "path": tmp_path / "absent.npz"}), tmp_path)
+
+
+def test_bad_folders(tmp_path: Path) -> None:
+    source = folder(tmp_path / "images")
+    with pytest.raises(DataError, match="no such folder"):
+        load_dataset(source, tmp_path)
+    source.path.mkdir()
+    with pytest.raises(DataError, match="holds no images"):
+        load_dataset(source, tmp_path)
+    picture(source.path / "a.png")
+    (source.path / "b.png").write_bytes((source.path / "a.png").read_bytes()[:40])
+    with pytest.raises(DataError, match=r"b\.png: cannot be read as an image"):
+        load_dataset(source, tmp_path)
+    picture(source.path / "b.png", size=(7, 4))
+    with pytest.raises(DataError, match=r"b\.png: is 7x4, .*a\.png is 6x4; set data\.size"):
+        load_dataset(source, tmp_path)
+    picture(source.path / "class" / "b.png")
+    with pytest.raises(DataError, match=r"a\.png: lies beside class folders"):
+        load_dataset(source, tmp_path)
+
+
+def test_captions(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.png")
+    (tmp_path / "c.csv").write_text('file,caption\nb.png,"a blue, b"\na.png,an a\n')
+    (tmp_path / "c.jsonl").write_text(
+        "\n".join(json.dumps({"file": f, "caption": c}) for f, c in (("b.png", "a blue, b"), ("a.png", "an a")))
+    )
+    expected = {tmp_path / "b.png": "a blue, b", tmp_path / "a.png": "an a"}
+    assert read_captions(tmp_path / "c.csv", tmp_path) == expected
+    assert read_captions(tmp_path / "c.jsonl", tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('{"file": "c.png", "caption": "x"}', r"entry 1 names c\.png, which is not in"),
+        ('{"file": "a.png"}', "entry 1 lacks `file` or `caption`"),
+        ("file,caption", "neither JSON lines nor"),
+        ("", "holds no captions"),
+    ],
+)
+def test_bad_captions(tmp_path: Path, content: str, expected: str) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "c.jsonl").write_text(content)
+    with pytest.raises(DataError, match=expected):
+        read_captions(tmp_path / "c.jsonl", tmp_path)

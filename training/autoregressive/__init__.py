@@ -1,0 +1,1 @@
+"""STARFlow and TARFlow: flow blocks, both directions, the likelihood."""

@@ -1,0 +1,313 @@
+"""The flow: a stack of flow blocks with alternating token order (deep-shallow STARFlow, or TARFlow).
+
+`forward` normalises, `reverse` samples in plain PyTorch. `reverse` is the truth the exported graphs are held to.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.guidance import Guidance
+from starflow.runtime.plans.decode_plan import Jacobi
+from starflow.training.autoregressive.flow_block import FlowBlock, Rotation
+from starflow.training.config import (
+    AutoregressiveConfig,
+    BlockConfig,
+    ModelConfig,
+    StarflowConfig,
+    TarflowConfig,
+    block_configs,
+)
+from starflow.training.flow import Flow
+from starflow.training.layers.likelihood import gaussian_log_density
+from starflow.training.layers.tokens import patchify, unpatchify
+
+
+@dataclass(frozen=True)
+class FlowOutput:
+    """The normalising direction.
+
+    Attributes:
+        z: Latent noise, shaped as the data (STARFlow) or as tokens (TARFlow).
+        log_dets: Per block, [B, T, D] -log sigma in block order; identity blocks have zeros [B].
+        activations: Tokens [B, T, D] in natural order: the patched input, then every block's output.
+        raws: Per block, the network's [a, mu] before any shift; None for identity blocks.
+        condition: Final-normed condition tokens of the top block, or None.
+        loss: Scalar; mean(z^2) / 2 minus the mean log-determinant: nats per dimension less log(2 pi) / 2.
+        loss_z, loss_log_det: Its two parts.
+    """
+
+    z: Tensor
+    log_dets: tuple[Tensor, ...]
+    activations: tuple[Tensor, ...]
+    raws: tuple[Tensor | None, ...]
+    condition: Tensor | None
+    loss: Tensor
+    loss_z: Tensor
+    loss_log_det: Tensor
+
+
+@dataclass(frozen=True)
+class JacobiTrace:
+    """How one chunk converged."""
+
+    block: int
+    start: int
+    size: int
+    changes: tuple[float, ...]
+
+
+class FlowModel(Flow):
+    """What STARFlow and TARFlow share: the blocks, the two directions, the likelihood."""
+
+    channel_first: bool  # order of a patch vector
+    sqrt_prior: Tensor | None = None  # [T, D] standard deviation of the prior, where it is not 1
+
+    def __init__(self, config: AutoregressiveConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.block_configs: tuple[BlockConfig, ...] = block_configs(config)
+        self.side = config.img_size // config.patch_size
+        self.length_scale: int = getattr(config, "pt_seq_len", None) or self.side
+        self.blocks = nn.ModuleList(
+            FlowBlock(block, self.side**2) if block.layers else nn.Identity() for block in self.block_configs
+        )
+
+    @abstractmethod
+    def rotation(self, block: BlockConfig, height: int, width: int, prefix: int) -> Tensor | None:
+        """Rotary angles [prefix + T, head_dim / 2] of a block over `height` x `width` tokens, or None."""
+
+    @abstractmethod
+    def guide(
+        self, block: FlowBlock, a: Tensor, mu: Tensor, weight: Tensor, guidance: Guidance
+    ) -> tuple[Tensor, Tensor]:
+        """Combine the conditional and null halves of a, mu [2B, S, D] into sigma, mu [B, S, D].
+
+        `weight` is [S, 1]: w of every token of the chunk.
+        """
+
+    def _rotation(self, block: BlockConfig, grid: tuple[int, int], prefix: int) -> Rotation | None:
+        angles = self.rotation(block, *grid, prefix)
+        if angles is None:
+            return None
+        angles = angles.to(self.device)
+        return angles.cos(), angles.sin()
+
+    def _grid(self, x: Tensor) -> tuple[int, int]:
+        patch = self.config.patch_size
+        if x.ndim != 4 or x.shape[1] != self.config.in_channels or x.shape[2] % patch or x.shape[3] % patch:
+            raise UsageError(
+                f"data of shape {tuple(x.shape)} does not fit [B, {self.config.in_channels}, H, W]"
+                f" with H and W multiples of patch_size {patch}"
+            )
+        grid = (x.shape[2] // patch, x.shape[3] // patch)
+        if grid[0] * grid[1] != self.side**2 and any(block.positions == "learned" for block in self.block_configs):
+            raise UsageError(f"{grid[0]} x {grid[1]} tokens; this model's learned positions cover {self.side**2}")
+        return grid
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> FlowOutput:
+        """Normalise data.
+
+        Args:
+            x: [B, C, H, W] float32.
+            y: Condition: text features [B, m, txt_dim] (STARFlow), class ids [B] int64 with negative ids dropped
+                (TARFlow), or None.
+        """
+        grid = self._grid(x)
+        self._check_condition(y, len(x))
+        tokens = patchify(x, self.config.patch_size, channel_first=self.channel_first)
+        activations, log_dets = [tokens], []
+        raws: list[Tensor | None] = []
+        text = None
+        for config, block in zip(self.block_configs, self.blocks, strict=True):
+            if not isinstance(block, FlowBlock):
+                log_dets.append(tokens.new_zeros(tokens.shape[0]))
+                raws.append(None)
+                activations.append(tokens)
+                continue
+            condition = y if config.condition == "prefix" else None
+            vectors = block.class_vectors(y, x.shape[0]) if config.condition == "class" else None
+            rotation = self._rotation(config, grid, 0 if condition is None else condition.shape[1])
+            out = block(tokens.flip(1) if config.reversed else tokens, condition, vectors, rotation)
+            tokens = out.z.flip(1) if config.reversed else out.z
+            text = out.condition
+            activations.append(tokens)
+            log_dets.append(out.log_det)
+            raws.append(out.raw)
+        loss_z = 0.5 * tokens.square().mean()
+        loss_log_det = -torch.stack([term.mean() for term in log_dets]).sum()
+        return FlowOutput(
+            z=self._shape_noise(tokens, x.shape[2], x.shape[3]),
+            log_dets=tuple(log_dets),
+            activations=tuple(activations),
+            raws=tuple(raws),
+            condition=text,
+            loss=loss_z + loss_log_det,
+            loss_z=loss_z,
+            loss_log_det=loss_log_det,
+        )
+
+    def log_likelihood(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """log p(x | y) in nats: [B, C, H, W] -> [B] float32 (change of variables, standard normal or learned prior)."""
+        out = self(x, y)
+        z, log_prior = out.activations[-1], 0.0
+        if self.sqrt_prior is not None:
+            z = z / self.sqrt_prior
+            log_prior = float(self.sqrt_prior.log().sum())
+        log_det = sum(term.flatten(1).sum(1) for term in out.log_dets if term.ndim > 1)
+        return gaussian_log_density(z) + log_det - log_prior
+
+    @torch.no_grad()
+    def reverse(
+        self,
+        noise: Tensor,
+        y: Tensor | None = None,
+        y_null: Tensor | None = None,
+        *,
+        guidance: float | Guidance = 0.0,
+        attention_temperature: float = 1.0,
+        jacobi: Jacobi | None = None,
+        sequence: list[Tensor] | None = None,
+        trace: list[JacobiTrace] | None = None,
+    ) -> Tensor:
+        """Sample, token by token from the top block down.
+
+        Args:
+            noise: Standard normal noise of `noise_shape`, float32.
+            y: Condition of every sample (see `forward`).
+            y_null: STARFlow's null condition [B, m, txt_dim], needed for guidance.
+            guidance: Weight w, or a `Guidance`.
+            attention_temperature: STARFlow divides all attention logits by it; TARFlow those of its unguided branch.
+            jacobi: Decode in chunks iterated to a fixed point in place of single tokens.
+            sequence: Filled with the data after every block, [B, C, H, W] each.
+            trace: Filled with the convergence of every chunk.
+
+        Returns:
+            [B, C, H, W] float32.
+        """
+        guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
+        self._check_condition(y, len(noise))
+        tokens, (height, width) = self._noise_tokens(noise)
+        grid = (height // self.config.patch_size, width // self.config.patch_size)
+        for config, block in zip(reversed(self.block_configs), reversed(self.blocks), strict=True):
+            if isinstance(block, FlowBlock):
+                z = tokens.flip(1) if config.reversed else tokens
+                x = self._sample_block(block, z, grid, y, y_null, guidance, attention_temperature, jacobi, trace)
+                tokens = x.flip(1) if config.reversed else x
+            if sequence is not None:
+                sequence.append(self._image(tokens, height, width))
+        return self._image(tokens, height, width)
+
+    def _sample_block(
+        self,
+        block: FlowBlock,
+        z: Tensor,
+        grid: tuple[int, int],
+        y: Tensor | None,
+        y_null: Tensor | None,
+        guidance: Guidance,
+        attention_temperature: float,
+        jacobi: Jacobi | None,
+        trace: list[JacobiTrace] | None,
+    ) -> Tensor:
+        config = block.block
+        batch, length, _ = z.shape
+        guided = self._guides(config, guidance)
+        rows = 2 * batch if guided else batch
+        condition, vectors = None, None
+        if config.condition == "prefix" and y is not None:
+            if guided and y_null is None:
+                raise UsageError("guidance needs y_null, the null condition")
+            condition = torch.cat([y, y_null.expand_as(y)]) if guided and y_null is not None else y
+        if config.condition == "class":
+            # Sampling indexes negative ids from the end, as the published sampler does.
+            labels = y if y is None else y % config.condition_width
+            vectors = block.class_vectors(labels, batch)
+            vectors = torch.cat([vectors, block.class_vectors(None, batch)]) if guided else vectors
+        prefix = 0 if condition is None else condition.shape[1]
+        temperature = self._temperature(attention_temperature, batch, guided)
+        state = block.begin(rows, length, condition, vectors, self._rotation(config, grid, prefix), temperature)
+
+        def transform(previous: Tensor, index: int, noise: Tensor, first: int) -> Tensor:
+            """One pass over S tokens: inputs `previous` at `index`.., outputs the tokens `first`.. from their noise."""
+            a, mu = block.step(torch.cat([previous, previous]) if guided else previous, index, prefix, state)
+            if guided:
+                t = torch.arange(first, first + noise.shape[1], device=z.device)[:, None]
+                anneal = t / (length - 1) if guidance.annealed else torch.ones_like(t)
+                sigma, mu = self.guide(block, a, mu, guidance.weight * anneal, guidance)
+            else:
+                sigma = block.sigma(a)
+            return noise * sigma + mu
+
+        x = z.clone()
+        # Without a start token the first token passes unchanged and every network input is one token behind its output.
+        offset = 0 if config.start_token else 1
+        if config.start_token:
+            padded = torch.cat([block.sos_embed.expand(batch, 1, -1), x], dim=1)
+        else:
+            padded = x
+        chunk = jacobi.chunk if jacobi else 1
+        for start in range(offset, length, chunk):
+            end = min(start + chunk, length)
+            index = start - offset
+            changes: list[float] = []
+            for _ in range(jacobi.max_iterations if jacobi else 1):
+                previous = padded[:, index : index + end - start]
+                new = transform(previous, index, z[:, start:end], start)
+                if jacobi:
+                    changes.append(float((new - x[:, start:end]).square().mean() / new.square().mean()))
+                x[:, start:end] = new
+                padded[:, padded.shape[1] - length :] = x
+                if jacobi and changes[-1] < jacobi.threshold:
+                    break
+            if jacobi and trace is not None:
+                trace.append(JacobiTrace(config.index, start, end - start, tuple(changes)))
+        return x
+
+    def sample_labels(self, noise: Tensor, labels: Tensor, guidance: float = 0.0) -> Tensor:
+        classes = self.config.num_classes if isinstance(self.config, TarflowConfig) else self.config.txt_dim - 1
+        null = self.encode_labels(torch.full_like(labels, classes))
+        return self.reverse(noise, self.encode_labels(labels), null, guidance=guidance)
+
+    def _image(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        return unpatchify(tokens, self.config.patch_size, height, width, channel_first=self.channel_first)
+
+    @abstractmethod
+    def _shape_noise(self, tokens: Tensor, height: int, width: int) -> Tensor: ...
+
+    @abstractmethod
+    def _noise_tokens(self, noise: Tensor) -> tuple[Tensor, tuple[int, int]]: ...
+
+    @abstractmethod
+    def _check_condition(self, y: Tensor | None, batch: int) -> None: ...
+
+    @abstractmethod
+    def _guides(self, block: BlockConfig, guidance: Guidance) -> bool: ...
+
+    @abstractmethod
+    def _temperature(self, value: float, batch: int, guided: bool) -> Tensor | None: ...
+
+
+def build_model(config: ModelConfig) -> FlowModel:
+    """The autoregressive flow of a configuration, with the reference's initialisation.
+
+    Raises:
+        UsageError: it configures a continuous flow; `build_flow` takes either.
+    """
+    from starflow.training.autoregressive.starflow import Starflow
+    from starflow.training.autoregressive.tarflow import Tarflow
+
+    if isinstance(config, TarflowConfig):
+        return Tarflow(config)
+    if isinstance(config, StarflowConfig):
+        return Starflow(config)
+    raise UsageError(f"found a {config.family} model, expected starflow or tarflow")
+
+
+def parameter_count(modules: Sequence[nn.Module] | nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(p.numel() for p in nn.ModuleList(modules if isinstance(modules, Sequence) else [modules]).parameters())

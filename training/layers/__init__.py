@@ -1,0 +1,1 @@
+"""Transformer layers that both families are built of."""

@@ -1,0 +1,1 @@
+"""Reading published configurations and weights."""

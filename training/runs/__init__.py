@@ -1,0 +1,1 @@
+"""One training run: its loop, optimiser, checkpoints and progress."""

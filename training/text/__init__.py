@@ -1,0 +1,1 @@
+"""Captions and the features that text encoders turn them into."""

@@ -1,0 +1,58 @@
+"""Captions beside their images, and the words the published code puts around them."""
+
+import csv
+import json
+from pathlib import Path
+
+from starflow.runtime.plain.caption_template import CAPTION
+from starflow.runtime.plain.errors import DataError
+
+
+def read_captions(path: Path, root: Path) -> dict[Path, str]:
+    """Read captions as {image file: caption}, in the file's order.
+
+    Args:
+        path: `.jsonl` with {"file": ..., "caption": ...} a line, or `.csv` with the columns file and caption.
+        root: Folder the image names are relative to.
+
+    Raises:
+        DataError: The file cannot be read, a line lacks a field, or a named image is missing.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines)) if path.suffix == ".csv" else [json.loads(x) for x in lines if x.strip()]
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the captions: {error.strerror}") from None
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"{path}: found neither JSON lines nor .csv: {error}") from None
+    captions: dict[Path, str] = {}
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not isinstance(row.get("file"), str) or not isinstance(row.get("caption"), str):
+            raise DataError(f"{path}: entry {number} lacks `file` or `caption`, both are texts")
+        file = root / row["file"]
+        if not file.is_file():
+            raise DataError(f"{path}: entry {number} names {row['file']}, which is not in {root}")
+        captions[file] = row["caption"]
+    if not captions:
+        raise DataError(f"{path}: holds no captions")
+    return captions
+
+
+def caption_template(aspect_ratio: str | None = None, fps: int | None = None, noise_level: int | None = None) -> str:
+    """The text a caption stands in, as the published code writes it (its `preprocess_text`).
+
+    The published code puts it around the empty caption, the null condition, as well.
+
+    Args:
+        aspect_ratio: Width to height, such as "3:2", or the place where the export writes it (option `mix_aspect`).
+        fps: Frames per second of a video; 0 is an image (option `fps_cond`).
+        noise_level: Thousandths of the noise's standard deviation (option `cond_noise_level`).
+    """
+    text = CAPTION
+    if fps is not None:
+        text = f"A video with {fps} fps:\n{text}\n" if fps else f"An image:\n{text}\n"
+    if noise_level is not None:
+        text = f"Noise Level {noise_level}:\n{text}"
+    if aspect_ratio is not None:
+        text = f"{text}\n in a {aspect_ratio} aspect ratio.\n"
+    return text

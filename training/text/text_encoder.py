@@ -1,0 +1,143 @@
+"""A text encoder in a Hugging Face folder: captions in, the last hidden states of their tokens out."""
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from starflow.runtime.plain.errors import DataError, UsageError
+
+PACKAGE = "package:"  # before a folder inside an installed Python package
+BATCH = 64
+
+
+def encoder_folder(name: str) -> Path:
+    """Where a text encoder lies: a folder, or `package:NAME/FOLDER` for one inside an installed Python package.
+
+    Raises:
+        DataError: There is no such folder or package, or no text encoder in it.
+    """
+    folder = Path(name)
+    if name.startswith(PACKAGE):
+        package, _, rest = name.removeprefix(PACKAGE).partition("/")
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
+            raise DataError(f"{name}: the Python package {package} is not installed")
+        folder = Path(spec.submodule_search_locations[0]) / rest
+    if not (folder / "config.json").is_file():
+        raise DataError(
+            f"{name}: holds no config.json; name a Hugging Face folder with a text encoder and its tokenizer"
+        )
+    return folder
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a text encoder's folder, as transformers' fast class; a sentencepiece file is converted.
+
+    Raises:
+        DataError: There is none, or it pads on the left.
+        UsageError: transformers is not installed.
+    """
+    transformers = _transformers()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
+    except Exception as error:  # transformers tells of damaged and missing files by many types
+        raise DataError(f"{folder}: has no tokenizer that can be read: {_first_line(error)}") from None
+    files = sorted(set(tokenizer.vocab_files_names.values()))
+    if not any((folder / name).is_file() for name in files):  # transformers makes an empty one up
+        raise DataError(f"{folder}: holds no tokenizer; expected one of {', '.join(files)}")
+    if not tokenizer.is_fast or tokenizer.pad_token_id is None or tokenizer.padding_side != "right":
+        raise DataError(
+            f"{folder}: its tokenizer has no fast form or does not pad on the right, which the features of captions need"
+        )
+    return tokenizer
+
+
+def load_encoder(folder: Path, tokens: int) -> Any:
+    """The transformers model of a folder, its weights in the type they are stored in, for texts of up to T tokens.
+
+    Raises:
+        DataError: The folder holds something else, or the encoder takes fewer tokens.
+        UsageError: transformers is not installed.
+    """
+    transformers = _transformers()
+    try:
+        # Plain attention: the fused kind leaves the mask out where no text of a batch is padded.
+        model, found = transformers.AutoModelForTextEncoding.from_pretrained(
+            folder, local_files_only=True, attn_implementation="eager", output_loading_info=True
+        )
+    except Exception as error:
+        raise DataError(f"{folder}: cannot be read as a text encoder: {_first_line(error)}") from None
+    missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise DataError(f"{folder}: {len(missing)} tensor(s) are missing, such as {missing[0]}")
+    most = getattr(model.config, "max_position_embeddings", tokens)
+    if tokens > most:
+        raise DataError(f"{folder}: takes up to {most} tokens, {tokens} are asked for")
+    return model.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Features of captions, without padding.
+
+    Attributes:
+        features: One float32 [t, W] a caption, t of 1 .. T its tokens.
+        cut: How many captions had more than T tokens.
+    """
+
+    features: list[Tensor]
+    cut: int
+
+
+@torch.inference_mode()
+def encode(texts: Sequence[str], folder: Path, tokens: int) -> Encoded:
+    """Encode texts as the published code does: cut to T tokens, special ones included, and the last hidden states taken.
+
+    Args:
+        texts: What the tokenizer gets, template included.
+        folder: See `encoder_folder`.
+        tokens: T.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer, model = load_tokenizer(folder), load_encoder(folder, tokens)
+    model.to(device, torch.float32)  # whatever it is stored in: the activations of T5 outgrow fp16
+    ids: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=tokens)["input_ids"]
+    full = tokenizer(list(texts), verbose=False)["input_ids"]
+    features: list[Tensor] = [torch.empty(0)] * len(ids)
+    for batch in _by_length(ids):
+        # Padding is masked, so it is enough to pad to the longest text of a batch.
+        longest = max(1, *(len(ids[index]) for index in batch))
+        padded = torch.full((len(batch), longest), tokenizer.pad_token_id)
+        mask = torch.zeros_like(padded)
+        for row, index in enumerate(batch):
+            padded[row, : len(ids[index])] = torch.tensor(ids[index])
+            mask[row, : len(ids[index])] = 1
+        hidden = model(input_ids=padded.to(device), attention_mask=mask.to(device)).last_hidden_state.cpu()
+        for row, index in enumerate(batch):
+            features[index] = hidden[row, : len(ids[index])].clone()
+    return Encoded(features, sum(len(long) > tokens for long in full))
+
+
+def _by_length(ids: list[list[int]]) -> Iterator[list[int]]:
+    """Indices in batches of texts of about the same length."""
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+    for start in range(0, len(order), BATCH):
+        yield order[start : start + BATCH]
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise UsageError("text encoders need transformers; pip install 'starflow-compiler[encoders]'") from None
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
