@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starflow.runtime import Sampler
-from starflow.runtime.backends.onnxruntime.backend import session as onnxruntime_session
+from starflow.runtime.backends.onnxruntime import session as onnxruntime_session
 
 OWN_SPIN = 40_000  # microseconds
 

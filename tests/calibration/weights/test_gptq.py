@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from starflow.calibration.weights.calibration import gptq as gptq_module
+from starflow.calibration.weights import gptq as gptq_module
 from starflow.calibration.weights.gptq import gptq
 from starflow.calibration.weights.number_format import (
     FP8,
