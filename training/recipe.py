@@ -17,8 +17,9 @@ from starflow.training.autoencoder.config import (
     ReconstructionConfig,
     TinyConfig,
 )
-from starflow.training.config import LatentScaling, ModelConfig, StarflowConfig, TarflowConfig, TextEncoding
-from starflow.training.continuous.config import VelocityMlpConfig, VelocityTransformerConfig
+from starflow.training.autoregressive.config import StarflowConfig, TarflowConfig
+from starflow.training.config import LatentScaling, ModelConfig, TextEncoding
+from starflow.training.continuous.config import ContinuousMlpConfig, ContinuousTransformerConfig
 from starflow.training.continuous.objective_config import CfmConfig, ObjectiveConfig, OtCfmConfig, WeightedCfmConfig
 from starflow.training.frozen import Frozen
 from starflow.training.text.captions import caption_template
@@ -220,7 +221,7 @@ def _fields(*models: type[Frozen]) -> tuple[str, ...]:
 
 # For the nearest name of a misspelt field.
 KNOWN_FIELDS = {
-    "model": _fields(StarflowConfig, TarflowConfig, VelocityTransformerConfig, VelocityMlpConfig),
+    "model": _fields(StarflowConfig, TarflowConfig, ContinuousTransformerConfig, ContinuousMlpConfig),
     "data": _fields(FolderSource, NpzSource, Digits8Source, PointsSource),
     "objective": _fields(CfmConfig, OtCfmConfig, WeightedCfmConfig, AutoencoderObjective),
     "autoencoder": _fields(TinyConfig, KlConfig),

@@ -14,15 +14,12 @@ from starflow.runtime.plain.bits_per_dim import bits_per_dim
 from starflow.runtime.plain.errors import RecipeError
 from starflow.runtime.plain.images import grid, to_uint8
 from starflow.training.autoencoder.latents import as_latents
-from starflow.training.autoregressive.model import FlowModel
 from starflow.training.checkpoint import save_checkpoint
 from starflow.training.config import CheckpointConfig, ImageRange, LatentAutoencoder, LatentScaling
-from starflow.training.continuous.flow_matching import FlowMatching
-from starflow.training.continuous.model import VelocityNetwork
-from starflow.training.data.augmentation import mirror_images, shift_images
-from starflow.training.data.dataset import Batch, Dataset, fit_data
-from starflow.training.flow import Flow, build_flow
-from starflow.training.objective import MaximumLikelihood, Objective
+from starflow.training.data.fit import fit_data
+from starflow.training.data.samples import Batch, Dataset
+from starflow.training.families import build_flow, build_objective
+from starflow.training.flow import Flow
 from starflow.training.recipe import PointsSource, Recipe, Training
 from starflow.training.runs.run import EVALUATION, SAMPLES, TrainingRun, device_named, generator_for
 
@@ -41,26 +38,20 @@ class Trainer(TrainingRun):
     def __init__(self, recipe: Recipe, data: Dataset, folder: Path) -> None:
         training, data = recipe.training, fit_data(_in_latents(recipe, data, folder), recipe.model)
         if data.kind == "points" and (training.shift or training.flip):
-            raise RecipeError("training.shift, training.flip: augment images; the data are points")
+            raise RecipeError("training: shift and flip augment images, but the data are points; leave them out")
         super().__init__(recipe, data.train, folder, lambda: build_flow(recipe.model))
         self.data = data
         self.checkpoint_config = _checkpoint_config(recipe, data)
-        self.objective: Objective[Any] = _objective(recipe, self.model)
+        self.objective = build_objective(recipe.objective, self.model)
         self._level = LEVEL if data.kind == "images" else 1.0  # points and latents are not quantised
 
     # One step
 
     def prepare(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Augment, add noise, drop conditions: float32 [B, C, H, W] or [B, D] and the model's condition."""
-        training = self.training
-        values, condition = batch.values, batch.condition
-        if training.shift:
-            values = shift_images(values, training.shift, generator)
-        if training.flip:
-            mirrored = values.flip(3) if batch.mirrored is None else batch.mirrored
-            values = mirror_images(values, mirrored, generator)
+        values, condition = self.augmented(batch, generator), batch.condition
         if condition is not None and self.data.null is not None:
-            condition = drop_conditions(condition, self.data.null.to(self.device), training.label_drop, generator)
+            condition = drop_conditions(condition, self.data.null.to(self.device), self.training.label_drop, generator)
         return self._with_noise(values, generator), self._encode(condition)
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
@@ -70,17 +61,13 @@ class Trainer(TrainingRun):
     def figures(self) -> dict[str, Tensor]:
         return self.objective.figures
 
+    def digests(self) -> dict[str, str]:
+        return {"latents": self.data.latents.key} if self.data.latents else {}
+
     def state(self) -> dict[str, Any]:
-        latents = {"latents": self.data.latents.key} if self.data.latents else {}
-        return {"objective": self.objective.state(), **latents}
+        return {"objective": self.objective.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        latents = self.data.latents
-        if latents and state.get("latents", latents.key) != latents.key:
-            raise RecipeError(
-                f"{self.folder / 'state.pt'}: belongs to other latents: the autoencoder or the images changed;"
-                " use another --out or --no-resume"
-            )
         self.objective.load_state(state.get("objective", {}))
 
     def _with_noise(self, values: Tensor, generator: torch.Generator) -> Tensor:
@@ -100,7 +87,7 @@ class Trainer(TrainingRun):
 
     def described(self, means: Mapping[str, float]) -> str:
         text = super().described(means)
-        if isinstance(self.model, FlowModel):
+        if self.objective.loss_is_likelihood:
             text += f"  {self._bits(means['loss']):.3f} bits/dim"
         if "effective_sample_size" in means:
             text += f"  effective samples {means['effective_sample_size'] / self.training.batch_size:.0%}"
@@ -205,13 +192,6 @@ def _in_latents(recipe: Recipe, data: Dataset, folder: Path) -> Dataset:
     if isinstance(source, PointsSource) or source.autoencoder is None:
         return data
     if training.shift:
-        raise RecipeError("training.shift: moves pixels; latents can only be mirrored (training.flip)")
+        raise RecipeError("training.shift: latents cannot be shifted, only mirrored; use training.flip")
     device, cache = device_named(training.device), folder / "latents"
     return as_latents(data, source.autoencoder, source.latent, flip=training.flip, cache=cache, device=device)
-
-
-def _objective(recipe: Recipe, model: Flow) -> Objective[Any]:
-    if isinstance(model, FlowModel):
-        return MaximumLikelihood(model)
-    assert isinstance(model, VelocityNetwork) and recipe.objective is not None  # the recipe has checked it
-    return FlowMatching(recipe.objective)

@@ -21,7 +21,7 @@ from starflow.training.autoencoder.folder import (
 from starflow.training.autoencoder.latent_space import LatentSpace
 from starflow.training.autoencoder.network import Autoencoder
 from starflow.training.config import LatentScaling
-from starflow.training.data.dataset import Dataset, to_float
+from starflow.training.data.samples import Dataset, to_float
 
 BATCH = 16  # images encoded at once
 AUTOENCODER = "autoencoder"  # in the cache

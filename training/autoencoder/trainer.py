@@ -23,8 +23,7 @@ from starflow.training.autoencoder.latents import measured_scaling
 from starflow.training.autoencoder.network import DECODER_PARTS, Autoencoder, build_autoencoder
 from starflow.training.autoencoder.reconstruction import psnr, reconstruction_loss
 from starflow.training.config import LatentScaling
-from starflow.training.data.augmentation import mirror_images, shift_images
-from starflow.training.data.dataset import Batch, Dataset, to_float
+from starflow.training.data.samples import Batch, Dataset, to_float
 from starflow.training.recipe import AutoencoderRecipe, DecoderRecipe
 from starflow.training.runs.run import EVALUATION, TrainingRun, generator_for
 
@@ -73,14 +72,22 @@ class ReconstructionRun(TrainingRun):
     def noise_std(self) -> float:
         """Noise on scaled latents that the decoder is trained, and judged, against."""
 
+    @abstractmethod
+    def result(self) -> tuple[Autoencoder, Autoencoder | None]:
+        """The autoencoder, and the one that holds the decoder for noisy latents, if there is one."""
+
+    def write_checkpoint(self, extra_files: Mapping[str, str]) -> None:
+        autoencoder, noisy = self.result()
+        std = None if noisy is None else self.noise_std
+        record = AutoencoderRecord(pixel_shape=self.pixel_shape, latent=self.scaling(), noisy_decoder_std=std)
+        half = self.training.half_checkpoint
+        save_autoencoder(
+            self.folder / "checkpoint", autoencoder, record, noisy=noisy, extra_files=extra_files, half=half
+        )
+
     def pixels(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Augmented images, float32 in [-1, 1]."""
-        values, training = batch.values, self.training
-        if training.shift:
-            values = shift_images(values, training.shift, generator)
-        if training.flip:
-            values = mirror_images(values, values.flip(3), generator)
-        return to_float(values)
+        return to_float(self.augmented(batch, generator))
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
         """Standard normal noise shaped as `count` latents."""
@@ -142,10 +149,8 @@ class AutoencoderTrainer(ReconstructionRun):
     def scaling(self) -> LatentScaling:
         return self.measured(self.average)
 
-    def write_checkpoint(self, extra_files: Mapping[str, str]) -> None:
-        record = AutoencoderRecord(pixel_shape=self.pixel_shape, latent=self.scaling())
-        half = self.training.half_checkpoint
-        save_autoencoder(self.folder / "checkpoint", self.average, record, extra_files=extra_files, half=half)
+    def result(self) -> tuple[Autoencoder, Autoencoder | None]:
+        return self.average, None
 
 
 class DecoderTrainer(ReconstructionRun):
@@ -182,28 +187,11 @@ class DecoderTrainer(ReconstructionRun):
     def scaling(self) -> LatentScaling:
         return self._scaling
 
-    def state(self) -> dict[str, Any]:
+    def digests(self) -> dict[str, str]:
         return {"autoencoder": self._digest}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        if state["autoencoder"] != self._digest:
-            raise RecipeError(
-                f"{self.folder / 'state.pt'}: belongs to another autoencoder than {self._source.path} holds now;"
-                " use another --out or --no-resume"
-            )
-
-    def write_checkpoint(self, extra_files: Mapping[str, str]) -> None:
-        """Both decoders: the plain one as it was, the fine-tuned one beside it."""
-        record = AutoencoderRecord(pixel_shape=self.pixel_shape, latent=self._scaling, noisy_decoder_std=self.noise_std)
-        half = self.training.half_checkpoint
-        save_autoencoder(
-            self.folder / "checkpoint",
-            self._source.autoencoder,
-            record,
-            noisy=self.average,
-            extra_files=extra_files,
-            half=half,
-        )
+    def result(self) -> tuple[Autoencoder, Autoencoder | None]:
+        return self._source.autoencoder, self.average
 
 
 def _with_frozen_encoder(autoencoder: Autoencoder) -> Autoencoder:

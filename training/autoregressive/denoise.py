@@ -8,19 +8,19 @@ beside the flow (`learnable_self_denoiser` of STARFlow): one pass forward throug
 import torch
 from torch import Tensor
 
-from starflow.training.autoregressive.model import FlowModel
+from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.autoregressive.starflow import Starflow
 
 LEARNED_STD = 0.3  # the published constant; a denoiser is trained for it whatever the flow's noise_std
 
 
-def score(model: FlowModel, x: Tensor, y: Tensor | None = None) -> Tensor:
+def score(model: AutoregressiveFlow, x: Tensor, y: Tensor | None = None) -> Tensor:
     """grad log p(x | y) of the likelihood as the published loss counts it: a learned prior is left out.
 
     Args:
         model: The flow.
         x: [B, C, H, W] float32.
-        y: Condition of every sample, see `FlowModel.forward`. There is no guidance: it is no likelihood.
+        y: Condition of every sample, see `AutoregressiveFlow.forward`. There is no guidance: it is no likelihood.
 
     Returns:
         [B, C, H, W], nats per unit of x.
@@ -36,7 +36,7 @@ def score(model: FlowModel, x: Tensor, y: Tensor | None = None) -> Tensor:
 
 
 def score_denoise(
-    model: FlowModel, x: Tensor, y: Tensor | None = None, *, noise_std: float, rate: float = 1.0
+    model: AutoregressiveFlow, x: Tensor, y: Tensor | None = None, *, noise_std: float, rate: float = 1.0
 ) -> Tensor:
     """x + rate sigma^2 grad log p(x | y): the mean of the clean data given x, at rate 1 (Tweedie's formula).
 

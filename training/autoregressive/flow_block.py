@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from starflow.training.config import BlockConfig
+from starflow.training.autoregressive.config import BlockConfig
 from starflow.training.layers.transformer import KVCache, Layer, RMSNorm
 
 SOFTPLUS_SHIFT = 0.541324854612918  # softplus of it is 1: a = 0 leaves a token as it is

@@ -1,10 +1,10 @@
-"""The flow: a stack of flow blocks with alternating token order (deep-shallow STARFlow, or TARFlow).
+"""An autoregressive flow: a stack of flow blocks with alternating token order (deep-shallow STARFlow, or TARFlow).
 
 `forward` normalises, `reverse` samples in plain PyTorch. `reverse` is the truth the exported graphs are held to.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,15 +13,12 @@ from torch import Tensor, nn
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plans.decode_plan import Jacobi
-from starflow.training.autoregressive.flow_block import FlowBlock, Rotation
-from starflow.training.config import (
+from starflow.training.autoregressive.config import (
     AutoregressiveConfig,
     BlockConfig,
-    ModelConfig,
-    StarflowConfig,
-    TarflowConfig,
     block_configs,
 )
+from starflow.training.autoregressive.flow_block import FlowBlock, Rotation
 from starflow.training.flow import Flow
 from starflow.training.layers.likelihood import gaussian_log_density
 from starflow.training.layers.tokens import patchify, unpatchify
@@ -36,7 +33,7 @@ class FlowOutput:
         log_dets: Per block, [B, T, D] -log sigma in block order; identity blocks have zeros [B].
         activations: Tokens [B, T, D] in natural order: the patched input, then every block's output.
         raws: Per block, the network's [a, mu] before any shift; None for identity blocks.
-        condition: Final-normed condition tokens of the top block, or None.
+        condition: Final-normed condition tokens of the deep block, or None.
         loss: Scalar; mean(z^2) / 2 minus the mean log-determinant: nats per dimension less log(2 pi) / 2.
         loss_z, loss_log_det: Its two parts.
     """
@@ -61,7 +58,7 @@ class JacobiTrace:
     changes: tuple[float, ...]
 
 
-class FlowModel(Flow):
+class AutoregressiveFlow(Flow):
     """What STARFlow and TARFlow share: the blocks, the two directions, the likelihood."""
 
     channel_first: bool  # order of a patch vector
@@ -71,11 +68,17 @@ class FlowModel(Flow):
         super().__init__()
         self.config = config
         self.block_configs: tuple[BlockConfig, ...] = block_configs(config)
-        self.side = config.img_size // config.patch_size
+        self.side = config.side
         self.length_scale: int = getattr(config, "pt_seq_len", None) or self.side
         self.blocks = nn.ModuleList(
             FlowBlock(block, self.side**2) if block.layers else nn.Identity() for block in self.block_configs
         )
+
+    @property
+    def unused_buffers(self) -> Mapping[str, tuple[int, ...] | None]:
+        length = self.length_scale**2
+        rows = length + getattr(self.config, "txt_size", 0)
+        return {"var": (length, self.config.token_dim), "*.attn_mask": (rows, rows), "feat_rope.freqs_*": None}
 
     @abstractmethod
     def rotation(self, block: BlockConfig, height: int, width: int, prefix: int) -> Tensor | None:
@@ -174,7 +177,7 @@ class FlowModel(Flow):
         sequence: list[Tensor] | None = None,
         trace: list[JacobiTrace] | None = None,
     ) -> Tensor:
-        """Sample, token by token from the top block down.
+        """Sample, token by token, from the deep block down.
 
         Args:
             noise: Standard normal noise of `noise_shape`, float32.
@@ -268,11 +271,6 @@ class FlowModel(Flow):
                 trace.append(JacobiTrace(config.index, start, end - start, tuple(changes)))
         return x
 
-    def sample_labels(self, noise: Tensor, labels: Tensor, guidance: float = 0.0) -> Tensor:
-        classes = self.config.num_classes if isinstance(self.config, TarflowConfig) else self.config.txt_dim - 1
-        null = self.encode_labels(torch.full_like(labels, classes))
-        return self.reverse(noise, self.encode_labels(labels), null, guidance=guidance)
-
     def _image(self, tokens: Tensor, height: int, width: int) -> Tensor:
         return unpatchify(tokens, self.config.patch_size, height, width, channel_first=self.channel_first)
 
@@ -290,24 +288,3 @@ class FlowModel(Flow):
 
     @abstractmethod
     def _temperature(self, value: float, batch: int, guided: bool) -> Tensor | None: ...
-
-
-def build_model(config: ModelConfig) -> FlowModel:
-    """The autoregressive flow of a configuration, with the reference's initialisation.
-
-    Raises:
-        UsageError: it configures a continuous flow; `build_flow` takes either.
-    """
-    from starflow.training.autoregressive.starflow import Starflow
-    from starflow.training.autoregressive.tarflow import Tarflow
-
-    if isinstance(config, TarflowConfig):
-        return Tarflow(config)
-    if isinstance(config, StarflowConfig):
-        return Starflow(config)
-    raise UsageError(f"found a {config.family} model, expected starflow or tarflow")
-
-
-def parameter_count(modules: Sequence[nn.Module] | nn.Module) -> int:
-    """Number of trainable values."""
-    return sum(p.numel() for p in nn.ModuleList(modules if isinstance(modules, Sequence) else [modules]).parameters())

@@ -23,7 +23,7 @@ from starflow.training.continuous.coupling import (
     transport,
 )
 from starflow.training.continuous.likelihood import flow_log_likelihood
-from starflow.training.continuous.model import VelocityNetwork
+from starflow.training.continuous.model import ContinuousFlow
 from starflow.training.continuous.objective_config import ObjectiveConfig, OtCfmConfig, WeightedCfmConfig
 from starflow.training.objective import Objective
 
@@ -45,7 +45,7 @@ class Regression:
     weights: Tensor | None
 
 
-class FlowMatching(Objective[VelocityNetwork]):
+class FlowMatching(Objective[ContinuousFlow]):
     """Any of the three objectives, by configuration."""
 
     def __init__(self, config: ObjectiveConfig) -> None:
@@ -94,7 +94,7 @@ class FlowMatching(Objective[VelocityNetwork]):
             error = (v - task.velocity[part]).square().flatten(1).mean(1)
             yield (error if task.weights is None else task.weights[part] * error).mean()
 
-    def log_likelihood(self, model: VelocityNetwork, x: Tensor, y: Tensor | None, generator: torch.Generator) -> Tensor:
+    def log_likelihood(self, model: ContinuousFlow, x: Tensor, y: Tensor | None, generator: torch.Generator) -> Tensor:
         return flow_log_likelihood(
             lambda state, t: model(state, t, y), x, steps=self.config.likelihood_steps, generator=generator
         )

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from starflow.runtime.plain.errors import UsageError
-from starflow.training.continuous.config import VelocityTransformerConfig
-from starflow.training.continuous.model import TimeEmbedding, VelocityNetwork, time_features
+from starflow.training.continuous.config import ContinuousTransformerConfig
+from starflow.training.continuous.model import ContinuousFlow, TimeEmbedding, time_features
 from starflow.training.layers.layer_config import LayerConfig
 from starflow.training.layers.rotary import axis_angles
 from starflow.training.layers.tokens import patchify, unpatchify
@@ -45,7 +45,7 @@ def _zero_linear(width: int, out: int) -> nn.Linear:
     return linear
 
 
-class VelocityLayer(nn.Module):
+class ModulatedLayer(nn.Module):
     """h += gate * attention(h); h += gate * mlp(h), with both norms modulated and both gates zero at first."""
 
     def __init__(self, layer: LayerConfig) -> None:
@@ -68,15 +68,14 @@ class VelocityLayer(nn.Module):
         return result
 
 
-class VelocityTransformer(VelocityNetwork):
+class ContinuousTransformer(ContinuousFlow):
     """v(x, t, y) of images [B, C, H, W]; the module's docstring has the forward pass, line by line."""
 
-    config: VelocityTransformerConfig
+    config: ContinuousTransformerConfig
 
-    def __init__(self, config: VelocityTransformerConfig) -> None:
+    def __init__(self, config: ContinuousTransformerConfig) -> None:
         super().__init__()
-        self.config = config
-        self.side = config.img_size // config.patch_size
+        self.config, self.null_class = config, config.num_classes
         width = config.channels
         self.time_embed = TimeEmbedding(width)
         if config.num_classes:
@@ -84,14 +83,10 @@ class VelocityTransformer(VelocityNetwork):
         if config.txt_size:
             self.proj_txt = nn.Linear(config.txt_dim, width)
         self.proj_in = nn.Linear(config.token_dim, width)
-        self.layers = nn.ModuleList(VelocityLayer(config.layer) for _ in range(config.layers))
+        self.layers = nn.ModuleList(ModulatedLayer(config.layer) for _ in range(config.layers))
         self.final_norm = RMSNorm(width)
         self.final_modulation = _zero_linear(width, 2 * width)
         self.proj_out = _zero_linear(width, config.token_dim)
-
-    @property
-    def num_classes(self) -> int:
-        return self.config.num_classes
 
     def noise_shape(self, batch: int, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
         size = self.config.img_size
@@ -120,7 +115,7 @@ class VelocityTransformer(VelocityNetwork):
         angles = axis_angles(
             rows,
             columns,
-            self.side,
+            self.config.side,
             head_dim=self.config.head_dim,
             text_model=self.config.txt_size > 0,
             text_tokens=prefix,

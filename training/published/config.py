@@ -18,15 +18,8 @@ from pydantic import ValidationError
 from starflow.runtime.plain.caption_template import ASPECT_RATIO
 from starflow.runtime.plain.errors import CheckpointError, UsageError
 from starflow.runtime.plain.validation import one_line
-from starflow.training.config import (
-    CheckpointConfig,
-    Conditioning,
-    ImageRange,
-    LatentScaling,
-    StarflowConfig,
-    TarflowConfig,
-    TextEncoding,
-)
+from starflow.training.autoregressive.config import StarflowConfig, TarflowConfig
+from starflow.training.config import CheckpointConfig, Conditioning, ImageRange, LatentScaling, TextEncoding
 from starflow.training.text.captions import caption_template
 
 Family = Literal["starflow", "tarflow"]

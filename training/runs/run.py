@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from starflow.runtime.plain.atomic_write import atomic_file
 from starflow.runtime.plain.errors import CheckpointError, RecipeError, StarflowError, UsageError
-from starflow.training.data.dataset import Batch, Samples
+from starflow.training.data.augmentation import mirror_images, shift_images
+from starflow.training.data.samples import Batch, Samples
 from starflow.training.recipe import AnyRecipe, changed_field
 from starflow.training.runs.optimizer import average_decay_at, build_optimizer, learning_rate_at, update_average
 from starflow.training.runs.progress import Journal
@@ -30,6 +31,7 @@ from starflow.training.runs.progress import Journal
 ORDER, STEP, EVALUATION, SAMPLES = range(4)  # streams of random numbers
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICE_SHARE = 0.25  # of the free memory of a GPU: data that take less are kept there
+ANOTHER = "use another --out, or --no-resume to start again"
 
 
 @dataclass(frozen=True)
@@ -132,12 +134,16 @@ class TrainingRun(ABC):
         """Write checkpoint/, whole or not at all, with these text files beside the weights."""
 
     def figures(self) -> dict[str, Tensor]:
-        """Scalars of the last step beside its loss, by the name they have in log.jsonl."""
+        """Scalars of the last step besides its loss, by their names in log.jsonl."""
         return {}
 
     def described(self, means: Mapping[str, float]) -> str:
         """The mean figures of the last steps, for the live line."""
         return f"loss {means['loss']:.4f}"
+
+    def digests(self) -> dict[str, str]:
+        """Digests of what the run reads besides its recipe, by name; a resumed run has to find the same."""
+        return {}
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs to know beyond weights, average, optimiser and step."""
@@ -156,6 +162,16 @@ class TrainingRun(ABC):
             self._order = (epoch, torch.randperm(len(self.samples), generator=generator))
         start = place * self.training.batch_size
         return self.samples[self._order[1][start : start + self.training.batch_size]].to(self.device)
+
+    def augmented(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """The images of a batch, shifted and mirrored at random as the recipe says."""
+        values = batch.values
+        if self.training.shift:
+            values = shift_images(values, self.training.shift, generator)
+        if self.training.flip:
+            mirrored = values.flip(3) if batch.mirrored is None else batch.mirrored
+            values = mirror_images(values, mirrored, generator)
+        return values
 
     @property
     def part_size(self) -> int:
@@ -270,6 +286,7 @@ class TrainingRun(ABC):
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "metrics": self.metrics,
+            **self.digests(),
             **self.state(),
         }
         with atomic_file(self.folder / "state.pt") as temporary:
@@ -300,7 +317,10 @@ class TrainingRun(ABC):
             raise CheckpointError(f"{path}: damaged ({reason}); pass --no-resume to start again") from None
         changed = changed_field(was, self.recipe.model_dump(mode="json"))
         if changed is not None:
-            raise RecipeError(f"{path}: belongs to another recipe: {changed} changed; use another --out or --no-resume")
+            raise RecipeError(f"{path}: belongs to another recipe: {changed} changed; {ANOTHER}")
+        for name, digest in self.digests().items():
+            if state.get(name, digest) != digest:
+                raise RecipeError(f"{path}: belongs to other data: the {name} changed; {ANOTHER}")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -13,7 +13,8 @@ from starflow.training.autoencoder.config import ReconstructionConfig
 from starflow.training.autoencoder.folder import open_autoencoder
 from starflow.training.autoencoder.reconstruction import psnr, reconstruction_loss
 from starflow.training.autoencoder.trainer import AutoencoderTrainer, DecoderTrainer
-from starflow.training.data.dataset import Dataset, load_dataset, to_float
+from starflow.training.data.dataset import load_dataset
+from starflow.training.data.samples import Dataset, to_float
 from starflow.training.recipe import (
     AutoencoderRecipe,
     DecoderRecipe,

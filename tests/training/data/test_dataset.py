@@ -12,7 +12,8 @@ from PIL import Image
 
 from starflow.runtime.plain.errors import DataError
 from starflow.runtime.plain.images import to_uint8
-from starflow.training.data.dataset import load_dataset, to_float
+from starflow.training.data.dataset import load_dataset
+from starflow.training.data.samples import to_float
 from starflow.training.recipe import Digits8Source, FolderSource, NpzSource
 from starflow.training.text.captions import read_captions
 
