@@ -14,6 +14,7 @@ from starflow.training.config import CheckpointConfig, Conditioning, ImageRange,
 from starflow.training.continuous.config import ContinuousMlpConfig, ContinuousTransformerConfig
 from starflow.training.continuous.model import ContinuousFlow, time_frequencies
 from starflow.training.families import build_flow
+from starflow.training.flow import Flow
 
 CLASS_MODEL: dict[str, Any] = {
     "in_channels": 1,
@@ -35,8 +36,9 @@ CLASS_MODEL: dict[str, Any] = {
 }
 
 
-def randomise(model: AutoregressiveFlow, seed: int = 0) -> AutoregressiveFlow:
+def randomise(model: Flow, seed: int = 0) -> AutoregressiveFlow:
     """Give every parameter a random value; outputs stay moderate, and no layer is a no-op."""
+    assert isinstance(model, AutoregressiveFlow)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

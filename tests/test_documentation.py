@@ -17,7 +17,8 @@ from starflow.training.autoencoder.config import AutoencoderObjective, KlConfig,
 from starflow.training.autoregressive.config import StarflowConfig, TarflowConfig
 from starflow.training.continuous.config import ContinuousMlpConfig, ContinuousTransformerConfig
 from starflow.training.continuous.objective_config import CfmConfig, OtCfmConfig, WeightedCfmConfig
-from starflow.training.recipe import Digits8Source, FolderSource, NpzSource, PointsSource, Training
+from starflow.training.data.source import Digits8Source, FolderSource, NpzSource, PointsSource
+from starflow.training.recipe import Training
 
 
 def names_in(page: Path) -> set[str]:

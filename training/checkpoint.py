@@ -40,7 +40,7 @@ def save_checkpoint(
     Args:
         folder: Destination.
         config: What `build_flow` and everything downstream need to know.
-        state: The model's state dict, published parameter names; number types are kept.
+        state: The model's state dict, under the published parameter names; number types are kept.
         extra_files: Text files to store with it, such as recipe.yaml and metrics.json.
         autoencoder: Folder of the autoencoder whose latents the flow makes; copied as it is to `autoencoder/`.
         half: Store the tensors as float16.

@@ -11,10 +11,10 @@ class Flow(nn.Module, ABC):
     """A trained map between noise and data.
 
     Attributes:
-        null_class: The class label that stands for "no class": the number of classes.
+        num_classes: Classes of a class model; as a label, this number stands for "no class".
     """
 
-    null_class: int = 0
+    num_classes: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -36,7 +36,7 @@ class Flow(nn.Module, ABC):
 
     @abstractmethod
     def encode_labels(self, labels: Tensor) -> Tensor:
-        """Class labels [B] int64, `null_class` included, as the condition of this family."""
+        """Class labels [B] int64, 0 to `num_classes`, as the condition of this family."""
 
     @abstractmethod
     def reverse(
@@ -46,5 +46,5 @@ class Flow(nn.Module, ABC):
 
     def sample_labels(self, noise: Tensor, labels: Tensor, guidance: float = 0.0) -> Tensor:
         """Sample a class model: noise of `noise_shape`, labels [B] int64 -> data."""
-        null = self.encode_labels(torch.full_like(labels, self.null_class))
+        null = self.encode_labels(torch.full_like(labels, self.num_classes))
         return self.reverse(noise, self.encode_labels(labels), null, guidance=guidance)

@@ -17,6 +17,7 @@ class Objective(ABC, Generic[AnyFlow]):
 
     Attributes:
         figures: Scalars of the last step besides its loss, by their names in log.jsonl.
+        memory: What a resumed run needs to know of the steps before it.
         judged: Number of held-out samples whose likelihood is computed; None: all.
         loss_is_likelihood: Whether the loss is the negative log-likelihood per dimension, less log(2 pi) / 2, in nats.
     """
@@ -26,6 +27,7 @@ class Objective(ABC, Generic[AnyFlow]):
 
     def __init__(self) -> None:
         self.figures: dict[str, Tensor] = {}
+        self.memory: dict[str, Tensor] = {}
 
     @abstractmethod
     def losses(
@@ -44,10 +46,3 @@ class Objective(ABC, Generic[AnyFlow]):
     @abstractmethod
     def log_likelihood(self, model: AnyFlow, x: Tensor, y: Tensor | None, generator: torch.Generator) -> Tensor:
         """log p(x | y) in nats, [B]."""
-
-    def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs to know of the steps before it."""
-        return {}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take up what `state` returned."""

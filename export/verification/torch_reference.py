@@ -124,7 +124,7 @@ class TorchPathReference:
         y, null = None, None
         if case.condition is not None:
             y = torch.from_numpy(np.ascontiguousarray(case.condition))
-            null = torch.full_like(y, self._network.null_class)
+            null = torch.full_like(y, self._network.num_classes)
             if case.null_condition is not None:
                 null = torch.from_numpy(case.null_condition).expand_as(y)
 

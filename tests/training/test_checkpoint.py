@@ -30,6 +30,7 @@ CONFIG = CheckpointConfig(
 def model() -> AutoregressiveFlow:
     torch.manual_seed(0)
     model = build_flow(CONFIG.model)
+    assert isinstance(model, AutoregressiveFlow)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()

@@ -18,7 +18,8 @@ from starflow.training.checkpoint import load_autoregressive
 from starflow.training.data.augmentation import shift_images
 from starflow.training.data.dataset import load_dataset
 from starflow.training.data.samples import Dataset
-from starflow.training.recipe import Digits8Source, Recipe, Training
+from starflow.training.data.source import Digits8Source
+from starflow.training.recipe import Recipe, Training
 from starflow.training.runs.optimizer import average_decay_at, build_optimizer, learning_rate_at, update_average
 from starflow.training.runs.run import generator_for
 from starflow.training.trainer import Trainer, drop_conditions
@@ -267,7 +268,11 @@ def test_resume_refuses_what_is_not_its_own(tmp_path: Path, digits: Dataset) -> 
 @pytest.mark.parametrize(
     ("model", "training", "expected"),
     [
-        (STARFLOW | {"img_size": 16}, {}, r"model: takes 1 channel\(s\) of 16x16, but the data are 1 channel\(s\) of 8x8"),
+        (
+            STARFLOW | {"img_size": 16},
+            {},
+            r"model: takes 1 channel\(s\) of 16x16, but the data are 1 channel\(s\) of 8x8",
+        ),
         (STARFLOW | {"txt_dim": 12}, {}, r"model\.txt_dim: found 12, expected 11, because the data have 10 classes"),
         (TARFLOW | {"num_classes": 9}, {}, r"model\.num_classes: found 9, expected 10"),
         (STARFLOW, {"batch_size": 5000}, r"training\.batch_size: found 5000, expected at most 1617"),

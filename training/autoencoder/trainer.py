@@ -1,4 +1,4 @@
-"""Training an autoencoder, and fine-tuning its decoder on noisy latents: two runs that share pixels and judgement."""
+"""Training an autoencoder, and fine-tuning its decoder on noisy latents."""
 
 import copy
 from abc import abstractmethod
@@ -27,12 +27,12 @@ from starflow.training.data.samples import Batch, Dataset, to_float
 from starflow.training.recipe import AutoencoderRecipe, DecoderRecipe
 from starflow.training.runs.run import EVALUATION, TrainingRun, generator_for
 
-MEASURED = 4096  # images, at most, that latent scale and shift are measured on
+MEASURED = 4096  # most images that the scale and shift of latents are measured on
 SHOWN = 16  # images on a sheet
 
 
 class ReconstructionRun(TrainingRun):
-    """What both runs share. The checkpoint is the autoencoder's folder."""
+    """What both runs share. Their checkpoint is the autoencoder's folder."""
 
     UNITS: ClassVar = {"test_psnr": "dB", "test_noisy_psnr": "dB through noise"}
     recipe: AutoencoderRecipe | DecoderRecipe
@@ -43,7 +43,7 @@ class ReconstructionRun(TrainingRun):
         self, recipe: AutoencoderRecipe | DecoderRecipe, data: Dataset, folder: Path, model: Callable[[], Autoencoder]
     ) -> None:
         if data.kind != "images":
-            raise RecipeError("data: an autoencoder learns from images")
+            raise RecipeError(f"data: found {data.kind}, expected images: an autoencoder learns from them")
         self.data = data.without_conditions()
         channels, height, width = data.train.values.shape[1:]
         self.pixel_shape = (int(channels), int(height), int(width))
@@ -52,17 +52,17 @@ class ReconstructionRun(TrainingRun):
             self.latent_shape = self.model.latent_shape(self.pixel_shape)
         except UsageError as error:
             raise RecipeError(str(error)) from None
-        if self.device.type == "cuda":  # convolutions are faster so
+        if self.device.type == "cuda":  # which makes convolutions faster
             for model in (self.model, self.average):
                 model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub has no such overload
 
     @abstractmethod
     def scaling(self) -> LatentScaling:
-        """What gives the averaged encoder's latents mean 0 and standard deviation 1."""
+        """The scaling that gives the averaged encoder's latents mean 0 and standard deviation 1."""
 
     @torch.inference_mode()
     def measured(self, autoencoder: Autoencoder) -> LatentScaling:
-        """That scaling, measured on images trained on."""
+        """That scaling, measured on training images."""
         step = max(1, len(self.data.train) // MEASURED)
         parts = self.data.train.values[::step].split(self.part_size)
         return measured_scaling(torch.cat([autoencoder.encode(to_float(part.to(self.device))) for part in parts]))
@@ -70,7 +70,7 @@ class ReconstructionRun(TrainingRun):
     @property
     @abstractmethod
     def noise_std(self) -> float:
-        """Noise on scaled latents that the decoder is trained, and judged, against."""
+        """Standard deviation of the noise on scaled latents that the decoder is trained and judged with."""
 
     @abstractmethod
     def result(self) -> tuple[Autoencoder, Autoencoder | None]:
@@ -90,12 +90,12 @@ class ReconstructionRun(TrainingRun):
         return to_float(self.augmented(batch, generator))
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
-        """Standard normal noise shaped as `count` latents."""
+        """Standard normal noise in the shape of `count` latents."""
         return torch.randn(count, *self.latent_shape, generator=generator, device=self.device)
 
     @torch.inference_mode()
     def judge(self) -> dict[str, float]:
-        """Mean PSNR of held-out images, and of those decoded from latents with the noise of the recipe."""
+        """Mean PSNR of held-out images, decoded from their latents and from latents with the recipe's noise."""
         generator = generator_for(self.training.seed, EVALUATION, 0, self.device)
         scale, plain, noisy = self.scaling().scale, [], []
         for values in self.data.test.values.split(self.part_size):
@@ -108,7 +108,7 @@ class ReconstructionRun(TrainingRun):
 
     @torch.inference_mode()
     def sample_sheet(self) -> NDArray[np.uint8]:
-        """Rows of some held-out images, their reconstructions, and those from noisy latents."""
+        """Three rows: held-out images, their reconstructions, and those from noisy latents."""
         generator = generator_for(self.training.seed, EVALUATION, 0, self.device)
         every = max(1, len(self.data.test) // SHOWN)
         images = to_float(self.data.test.values[::every][:SHOWN].to(self.device))
@@ -125,7 +125,6 @@ class AutoencoderTrainer(ReconstructionRun):
 
     def __init__(self, recipe: AutoencoderRecipe, data: Dataset, folder: Path) -> None:
         channels = data.train.values.shape[1]
-        self._kl = torch.zeros(())
         super().__init__(recipe, data, folder, lambda: build_autoencoder(recipe.autoencoder, channels))
 
     @property
@@ -135,16 +134,13 @@ class AutoencoderTrainer(ReconstructionRun):
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
         objective = self.recipe.objective
         images, noise = self.pixels(batch, generator), self.noise(len(batch.values), generator)
-        # Every level up to noise_std: this decoder meets denoised latents as well as noisy ones.
+        # Every level up to noise_std: this decoder will see denoised latents as well as noisy ones.
         noise = noise * torch.rand(len(images), 1, 1, 1, generator=generator, device=self.device)
-        self._kl = torch.zeros((), device=self.device)
+        self.figures["kl"] = torch.zeros((), device=self.device)
         for part, draw in zip(images.split(self.part_size), noise.split(self.part_size), strict=True):
             reconstruction, kl = self.forward(part, draw, objective.noise_std)
-            self._kl += kl.detach() / self.training.accumulate
+            self.figures["kl"] += kl.detach() / self.training.accumulate
             yield reconstruction_loss(reconstruction, part, objective) + objective.kl * kl
-
-    def figures(self) -> dict[str, Tensor]:
-        return {"kl": self._kl}
 
     def scaling(self) -> LatentScaling:
         return self.measured(self.average)
@@ -154,9 +150,9 @@ class AutoencoderTrainer(ReconstructionRun):
 
 
 class DecoderTrainer(ReconstructionRun):
-    """Fine-tune a decoder on latents with the noise a flow leaves in its samples; the encoder stays as it is.
+    """Fine-tune a decoder on latents with the noise that a flow leaves in its samples; the encoder stays as it is.
 
-    What STARFlow does in place of denoising (Gu et al., NeurIPS 2025, section 3.4): the decoder learns E[pixels | noisy latents],
+    STARFlow does this in place of denoising (Gu et al., NeurIPS 2025, section 3.4): the decoder learns E[pixels | noisy latents],
     or their median with `distance: l1`.
     """
 

@@ -13,12 +13,8 @@ from torch import Tensor, nn
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plans.decode_plan import Jacobi
-from starflow.training.autoregressive.config import (
-    AutoregressiveConfig,
-    BlockConfig,
-    block_configs,
-)
-from starflow.training.autoregressive.flow_block import FlowBlock, Rotation
+from starflow.training.autoregressive.config import AutoregressiveConfig, BlockConfig, block_configs
+from starflow.training.autoregressive.flow_block import Context, FlowBlock
 from starflow.training.flow import Flow
 from starflow.training.layers.likelihood import gaussian_log_density
 from starflow.training.layers.tokens import patchify, unpatchify
@@ -93,21 +89,23 @@ class AutoregressiveFlow(Flow):
         `weight` is [S, 1]: w of every token of the chunk.
         """
 
-    def _rotation(self, block: BlockConfig, grid: tuple[int, int], prefix: int) -> Rotation | None:
-        angles = self.rotation(block, *grid, prefix)
+    def context(
+        self,
+        block: BlockConfig,
+        grid: tuple[int, int],
+        condition: Tensor | None = None,
+        class_vector: Tensor | None = None,
+        temperature: Tensor | None = None,
+    ) -> Context:
+        """What a block over `grid` tokens reads besides them, its rotary angles included."""
+        angles = self.rotation(block, *grid, 0 if condition is None else condition.shape[1])
         if angles is None:
-            return None
+            return Context(condition, class_vector, None, temperature)
         angles = angles.to(self.device)
-        return angles.cos(), angles.sin()
+        return Context(condition, class_vector, (angles.cos(), angles.sin()), temperature)
 
     def _grid(self, x: Tensor) -> tuple[int, int]:
-        patch = self.config.patch_size
-        if x.ndim != 4 or x.shape[1] != self.config.in_channels or x.shape[2] % patch or x.shape[3] % patch:
-            raise UsageError(
-                f"data of shape {tuple(x.shape)} does not fit [B, {self.config.in_channels}, H, W]"
-                f" with H and W multiples of patch_size {patch}"
-            )
-        grid = (x.shape[2] // patch, x.shape[3] // patch)
+        grid = self.config.grid(x.shape)
         if grid[0] * grid[1] != self.side**2 and any(block.positions == "learned" for block in self.block_configs):
             raise UsageError(f"{grid[0]} x {grid[1]} tokens; this model's learned positions cover {self.side**2}")
         return grid
@@ -134,8 +132,7 @@ class AutoregressiveFlow(Flow):
                 continue
             condition = y if config.condition == "prefix" else None
             vectors = block.class_vectors(y, x.shape[0]) if config.condition == "class" else None
-            rotation = self._rotation(config, grid, 0 if condition is None else condition.shape[1])
-            out = block(tokens.flip(1) if config.reversed else tokens, condition, vectors, rotation)
+            out = block(tokens.flip(1) if config.reversed else tokens, self.context(config, grid, condition, vectors))
             tokens = out.z.flip(1) if config.reversed else out.z
             text = out.condition
             activations.append(tokens)
@@ -220,7 +217,6 @@ class AutoregressiveFlow(Flow):
         config = block.block
         batch, length, _ = z.shape
         guided = self._guides(config, guidance)
-        rows = 2 * batch if guided else batch
         condition, vectors = None, None
         if config.condition == "prefix" and y is not None:
             if guided and y_null is None:
@@ -231,13 +227,13 @@ class AutoregressiveFlow(Flow):
             labels = y if y is None else y % config.condition_width
             vectors = block.class_vectors(labels, batch)
             vectors = torch.cat([vectors, block.class_vectors(None, batch)]) if guided else vectors
-        prefix = 0 if condition is None else condition.shape[1]
         temperature = self._temperature(attention_temperature, batch, guided)
-        state = block.begin(rows, length, condition, vectors, self._rotation(config, grid, prefix), temperature)
+        context = self.context(config, grid, condition, vectors, temperature)
+        caches = block.caches(2 * batch if guided else batch, length, context)
 
         def transform(previous: Tensor, index: int, noise: Tensor, first: int) -> Tensor:
             """One pass over S tokens: inputs `previous` at `index`.., outputs the tokens `first`.. from their noise."""
-            a, mu = block.step(torch.cat([previous, previous]) if guided else previous, index, prefix, state)
+            a, mu = block.step(torch.cat([previous, previous]) if guided else previous, index, context, caches)
             if guided:
                 t = torch.arange(first, first + noise.shape[1], device=z.device)[:, None]
                 anneal = t / (length - 1) if guidance.annealed else torch.ones_like(t)

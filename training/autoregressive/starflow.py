@@ -21,7 +21,7 @@ class Starflow(AutoregressiveFlow):
 
     def __init__(self, config: StarflowConfig) -> None:
         super().__init__(config)
-        self.null_class = config.txt_dim - 1
+        self.num_classes = config.txt_dim - 1
         if config.learnable_self_denoiser:
             self.learnable_self_denoiser = FlowBlock(denoiser_config(config), self.side**2)
 
@@ -42,9 +42,8 @@ class Starflow(AutoregressiveFlow):
         if network.block.condition == "prefix":
             self._check_condition(y, len(x))
             condition = y
-        rotation = self._rotation(network.block, grid, 0 if condition is None else condition.shape[1])
         tokens = patchify(x, self.config.patch_size, channel_first=self.channel_first)
-        prediction, _ = network.network(tokens, condition, None, rotation)
+        prediction, _ = network.network(tokens, self.context(network.block, grid, condition))
         return self._image(prediction, x.shape[2], x.shape[3])
 
     def noise_shape(self, batch: int, height: int | None = None, width: int | None = None) -> tuple[int, ...]:

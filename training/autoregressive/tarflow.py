@@ -19,7 +19,7 @@ class Tarflow(AutoregressiveFlow):
 
     def __init__(self, config: TarflowConfig) -> None:
         super().__init__(config)
-        self.null_class = config.num_classes
+        self.num_classes = config.num_classes
         self.register_buffer("var", torch.ones(self.side**2, config.token_dim))
 
     @property
@@ -37,7 +37,7 @@ class Tarflow(AutoregressiveFlow):
 
     def encode_labels(self, labels: Tensor) -> Tensor:
         """Class ids [B] int64; the null class becomes -1, the mean embedding."""
-        return torch.where(labels == self.null_class, -1, labels)
+        return torch.where(labels == self.num_classes, -1, labels)
 
     def rotation(self, block: BlockConfig, height: int, width: int, prefix: int) -> Tensor | None:
         return None

@@ -21,7 +21,9 @@ from starflow.runtime.plain.errors import CheckpointError, UsageError
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("weights", type=Path, help="weights file, .pth or .safetensors")
-    parser.add_argument("--config", type=Path, help="configuration file, YAML or JSON (default: --family and --set alone)")
+    parser.add_argument(
+        "--config", type=Path, help="configuration file, YAML or JSON (default: --family and --set alone)"
+    )
     parser.add_argument("-o", "--out", type=Path, required=True, help="checkpoint folder to write")
     parser.add_argument(
         "--family", choices=("starflow", "tarflow"), help="model family, if the configuration does not name it"
@@ -108,4 +110,6 @@ def _class_names(values: list[str] | None) -> list[str] | None:
     try:
         return [line.strip() for line in Path(values[0]).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError):
-        raise UsageError(f"--class-names {values[0]}: cannot be read; expected a text file with one name per line") from None
+        raise UsageError(
+            f"--class-names {values[0]}: cannot be read; expected a text file with one name per line"
+        ) from None

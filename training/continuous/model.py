@@ -26,14 +26,7 @@ def time_frequencies() -> Tensor:
 
 
 def time_features(t: Tensor) -> Tensor:
-    """Fourier features of time, in float32: [cos(w_0 t), .., cos(w_31 t), sin(w_0 t), .., sin(w_31 t)].
-
-    Args:
-        t: [B] in [0, 1].
-
-    Returns:
-        [B, 64] float32.
-    """
+    """Fourier features of t [B] in [0, 1]: [cos(w_0 t), .., cos(w_31 t), sin(w_0 t), .., sin(w_31 t)], [B, 64] float32."""
     angles = t.float()[:, None] * time_frequencies().to(t.device)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
@@ -56,9 +49,9 @@ class ContinuousFlow(Flow):
 
         Args:
             x: State at time t, [B, C, H, W] or [B, dimensions] float32.
-            t: Times [B] float32 in [0, 1], one a sample.
-            y: Condition: class labels [B] int64, `null_class` included, text features [B, m, txt_dim] float32, or
-                None for an unconditional network.
+            t: Times [B] float32 in [0, 1], one for each sample.
+            y: Condition: class labels [B] int64 (`num_classes` is the null class), text features [B, m, txt_dim] float32,
+                or None for an unconditional network.
 
         Returns:
             dx/dt, shaped as x, float32.
@@ -99,7 +92,7 @@ class ContinuousFlow(Flow):
             y: Condition of every sample (see `forward`).
             y_null: Null condition, needed for guidance; broadcast over the batch.
             guidance: Weight w; 0 is the conditional field alone.
-            steps: Two evaluations of the network each.
+            steps: Number of steps; each evaluates the network twice.
 
         Returns:
             Data, shaped as the noise.

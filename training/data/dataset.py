@@ -13,8 +13,8 @@ from starflow.runtime.plain.errors import DataError
 from starflow.training.config import Conditioning
 from starflow.training.data.npz import Archive
 from starflow.training.data.samples import Dataset, Samples
+from starflow.training.data.source import DataSource, Digits8Source, FolderSource, NpzSource, PointsSource
 from starflow.training.points import POINT_SETS
-from starflow.training.recipe import DataSource, Digits8Source, FolderSource, NpzSource, PointsSource
 from starflow.training.text.captions import read_captions
 from starflow.training.text.text_features import TextFeatures, caption_features
 
@@ -23,14 +23,10 @@ HOLDOUT_SEED = 20240  # fixed: every run of every recipe holds out the same imag
 
 
 def load_dataset(source: DataSource, cache: Path) -> Dataset:
-    """Read a source.
-
-    Args:
-        source: The recipe's data section.
-        cache: Folder where computed text features are kept.
+    """Read the source that a recipe's data section names; `cache` is a folder that keeps computed text features.
 
     Raises:
-        DataError: A file is missing, unreadable, or does not fit the others.
+        DataError: a file is missing, unreadable, or does not fit the others.
     """
     match source:
         case FolderSource():
@@ -65,7 +61,7 @@ def _folder(source: FolderSource, cache: Path) -> Dataset:
     if len(loose) == len(files):
         return _split(_read_all(files, source), None, source.holdout)
     if loose:
-        raise DataError(f"{loose[0]}: lies beside class folders; move it into one of them")
+        raise DataError(f"{loose[0]}: lies next to class folders; move it into one of them")
     names = sorted({file.relative_to(root).parts[0] for file in files})
     labels = torch.tensor([names.index(file.relative_to(root).parts[0]) for file in files])
     return _split(_read_all(files, source), labels, source.holdout, names)
@@ -133,7 +129,7 @@ def _split(
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(HOLDOUT_SEED))
     count = max(1, round(len(pixels) * holdout))
     if count >= len(pixels):
-        raise DataError(f"{len(pixels)} image(s) are too few to hold some out; at least 2 are needed")
+        raise DataError(f"found {len(pixels)} image(s), too few to hold some out; at least 2 are needed")
     everything = Samples(pixels, condition)
     return _dataset(everything[order[count:].sort().values], everything[order[:count].sort().values], classes, null)
 

@@ -13,12 +13,10 @@ from starflow.runtime.plain.errors import DataError
 
 
 class Archive:
-    """The arrays of an .npz file. Those of held-out samples have the same names behind `test_`.
+    """The arrays of an .npz file.
 
     Attributes:
-        path: The file.
-        arrays: Its arrays by name.
-        prefixes: What the names of the arrays of each part begin with: nothing, and `test_` where that part exists.
+        prefixes: How the names of each part's arrays begin: "", and "test_" if the file holds held-out samples.
 
     Raises:
         DataError: the file is missing or damaged. The methods raise it for an array that is missing or of another kind.
@@ -75,7 +73,7 @@ class Archive:
         return None if features is None else torch.from_numpy(features.astype(np.float32))
 
     def check_agreement(self, name: str) -> None:
-        """Refuse two parts whose arrays `name` differ in the shape of an entry, or of which one lacks the array."""
+        """Refuse parts whose arrays `name` differ in the shape of an entry, or of which only one has the array."""
         shape, held_out = (self.arrays[key].shape[1:] if key in self.arrays else None for key in (name, f"test_{name}"))
         if shape != held_out:
             raise DataError(f"{self.path}: test_{name} holds entries of shape {held_out}, {name} of shape {shape}")

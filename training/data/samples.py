@@ -15,9 +15,7 @@ class Batch(NamedTuple):
     """Samples on a device.
 
     Attributes:
-        values: As in `Samples`.
-        condition: int64 [B] class labels, float32 [B, T, W] text features, or None.
-        mirrored: As in `Samples`.
+        condition: int64 [B] class labels, float32 [B, T, W] text features, or None; the others are as in `Samples`.
     """
 
     values: Tensor
@@ -27,12 +25,12 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Samples:
-    """Images, latents or points, and what they are conditioned on.
+    """Images, latents or points, and their conditions.
 
     Attributes:
-        values: Images uint8 [N, C, H, W], latents of images float16 [N, C, h, w] not scaled yet, or points float32 [N, D].
-        condition: int64 [N] class labels, text features of N captions or as float32 [N, T, W], or None.
-        mirrored: Latents of the mirror images, shaped as `values`; None where there are none.
+        values: Images uint8 [N, C, H, W], unscaled latents of images float16 [N, C, h, w], or points float32 [N, D].
+        condition: Class labels int64 [N], features of N captions, any features float32 [N, T, W], or None.
+        mirrored: Latents of the mirror images, shaped as `values`, or None.
     """
 
     values: Tensor
@@ -56,11 +54,11 @@ class Samples:
 
     @property
     def nbytes(self) -> int:
-        """Memory they take."""
+        """Memory of the samples, in bytes."""
         return sum(part.nbytes for part in (self.values, self.condition, self.mirrored) if part is not None)
 
     def resident(self, device: torch.device) -> "Samples":
-        """The same on a device, where batches need not be brought to."""
+        """The same samples in a device's memory."""
         condition = None if self.condition is None else self.condition.to(device)
         mirrored = None if self.mirrored is None else self.mirrored.to(device)
         return Samples(self.values.to(device), condition, mirrored)
@@ -71,9 +69,9 @@ class Dataset:
     """What is trained on, what is held out, and the condition that stands for "no condition".
 
     Attributes:
-        null: the null class (int64 []) or the features of an empty text (float32 [T, W]); None without conditions.
+        null: The null class (int64 []) or the features of an empty text (float32 [T, W]); None without conditions.
         text: How captions became features; None without captions.
-        latents: Of which autoencoder the values are latents; None if they are images or points.
+        latents: The space of the latents; None if the values are images or points.
     """
 
     train: Samples

@@ -1,9 +1,11 @@
 """What every flow over images is told, in either family: the size of an image, of a patch and of the network."""
 
+from collections.abc import Sequence
 from typing import Self
 
 from pydantic import Field, model_validator
 
+from starflow.runtime.plain.errors import UsageError
 from starflow.training.frozen import Frozen
 
 
@@ -31,3 +33,17 @@ class ImageConfig(Frozen):
     def token_dim(self) -> int:
         """Width D of a token (patch vector)."""
         return self.in_channels * self.patch_size**2
+
+    def grid(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of tokens in data [B, C, H, W] of this shape.
+
+        Raises:
+            UsageError: the data do not fit.
+        """
+        patch = self.patch_size
+        if len(shape) != 4 or shape[1] != self.in_channels or shape[2] % patch or shape[3] % patch:
+            raise UsageError(
+                f"data of shape {tuple(shape)} does not fit [B, {self.in_channels}, H, W]"
+                f" with H and W multiples of patch_size {patch}"
+            )
+        return shape[2] // patch, shape[3] // patch

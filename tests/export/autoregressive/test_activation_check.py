@@ -11,6 +11,7 @@ from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import ExportError
+from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.checkpoint import load_autoregressive, open_checkpoint, save_checkpoint
 from starflow.training.config import CheckpointConfig
 from starflow.training.families import build_flow
@@ -23,6 +24,7 @@ def peaks_of(folder: Path, data: ActivationData | None = None) -> dict[str, floa
     config, tensors = open_checkpoint(folder)
     with torch.device("meta"):
         model = build_flow(config.model)
+        assert isinstance(model, AutoregressiveFlow)
     return activation_peaks(config, model, tensors, data)
 
 

@@ -16,7 +16,8 @@ from starflow.training.checkpoint import load_autoregressive
 from starflow.training.config import LatentScaling
 from starflow.training.data.dataset import load_dataset
 from starflow.training.data.samples import Dataset, to_float
-from starflow.training.recipe import Digits8Source, Recipe
+from starflow.training.data.source import Digits8Source
+from starflow.training.recipe import Recipe
 from starflow.training.trainer import Trainer
 
 NETWORK = TinyConfig(
@@ -161,7 +162,9 @@ def test_a_run_keeps_its_autoencoder(tmp_path: Path, digits: Dataset, autoencode
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path, digits: Dataset, autoencoder: Path) -> None:
-    with pytest.raises(RecipeError, match=r"model: takes 1 channel\(s\) of 8x8, but the data are 3 channel\(s\) of 4x4"):
+    with pytest.raises(
+        RecipeError, match=r"model: takes 1 channel\(s\) of 8x8, but the data are 3 channel\(s\) of 4x4"
+    ):
         Trainer(recipe(autoencoder, MODEL | {"in_channels": 1, "img_size": 8}), digits, tmp_path)
     with pytest.raises(RecipeError, match=r"training\.shift: latents cannot be shifted"):
         Trainer(recipe(autoencoder, shift=1), digits, tmp_path)

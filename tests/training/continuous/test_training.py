@@ -19,9 +19,10 @@ from starflow.training.data.dataset import load_dataset
 from starflow.training.data.fit import fit_data
 from starflow.training.data.samples import Dataset
 from starflow.training.families import build_flow
-from starflow.training.recipe import Recipe, changed_field, load_flow_recipe
+from starflow.training.recipe import Recipe, changed_field
 from starflow.training.trainer import Trainer
 from tests.models import CLASS_MODEL, class_config, write_checkpoint
+from tests.training.recipes import load_flow_recipe
 
 TRANSFORMER: dict[str, Any] = {
     "family": "continuous-flow",
@@ -157,7 +158,9 @@ def test_a_text_model_refuses_classes() -> None:
     model = {k: v for k, v in TRANSFORMER.items() if k != "num_classes"} | {"txt_size": 3, "txt_dim": 5}
     settings = recipe(model, {"kind": "digits8"}, {"kind": "cfm"})
     data: Dataset = load_dataset(settings.data, Path())
-    with pytest.raises(RecipeError, match=r"model\.num_classes: found 0, expected 10, because the data have 10 classes"):
+    with pytest.raises(
+        RecipeError, match=r"model\.num_classes: found 0, expected 10, because the data have 10 classes"
+    ):
         fit_data(data, settings.model)
 
 
@@ -221,8 +224,14 @@ def checkpoint(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("edit", "expected"),
     [
-        (lambda t: t.pop("class_embed"), r"class_embed: found no such tensor, expected shape \[11, 32\]; check config.json"),
-        (lambda t: t.update(extra=torch.zeros(2)), r"extra: found shape \[2\], expected no such tensor; check config.json"),
+        (
+            lambda t: t.pop("class_embed"),
+            r"class_embed: found no such tensor, expected shape \[11, 32\]; check config.json",
+        ),
+        (
+            lambda t: t.update(extra=torch.zeros(2)),
+            r"extra: found shape \[2\], expected no such tensor; check config.json",
+        ),
         (
             lambda t: t.update({"proj_in.weight": torch.zeros(32, 9)}),
             r"proj_in\.weight: found shape \[32, 9\], expected shape \[32, 4\]; check",

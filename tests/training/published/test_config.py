@@ -267,11 +267,11 @@ def test_reads_a_checkpoint_configuration(tmp_path: Path) -> None:
         ({"chanels": 8}, "unknown option chanels; did you mean channels"),
         ({"channels": "many"}, "channels: .*integer.*'many'"),
         ({"layers_per_block": "2 2"}, "layers_per_block|num_blocks"),
-        ({"vae": "some/other-vae"}, "autoencoder some/other-vae is not known; say --set downsample_factor="),
-        ({"vae": "sd-vae", "downsample_factor": 0}, "downsample_factor: found 0, expected 1 or more"),
+        ({"vae": "some/other-vae"}, "autoencoder some/other-vae is not known; add --set downsample_factor="),
+        ({"vae": "sd-vae", "downsample_factor": 0}, "downsample_factor: found 0, expected at least 1"),
         ({"img_size": "big"}, "img_size: found 'big', expected a number"),
-        ({"text": "some/encoder"}, "text encoder some/encoder is not known; say --set txt_dim="),
-        ({"text": "labels.vocab"}, "labels.vocab names classes; say how many with --classes"),
+        ({"text": "some/encoder"}, "text encoder some/encoder is not known; add --set txt_dim="),
+        ({"text": "labels.vocab"}, "labels.vocab names classes; give their number with --classes"),
         ({"text": "labels.vocab", "txt_dim": 11}, "txt_size is 128; a class-conditional STARFlow takes 1 token"),
         ({"num_kv_heads": 5}, "num_kv_heads 5 does not divide"),
         ({"seq_order": "up"}, "seq_order: .*'L2R' or 'R2L'"),
@@ -327,7 +327,10 @@ def test_what_is_off_asks_for_nothing(tmp_path: Path) -> None:
         ("family: resnet\nconstructor: {}", "found the family resnet"),
         ("family: tarflow\nconstructor: {}", "in_channels: Field required"),
         ("family: tarflow\nconstructor: {vae: x}", "unknown option vae of tarflow"),
-        ("family: tarflow\nconstructor: {dataset: cats}", "classes of the dataset cats are not known; say --classes"),
+        (
+            "family: tarflow\nconstructor: {dataset: cats}",
+            "the number of classes of the dataset cats is not known; add --classes",
+        ),
         ("model: {family: tarflow}", "in_channels: Field required"),
         (
             "model: {family: tarflow, in_channels: 1, img_size: 4, patch_size: 2, channels: 64, num_blocks: 1,"
@@ -360,7 +363,7 @@ def test_json_that_is_none(tmp_path: Path) -> None:
     [
         (["patch_size"], "tarflow", "--set patch_size: expected option=value"),
         (["patch_size=["], "tarflow", "is not a YAML value"),
-        (["patch_size=2"], None, "no family is named; say --family starflow or tarflow"),
+        (["patch_size=2"], None, "--set: names no family; add --family starflow or tarflow"),
     ],
 )
 def test_wrong_use(overrides: list[str], family: Any, expected: str) -> None:
@@ -371,7 +374,7 @@ def test_wrong_use(overrides: list[str], family: Any, expected: str) -> None:
 def test_the_families_may_not_disagree(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     path.write_text(json.dumps({"family": "starflow", "constructor": {}}))
-    with pytest.raises(CheckpointError, match="describes a starflow model, --family says tarflow"):
+    with pytest.raises(CheckpointError, match="describes a starflow model, but --family is tarflow"):
         read_config(path, family="tarflow")
 
 
