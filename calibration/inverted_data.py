@@ -13,7 +13,7 @@ from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.conditions import encode_conditions
 from starflow.runtime.plain.errors import UsageError
-from starflow.runtime.traces.trace import RecordedTrace
+from starflow.runtime.traces.autoregressive import RecordedTrace
 
 
 def read_data(path: Path, bundle: Bundle) -> tuple[NDArray[np.float32], NDArray | None]:

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from starflow.runtime.autoregressive.family import AutoregressiveLoop, resolve_decode_plan
 from starflow.runtime.autoregressive.inversion import Inverted
-from starflow.runtime.backends.base import Backend
-from starflow.runtime.backends.choice import BackendName, Provider, open_backend
+from starflow.runtime.backends.base import Backend, BackendName, Provider
+from starflow.runtime.backends.choice import open_backend
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
 from starflow.runtime.bundle.manifest import Variant

@@ -16,7 +16,8 @@ from starflow.runtime.backends.block_runner import SequenceRunner
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Block, Variant
 from starflow.runtime.plans.decode_plan import Guess, Segment, Steps, Window
-from starflow.runtime.traces.trace import Case, RecordedTrace, decode_block, sample_trace
+from starflow.runtime.traces.autoregressive import RecordedTrace, decode_block, sample_trace
+from starflow.runtime.traces.case import Case
 
 NEGLIGIBLE = 1e-13  # squared relative error below which a chunk is as good as decoded token by token
 

@@ -23,7 +23,7 @@ from starflow.runtime.plain.progress import Report, no_report
 from starflow.runtime.plans.decode_plan import BlockPlan, Chunk, DecodePlan, Segment, Steps
 from starflow.runtime.plans.plan_spec import BlockCost, PlanSpec, predicted_milliseconds, segment_milliseconds
 from starflow.runtime.sampler import Sampler
-from starflow.runtime.traces.trace import Case
+from starflow.runtime.traces.case import Case
 
 ROUNDS = 8  # searches until a plan's measured error is in the budget, and near it
 

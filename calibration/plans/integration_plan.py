@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from starflow.calibration.cases import Cases
 from starflow.calibration.plans.time_density import acceleration, equidistributed
-from starflow.export.verification.continuous import path_states
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
@@ -31,7 +30,8 @@ from starflow.runtime.plans.integration_plan import (
     default_plan,
 )
 from starflow.runtime.sampler import Sampler
-from starflow.runtime.traces.trace import Case
+from starflow.runtime.traces.case import Case
+from starflow.runtime.traces.continuous import path_states
 
 GridKind = Literal["uniform", "equidistributed"]
 MOST_STEPS = 512

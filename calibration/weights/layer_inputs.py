@@ -13,7 +13,7 @@ from starflow.calibration.weights.step_graph_weights import Linear, StepGraphWei
 from starflow.runtime.backends.base import BlockInputs
 from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec, fixed_shape
 from starflow.runtime.bundle.manifest import Block
-from starflow.runtime.traces.trace import RecordedTrace
+from starflow.runtime.traces.autoregressive import RecordedTrace
 
 VECTORS = 512  # kept of every product's inputs, to estimate errors on
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"

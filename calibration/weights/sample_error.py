@@ -17,7 +17,8 @@ from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.plain.errors import BackendError
 from starflow.runtime.sampler import Sampler
-from starflow.runtime.traces.trace import Case, RecordedTrace, decode_given
+from starflow.runtime.traces.autoregressive import RecordedTrace, decode_given
+from starflow.runtime.traces.case import Case
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,9 @@ from starflow.runtime.backends.base import Backend, BlockInputs
 from starflow.runtime.backends.block_runner import SequenceRunner
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Block, Variant
-from starflow.runtime.traces.trace import (
-    Case,
-    RecordedTrace,
-    Trace,
-    decode_block,
-    decode_given,
-    finite,
-    sample_trace,
-)
+from starflow.runtime.traces.autoregressive import RecordedTrace, decode_block, decode_given, sample_trace
+from starflow.runtime.traces.case import Case
+from starflow.runtime.traces.trace import Trace, finite
 
 
 class FlowBlocks:

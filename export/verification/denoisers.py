@@ -12,7 +12,7 @@ from starflow.runtime.bundle.manifest import Block
 from starflow.runtime.bundle.network_spec import DenoiserSpec
 from starflow.runtime.conditions import encode_conditions
 from starflow.runtime.networks.denoising import Denoiser
-from starflow.runtime.traces.trace import Case
+from starflow.runtime.traces.case import Case
 
 
 def denoiser_name(spec: DenoiserSpec) -> str:

@@ -17,7 +17,8 @@ from starflow.runtime.bundle.manifest import Manifest
 from starflow.runtime.continuous.integration_loop import plan_table
 from starflow.runtime.ode.fixed_step import walk
 from starflow.runtime.plain.errors import CheckpointError
-from starflow.runtime.traces.trace import Case, Trace
+from starflow.runtime.traces.case import Case
+from starflow.runtime.traces.trace import Trace
 
 if TYPE_CHECKING:
     from torch import Tensor

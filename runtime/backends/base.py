@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 from numpy.typing import NDArray
 
 from starflow.runtime.backends.continuous_runner import VelocityRunner
 from starflow.runtime.plans.decode_plan import Iterated
+
+BackendName = Literal["auto", "onnxruntime", "tensorrt"]
+Provider = Literal["cpu", "cuda", "tensorrt"]  # execution providers of ONNX Runtime
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,12 @@
 """From what the user asks for to an open backend."""
 
-from typing import Literal, get_args
+from typing import get_args
 
-from starflow.runtime.backends.base import Backend
+from starflow.runtime.backends.base import Backend, BackendName
 from starflow.runtime.bundle.build_record import read_builds
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.plain.errors import BackendError, UsageError
-
-BackendName = Literal["auto", "onnxruntime", "tensorrt"]
-Provider = Literal["cpu", "cuda", "tensorrt"]
 
 
 def open_backend(

@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from starflow.runtime.backends.tensorrt.flavour import Flavour, FlavourName
 from starflow.runtime.bundle.bundle import Bundle, sha256
 from starflow.runtime.bundle.graph_spec import FileSpec
 from starflow.runtime.bundle.manifest import published_schema
 from starflow.runtime.plain.errors import BundleError
 from starflow.runtime.plain.validation import Part, one_line
+
+FlavourName = Literal["tensorrt", "tensorrt-rtx"]
 
 BUILD_SCHEMA_VERSION = 1
 ENGINES = "engines"
@@ -182,19 +183,6 @@ def read_build(path: Path) -> BuildRecord:
         return BuildRecord.model_validate(content)
     except ValidationError as error:
         raise BundleError(f"{path}: {one_line(error, tuple(BuildRecord.model_fields))}; {again}") from None
-
-
-def check_version(bundle: Bundle, record: BuildRecord, flavour: Flavour) -> None:
-    """See that an installed TensorRT is the one a build was made with.
-
-    Raises:
-        BundleError: it is another flavour or release.
-    """
-    if (record.flavour, record.version) != (flavour.name, flavour.version):
-        raise BundleError(
-            f"{bundle.root}: the engines of {record.target} were built by {record.flavour} {record.version} and load in "
-            f"nothing else, {flavour.name} {flavour.version} is here; build again: {record.command(bundle)}"
-        )
 
 
 def check_engine_file(bundle: Bundle, record: BuildRecord, engine: EngineSpec, *, digest: bool = False) -> Path:

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from starflow.runtime.commands.inspect import mebibytes
 from starflow.runtime.diagnostics.benchmark import Benchmark, VariantMemory, VariantTiming
 from starflow.runtime.diagnostics.operator_profile import StepProfile
-from starflow.runtime.reports.tables import plain_table
+from starflow.runtime.reports.tables import mebibytes, plain_table
 
 
 def print_comparison(console: Console, benchmark: Benchmark) -> None:

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _print(summary: dict[str, Any], *, hashes: bool) -> None:
     from rich.console import Console
 
-    from starflow.runtime.reports.tables import plain_table
+    from starflow.runtime.reports.tables import mebibytes, plain_table
 
     console = Console(soft_wrap=True)
     for key in (
@@ -102,8 +102,3 @@ def _print(summary: dict[str, Any], *, hashes: bool) -> None:
         )
     if hashes:
         console.print("every file has the digest the manifest states")
-
-
-def mebibytes(count: int) -> str:
-    """Bytes for people: `12.3 MiB`."""
-    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"

@@ -14,7 +14,6 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from starflow.runtime.commands.backend_arguments import (
     add_backend_arguments,
@@ -23,10 +22,9 @@ from starflow.runtime.commands.backend_arguments import (
     backend_options,
     chosen_plan,
 )
+from starflow.runtime.commands.condition_arguments import add_condition_arguments, given_condition, refuse_labels
 from starflow.runtime.plain.errors import UsageError
-
-if TYPE_CHECKING:
-    from starflow.runtime.bundle.manifest_file import AnyManifest
+from starflow.runtime.plain.input_files import load_array
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -61,26 +59,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_plan_argument(parser)
     add_integration_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
-
-
-def add_condition_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare --labels, --captions, --captions-file and --condition, one of which may be given."""
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "--labels",
-        metavar="L,L,..",
-        help="class labels, numbers or names, with ranges (0-9); one stands for all images",
-    )
-    what.add_argument(
-        "--captions",
-        nargs="+",
-        metavar="TEXT",
-        help="captions, for bundles with a text encoder; one stands for all images",
-    )
-    what.add_argument(
-        "--captions-file", type=Path, metavar="FILE.txt", help="a caption a line; empty lines are left out"
-    )
-    what.add_argument("--condition", type=Path, metavar="FILE.npy", help="condition tokens, float32 [N, tokens, width]")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -166,78 +144,3 @@ def run(arguments: argparse.Namespace) -> int:
             f"{variant} on {backend}, {decoding}"
         )
     return 0
-
-
-def given_condition(arguments: argparse.Namespace) -> tuple[Any, int]:
-    """The condition and how many there are (0: none given)."""
-    if arguments.labels is not None:
-        labels = _labels(arguments.labels)
-        return labels, len(labels)
-    if arguments.captions is not None:
-        return arguments.captions, len(arguments.captions)
-    if arguments.captions_file is not None:
-        captions = load_captions(arguments.captions_file)
-        return captions, len(captions)
-    if arguments.condition is not None:
-        array = load_array(arguments.condition)
-        return array, 1 if array.ndim == 2 else len(array)
-    return None, 0
-
-
-def refuse_labels(arguments: argparse.Namespace, manifest: "AnyManifest") -> None:
-    """A caption such as "3" is a text as well, so a label would pass for one.
-
-    Raises:
-        UsageError: labels are given to a model that has no classes.
-    """
-    if arguments.labels is not None and manifest.conditioning.kind == "features":
-        instead = "captions: --captions" if manifest.text else "condition tokens: --condition FILE.npy"
-        raise UsageError(f"--labels: this model has no classes; give {instead}")
-
-
-def _labels(text: str) -> list[str]:
-    """`0-2,7,nine` -> ["0", "1", "2", "7", "nine"]."""
-    labels: list[str] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if dash and first.isdigit() and last.isdigit():
-            if int(first) > int(last):
-                raise UsageError(f"--labels {part.strip()}: a range runs upwards, {last}-{first}")
-            labels += [str(label) for label in range(int(first), int(last) + 1)]
-        elif part.strip():
-            labels.append(part.strip())
-    if not labels:
-        raise UsageError("--labels: name at least one label")
-    return labels
-
-
-def load_captions(path: Path) -> list[str]:
-    """Captions from a text file, one a line; empty lines are left out.
-
-    Raises:
-        UsageError: it cannot be read, or holds none.
-    """
-    try:
-        captions = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"{path}: cannot be read as captions: {reason}") from None
-    if not captions:
-        raise UsageError(f"{path}: holds no captions; write one a line")
-    return captions
-
-
-def load_array(path: Path) -> Any:
-    """An array from a .npy file.
-
-    Raises:
-        UsageError: it is missing or none.
-    """
-    import numpy as np
-
-    try:
-        return np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: does not exist; name a .npy file") from None
-    except (ValueError, OSError, EOFError):
-        raise UsageError(f"{path}: is not a .npy array of numbers") from None

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starflow.runtime.commands.backend_arguments import add_backend_arguments, backend_options
-from starflow.runtime.commands.sample import add_condition_arguments, given_condition, load_array, refuse_labels
+from starflow.runtime.commands.condition_arguments import add_condition_arguments, given_condition, refuse_labels
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.input_files import load_array
 
 if TYPE_CHECKING:
     import numpy as np

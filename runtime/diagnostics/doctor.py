@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from starflow.runtime.backends.tensorrt.flavour import FLAVOUR_NAMES, FlavourName
+from starflow.runtime.backends.tensorrt.flavour import FLAVOUR_NAMES
+from starflow.runtime.bundle.build_record import FlavourName
 from starflow.runtime.diagnostics.machine import (
     CPU_PROVIDER,
     DISTRIBUTION,

@@ -18,7 +18,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from starflow.runtime.backends.cuda import device as cuda_device
-from starflow.runtime.backends.tensorrt.flavour import FlavourName, load_flavour
+from starflow.runtime.backends.tensorrt.flavour import load_flavour
+from starflow.runtime.bundle.build_record import FlavourName
 from starflow.runtime.plain.errors import BackendError
 
 DISTRIBUTION = "starflow-compiler"

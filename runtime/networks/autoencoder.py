@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.runtime.backends.choice import Provider
+from starflow.runtime.backends.base import Provider
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, NetworkSpec
 from starflow.runtime.networks.session import NetworkSession

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from starflow.runtime.backends.choice import Provider
+from starflow.runtime.backends.base import Provider
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.network_spec import TextSpec
 from starflow.runtime.networks.session import NetworkSession

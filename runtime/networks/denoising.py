@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.runtime.backends.choice import Provider
+from starflow.runtime.backends.base import Provider
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Manifest, Variant
 from starflow.runtime.bundle.manifest_file import AnyManifest

@@ -14,3 +14,8 @@ def plain_table(title: str | None = None, *, dense: bool = False) -> Table:
         pad_edge=False,
         collapse_padding=dense,
     )
+
+
+def mebibytes(count: int) -> str:
+    """Bytes for people: `12.3 MiB`."""
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"

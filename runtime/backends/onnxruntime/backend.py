@@ -8,9 +8,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from starflow.runtime.backends.base import BandwidthProbe
+from starflow.runtime.backends.base import BandwidthProbe, Provider
 from starflow.runtime.backends.block_runner import SequenceRunner, assert_in_place
-from starflow.runtime.backends.choice import Provider
 from starflow.runtime.backends.memory_bandwidth import HostBandwidthProbe
 from starflow.runtime.backends.onnxruntime.continuous_runner import OnnxRuntimeVelocityRunner
 from starflow.runtime.backends.onnxruntime.device_runner import DeviceBlockRunner

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from starflow.runtime.backends.choice import Provider
+from starflow.runtime.backends.base import Provider
 from starflow.runtime.backends.continuous_runner import STATE, VelocityRunner
 from starflow.runtime.backends.onnxruntime.session import input_memory, numpy_dtype, open_session
 from starflow.runtime.bundle.bundle import Bundle

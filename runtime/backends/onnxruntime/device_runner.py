@@ -9,8 +9,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from starflow.runtime.backends.base import Provider
 from starflow.runtime.backends.block_runner import SequenceRunner, assert_in_place, assert_steps
-from starflow.runtime.backends.choice import Provider
 from starflow.runtime.backends.onnxruntime.session import input_memory, numpy_dtype, open_session
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec, fixed_shape

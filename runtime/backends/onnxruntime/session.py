@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 import onnxruntime
 
-from starflow.runtime.backends.choice import Provider
+from starflow.runtime.backends.base import Provider
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 from starflow.runtime.bundle.network_spec import NetworkSpec

@@ -7,11 +7,11 @@ a version.
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal, get_args
+from typing import get_args
 
+from starflow.runtime.bundle.build_record import FlavourName
 from starflow.runtime.plain.errors import BackendError, UsageError
 
-FlavourName = Literal["tensorrt", "tensorrt-rtx"]
 FLAVOUR_NAMES: tuple[FlavourName, ...] = get_args(FlavourName)
 
 

@@ -22,7 +22,7 @@ from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plans.decode_plan import Chunk, Steps, Window
 from starflow.runtime.plans.plan_spec import BlockCost, RunCost
-from starflow.runtime.traces.trace import draw_case
+from starflow.runtime.traces.case import draw_case
 from starflow.training.autoregressive.model import build_model
 from starflow.training.checkpoint import save_checkpoint
 from tests.models import class_config, contextless, randomise

@@ -13,7 +13,8 @@ from starflow.calibration.weights.step_graph_weights import StepGraphWeights
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.traces.trace import decode_given, draw_case, sample_trace
+from starflow.runtime.traces.autoregressive import decode_given, sample_trace
+from starflow.runtime.traces.case import draw_case
 from starflow.training.config import CheckpointConfig
 from tests.models import class_config, features_config, write_checkpoint
 

@@ -22,7 +22,8 @@ from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import BundleError, ExportError, UsageError
 from starflow.runtime.sampler import Sampler
-from starflow.runtime.traces.trace import decode_given, draw_case, sample_trace
+from starflow.runtime.traces.autoregressive import decode_given, sample_trace
+from starflow.runtime.traces.case import draw_case
 from tests.calibration.conftest import BUDGET, IMAGES, SEED
 
 Calibrated = tuple[Path, list[WeightCalibration]]

@@ -13,13 +13,13 @@ from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.export.tensorrt.build import BuildRequest, BuiltEngine, build_bundle
 from starflow.export.tensorrt.engine_header import begins_like_engine
 from starflow.export.tensorrt.target import parse_target
+from starflow.runtime.backends.tensorrt.build import check_version
 from starflow.runtime.backends.tensorrt.flavour import Flavour, load_flavour
 from starflow.runtime.backends.tensorrt.messages import message_log
 from starflow.runtime.bundle.build_record import (
     BuildOptions,
     BuildRecord,
     check_engine_file,
-    check_version,
     read_builds,
 )
 from starflow.runtime.bundle.bundle import Bundle, sha256

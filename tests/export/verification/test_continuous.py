@@ -17,7 +17,7 @@ from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import CheckpointError
-from starflow.runtime.traces.trace import draw_case
+from starflow.runtime.traces.case import draw_case
 from tests.models import velocity_config, write_velocity
 
 

@@ -20,7 +20,7 @@ from starflow.runtime.bundle.network_spec import DenoiserKind
 from starflow.runtime.command_line import main
 from starflow.runtime.networks.denoising import choose_denoiser
 from starflow.runtime.plain.errors import UsageError
-from starflow.runtime.traces.trace import draw_case
+from starflow.runtime.traces.case import draw_case
 from starflow.training.autoregressive.denoise import learned_denoise, score_denoise
 from starflow.training.autoregressive.model import FlowModel
 from starflow.training.autoregressive.starflow import Starflow

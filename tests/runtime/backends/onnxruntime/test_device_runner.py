@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 
 from starflow.runtime import Jacobi, Sampler
+from starflow.runtime.backends.base import Provider
 from starflow.runtime.backends.block_runner import SequenceRunner
-from starflow.runtime.backends.choice import Provider
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.backends.onnxruntime.device_runner import DeviceBlockRunner
 from starflow.runtime.backends.onnxruntime.session import CPU, CUDA, check_provider
