@@ -2,22 +2,18 @@
 
 import os
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from starflow.runtime.autoregressive.family import AutoregressiveLoop, resolve_decode_plan
-from starflow.runtime.autoregressive.inversion import Inverted
 from starflow.runtime.backends.base import Backend, BackendName, Provider
 from starflow.runtime.backends.choice import open_backend
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
 from starflow.runtime.bundle.manifest import Variant
-from starflow.runtime.bundle.manifest_file import AnyManifest, without_pictures
-from starflow.runtime.continuous.family import ContinuousLoop, resolve_integration_plan
-from starflow.runtime.family import OnBlock, OnPasses, Request
+from starflow.runtime.bundle.manifest_file import Manifest, without_pictures
+from starflow.runtime.families import open_loop, resolve_plan
+from starflow.runtime.family import Inverted, OnBlock, OnPasses, Request
 from starflow.runtime.networks.denoising import DENOISERS, Denoise, check_rate, choose_denoising
 from starflow.runtime.networks.side_networks import SideNetworks
 from starflow.runtime.plain.batches import batches
@@ -53,7 +49,7 @@ class Sampler:
     ) -> None:
         self.bundle, self.variant, self._backend = bundle, variant, backend
         self._beside = SideNetworks(bundle, variant, provider, threads)
-        self._loop = _loop(bundle, variant, backend, plan)
+        self._loop = open_loop(bundle, variant, backend, plan)
 
     @classmethod
     def open(
@@ -87,25 +83,23 @@ class Sampler:
             UsageError: the plan does not fit the bundle, or it has no such shape.
         """
         bundle = Bundle.open(path).at_shape(shape)
-        plan = _resolve(bundle, plan) or "auto"
+        plan = resolve_plan(bundle.manifest, plan) or "auto"  # a wrong one is refused before anything is loaded
         chosen, opened = open_backend(bundle, backend, variant=variant, provider=provider, threads=threads)
         return cls(bundle, chosen, opened, plan, provider=provider, threads=threads)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Free sessions and buffers."""
         self._beside.close()
-        self._backend.__exit__(None, None, None)
+        self._backend.close()
 
     @property
-    def manifest(self) -> AnyManifest:
+    def manifest(self) -> Manifest:
         return self.bundle.manifest
 
     @property
@@ -120,7 +114,7 @@ class Sampler:
 
     @plan.setter
     def plan(self, plan: Plan) -> None:
-        self._loop = _loop(self.bundle, self.variant, self._backend, plan)
+        self._loop = open_loop(self.bundle, self.variant, self._backend, plan)
 
     @property
     def decoding(self) -> str:
@@ -249,10 +243,6 @@ class Sampler:
             BackendError: a block produced a value that is not finite.
         """
         loop, manifest = self._loop, self.manifest
-        if not isinstance(loop, AutoregressiveLoop):
-            raise UsageError(
-                "a bundle of a continuous flow holds no likelihood; starflow.training.continuous.likelihood has it"
-            )
         data = _finite_array(x, manifest.model.data_shape, "data")
         count, batch = len(data), manifest.batch
         conditions = self._beside.conditions(count, condition)
@@ -378,20 +368,6 @@ class _Progress:
         self._done += work
         if self._report:
             self._report(self._done, self._total)
-
-
-def _loop(bundle: Bundle, variant: Variant, backend: Backend, plan: Plan) -> AutoregressiveLoop | ContinuousLoop:
-    """The loop of the bundle's family."""
-    if isinstance(bundle.manifest, ContinuousManifest):
-        return ContinuousLoop(bundle, variant, backend, resolve_integration_plan(plan))
-    return AutoregressiveLoop(bundle, variant, backend, resolve_decode_plan(plan, bundle.manifest))
-
-
-def _resolve(bundle: Bundle, plan: Plan) -> DecodePlan | FixedSteps | AdaptiveSteps | None:
-    """A plan that fits the bundle; None for `auto`."""
-    if isinstance(bundle.manifest, ContinuousManifest):
-        return resolve_integration_plan(plan)
-    return resolve_decode_plan(plan, bundle.manifest)
 
 
 def _finite_array(values: ArrayLike, shape: tuple[int, ...], what: str) -> NDArray[np.float32]:

@@ -127,8 +127,8 @@ def _report(
 
 def _store(bundle: "Bundle", backend: str, variant: str, spec: "PlanSpec | IntegrationSpec | None") -> None:
     """Put a plan in the place of the one for this backend and variant; None removes that."""
+    from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
     from starflow.runtime.bundle.bundle import Bundle, changing_manifest, replace_manifest
-    from starflow.runtime.bundle.manifest import Manifest
 
     with changing_manifest(bundle.root) as whole:
         manifest = Bundle(bundle.root, whole).at_shape(bundle.shape).manifest
@@ -136,7 +136,7 @@ def _store(bundle: "Bundle", backend: str, variant: str, spec: "PlanSpec | Integ
         plans = (*others, *([spec] if spec else []))
         if plans == manifest.plans:
             return
-        if isinstance(whole, Manifest):
+        if isinstance(whole, AutoregressiveManifest):
             replace_manifest(bundle.root, whole.replaced(bundle.shape, plans=plans))
         else:
             replace_manifest(bundle.root, whole.model_copy(update={"plans": plans}))

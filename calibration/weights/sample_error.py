@@ -74,7 +74,7 @@ def error_given(bundle: Bundle, variant: Variant, block: int, trace: RecordedTra
     count = max(1, images // bundle.manifest.batch)
     above = below = 0.0
     with OnnxRuntimeBackend(bundle, variant, threads=threads) as backend:
-        runner = backend.runner(block)
+        runner = backend.block_runner(block)
         for inputs, exact in zip(batches[:count], tokens[:count], strict=True):
             found = decode_given(runner, spec, inputs, exact)
             above += float(np.square(found.astype(np.float64) - exact).sum())

@@ -95,10 +95,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _shapes(bundle: "Bundle", shape: tuple[int, int] | None, variants: list[str] | None) -> "list[Bundle]":
     """The bundle at the shape to build for; by default at every shape that has the variants."""
-    from starflow.runtime.bundle.manifest import Manifest
+    from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 
     default = bundle.at_shape(shape)
-    if shape or not isinstance(bundle.manifest, Manifest):
+    if shape or not isinstance(bundle.manifest, AutoregressiveManifest):
         return [default]
     others = [bundle.at_shape(size) for size in bundle.manifest.sizes[1:]]
     named = set(variants or ())

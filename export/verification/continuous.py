@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from starflow.export.verification.subject import Found
 from starflow.export.verification.tolerances import Kind
 from starflow.runtime.backends.base import Backend
+from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.bundle.manifest import Block, Variant
+from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.continuous.integration_loop import plan_table, states
 from starflow.runtime.plans.integration_plan import default_plan
 from starflow.runtime.traces.case import Case
@@ -72,7 +73,7 @@ class FlowPath:
         return trace.tokens[0][:, -1].reshape(-1, *self._manifest.model.data_shape)
 
     def load(self, variant: Variant, backend: Backend) -> None:
-        backend.velocity_runner()
+        backend.continuous_runner()
 
 
 def _before(trace: Trace, case: Case) -> NDArray:

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from starflow.export.verification.tolerances import Kind
 from starflow.runtime.backends.base import Backend
-from starflow.runtime.bundle.manifest import Block, Variant
+from starflow.runtime.bundle.autoregressive_manifest import Block
+from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.traces.case import Case
 from starflow.runtime.traces.trace import Trace
 

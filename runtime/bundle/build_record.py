@@ -32,12 +32,12 @@ class Profile(Part):
     optimum: int = Field(ge=1)
     maximum: int = Field(ge=1)
 
-    def within(self, capacity: int) -> "Profile":
-        """What it is for a flow block of so many positions: no run can have more tokens than that."""
+    def within(self, longest: int) -> "Profile":
+        """What it is for a graph none of whose runs has more than `longest` tokens."""
         return Profile(
-            minimum=min(self.minimum, capacity),
-            optimum=min(self.optimum, capacity),
-            maximum=min(self.maximum, capacity),
+            minimum=min(self.minimum, longest),
+            optimum=min(self.optimum, longest),
+            maximum=min(self.maximum, longest),
         )
 
 

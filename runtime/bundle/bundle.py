@@ -10,11 +10,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
 from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
 from starflow.runtime.bundle.lock import bundle_lock
-from starflow.runtime.bundle.manifest import SCHEMA_VERSION, Manifest, Variant
-from starflow.runtime.bundle.manifest_file import AnyManifest, read_manifest
+from starflow.runtime.bundle.manifest import SCHEMA_VERSION, Variant
+from starflow.runtime.bundle.manifest_file import Manifest, read_manifest
 from starflow.runtime.plain.atomic_write import atomic_file
 from starflow.runtime.plain.errors import BundleError, UsageError
 from starflow.runtime.plain.validation import one_line
@@ -37,7 +38,7 @@ class Bundle:
     """
 
     root: Path
-    manifest: AnyManifest
+    manifest: Manifest
     shape: tuple[int, int] | None = None
 
     @classmethod
@@ -65,13 +66,13 @@ class Bundle:
         return bundle
 
     @property
-    def autoregressive(self) -> Manifest:
+    def autoregressive(self) -> AutoregressiveManifest:
         """The manifest of an autoregressive flow.
 
         Raises:
             UsageError: it is a continuous flow.
         """
-        if not isinstance(self.manifest, Manifest):
+        if not isinstance(self.manifest, AutoregressiveManifest):
             raise UsageError(f"{self.root}: is a continuous flow; this is for autoregressive flows")
         return self.manifest
 
@@ -92,34 +93,16 @@ class Bundle:
         Raises:
             UsageError: it has no such shape.
         """
-        manifest = self.manifest
-        if isinstance(manifest, Manifest):
-            shape = shape or manifest.sizes[0]
-            return Bundle(self.root, manifest.at_shape(*shape), None if shape == manifest.sizes[0] else shape)
-        if shape and shape != manifest.model.data_shape[1:]:
-            made = "x".join(map(str, manifest.model.data_shape[1:])) or "points"
-            raise UsageError(f"shape {shape[0]}x{shape[1]}: this bundle has {made}, as every continuous flow one shape")
-        return self
+        sizes = self.manifest.sizes
+        if shape is None:
+            if not sizes:
+                return self
+            shape = sizes[0]
+        return Bundle(self.root, self.manifest.at_shape(*shape), None if shape == sizes[0] else shape)
 
     def files(self) -> Iterator[FileSpec]:
         """Every file the manifest names, each once."""
-        seen = set()
-        specs: list[FileSpec] = []
-        manifests = [self.manifest]
-        if isinstance(self.manifest, Manifest):
-            specs += [self.manifest.prior] if self.manifest.prior else []
-            manifests += [self.manifest.at_shape(*size) for size in self.manifest.sizes[1:]]
-        for manifest in manifests:
-            for variant in manifest.variants:
-                specs += [variant.weights, *(graph.file for graph in variant.graphs)]
-            for network in manifest.networks():
-                specs += [network.weights, network.file]
-        if self.manifest.text:
-            specs.append(self.manifest.text.tokenizer)
-        for spec in specs:
-            if spec.path not in seen:
-                seen.add(spec.path)
-                yield spec
+        return iter({file.path: file for file in self.manifest.files()}.values())
 
     def verify_hashes(self) -> None:
         """Compare every file with its digest.
@@ -155,7 +138,7 @@ class Bundle:
 
 
 @contextmanager
-def changing_manifest(root: Path) -> Iterator[AnyManifest]:
+def changing_manifest(root: Path) -> Iterator[Manifest]:
     """The manifest as it is now, while nobody else changes it; `replace_manifest` ends the change.
 
     Raises:
@@ -166,7 +149,7 @@ def changing_manifest(root: Path) -> Iterator[AnyManifest]:
         yield _read_manifest(root / "manifest.json")
 
 
-def replace_manifest(root: Path, manifest: AnyManifest) -> None:
+def replace_manifest(root: Path, manifest: Manifest) -> None:
     """Put another manifest in the place of a bundle's: at once, so that the bundle is whole at any time.
 
     Raises:
@@ -176,7 +159,7 @@ def replace_manifest(root: Path, manifest: AnyManifest) -> None:
         temporary.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def _read_manifest(path: Path) -> AnyManifest:
+def _read_manifest(path: Path) -> Manifest:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -193,5 +176,5 @@ def _read_manifest(path: Path) -> AnyManifest:
     try:
         return read_manifest(content)
     except ValidationError as error:
-        fields = (*Manifest.model_fields, *ContinuousManifest.model_fields)
+        fields = (*AutoregressiveManifest.model_fields, *ContinuousManifest.model_fields)
         raise BundleError(f"{path}: {one_line(error, fields)}") from None

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from starflow.runtime.bundle.manifest import BundleFacts
+from starflow.runtime.bundle.manifest import FlowManifest
+from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.validation import Part
 from starflow.runtime.plans.integration_plan import IntegrationSpec
 
@@ -21,7 +22,7 @@ class ContinuousSummary(Part):
     data_shape: Annotated[tuple[int, ...], Field(min_length=1, max_length=3)]
 
 
-class ContinuousManifest(BundleFacts):
+class ContinuousManifest(FlowManifest):
     """`manifest.json` of a continuous flow: one velocity graph, integrated from noise (t = 0) to data (t = 1).
 
     Attributes:
@@ -61,13 +62,21 @@ class ContinuousManifest(BundleFacts):
         return self
 
     @property
-    def max_chunk(self) -> int:
-        """Most tokens S of a run: shapes of this family are fixed, which counts as 1."""
-        return 1
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of the data; none for points."""
+        shape = self.model.data_shape
+        return ((shape[1], shape[2]),) if len(shape) == 3 else ()
 
-    def capacity(self, block: int) -> int:
-        """As `max_chunk`."""
-        return 1
+    def at_shape(self, height: int, width: int) -> "ContinuousManifest":
+        """The manifest itself, if its data has this height and width.
+
+        Raises:
+            UsageError: it has not.
+        """
+        if (height, width) not in self.sizes:
+            made = "x".join(map(str, self.model.data_shape[1:])) or "points"
+            raise UsageError(f"shape {height}x{width}: this bundle has {made}; a continuous flow has one shape")
+        return self
 
     def plan_for(self, backend: str, variant: str) -> IntegrationSpec | None:
         """The plan calibrated for a backend and a variant."""

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
     from starflow.runtime.commands.bench_continuous import run_continuous
     from starflow.runtime.diagnostics.benchmark import run_benchmark
-    from starflow.runtime.diagnostics.operator_profile import check_profiler, profile_steps
+    from starflow.runtime.diagnostics.operator_profile import profile_steps, profiling_backend
     from starflow.runtime.plain.progress import progress_bar
 
     if arguments.repetitions < 1:
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         if isinstance(samplers[0].manifest, ContinuousManifest):
             return run_continuous(arguments, samplers)
         if arguments.explain:
-            check_profiler(samplers[0])
+            profiling_backend(samplers[0])
         with progress_bar("measuring", enabled=not arguments.json) as bar:
             benchmark = run_benchmark(samplers, guidance=GUIDANCE, repetitions=arguments.repetitions, progress=bar)
         profiles = [

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from starflow.runtime.bundle.manifest_file import AnyManifest
+from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.input_files import load_array, load_captions
 
@@ -45,7 +45,7 @@ def given_condition(arguments: argparse.Namespace) -> tuple[Any, int]:
     return None, 0
 
 
-def refuse_labels(arguments: argparse.Namespace, manifest: AnyManifest) -> None:
+def refuse_labels(arguments: argparse.Namespace, manifest: Manifest) -> None:
     """A caption such as "3" is a text as well, so a label would pass for one.
 
     Raises:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL
+from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.graph_spec import GraphSpec
-from starflow.runtime.bundle.manifest import Block
 from starflow.runtime.diagnostics.benchmark_timer import BatchTimer
 from starflow.runtime.diagnostics.memory_use import (
     MeasuredMemory,

@@ -5,8 +5,8 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.runtime.autoregressive.sampling_loop import sample_batch
-from starflow.runtime.bundle.manifest import Manifest
+from starflow.runtime.autoregressive.sampling_loop import sample_blocks
+from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 from starflow.runtime.conditions import Conditions, encode_conditions
 from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plans.decode_plan import DecodePlan
@@ -22,7 +22,7 @@ class BatchTimer:
         guidance: Weight, if the model has guidance.
 
     Attributes:
-        block_seconds: A value for each repetition, by flow block from the top down.
+        block_seconds: A value for each repetition, by flow block, the deep one first.
         batch_seconds: A value for each repetition.
         passes: How often each block's network ran, prefill apart; a value for each repetition.
         sample: What came out last, [B, T, D]. Noise and conditions are the same for all timers of a bundle.
@@ -51,29 +51,23 @@ class BatchTimer:
 
     def run(self) -> None:
         """Decode a batch."""
-        last = [time.perf_counter()]
-
-        def after_block(index: int, _: object) -> None:
-            now = time.perf_counter()
-            if index in self.block_seconds:
-                self.block_seconds[index].append(now - last[0])
-            last[0] = now
-
-        start = last[0]
-        self.sample = sample_batch(
+        start = last = time.perf_counter()
+        for made in sample_blocks(
             self.sampler.backend,
             self.sampler.bundle.autoregressive,
             self._noise,
             self._conditions,
             self._guidance,
             plan=self.plan,
-            on_block=after_block,
-            on_passes=lambda block, count: self.passes[block].append(count),
-        )
+        ):
+            now = time.perf_counter()
+            self.block_seconds[made.block.index].append(now - last)
+            self.passes[made.block.index].append(made.passes)
+            self.sample, last = made.natural, now
         self.batch_seconds.append(time.perf_counter() - start)
 
 
-def some_conditions(manifest: Manifest) -> Conditions:
+def some_conditions(manifest: AutoregressiveManifest) -> Conditions:
     """Conditions of the right shape: what they say does not change a step's time, and a plan's passes little."""
     spec = manifest.conditioning
     if spec.kind == "features":

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 from starflow.runtime.bundle.build_record import BuildRecord, read_builds
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
-from starflow.runtime.bundle.manifest import Manifest, Variant
-from starflow.runtime.bundle.manifest_file import AnyManifest
+from starflow.runtime.bundle.manifest import Variant
+from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, TextSpec
 from starflow.runtime.diagnostics.continuous_summary import continuous_facts, continuous_variant
 from starflow.runtime.diagnostics.memory_use import cache_bytes, predict_memory
@@ -35,7 +36,7 @@ def summarise(bundle: Bundle, variants: Sequence[Variant]) -> dict[str, Any]:
     }
 
 
-def _facts(manifest: Manifest) -> dict[str, Any]:
+def _facts(manifest: AutoregressiveManifest) -> dict[str, Any]:
     model = manifest.model
     shapes = [f"{height}x{width}" for height, width in manifest.sizes]
     denoisers = [f"{spec.kind}-{spec.precision}" for spec in manifest.denoisers]
@@ -93,7 +94,7 @@ def _build(record: BuildRecord) -> dict[str, Any]:
     }
 
 
-def _condition(manifest: AnyManifest) -> str:
+def _condition(manifest: Manifest) -> str:
     spec = manifest.conditioning
     if spec.kind == "none":
         return "none"
@@ -118,7 +119,7 @@ def _decoder(autoencoder: AutoencoderSpec) -> str:
     return ", ".join(["latents to " + shape, *filter(None, also), f"{mebibytes:.1f} MiB"])
 
 
-def _guidance(manifest: Manifest) -> str:
+def _guidance(manifest: AutoregressiveManifest) -> str:
     if manifest.guidance is None:
         return "none"
     blocks = ", ".join(map(str, manifest.guidance.blocks))

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starflow.runtime.backends.base import Provider
+from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.bundle.manifest import Manifest, Variant
-from starflow.runtime.bundle.manifest_file import AnyManifest
+from starflow.runtime.bundle.manifest import Variant
+from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.bundle.network_spec import DenoiserSpec
 from starflow.runtime.conditions import Conditions
 from starflow.runtime.networks.session import NetworkSession
@@ -33,7 +34,7 @@ HOW_TO_HAVE = {
 }
 
 
-def choose_denoising(manifest: AnyManifest, asked: str) -> Denoising:
+def choose_denoising(manifest: Manifest, asked: str) -> Denoising:
     """What `asked` comes to with this bundle: `auto` is `decoder` where there is one for noisy latents, else `none`.
 
     Raises:
@@ -47,13 +48,13 @@ def choose_denoising(manifest: AnyManifest, asked: str) -> Denoising:
             return known
     if asked not in HOW_TO_HAVE:
         raise UsageError(f"denoise {asked!r}: choose auto, {', '.join(get_args(Denoising))}")
-    if not isinstance(manifest, Manifest):
+    if not isinstance(manifest, AutoregressiveManifest):
         raise UsageError(f"denoise {asked!r}: a continuous flow samples the data without noise; leave it out")
     has = f"the denoising {', '.join(available)}" if available else "no denoising"
     raise UsageError(f"denoise {asked!r}: this bundle has {has}; {HOW_TO_HAVE[asked]}")
 
 
-def _available(manifest: AnyManifest) -> list[str]:
+def _available(manifest: Manifest) -> list[str]:
     """Everything but `none`."""
     found = list(dict.fromkeys(spec.kind for spec in manifest.denoisers))
     decoders = manifest.autoencoder.decoders if manifest.autoencoder else ()
@@ -100,7 +101,7 @@ class Denoiser:
         return denoised
 
 
-def choose_denoiser(manifest: AnyManifest, kind: str, variant: Variant) -> DenoiserSpec:
+def choose_denoiser(manifest: Manifest, kind: str, variant: Variant) -> DenoiserSpec:
     """The denoiser of a kind for a variant: over the same weights, else of the highest precision there is."""
     order = (variant.precision, "fp32", "fp16", "bf16")
     found = [spec for spec in manifest.denoisers if spec.kind == kind]

@@ -1,22 +1,23 @@
 """Traces of autoregressive flows: the tokens after every flow block, and blocks decoded with given tokens."""
 
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.runtime.autoregressive.inversion import run_given
-from starflow.runtime.backends.base import Backend, BandwidthProbe, BlockInputs, BlockRunner
-from starflow.runtime.backends.block_runner import SequenceRunner
-from starflow.runtime.backends.continuous_runner import VelocityRunner
+from starflow.runtime.autoregressive.loop import AutoregressiveLoop
+from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL
+from starflow.runtime.backends.base import Backend
+from starflow.runtime.backends.block_runner import BlockInputs, BlockRunner
+from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.bundle.manifest import Block, Variant
-from starflow.runtime.plans.decode_plan import Iterated
-from starflow.runtime.sampler import Sampler
+from starflow.runtime.bundle.manifest import Variant
+from starflow.runtime.conditions import encode_conditions
+from starflow.runtime.family import Request
+from starflow.runtime.plain.batches import batches
+from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.traces.case import Case
-from starflow.runtime.traces.trace import Trace, finite
+from starflow.runtime.traces.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,24 @@ class RecordedTrace(Trace):
 
 
 def sample_trace(bundle: Bundle, variant: Variant, backend: Backend, case: Case) -> RecordedTrace:
-    """Sample the case with the very loop `starflow sample` uses, recording what passes by.
+    """Sample the case, token by token, with the very loop `starflow sample` uses, recording what passes by.
 
     A block that gives NaN or infinity does not end it: zeros go on in their place, so that the blocks below are seen too.
     """
-    recorder = _RecordingBackend(backend)
-    sampler = Sampler(bundle, variant, recorder, "sequential")
-    sampler.generate(case.noise, case.condition, case.null_condition, guidance=case.guidance)
-    tokens = {index: np.concatenate(runner.outputs) for index, runner in recorder.runners.items()}
-    return RecordedTrace(tokens, {index: runner.inputs for index, runner in recorder.runners.items()})
+    loop = AutoregressiveLoop(bundle, variant, backend, SEQUENTIAL)
+    request = Request(Guidance(case.guidance))
+    loop.check(request)
+    count = len(case.noise)
+    conditions = encode_conditions(
+        bundle.manifest.conditioning, count, case.condition, case.null_condition, guided=case.guidance > 0
+    )
+    tokens: dict[int, list[NDArray]] = {}
+    inputs: dict[int, list[BlockInputs]] = {}
+    for _, index in batches(count, bundle.manifest.batch):
+        for made in loop.blocks(case.noise[index], conditions.part(index), request, finite=False):
+            tokens.setdefault(made.block.index, []).append(made.tokens)
+            inputs.setdefault(made.block.index, []).append(made.inputs)
+    return RecordedTrace({index: np.concatenate(parts) for index, parts in tokens.items()}, inputs)
 
 
 def decode_block(runner: BlockRunner, block: Block, inputs: BlockInputs) -> NDArray:
@@ -49,19 +59,10 @@ def decode_block(runner: BlockRunner, block: Block, inputs: BlockInputs) -> NDAr
     return _finished(runner, runner.read())
 
 
-def decode_given(runner: SequenceRunner, block: Block, inputs: BlockInputs, tokens: NDArray) -> NDArray:
-    """One block in chunks with every input given, [B, T, D] in block order: nothing it makes is fed back.
-
-    Each position gets the token that truly comes before it, so one pass over a chunk is exact.
-
-    Args:
-        runner: A runner of the block.
-        block: The block.
-        inputs: Its noise, condition and weights.
-        tokens: [B, T, D] in block order, the right outputs.
-    """
+def decode_given(runner: BlockRunner, block: Block, inputs: BlockInputs, tokens: NDArray) -> NDArray:
+    """One block in chunks with every input given, see `BlockRunner.decode_given`."""
     chunk = chunk_size(tokens.shape[1] - block.first_token, runner.max_chunk)
-    return _finished(runner, run_given(runner, inputs, tokens, chunk))
+    return _finished(runner, runner.decode_given(inputs, tokens, chunk))
 
 
 def chunk_size(length: int, max_chunk: int) -> int:
@@ -73,57 +74,3 @@ def _finished(runner: BlockRunner, tokens: NDArray) -> NDArray:
     if not np.isfinite(tokens).all():
         runner.clear()  # or it would reach the next sequence through masked positions
     return tokens
-
-
-class _RecordingRunner:
-    """A `BlockRunner` that keeps what goes through another one."""
-
-    def __init__(self, runner: BlockRunner) -> None:
-        self._runner = runner
-        self.inputs: list[BlockInputs] = []
-        self.outputs: list[NDArray] = []
-
-    def prefill(self, inputs: BlockInputs) -> None:
-        self.inputs.append(inputs)
-        self._runner.prefill(inputs)
-
-    def advance(self, steps: int) -> None:
-        self._runner.advance(steps)
-
-    def iterate(self, segment: Iterated) -> int:
-        return self._runner.iterate(segment)
-
-    def read(self) -> NDArray:
-        tokens = _finished(self._runner, self._runner.read())
-        self.outputs.append(tokens)
-        return finite(tokens)
-
-    def clear(self) -> None:
-        self._runner.clear()
-
-
-class _RecordingBackend:
-    """A `Backend` whose runners record."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend, self.name = backend, backend.name
-        self.runners: dict[int, _RecordingRunner] = {}
-
-    def runner(self, block: int) -> _RecordingRunner:
-        if block not in self.runners:
-            self.runners[block] = _RecordingRunner(self._backend.runner(block))
-        return self.runners[block]
-
-    def velocity_runner(self) -> VelocityRunner:
-        return self._backend.velocity_runner()
-
-    def bandwidth_probe(self) -> BandwidthProbe:
-        return self._backend.bandwidth_probe()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """The backend's owner frees it."""

@@ -9,13 +9,13 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from starflow.runtime.backends.base import Provider
-from starflow.runtime.backends.continuous_runner import STATE, VelocityRunner
+from starflow.runtime.backends.continuous_runner import STATE, ContinuousRunner
 from starflow.runtime.backends.onnxruntime.session import input_memory, numpy_dtype, open_session
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec, fixed_shape
 
 
-class OnnxRuntimeVelocityRunner(VelocityRunner):
+class OnnxRuntimeContinuousRunner(ContinuousRunner):
     """One velocity graph in one session.
 
     Args:

@@ -10,14 +10,14 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from starflow.runtime.backends.base import Provider
-from starflow.runtime.backends.block_runner import SequenceRunner, assert_in_place, assert_steps
+from starflow.runtime.backends.block_runner import BlockRunner, assert_in_place, assert_steps
 from starflow.runtime.backends.onnxruntime.session import input_memory, numpy_dtype, open_session
+from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec, fixed_shape
-from starflow.runtime.bundle.manifest import Block
 
 
-class DeviceBlockRunner(SequenceRunner):
+class DeviceBlockRunner(BlockRunner):
     """One flow block in one session, its buffers on a device.
 
     Args:

@@ -135,7 +135,7 @@ def test_tensorrt_reads_what_onnx_runtime_runs(calibrated: Calibrated, name: str
         trace = sample_trace(bundle, variant, mine, case)
         for graph in variant.graphs:
             block, exact = bundle.autoregressive.blocks[graph.block], trace.tokens[graph.block]
-            found = decode_given(theirs.runner(graph.block), block, trace.inputs[graph.block][0], exact)
+            found = decode_given(theirs.block_runner(graph.block), block, trace.inputs[graph.block][0], exact)
             assert relative(found, exact) < 3e-3
 
 

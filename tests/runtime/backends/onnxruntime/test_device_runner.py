@@ -11,7 +11,7 @@ import pytest
 
 from starflow.runtime import Jacobi, Sampler
 from starflow.runtime.backends.base import Provider
-from starflow.runtime.backends.block_runner import SequenceRunner
+from starflow.runtime.backends.block_runner import BlockRunner
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.backends.onnxruntime.device_runner import DeviceBlockRunner
 from starflow.runtime.backends.onnxruntime.session import CPU, CUDA, check_provider
@@ -22,7 +22,7 @@ from starflow.runtime.plain.errors import BackendError
 
 
 class DeviceBackendOnCpu(OnnxRuntimeBackend):
-    def _open(self, graph: GraphSpec) -> SequenceRunner:
+    def _open(self, graph: GraphSpec) -> BlockRunner:
         manifest = self._bundle.autoregressive
         block = manifest.blocks[graph.block]
         return DeviceBlockRunner(self._bundle, graph, block, manifest.max_chunk, "cpu", device="cpu")
