@@ -1,4 +1,4 @@
-"""`Sampler`: a bundle, ready to sample."""
+"""`Sampler`: an open bundle that samples images."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ class Sampler:
         >>> with Sampler.open("digits.bundle") as sampler:
         ...     images = sampler.sample([3, 1, 4], guidance=2.0, seed=7)
 
-    A sampler keeps its buffers between calls and serves one thread.
+    A sampler keeps its buffers between calls. Only one thread may use it at a time.
     """
 
     def __init__(
@@ -67,20 +67,20 @@ class Sampler:
 
         Args:
             path: The bundle's folder.
-            backend: What runs it: `onnxruntime`, `tensorrt` (engines made by `starflow build`, on a GPU), or `auto`: TensorRT
-                where there is a GPU and the bundle has engines for it, else ONNX Runtime.
+            backend: What runs the flow: `onnxruntime`, `tensorrt` (engines from `starflow build`, on a GPU), or `auto`, which
+                takes TensorRT if there is a GPU and the bundle has engines for it, and ONNX Runtime otherwise.
             variant: Name of a variant, such as `portable-fp32`; None takes the first one made for the backend.
-            plan: How tokens are decoded: `sequential`, a `DecodePlan` or its JSON file, `Jacobi` chunks. How a continuous flow
-                is integrated: an `integration_plan` or its JSON file. Or `auto`: the plan that `starflow calibrate --plan`
-                stored for this backend and variant, else sequential, or Heun's method in 16 steps.
+            plan: For an autoregressive flow `sequential`, a `DecodePlan` or its JSON file, or `Jacobi` chunks. For a
+                continuous flow an integration plan or its JSON file. `auto` takes the plan that `starflow calibrate --plan`
+                stored for this backend and variant; without one it decodes sequentially, or takes 16 steps of Heun's method.
             provider: ONNX Runtime's execution provider: `cpu`, or on a GPU `cuda` or `tensorrt`.
-            threads: Threads within an operator on the CPU; 0 measures, for each block, whether one or all cores are faster.
-            shape: Height and width of the data, of a bundle that holds several; None is the first one of the export.
+            threads: Threads within an operator on the CPU. 0 measures for each flow block whether one or all cores are faster.
+            shape: Height and width of the data, for a bundle with several shapes; None takes the default shape.
 
         Raises:
             BundleError: the bundle is damaged, of a newer schema, or lacks the variant.
-            BackendError: the backend cannot run here. There is no falling back to another device.
-            UsageError: the plan does not fit the bundle, or it has no such shape.
+            BackendError: the backend cannot run here. It never falls back to another device.
+            UsageError: the plan does not fit the bundle, or the bundle has no such shape.
         """
         bundle = Bundle.open(path).at_shape(shape)
         plan = resolve_plan(bundle.manifest, plan) or "auto"  # a wrong one is refused before anything is loaded
@@ -104,12 +104,12 @@ class Sampler:
 
     @property
     def backend(self) -> Backend:
-        """The backend, for measurements."""
+        """The backend that runs the flow, for measurements."""
         return self._backend
 
     @property
     def plan(self) -> DecodePlan | FixedSteps | AdaptiveSteps:
-        """How tokens are decoded, or how a continuous flow is integrated; a plan that is set has to fit."""
+        """The decode plan or integration plan in use; a plan that does not fit cannot be set."""
         return self._loop.plan
 
     @plan.setter
@@ -127,7 +127,7 @@ class Sampler:
         return self._loop.noise_shape
 
     def noise(self, count: int, seed: int = 0) -> NDArray[np.float32]:
-        """Standard normal noise [count, *noise_shape]; image i depends on (seed, i) only."""
+        """Standard normal noise [count, *noise_shape]; the noise of image i depends only on the seed and i."""
         if count < 1 or seed < 0:
             raise UsageError(f"{count} images with seed {seed}: give at least one image and a seed >= 0")
         draw = (
@@ -152,32 +152,32 @@ class Sampler:
         """Turn noise into data, deterministically.
 
         Args:
-            noise: [N, *noise_shape] float32, standard normal. N may be any number: it is split into the exported batch,
-                the last part padded.
-            condition: Labels [N] (numbers or class names), captions [N], or condition tokens [N, m, width]; one for all is
-                repeated. Without it a model of classes gets the null class, one of captions the empty caption.
+            noise: [N, *noise_shape] float32, standard normal. N may be any number: images run in batches of the exported
+                size, the last one padded.
+            condition: Labels [N] (numbers or class names), captions [N], or condition tokens [N, m, width]. A single one
+                applies to all images. Without a condition, class models get the null class and text models the empty caption.
             null_condition: Null condition tokens, for guided models conditioned on features. A bundle with a text encoder
-                has its own: the features of the empty caption.
+                uses the features of the empty caption.
             guidance: Weight w >= 0, or a `Guidance`.
-            attention_temperature: STARFlow divides all attention logits by it, TARFlow those of its unguided branch. Only
-                bundles exported with `--attention-temperature` take another value than 1.
-            denoise: How the noise that was on the training data is taken out: by the `score`, `learned`, or not here: `none`,
-                or by the `decoder`, whose pixels `to_images` makes. `auto` is `decoder` where the bundle has one that was
-                trained on noisy latents, else `none`.
-            denoising_rate: Part of the way that `score` and `learned` go.
-            on_block: Called after each flow block with its index and its output [n, C, H, W], one part of N at a time; a
-                continuous flow counts as block 0.
-            on_passes: Called after each flow block with its index and how often its network ran for that part, prefill
-                apart.
-            progress: Called with tokens (or parts of the way from noise to data) done and in total.
+            attention_temperature: STARFlow divides all attention logits by it, TARFlow those of its unguided branch. A value
+                other than 1 needs a bundle exported with `--attention-temperature`.
+            denoise: How to remove the noise that training added to the data: by the model's `score`, by the `learned`
+                denoiser, by the `decoder` (in `to_images`), or `none`. `auto` takes `decoder` if the bundle has a decoder
+                trained on noisy latents, and `none` otherwise.
+            denoising_rate: Fraction of the denoising step that `score` and `learned` take, 1 for the whole step.
+            on_block: Called after each flow block with its index and its output [n, C, H, W], batch by batch. A continuous
+                flow counts as block 0.
+            on_passes: Called after each flow block with its index and the number of passes of its network, prefill not
+                counted.
+            progress: Called with the work done and the work in total: tokens, or parts of the way from noise to data.
 
         Returns:
-            [N, C, H, W] float32 (points: [N, D]): data as the model was trained on, before latent scaling is undone.
+            [N, C, H, W] float32 (points: [N, D]): data as in training, with latent scaling still applied.
 
         Raises:
             UsageError: an argument does not fit the bundle.
-            BackendError: a block produced a value that is not finite.
-            IntegrationError: an integration diverged.
+            BackendError: a flow block produced NaN or infinity.
+            IntegrationError: the integration diverged.
         """
         manifest = self.manifest
         guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
@@ -204,13 +204,13 @@ class Sampler:
         how: Denoise = "auto",
         rate: float = 1.0,
     ) -> NDArray[np.float32]:
-        """Take the noise that was on the training data out of samples.
+        """Remove the noise that training added to the data from samples.
 
         Args:
-            x: [N, C, H, W] float32, data as the model was trained on.
-            condition: What they were sampled with, see `generate`; guidance has no part in this.
-            how: `denoise` of `generate`. `none` and `decoder` return x.
-            rate: Part of the way to go.
+            x: [N, C, H, W] float32, data as in training.
+            condition: The condition of the samples, see `generate`. Guidance plays no part.
+            how: See `denoise` of `generate`; `none` and `decoder` return x.
+            rate: Fraction of the denoising step, 1 for the whole step.
 
         Raises:
             UsageError: the bundle has no such denoiser, or an argument does not fit it.
@@ -231,16 +231,16 @@ class Sampler:
         *,
         progress: Callable[[int, int], None] | None = None,
     ) -> Inverted:
-        """Find the noise that `generate` makes data of, without guidance, and the data's density.
+        """Find the noise that `generate` turns into the given data, without guidance, and the density of the data.
 
         Args:
-            x: [N, C, H, W] float32, data as the model was trained on. N may be any number.
+            x: [N, C, H, W] float32, data as in training. N may be any number.
             condition: See `generate`.
             progress: Called with images done and in total.
 
         Raises:
-            UsageError: an argument does not fit the bundle, or this is a continuous flow.
-            BackendError: a block produced a value that is not finite.
+            UsageError: an argument does not fit the bundle, or the bundle is a continuous flow.
+            BackendError: a flow block produced NaN or infinity.
         """
         loop, manifest = self._loop, self.manifest
         data = _finite_array(x, manifest.model.data_shape, "data")
@@ -274,18 +274,18 @@ class Sampler:
         Args:
             condition: Labels, captions or condition tokens, see `generate`.
             null_condition: See `generate`.
-            count: Number of images; by default one for each condition.
+            count: Number of images (default: one for each condition).
             guidance: Weight w >= 0, or a `Guidance`.
             denoise, denoising_rate: See `generate`.
-            seed: Image i is a function of (seed, i) and its condition, however the images are split into batches. (With
-                `Jacobi` it is so up to its threshold: a batch iterates until all of its images have converged.)
+            seed: Image i depends only on the seed, i and its condition, not on how images are split into batches. (With
+                `Jacobi` this holds up to its threshold, since a batch iterates until all of its images have converged.)
             progress: See `generate`.
 
         Returns:
             [N, H, W, C] uint8.
         """
         if made := without_pictures(self.manifest):
-            raise UsageError(f"this model makes {made}; use generate(), or save .npy")
+            raise UsageError(f"this bundle makes {made}, not images; call generate() for the data")
         count = count if count is not None else _implied_count(condition)
         x = self.generate(
             self.noise(count, seed),
@@ -307,20 +307,20 @@ class Sampler:
         return self._beside.captions.encode(captions)
 
     def to_images(self, x: ArrayLike, *, denoise: Denoise = "auto") -> NDArray[np.uint8]:
-        """Data [N, C, H, W] as pixels [N, H, W, C] uint8; latents go through the decoder.
+        """Turn data [N, C, H, W] into pixels [N, H, W, C] uint8; latents go through the decoder.
 
         Args:
-            x: What `generate` made, float32.
-            denoise: As it was given to `generate`: `decoder` takes the decoder that was trained on noisy latents, all else the
-                plain one.
+            x: Output of `generate`, float32.
+            denoise: The value given to `generate`: `decoder` takes the decoder trained on noisy latents, every other value
+                the plain one.
 
         Raises:
-            UsageError: the bundle makes latents and holds no decoder, or not the one that is asked for, or x does not fit.
-            BackendError: the decoder made a value that is not finite.
+            UsageError: the bundle lacks the decoder that x needs, or x does not fit.
+            BackendError: the decoder produced NaN or infinity.
         """
         manifest = self.manifest
         if made := without_pictures(manifest):
-            raise UsageError(f"this model makes {made}; there are no images of them")
+            raise UsageError(f"this bundle makes {made}, which cannot be shown as images")
         how = choose_denoising(manifest, denoise)
         data = _finite_array(x, manifest.model.data_shape, "data")
         if manifest.autoencoder:
@@ -331,8 +331,8 @@ class Sampler:
         """Pixels [N, 1 or 3, H, W] in [-1, 1] as data [N, C, h, w]: scaled, and through the encoder of a model of latents.
 
         Raises:
-            UsageError: the bundle makes latents and holds no encoder, or the images are not of the size it makes.
-            BackendError: the encoder made a value that is not finite.
+            UsageError: the bundle lacks an encoder for its latents, or the images have another size.
+            BackendError: the encoder produced NaN or infinity.
         """
         manifest = self.manifest
         values = _finite_array(pixels, self.pixel_shape, "pixels")
@@ -342,17 +342,17 @@ class Sampler:
 
     @property
     def pixel_shape(self) -> tuple[int, int, int]:
-        """[C, H, W] of the images this bundle makes.
+        """[C, H, W] of the images that the bundle makes.
 
         Raises:
-            UsageError: it makes points, or latents and holds no decoder.
+            UsageError: it makes points, or latents without an autoencoder.
         """
         manifest = self.manifest
         if manifest.autoencoder:
             return manifest.autoencoder.pixel_shape
         if manifest.image.mode == "latent":
             raise UsageError(
-                "this model is one of latents or points and the bundle holds no encoder; give data in a .npy file"
+                "this bundle has no pixels: it makes points, or latents without an autoencoder; give data in a .npy file"
             )
         channels, height, width = manifest.model.data_shape
         return channels, height, width

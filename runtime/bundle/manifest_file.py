@@ -10,10 +10,10 @@ Manifest = AutoregressiveManifest | ContinuousManifest
 
 
 def without_pictures(manifest: Manifest) -> str | None:
-    """What a bundle makes that cannot be turned into pictures; None for images."""
+    """What a bundle makes, if it is not images: `points`, or `latents without a decoder`."""
     if manifest.image.mode != "latent":
         return None
-    return "points" if len(manifest.model.data_shape) == 1 else "latents and the bundle holds no decoder"
+    return "points" if len(manifest.model.data_shape) == 1 else "latents without a decoder"
 
 
 def read_manifest(content: Any) -> Manifest:
