@@ -193,9 +193,9 @@ def test_export_takes_another_autoencoder_or_none(checkpoint: Path, tmp_path: Pa
     with Sampler.open(tmp_path / "none") as sampler:
         assert sampler.manifest.image.mode == "latent"
         x = sampler.generate(sampler.noise(1), [1])
-        with pytest.raises(UsageError, match="the bundle holds no decoder"):
+        with pytest.raises(UsageError, match="latents without a decoder"):
             sampler.to_images(x)
-        with pytest.raises(UsageError, match="the bundle holds no encoder"):
+        with pytest.raises(UsageError, match="latents without an autoencoder"):
             sampler.encode_images(np.zeros((1, 3, 16, 16)))
         with pytest.raises(UsageError, match="denoise 'decoder': this bundle has no denoising"):
             sampler.generate(sampler.noise(1), [1], denoise="decoder")
