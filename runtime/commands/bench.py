@@ -132,7 +132,7 @@ def _print(benchmark: "Benchmark", profiles: "Sequence[StepProfile]", *, blocks:
 
     from starflow.runtime.commands.bench_tables import print_blocks, print_comparison, print_memory, print_profile
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     print_comparison(console, benchmark)
     print_memory(console, benchmark.memory)
     for timing in benchmark.variants if blocks else ():

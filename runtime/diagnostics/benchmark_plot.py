@@ -57,7 +57,7 @@ def _draw_times(panel: "Axes", benchmark: Benchmark) -> None:
         digits, percent = 0 if milliseconds >= 100 else 1, timing.total.memory_bandwidth_percent
         note = f"  {milliseconds:,.{digits}f} ms, {percent:.0f} % of memory bandwidth"
         panel.text(max(milliseconds, floor), index, note, va="center", fontsize=8)
-    panel.margins(x=0.5)
+    panel.margins(x=0.65)
     title = f"Time of {benchmark.repetitions} batches of {timings[0].batch}, at {benchmark.bandwidth / 1e9:.1f} GB/s"
     panel.set(xlabel="ms per image", title=title)
 
