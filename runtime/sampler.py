@@ -26,6 +26,8 @@ from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSteps
 # "auto", "sequential", or a plan of the bundle's family; as text anything else is a file
 Plan = DecodePlan | Jacobi | FixedSteps | AdaptiveSteps | str | os.PathLike[str]
 
+PIXEL_ROUNDING = 1e-3  # how far a pixel may lie outside [-1, 1]
+
 
 class Sampler:
     """Samples images from a bundle, any number at a time.
@@ -48,7 +50,7 @@ class Sampler:
         threads: int = 0,
     ) -> None:
         self.bundle, self.variant, self._backend = bundle, variant, backend
-        self._beside = SideNetworks(bundle, variant, provider, threads)
+        self._side_networks, self._closed = SideNetworks(bundle, variant, provider, threads), False
         self._loop = open_loop(bundle, variant, backend, plan)
 
     @classmethod
@@ -94,9 +96,16 @@ class Sampler:
         self.close()
 
     def close(self) -> None:
-        """Free sessions and buffers."""
-        self._beside.close()
+        """Free sessions and buffers; what has been made stays, and nothing more can be sampled."""
+        self._side_networks.close()
         self._backend.close()
+        self._closed = True
+
+    @property
+    def _beside(self) -> SideNetworks:
+        if self._closed:
+            raise UsageError("this sampler is closed; open the bundle again with Sampler.open")
+        return self._side_networks
 
     @property
     def manifest(self) -> Manifest:
@@ -331,11 +340,16 @@ class Sampler:
         """Pixels [N, 1 or 3, H, W] in [-1, 1] as data [N, C, h, w]: scaled, and through the encoder of a model of latents.
 
         Raises:
-            UsageError: the bundle lacks an encoder for its latents, or the images have another size.
+            UsageError: the bundle lacks an encoder for its latents, or the images have another size or values outside [-1, 1].
             BackendError: the encoder produced NaN or infinity.
         """
         manifest = self.manifest
         values = _finite_array(pixels, self.pixel_shape, "pixels")
+        if np.abs(values).max() > 1 + PIXEL_ROUNDING:
+            low, high = values.min(), values.max()
+            raise UsageError(
+                f"pixels lie in {low:g} to {high:g}, expected -1 to 1; of 8-bit images give pixels / 127.5 - 1"
+            )
         if manifest.autoencoder:
             return self._beside.autoencoder(manifest.autoencoder).encode(values)
         return (values - np.float32(manifest.image.shift)) * np.float32(manifest.image.scale)

@@ -1,4 +1,4 @@
-"""Show what is in a bundle: model, shapes, bytes, plans; variants with their blocks, caches and quantisation; engines.
+"""Show what is in a bundle: model, plans, variants, quantisation, engines; check that it is whole.
 
 Examples:
   starflow inspect digits.bundle

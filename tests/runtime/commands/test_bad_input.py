@@ -124,9 +124,9 @@ def test_unknown_variant_and_backend(tiny_bundle: Path) -> None:
 def test_paths_that_are_no_bundle(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("not a folder")
-    with raises(BundleError, "is a file"):
+    with raises(UsageError, "is a file"):
         Bundle.open(file)
-    with raises(BundleError, "does not exist"):
+    with raises(UsageError, "does not exist"):
         Bundle.open(tmp_path / "nothing")
     with raises(BundleError, "no manifest.json"):
         Bundle.open(tmp_path)
@@ -203,7 +203,7 @@ def test_graphs_of_two_blocks_exchanged(copy: Path) -> None:
     ("arguments", "status", "words"),
     [
         (["--labels", "12"], 2, "0 to 9"),
-        (["--labels", "9-3"], 2, "runs upwards"),
+        (["--labels", "9-3"], 2, "runs backwards; give 3-9"),
         (["--labels", ","], 2, "at least one label"),
         (["--guidance", "-1"], 2, "guidance"),
         (["--count", "0"], 2, "--count"),
