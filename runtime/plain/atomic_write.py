@@ -51,8 +51,10 @@ def _beside(destination: Path) -> Iterator[Path]:
         parent.mkdir(parents=True, exist_ok=True)
         yield temporary
     except OSError as error:
-        if isinstance(error.filename, str) and not Path(error.filename).is_relative_to(parent):
-            raise  # something else that was read or written meanwhile
+        if isinstance(error.filename, str):
+            refused = Path(error.filename)
+            if not refused.is_relative_to(temporary) and not parent.is_relative_to(refused):
+                raise  # something else that was read or written meanwhile
         raise StarflowError(f"{destination}: cannot be written ({error.strerror or error})") from error
 
 

@@ -54,10 +54,9 @@ def test_a_missing_input_is_wrong_use(
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(RECIPE)
     places = {"BUNDLE": str(tiny_bundle), "CHECKPOINT": str(tiny_checkpoint)}
-    words = [word for word in command.split()]
     for place, path in places.items():
-        words = [word.replace(place, path) for word in words]
-    assert main(words) == 2
+        command = command.replace(place, path)
+    assert main(command.split()) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "absent" in error
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"], "nothing is written"

@@ -89,12 +89,14 @@ def test_existing_folder_gives_way_only_when_asked(tmp_path: Path) -> None:
     assert names(tmp_path) == ["bundle"]
 
 
-@pytest.mark.parametrize("failure", [OSError, Stopped])
-def test_failure_keeps_the_old_folder_and_leaves_no_litter(tmp_path: Path, failure: type[BaseException]) -> None:
+@pytest.mark.parametrize(("failure", "raised"), [(OSError("disk on fire"), StarflowError), (Stopped(), Stopped)])
+def test_failure_keeps_the_old_folder_and_leaves_no_litter(
+    tmp_path: Path, failure: BaseException, raised: type[BaseException]
+) -> None:
     destination = tmp_path / "bundle"
     destination.mkdir()
     (destination / "old").touch()
-    with pytest.raises(failure), atomic_folder(destination, replace=True) as temporary:
+    with pytest.raises(raised), atomic_folder(destination, replace=True) as temporary:
         (temporary / "half").touch()
         raise failure
     assert names(destination) == ["old"]
