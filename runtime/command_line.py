@@ -23,9 +23,26 @@ from importlib.metadata import EntryPoint, entry_points, version
 from typing import NoReturn, Protocol, cast
 
 from starflow.runtime.plain.errors import StarflowError, UsageError
-from starflow.runtime.plain.extras import DISTRIBUTION, EXTRA_OF, install_command
+from starflow.runtime.plain.install_hint import install_hint
 
+DISTRIBUTION = "starflow-compiler"
 COMMANDS = "starflow.commands"
+
+# Which extra brings an optional package, by the name it is imported under.
+EXTRA_OF = {
+    "torch": "train",
+    "yaml": "train",
+    "sklearn": "train",
+    "tensorboard": "train",
+    "matplotlib": "export",
+    "onnx": "export",
+    "polygraphy": "export",
+    "tensorrt": "tensorrt",
+    "cuda": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx",
+    "tokenizers": "text",
+    "transformers": "text",
+}
 
 # Headings of `starflow --help`, by the package that a command comes from.
 TOPICS = {
@@ -146,7 +163,7 @@ def _run(entry: EntryPoint, arguments: Sequence[str]) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRA_OF:
             raise
-        how = install_command(_extra_for(entry, package))
+        how = install_hint(_extra_for(entry, package))
         raise StarflowError(f"needs the package {package}, which is not installed: {how}") from error
 
 

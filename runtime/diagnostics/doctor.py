@@ -22,7 +22,7 @@ from starflow.runtime.diagnostics.machine import (
     this_machine,
     torch_package,
 )
-from starflow.runtime.plain.extras import install_command
+from starflow.runtime.plain.install_hint import install_hint
 
 NO_GPU = "needs an NVIDIA GPU"
 
@@ -98,7 +98,7 @@ def _extra(what: str, name: str) -> Probe:
 
     def hint(facts: Facts) -> str:
         lacking = missing(facts)
-        return install_command(name) + (f" (missing: {', '.join(lacking)})" if lacking else "")
+        return install_hint(name) + (f" (missing: {', '.join(lacking)})" if lacking else "")
 
     return Probe(what, lambda facts: [f"[{name}] is installed"] if missing(facts) == [] else [], hint)
 
@@ -134,13 +134,13 @@ def _builds_ahead(facts: Facts) -> list[str]:
 
 
 def _flavour_hint(name: FlavourName) -> Callable[[Facts], str]:
-    return lambda facts: next(each.problem or install_command(name) for each in facts.tensorrt if each.name == name)
+    return lambda facts: next(each.problem or install_hint(name) for each in facts.tensorrt if each.name == name)
 
 
 def _engine_hint(facts: Facts) -> str:
     cuda = facts.packages[-1]
     if cuda.version is None:
-        return f"cuda-python {cuda.note}: {install_command('tensorrt')}"
+        return f"cuda-python {cuda.note}: {install_hint('tensorrt')}"
     return _flavour_hint("tensorrt")(facts)
 
 

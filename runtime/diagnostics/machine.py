@@ -21,8 +21,8 @@ from starflow.runtime.backends.cuda import device as cuda_device
 from starflow.runtime.backends.tensorrt.flavour import load_flavour
 from starflow.runtime.bundle.build_record import FlavourName
 from starflow.runtime.plain.errors import BackendError
-from starflow.runtime.plain.extras import DISTRIBUTION
 
+DISTRIBUTION = "starflow-compiler"
 CONTRIBUTORS_EXTRAS = ("dev", "docs")
 CPU_PROVIDER, GPU_PROVIDERS = "CPUExecutionProvider", ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 

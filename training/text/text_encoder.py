@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from starflow.runtime.plain.errors import DataError, UsageError
-from starflow.runtime.plain.extras import install_command
 
 PACKAGE = "package:"  # before a folder inside an installed Python package
 BATCH = 64
@@ -135,7 +134,7 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError:
-        raise UsageError(f"text encoders need the package transformers: {install_command('encoders')}") from None
+        raise UsageError("text encoders need transformers; pip install 'starflow-compiler[encoders]'") from None
     transformers.utils.logging.disable_progress_bar()
     return transformers
 

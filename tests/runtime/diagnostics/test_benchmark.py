@@ -13,7 +13,7 @@ from starflow.runtime import Sampler
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.command_line import main
 from starflow.runtime.diagnostics.benchmark import step_bytes
-from starflow.runtime.plain.extras import install_command
+from starflow.runtime.plain.install_hint import install_hint
 
 QUICK = ["--repetitions", "1", "--threads", "1"]
 
@@ -100,4 +100,4 @@ def test_a_plot_without_matplotlib_names_the_extra(
     assert main(["bench", str(tiny_bundle), "--plot", str(tmp_path / "bench.png")]) == 1
     refused = capsys.readouterr()
     assert refused.out == "" and refused.err.count("\n") == 1
-    assert install_command("export") in refused.err
+    assert install_hint("export") in refused.err
