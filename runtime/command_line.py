@@ -22,6 +22,7 @@ from importlib.metadata import EntryPoint, entry_points, version
 from typing import NoReturn, Protocol, cast
 
 from starflow.runtime.plain.errors import StarflowError, UsageError
+from starflow.runtime.plain.install_hint import install_hint
 
 DISTRIBUTION = "starflow-compiler"
 COMMANDS = "starflow.commands"
@@ -108,7 +109,7 @@ def _run(entry: EntryPoint, arguments: Sequence[str]) -> int:
         if package not in EXTRA_OF:
             raise
         extra = _extra_for(entry, package)
-        message = f"needs the package {package}, which is not installed: pip install '{DISTRIBUTION}[{extra}]'"
+        message = f"needs the package {package}, which is not installed: {install_hint(extra)}"
         raise StarflowError(message) from error
 
 

@@ -7,7 +7,6 @@ from starflow.runtime.backends.tensorrt.flavour import FLAVOUR_NAMES
 from starflow.runtime.bundle.build_record import FlavourName
 from starflow.runtime.diagnostics.machine import (
     CPU_PROVIDER,
-    DISTRIBUTION,
     GPU_PROVIDERS,
     Extra,
     Gpus,
@@ -24,6 +23,7 @@ from starflow.runtime.diagnostics.machine import (
     this_machine,
     torch_package,
 )
+from starflow.runtime.plain.install_hint import install_hint
 
 NO_GPU = "needs an NVIDIA GPU"
 
@@ -79,15 +79,11 @@ def examine() -> Diagnosis:
     )
 
 
-def _install(extra: str) -> str:
-    return f"pip install '{DISTRIBUTION}[{extra}]'"
-
-
 def _from_extra(what: str, extras: tuple[Extra, ...], name: str) -> Ability:
     extra = next((extra for extra in extras if extra.name == name), None)
     if extra is None or extra.missing:
         lacking = f" (missing: {', '.join(extra.missing)})" if extra else ""
-        return Ability(what, False, _install(name) + lacking)
+        return Ability(what, False, install_hint(name) + lacking)
     return Ability(what, True, f"[{extra.name}] is installed")
 
 
@@ -138,7 +134,7 @@ def _run_engines(flavours: tuple[TensorRT, ...], gpus: Gpus, cuda: Package) -> A
     if not gpus.found:
         return Ability(what, False, NO_GPU)
     if cuda.version is None:
-        return Ability(what, False, f"cuda-python {cuda.note}: {_install('tensorrt')}")
+        return Ability(what, False, f"cuda-python {cuda.note}: {install_hint('tensorrt')}")
     return _first(what, flavours, lambda flavour: flavour.problem is None, _reason(flavours, "tensorrt"))
 
 
@@ -149,4 +145,4 @@ def _first(what: str, flavours: tuple[TensorRT, ...], fits: Callable[[TensorRT],
 
 def _reason(flavours: tuple[TensorRT, ...], name: FlavourName) -> str:
     problem = next(flavour.problem for flavour in flavours if flavour.name == name)
-    return problem or _install(name)
+    return problem or install_hint(name)

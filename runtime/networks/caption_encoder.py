@@ -14,6 +14,7 @@ from starflow.runtime.bundle.network_spec import TextSpec
 from starflow.runtime.networks.session import NetworkSession
 from starflow.runtime.plain.caption_template import fill_template
 from starflow.runtime.plain.errors import BundleError, UsageError
+from starflow.runtime.plain.install_hint import install_hint
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def _tokenizer(bundle: Bundle, text: TextSpec) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise UsageError("captions need tokenizers; pip install 'starflow-compiler[text]'") from None
+        raise UsageError(f"captions need the package tokenizers: {install_hint('text')}") from None
     path = bundle.root / text.tokenizer.path
     try:
         return Tokenizer.from_file(str(path))

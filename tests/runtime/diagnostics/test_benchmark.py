@@ -103,4 +103,4 @@ def test_a_plot_without_matplotlib_names_the_extra(
     assert main(["bench", str(tiny_bundle), "--plot", str(tmp_path / "bench.png")]) == 1
     refused = capsys.readouterr()
     assert refused.out == "" and refused.err.count("\n") == 1
-    assert "pip install 'starflow-compiler[export]'" in refused.err
+    assert "pip install '.[export]'" in refused.err
