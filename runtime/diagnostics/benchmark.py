@@ -23,8 +23,8 @@ from starflow.runtime.diagnostics.memory_use import (
     cache_bytes,
     predict_memory,
 )
+from starflow.runtime.plans.calibrated_decode_plan import predicted_milliseconds
 from starflow.runtime.plans.decode_plan import DecodePlan
-from starflow.runtime.plans.plan_spec import predicted_milliseconds
 from starflow.runtime.sampler import Sampler
 
 MOST_PRECISE_FIRST = ("fp32", "fp16", "bf16", "int8", "fp8", "int4")
