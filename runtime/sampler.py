@@ -2,18 +2,19 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from starflow.runtime.backends.base import Backend, BackendName, Provider
-from starflow.runtime.backends.choice import open_backend
+from starflow.runtime.backends.base import Backend, Provider
+from starflow.runtime.backends.choice import BackendName, open_backend
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
-from starflow.runtime.bundle.manifest_file import Manifest, without_pictures
+from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.families import open_loop, resolve_plan
-from starflow.runtime.family import Inverted, OnBlock, OnPasses, Request
+from starflow.runtime.family import FamilyLoop, Inverted, OnBlock, OnPasses, Request
 from starflow.runtime.networks.denoising import DENOISERS, Denoise, check_rate, choose_denoising
 from starflow.runtime.networks.side_networks import SideNetworks
 from starflow.runtime.plain.batches import batches
@@ -49,9 +50,9 @@ class Sampler:
         provider: Provider = "cpu",
         threads: int = 0,
     ) -> None:
-        self.bundle, self.variant, self._backend = bundle, variant, backend
-        self._side_networks, self._closed = SideNetworks(bundle, variant, provider, threads), False
-        self._loop = open_loop(bundle, variant, backend, plan)
+        self.bundle, self.variant = bundle, variant
+        loop = open_loop(bundle, variant, backend, plan)
+        self._open: _Open | None = _Open(backend, SideNetworks(bundle, variant, provider, threads), loop)
 
     @classmethod
     def open(
@@ -96,16 +97,17 @@ class Sampler:
         self.close()
 
     def close(self) -> None:
-        """Free sessions and buffers; what has been made stays, and nothing more can be sampled."""
-        self._side_networks.close()
-        self._backend.close()
-        self._closed = True
+        """Free sessions and buffers; a second call does nothing."""
+        if self._open:
+            self._open.beside.close()
+            self._open.backend.close()
+            self._open = None
 
     @property
-    def _beside(self) -> SideNetworks:
-        if self._closed:
+    def _running(self) -> "_Open":
+        if self._open is None:
             raise UsageError("this sampler is closed; open the bundle again with Sampler.open")
-        return self._side_networks
+        return self._open
 
     @property
     def manifest(self) -> Manifest:
@@ -114,26 +116,27 @@ class Sampler:
     @property
     def backend(self) -> Backend:
         """The backend that runs the flow, for measurements."""
-        return self._backend
+        return self._running.backend
 
     @property
     def plan(self) -> DecodePlan | FixedSteps | AdaptiveSteps:
         """The decode plan or integration plan in use; a plan that does not fit cannot be set."""
-        return self._loop.plan
+        return self._running.loop.plan
 
     @plan.setter
     def plan(self, plan: Plan) -> None:
-        self._loop = open_loop(self.bundle, self.variant, self._backend, plan)
+        running = self._running
+        running.loop = open_loop(self.bundle, self.variant, running.backend, plan)
 
     @property
     def decoding(self) -> str:
         """The plan in a few words."""
-        return self._loop.decoding
+        return self._running.loop.decoding
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
         """Shape of one image's noise: that of the data, or [T, D] for TARFlow."""
-        return self._loop.noise_shape
+        return self._running.loop.noise_shape
 
     def noise(self, count: int, seed: int = 0) -> NDArray[np.float32]:
         """Standard normal noise [count, *noise_shape]; the noise of image i depends only on the seed and i."""
@@ -188,22 +191,22 @@ class Sampler:
             BackendError: a flow block produced NaN or infinity.
             IntegrationError: the integration diverged.
         """
-        manifest = self.manifest
+        manifest, loop, beside = self.manifest, self._running.loop, self._running.beside
         guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
         request = Request(guidance, attention_temperature, on_block, on_passes)
-        self._loop.check(request)
+        loop.check(request)
         denoise = choose_denoising(manifest, denoise)
         check_rate(denoising_rate)
-        z = _finite_array(noise, self.noise_shape, "noise")
+        z = _finite_array(noise, loop.noise_shape, "noise")
         count, batch = len(z), manifest.batch
-        conditions = self._beside.conditions(count, condition, null_condition, guided=guidance.weight > 0)
+        conditions = beside.conditions(count, condition, null_condition, guided=guidance.weight > 0)
         parts = batches(count, batch)
-        report = _Progress(progress, len(parts) * self._loop.work)
+        report = _Progress(progress, len(parts) * loop.work)
         out = np.empty((count, *manifest.model.data_shape), np.float32)
         for part, index in parts:
-            x = self._loop.run(z[index], conditions.part(index), request, part.stop - part.start, report)
+            x = loop.run(z[index], conditions.part(index), request, part.stop - part.start, report)
             out[part] = x[: part.stop - part.start]
-        return self._beside.denoise(out, conditions, denoise, denoising_rate) if denoise in DENOISERS else out
+        return beside.denoise(out, conditions, denoise, denoising_rate) if denoise in DENOISERS else out
 
     def denoise(
         self,
@@ -225,13 +228,13 @@ class Sampler:
             UsageError: the bundle has no such denoiser, or an argument does not fit it.
             BackendError: the result is not finite.
         """
-        manifest = self.manifest
+        manifest, beside = self.manifest, self._running.beside
         how = choose_denoising(manifest, how)
         check_rate(rate)
         data = _finite_array(x, manifest.model.data_shape, "data")
         if how not in DENOISERS:
             return data
-        return self._beside.denoise(data, self._beside.conditions(len(data), condition), how, rate)
+        return beside.denoise(data, beside.conditions(len(data), condition), how, rate)
 
     def invert(
         self,
@@ -251,10 +254,10 @@ class Sampler:
             UsageError: an argument does not fit the bundle, or the bundle is a continuous flow.
             BackendError: a flow block produced NaN or infinity.
         """
-        loop, manifest = self._loop, self.manifest
+        manifest, loop, beside = self.manifest, self._running.loop, self._running.beside
         data = _finite_array(x, manifest.model.data_shape, "data")
         count, batch = len(data), manifest.batch
-        conditions = self._beside.conditions(count, condition)
+        conditions = beside.conditions(count, condition)
         found: list[Inverted] = []
         for part, index in batches(count, batch):
             found.append(loop.invert(data[index], conditions.part(index)))
@@ -293,8 +296,7 @@ class Sampler:
         Returns:
             [N, H, W, C] uint8.
         """
-        if made := without_pictures(self.manifest):
-            raise UsageError(f"this bundle makes {made}, not images; call generate() for the data")
+        self._check_images()
         count = count if count is not None else _implied_count(condition)
         x = self.generate(
             self.noise(count, seed),
@@ -311,9 +313,9 @@ class Sampler:
         """Condition tokens [N, m, width] of N captions.
 
         Raises:
-            UsageError: the bundle holds no text encoder, or the tokenizers library is not installed.
+            UsageError: the bundle has no text encoder, or the tokenizers library is not installed.
         """
-        return self._beside.captions.encode(captions)
+        return self._running.beside.captions.encode(captions)
 
     def to_images(self, x: ArrayLike, *, denoise: Denoise = "auto") -> NDArray[np.uint8]:
         """Turn data [N, C, H, W] into pixels [N, H, W, C] uint8; latents go through the decoder.
@@ -327,23 +329,22 @@ class Sampler:
             UsageError: the bundle lacks the decoder that x needs, or x does not fit.
             BackendError: the decoder produced NaN or infinity.
         """
-        manifest = self.manifest
-        if made := without_pictures(manifest):
-            raise UsageError(f"this bundle makes {made}, which cannot be shown as images")
+        manifest, beside = self.manifest, self._running.beside
+        self._check_images()
         how = choose_denoising(manifest, denoise)
         data = _finite_array(x, manifest.model.data_shape, "data")
         if manifest.autoencoder:
-            return to_uint8(self._beside.autoencoder(manifest.autoencoder).decode(data, noisy=how == "decoder"))
+            return to_uint8(beside.autoencoder(manifest.autoencoder).decode(data, noisy=how == "decoder"))
         return to_uint8(data / manifest.image.scale + manifest.image.shift)
 
     def encode_images(self, pixels: ArrayLike) -> NDArray[np.float32]:
-        """Pixels [N, 1 or 3, H, W] in [-1, 1] as data [N, C, h, w]: scaled, and through the encoder of a model of latents.
+        """Turn pixels [N, 1 or 3, H, W] in [-1, 1] into data [N, C, h, w]; images of a latent model go through the encoder.
 
         Raises:
             UsageError: the bundle lacks an encoder for its latents, or the images have another size or values outside [-1, 1].
             BackendError: the encoder produced NaN or infinity.
         """
-        manifest = self.manifest
+        manifest, beside = self.manifest, self._running.beside
         values = _finite_array(pixels, self.pixel_shape, "pixels")
         if np.abs(values).max() > 1 + PIXEL_ROUNDING:
             low, high = values.min(), values.max()
@@ -351,7 +352,7 @@ class Sampler:
                 f"pixels lie in {low:g} to {high:g}, expected -1 to 1; of 8-bit images give pixels / 127.5 - 1"
             )
         if manifest.autoencoder:
-            return self._beside.autoencoder(manifest.autoencoder).encode(values)
+            return beside.autoencoder(manifest.autoencoder).encode(values)
         return (values - np.float32(manifest.image.shift)) * np.float32(manifest.image.scale)
 
     @property
@@ -359,21 +360,33 @@ class Sampler:
         """[C, H, W] of the images that the bundle makes.
 
         Raises:
-            UsageError: it makes points, or latents without an autoencoder.
+            UsageError: it makes no images.
         """
         manifest = self.manifest
         if manifest.autoencoder:
             return manifest.autoencoder.pixel_shape
-        if manifest.image.mode == "latent":
-            raise UsageError(
-                "this bundle has no pixels: it makes points, or latents without an autoencoder; give data in a .npy file"
-            )
+        self._check_images()
         channels, height, width = manifest.model.data_shape
         return channels, height, width
 
+    def _check_images(self) -> None:
+        output = self.manifest.output
+        if output != "images":
+            without = " without a decoder" if output == "latents" else ""
+            raise UsageError(f"this bundle makes {output}{without}, not images; generate() returns them as an array")
+
+
+@dataclass
+class _Open:
+    """What an open sampler owns, and the loop that runs on it."""
+
+    backend: Backend
+    beside: SideNetworks
+    loop: FamilyLoop
+
 
 class _Progress:
-    """Adds up the work of all parts."""
+    """Adds up the work of all batches."""
 
     def __init__(self, report: Callable[[int, int], None] | None, total: int) -> None:
         self._report, self._total, self._done = report, total, 0
@@ -385,10 +398,10 @@ class _Progress:
 
 
 def _finite_array(values: ArrayLike, shape: tuple[int, ...], what: str) -> NDArray[np.float32]:
-    """[N, *shape] float32.
+    """The values as a finite array [N, *shape] float32.
 
     Raises:
-        UsageError: it is not, or not finite.
+        UsageError: they have another shape, or contain NaN or infinity.
     """
     array = np.asarray(values, np.float32)
     if array.shape[1:] != shape or not len(array):
@@ -402,4 +415,4 @@ def _finite_array(values: ArrayLike, shape: tuple[int, ...], what: str) -> NDArr
 
 def _implied_count(condition: ArrayLike | Sequence[str] | None) -> int:
     shape = np.shape(condition) if condition is not None else ()
-    return max(shape[0], 1) if len(shape) in (1, 3) else 1  # an empty list is complained of where it is read
+    return max(shape[0], 1) if len(shape) in (1, 3) else 1  # an empty list is refused where it is read

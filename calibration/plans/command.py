@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from starflow.runtime.backends.base import Backend
     from starflow.runtime.bundle.bundle import Bundle
     from starflow.runtime.bundle.manifest import Variant
+    from starflow.runtime.plans.calibrated_decode_plan import CalibratedDecodePlan
     from starflow.runtime.plans.decode_plan import DecodePlan
-    from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSteps, IntegrationSpec
-    from starflow.runtime.plans.plan_spec import PlanSpec
+    from starflow.runtime.plans.integration_plan import AdaptiveSteps, CalibratedIntegrationPlan, FixedSteps
 
 Result = TypeVar("Result")
 
@@ -125,7 +125,9 @@ def _report(
     return 0
 
 
-def _store(bundle: "Bundle", backend: str, variant: str, spec: "PlanSpec | IntegrationSpec | None") -> None:
+def _store(
+    bundle: "Bundle", backend: str, variant: str, spec: "CalibratedDecodePlan | CalibratedIntegrationPlan | None"
+) -> None:
     """Put a plan in the place of the one for this backend and variant; None removes that."""
     from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
     from starflow.runtime.bundle.bundle import Bundle, changing_manifest, replace_manifest

@@ -24,9 +24,9 @@ from starflow.runtime.plain.errors import IntegrationError, UsageError
 from starflow.runtime.plain.progress import Report, no_report
 from starflow.runtime.plans.integration_plan import (
     AdaptiveSteps,
+    CalibratedIntegrationPlan,
     FixedSolver,
     FixedSteps,
-    IntegrationSpec,
     default_plan,
 )
 from starflow.runtime.sampler import Sampler
@@ -72,7 +72,7 @@ class IntegrationCalibration:
         timed: Milliseconds of a batch, of the plans that were timed.
     """
 
-    spec: IntegrationSpec
+    spec: CalibratedIntegrationPlan
     reference: FixedSteps
     trials: tuple[Trial, ...]
     timed: tuple[tuple[Plan, float], ...]
@@ -139,7 +139,7 @@ def calibrate_integration(
     default = default_plan()
     times = check.time([*(trial.plan for trial in kept), default], repetitions)
     best = min(range(len(kept)), key=lambda index: times[index])
-    spec = IntegrationSpec(
+    spec = CalibratedIntegrationPlan(
         backend=backend.name,
         variant=variant.name,
         budget=budget,

@@ -86,7 +86,6 @@ def run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from starflow.runtime.bundle.bundle import Bundle
-    from starflow.runtime.bundle.manifest_file import without_pictures
     from starflow.runtime.networks.caption_encoder import encode_once
     from starflow.runtime.networks.denoising import choose_denoising
     from starflow.runtime.plain.atomic_write import check_file, write_array
@@ -114,14 +113,13 @@ def run(arguments: argparse.Namespace) -> int:
     with Sampler.open(arguments.bundle, variant=arguments.variant, **options) as sampler:
         manifest = sampler.manifest
         refuse_labels(arguments, manifest)
-        kind = "points" if len(manifest.model.data_shape) == 1 else "images"
+        kind = manifest.output
         pictures: list[Path] = []
-        made = without_pictures(manifest)
-        if made is None:
+        if kind == "images":
             names = [arguments.out / f"{index:05d}.png" for index in range(count)]
             pictures = names if single_files else [arguments.out]
         elif not arguments.latents:
-            raise UsageError(f"this model makes {made}; name a file with --latents")
+            raise UsageError(f"this bundle makes {kind}, not images; name a .npy file with --latents")
         files = [*([arguments.latents] if arguments.latents else []), *pictures]
         for path in files:
             check_file(path)

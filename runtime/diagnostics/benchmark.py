@@ -24,8 +24,8 @@ from starflow.runtime.diagnostics.memory_use import (
     predict_memory,
 )
 from starflow.runtime.diagnostics.take_turns import Lap, Times, spread, take_turns
+from starflow.runtime.plans.calibrated_decode_plan import predicted_milliseconds
 from starflow.runtime.plans.decode_plan import DecodePlan
-from starflow.runtime.plans.plan_spec import predicted_milliseconds
 from starflow.runtime.sampler import Sampler
 
 MOST_PRECISE_FIRST = ("fp32", "fp16", "bf16", "int8", "fp8", "int4")

@@ -185,7 +185,7 @@ def test_a_manifest_whose_shapes_do_not_add_up(bundle: Path) -> None:
         AutoregressiveManifest.model_validate(content)
     content = json.loads(manifest.model_dump_json())
     content["shapes"][1] = content["shapes"][0]
-    with pytest.raises(ValueError, match="shapes: one is stated twice"):
+    with pytest.raises(ValueError, match="shapes: a shape occurs twice"):
         AutoregressiveManifest.model_validate(content)
 
 
