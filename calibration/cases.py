@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.commands.sample import load_array, load_captions
 from starflow.runtime.networks.caption_encoder import encode_once
 from starflow.runtime.plain.errors import UsageError
-from starflow.runtime.traces.trace import Case, draw_case
+from starflow.runtime.plain.input_files import load_array, load_captions
+from starflow.runtime.traces.case import Case, draw_case
 
 
 @dataclasses.dataclass(frozen=True)

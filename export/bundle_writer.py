@@ -18,7 +18,7 @@ from starflow.export.onnx_graph.weight_file import WeightFile
 from starflow.runtime.bundle.bundle import sha256
 from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
 from starflow.runtime.bundle.manifest import ImageSpec, Provenance, Variant
-from starflow.runtime.bundle.manifest_file import AnyManifest
+from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.bundle.network_spec import DenoiserKind, DenoiserSpec, NetworkSpec
 from starflow.runtime.plain.progress import Report
 from starflow.training.config import CheckpointConfig
@@ -89,10 +89,10 @@ class BundleWriter(ABC):
         """
 
     @abstractmethod
-    def manifest(self) -> AnyManifest:
+    def manifest(self) -> Manifest:
         """The manifest over finished variants."""
 
-    def run(self) -> AnyManifest:
+    def run(self) -> Manifest:
         """Write everything."""
         (self.folder / "graphs").mkdir()
         self.variants, self.denoisers = [[] for _ in self.shapes], [[] for _ in self.shapes]

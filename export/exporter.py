@@ -7,7 +7,7 @@ import torch
 from starflow.export.autoregressive.exporter import FlowExporter
 from starflow.export.continuous.exporter import VelocityExporter
 from starflow.export.export_options import DEFAULTS, ExportOptions
-from starflow.runtime.bundle.manifest_file import AnyManifest
+from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.plain.atomic_write import atomic_folder
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.progress import Report, no_report
@@ -26,7 +26,7 @@ def export_checkpoint(
     *,
     replace: bool = False,
     progress: Report = no_report,
-) -> AnyManifest:
+) -> Manifest:
     """Export a checkpoint folder as a bundle, atomically.
 
     Raises:

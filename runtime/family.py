@@ -1,8 +1,11 @@
-"""What the sampler asks of a family of flows: one batch of the exported size at a time."""
+"""The seam between the sampler and a family of flows: one batch of the exported size at a time.
+
+`runtime/families.py` names the families there are.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +27,27 @@ class Request:
     on_passes: OnPasses | None = None
 
 
+@dataclass(frozen=True)
+class Inverted:
+    """Data, seen from the noise.
+
+    Attributes:
+        noise: [N, *noise_shape] float32: what `Sampler.generate` makes the data of, without guidance.
+        log_likelihood: [N] float64 nats, log p(data | condition).
+        log_determinant: [N, T] float64, log |dz/dx| by token in raster order, summed over flow blocks and channels.
+    """
+
+    noise: NDArray[np.float32]
+    log_likelihood: NDArray[np.float64]
+    log_determinant: NDArray[np.float64]
+
+
 class FamilyLoop(Protocol):
-    """Turns noise into data."""
+    """Turns noise into data, and data into noise where the family can."""
+
+    @property
+    def plan(self) -> Any:
+        """How tokens are decoded, or how the velocity is integrated."""
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -63,4 +85,12 @@ class FamilyLoop(Protocol):
 
         Raises:
             BackendError, IntegrationError: values are not finite.
+        """
+
+    def invert(self, x: NDArray, conditions: Conditions) -> Inverted:
+        """Find the noise of one batch of data [B, *data_shape], and its density.
+
+        Raises:
+            UsageError: this family cannot, from a bundle.
+            BackendError: values are not finite.
         """

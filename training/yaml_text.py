@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from starflow.runtime.plain.errors import StarflowError
+from starflow.runtime.plain.errors import StarflowError, UsageError
 
 
 def read_yaml(path: Path, what: str, error: type[StarflowError]) -> Any:
@@ -15,14 +15,18 @@ def read_yaml(path: Path, what: str, error: type[StarflowError]) -> Any:
     Args:
         path: The file.
         what: What it is, for the message.
-        error: Raised, in one line, if the file cannot be read.
+        error: Raised, in one line, if its content is not YAML or JSON.
+
+    Raises:
+        UsageError: the file cannot be read.
     """
     is_json = path.suffix == ".json"
     try:
         text = path.read_text(encoding="utf-8")
         return json.loads(text) if is_json else yaml.safe_load(text)
     except OSError as found:
-        raise error(f"{path}: cannot read the {what}: {found.strerror}") from None
+        missing = error if issubclass(error, UsageError) else UsageError
+        raise missing(f"{path}: cannot read the {what}: {found.strerror}") from None
     except (yaml.YAMLError, ValueError) as found:
         raise error(f"{path}: not {'JSON' if is_json else 'YAML'}: {' '.join(str(found).split())}") from None
 

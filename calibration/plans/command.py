@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from starflow.runtime.backends.base import Backend
     from starflow.runtime.bundle.bundle import Bundle
     from starflow.runtime.bundle.manifest import Variant
+    from starflow.runtime.plans.calibrated_decode_plan import CalibratedDecodePlan
     from starflow.runtime.plans.decode_plan import DecodePlan
-    from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSteps, IntegrationSpec
-    from starflow.runtime.plans.plan_spec import PlanSpec
+    from starflow.runtime.plans.integration_plan import AdaptiveSteps, CalibratedIntegrationPlan, FixedSteps
 
 Result = TypeVar("Result")
 
@@ -125,10 +125,12 @@ def _report(
     return 0
 
 
-def _store(bundle: "Bundle", backend: str, variant: str, spec: "PlanSpec | IntegrationSpec | None") -> None:
+def _store(
+    bundle: "Bundle", backend: str, variant: str, spec: "CalibratedDecodePlan | CalibratedIntegrationPlan | None"
+) -> None:
     """Put a plan in the place of the one for this backend and variant; None removes that."""
+    from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
     from starflow.runtime.bundle.bundle import Bundle, changing_manifest, replace_manifest
-    from starflow.runtime.bundle.manifest import Manifest
 
     with changing_manifest(bundle.root) as whole:
         manifest = Bundle(bundle.root, whole).at_shape(bundle.shape).manifest
@@ -136,7 +138,7 @@ def _store(bundle: "Bundle", backend: str, variant: str, spec: "PlanSpec | Integ
         plans = (*others, *([spec] if spec else []))
         if plans == manifest.plans:
             return
-        if isinstance(whole, Manifest):
+        if isinstance(whole, AutoregressiveManifest):
             replace_manifest(bundle.root, whole.replaced(bundle.shape, plans=plans))
         else:
             replace_manifest(bundle.root, whole.model_copy(update={"plans": plans}))

@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.runtime.backends.base import Backend, BlockInputs
-from starflow.runtime.backends.block_runner import SequenceRunner
+from starflow.runtime.backends.base import Backend
+from starflow.runtime.backends.block_runner import BlockInputs, BlockRunner
+from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.bundle.manifest import Block, Variant
+from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.plans.decode_plan import Guess, Segment, Steps, Window
-from starflow.runtime.traces.trace import Case, RecordedTrace, decode_block, sample_trace
+from starflow.runtime.traces.autoregressive import RecordedTrace, decode_block, sample_trace
+from starflow.runtime.traces.case import Case
 
 NEGLIGIBLE = 1e-13  # squared relative error below which a chunk is as good as decoded token by token
 
@@ -68,7 +70,7 @@ class BlockProbe:
         tokens: [N, T, D] in block order, decoded token by token.
     """
 
-    def __init__(self, runner: SequenceRunner, block: Block, inputs: Sequence[BlockInputs], tokens: NDArray) -> None:
+    def __init__(self, runner: BlockRunner, block: Block, inputs: Sequence[BlockInputs], tokens: NDArray) -> None:
         self.runner, self.block, self.inputs = runner, block, inputs
         self.tokens = tokens[:, block.first_token :]
         self.batch = len(tokens) // len(inputs)
@@ -177,8 +179,7 @@ def probes(
     trace = sample_trace(bundle, variant, backend, case)
     found = {}
     for index in trace.tokens:
-        runner = backend.runner(index)
-        assert isinstance(runner, SequenceRunner)
+        runner = backend.block_runner(index)
         # Inputs are recorded as views of what the sampling loop goes on with.
         inputs = [replace(given, noise=given.noise.copy()) for given in trace.inputs[index]]
         found[index] = BlockProbe(runner, bundle.autoregressive.blocks[index], inputs, trace.tokens[index])

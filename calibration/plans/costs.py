@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from starflow.calibration.plans.convergence import BlockProbe
+from starflow.runtime.plans.calibrated_decode_plan import BlockCost, RunCost
 from starflow.runtime.plans.decode_plan import Chunk
-from starflow.runtime.plans.plan_spec import BlockCost, RunCost
 
 STEPS = 16  # single steps timed together
 PASSES = 4  # passes timed together

@@ -20,10 +20,15 @@ from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.diagnostics.benchmark import relative_error
 from starflow.runtime.plain.progress import Report, no_report
+from starflow.runtime.plans.calibrated_decode_plan import (
+    BlockCost,
+    CalibratedDecodePlan,
+    predicted_milliseconds,
+    segment_milliseconds,
+)
 from starflow.runtime.plans.decode_plan import BlockPlan, Chunk, DecodePlan, Segment, Steps
-from starflow.runtime.plans.plan_spec import BlockCost, PlanSpec, predicted_milliseconds, segment_milliseconds
 from starflow.runtime.sampler import Sampler
-from starflow.runtime.traces.trace import Case
+from starflow.runtime.traces.case import Case
 
 ROUNDS = 8  # searches until a plan's measured error is in the budget, and near it
 
@@ -81,7 +86,7 @@ class Calibration:
         costs: Times of each flow block.
     """
 
-    spec: PlanSpec | None
+    spec: CalibratedDecodePlan | None
     reason: str | None
     plan: DecodePlan
     measured: Measured
@@ -202,7 +207,7 @@ def calibrate_plan(
     if not reason:
         predicted = predicted_milliseconds(plan, costs, manifest.decoded_tokens())
         assert predicted is not None
-        spec = PlanSpec(
+        spec = CalibratedDecodePlan(
             backend=backend.name,
             variant=variant.name,
             budget=options.budget,

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from starflow.calibration.cases import Cases
 from starflow.calibration.plans.time_density import acceleration, equidistributed
-from starflow.export.verification.continuous import path_states
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
@@ -25,13 +24,14 @@ from starflow.runtime.plain.errors import IntegrationError, UsageError
 from starflow.runtime.plain.progress import Report, no_report
 from starflow.runtime.plans.integration_plan import (
     AdaptiveSteps,
+    CalibratedIntegrationPlan,
     FixedSolver,
     FixedSteps,
-    IntegrationSpec,
     default_plan,
 )
 from starflow.runtime.sampler import Sampler
-from starflow.runtime.traces.trace import Case
+from starflow.runtime.traces.case import Case
+from starflow.runtime.traces.continuous import path_states
 
 GridKind = Literal["uniform", "equidistributed"]
 MOST_STEPS = 512
@@ -72,7 +72,7 @@ class IntegrationCalibration:
         timed: Milliseconds of a batch, of the plans that were timed.
     """
 
-    spec: IntegrationSpec
+    spec: CalibratedIntegrationPlan
     reference: FixedSteps
     trials: tuple[Trial, ...]
     timed: tuple[tuple[Plan, float], ...]
@@ -139,7 +139,7 @@ def calibrate_integration(
     default = default_plan()
     times = check.time([*(trial.plan for trial in kept), default], repetitions)
     best = min(range(len(kept)), key=lambda index: times[index])
-    spec = IntegrationSpec(
+    spec = CalibratedIntegrationPlan(
         backend=backend.name,
         variant=variant.name,
         budget=budget,

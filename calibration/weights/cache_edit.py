@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
 from starflow.calibration.weights.graph_edit import EditedGraph
-from starflow.runtime.bundle.manifest import Block
+from starflow.runtime.bundle.autoregressive_manifest import Block
 
 KEY, VALUE, KEY_SCALE, VALUE_SCALE = 3, 4, 12, 13  # positions among GroupQueryAttention's inputs
 LARGEST_CODE = 127

@@ -52,7 +52,8 @@ from starflow.runtime.bundle.manifest import Quantization, Variant
 from starflow.runtime.diagnostics.memory_use import cache_bytes
 from starflow.runtime.plain.errors import BundleError, ExportError, UsageError
 from starflow.runtime.plain.progress import Report, no_report
-from starflow.runtime.traces.trace import Case, RecordedTrace, sample_trace
+from starflow.runtime.traces.autoregressive import RecordedTrace, sample_trace
+from starflow.runtime.traces.case import Case
 
 ROUNDS = 6  # of choosing and sampling
 MOST_ROUNDS = 12  # where none has kept the budget yet

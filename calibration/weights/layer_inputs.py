@@ -10,10 +10,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from starflow.calibration.weights.step_graph_weights import Linear, StepGraphWeights
-from starflow.runtime.backends.base import BlockInputs
+from starflow.runtime.backends.block_runner import BlockInputs
+from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec, fixed_shape
-from starflow.runtime.bundle.manifest import Block
-from starflow.runtime.traces.trace import RecordedTrace
+from starflow.runtime.traces.autoregressive import RecordedTrace
 
 VECTORS = 512  # kept of every product's inputs, to estimate errors on
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"

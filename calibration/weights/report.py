@@ -52,7 +52,7 @@ def _page(bundle: Bundle, calibrations: Sequence[WeightCalibration], benchmark: 
         yield from _verdict(bundle, calibration)
         yield from _measured(calibration)
         yield from _frontier(calibration)
-        if bundle.manifest.image.mode != "latent" and bundle.manifest.model.data_shape[0] in (1, 3):
+        if bundle.manifest.output == "images" and bundle.manifest.model.data_shape[0] in (1, 3):
             yield from _samples(bundle.manifest.image, calibration)
         yield from _blocks(calibration)
         yield from _matrices(calibration)

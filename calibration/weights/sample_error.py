@@ -17,7 +17,8 @@ from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.plain.errors import BackendError
 from starflow.runtime.sampler import Sampler
-from starflow.runtime.traces.trace import Case, RecordedTrace, decode_given
+from starflow.runtime.traces.autoregressive import RecordedTrace, decode_given
+from starflow.runtime.traces.case import Case
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def error_given(bundle: Bundle, variant: Variant, block: int, trace: RecordedTra
     count = max(1, images // bundle.manifest.batch)
     above = below = 0.0
     with OnnxRuntimeBackend(bundle, variant, threads=threads) as backend:
-        runner = backend.runner(block)
+        runner = backend.block_runner(block)
         for inputs, exact in zip(batches[:count], tokens[:count], strict=True):
             found = decode_given(runner, spec, inputs, exact)
             above += float(np.square(found.astype(np.float64) - exact).sum())

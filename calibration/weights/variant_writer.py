@@ -13,9 +13,10 @@ from starflow.calibration.weights.graph_edit import EditedGraph
 from starflow.calibration.weights.step_graph_weights import StepGraphWeights
 from starflow.export.onnx_graph.tensor_roles import graph_tensors
 from starflow.export.onnx_graph.weight_file import StoredTensor, WeightFile
+from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 from starflow.runtime.bundle.bundle import Bundle, changing_manifest, replace_manifest, sha256
 from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
-from starflow.runtime.bundle.manifest import Manifest, Quantization, Variant
+from starflow.runtime.bundle.manifest import Quantization, Variant
 from starflow.runtime.plain.atomic_write import atomic_file
 
 Edit = Callable[[StepGraphWeights, int], EditedGraph]
@@ -82,7 +83,7 @@ class VariantWriter:
             for bundle, variant in zip(shapes, sources, strict=True)
         ]
 
-    def publish(self, variants: Sequence[Variant]) -> Manifest:
+    def publish(self, variants: Sequence[Variant]) -> AutoregressiveManifest:
         """Put the variant into the manifest, last in the list of each shape; plans made for one of that name go with it."""
         root = self._bundle.root
         with changing_manifest(root) as manifest:
@@ -115,7 +116,7 @@ class VariantWriter:
         names = [self._name, *(f"{self._name}.{number}" for number in range(2, 100))]
         return next(name for name in names if f"graphs/weights/{name}.safetensors" not in taken)
 
-    def _remove_unnamed(self, manifest: Manifest) -> None:
+    def _remove_unnamed(self, manifest: AutoregressiveManifest) -> None:
         named = {file.path for file in Bundle(self._bundle.root, manifest).files()}
         for pattern in (
             "block*.{}.onnx",

@@ -20,8 +20,15 @@ from starflow.export.networks.autoencoder import find_autoencoder
 from starflow.export.networks.text_encoder import find_text_encoder, for_shape
 from starflow.export.onnx_graph.builder import GraphBuilder
 from starflow.export.onnx_graph.weight_file import WeightFile
+from starflow.runtime.bundle.autoregressive_manifest import (
+    AutoregressiveManifest,
+    Block,
+    GuidanceSpec,
+    ModelSummary,
+    OtherShape,
+)
 from starflow.runtime.bundle.graph_spec import FileSpec
-from starflow.runtime.bundle.manifest import Block, ConditioningSpec, GuidanceSpec, Manifest, ModelSummary, OtherShape
+from starflow.runtime.bundle.manifest import ConditioningSpec
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, DenoiserKind
 from starflow.runtime.plain.errors import ExportError, UsageError
 from starflow.runtime.plain.progress import Report
@@ -119,10 +126,10 @@ class FlowExporter(BundleWriter):
         refuse_overflow(peaks)
         return peaks
 
-    def manifest(self) -> Manifest:
+    def manifest(self) -> AutoregressiveManifest:
         self._autoencoders = self._write_autoencoders()
         self._text = self.text_encoder.write(self) if self.text_encoder else None
-        return Manifest(
+        return AutoregressiveManifest(
             schema_version=1,
             **self._at_shape(0),
             image=self.image(),

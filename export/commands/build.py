@@ -95,10 +95,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _shapes(bundle: "Bundle", shape: tuple[int, int] | None, variants: list[str] | None) -> "list[Bundle]":
     """The bundle at the shape to build for; by default at every shape that has the variants."""
-    from starflow.runtime.bundle.manifest import Manifest
+    from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 
     default = bundle.at_shape(shape)
-    if shape or not isinstance(bundle.manifest, Manifest):
+    if shape or not isinstance(bundle.manifest, AutoregressiveManifest):
         return [default]
     others = [bundle.at_shape(size) for size in bundle.manifest.sizes[1:]]
     named = set(variants or ())
@@ -123,7 +123,7 @@ def _print(built: "list[BuiltEngine]", target: "Target") -> None:
 
     from starflow.runtime.reports.tables import plain_table
 
-    table = plain_table(f"{target.name}, {target.flavour.name} {target.flavour.version}")
+    table = plain_table(title=f"{target.name}, {target.flavour.name} {target.flavour.version}")
     table.add_column("variant", no_wrap=True)
     for column in ("flow block", "engine MiB", "weights MiB", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow.runtime.plain.atomic_write import check_file
     from starflow.runtime.plain.errors import UsageError
     from starflow.runtime.plain.progress import progress_bar
-    from starflow.runtime.traces.trace import draw_case
+    from starflow.runtime.traces.case import draw_case
 
     chosen = tolerances(arguments.tolerance)
     if arguments.images is not None and arguments.images < 1:

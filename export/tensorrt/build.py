@@ -88,7 +88,8 @@ def build_bundle(
     variants = _variants(bundle, request.variants)
     for variant in variants:
         target.check_variant(variant)
-    profiles = token_profiles(request.profile_tokens, bundle.manifest.max_chunk)
+    longest = max(bundle.manifest.longest_run(graph.block) for graph in bundle.manifest.variants[0].graphs)
+    profiles = token_profiles(request.profile_tokens, longest)
     total = sum(len(variant.graphs) for variant in variants)
     built: list[BuiltEngine] = []
     with bundle_lock(bundle.root, "work", waiting):
@@ -206,8 +207,8 @@ class _VariantBuilder:
         source = self.bundle.root / graph.file.path
         check_room(graph.block, graph.weight_bytes, self.folder)
         guard_graph(source, graph.block)
-        capacity = self.bundle.manifest.capacity(graph.block)
-        build_engine(parse_graph(self.flavour, source, graph.block), self.config, capacity, path, report)
+        longest = self.bundle.manifest.longest_run(graph.block)
+        build_engine(parse_graph(self.flavour, source, graph.block), self.config, longest, path, report)
 
     def _check_source(self, file: FileSpec) -> None:
         """An engine's key states the digests of what it was built from, so they had better be true."""

@@ -24,7 +24,7 @@ ADVICE = {
 
 
 def build_engine(
-    parsed: ParsedGraph, config: BuildConfig, capacity: int, destination: Path, report: Report = no_report
+    parsed: ParsedGraph, config: BuildConfig, longest: int, destination: Path, report: Report = no_report
 ) -> None:
     """Build the engine of a parsed graph into a file, which appears whole or not at all.
 
@@ -33,7 +33,7 @@ def build_engine(
     Args:
         parsed: The graph.
         config: What to build for, and how.
-        capacity: Positions in the flow block's caches; no profile takes more tokens.
+        longest: Most tokens of one run; no profile takes more.
         destination: The engine file; one that exists is replaced.
         report: Told how far the build is, in parts.
 
@@ -43,7 +43,7 @@ def build_engine(
     monitor = BuildMonitor(parsed.flavour, report)
     cache = TimingCache(parsed.flavour, destination.parent.parent / "timing.cache")
     _allow_decomposition(parsed)
-    settings = _settings(parsed, config, capacity)
+    settings = _settings(parsed, config, longest)
     settings.progress_monitor = monitor.interface
     cache.attach(settings)
     with atomic_file(destination) as temporary:
@@ -89,7 +89,7 @@ def _allow_decomposition(parsed: ParsedGraph) -> None:
             layer.attention.decomposable = True
 
 
-def _settings(parsed: ParsedGraph, config: BuildConfig, capacity: int) -> Any:
+def _settings(parsed: ParsedGraph, config: BuildConfig, longest: int) -> Any:
     trt = parsed.flavour.trt
     settings = parsed.builder.create_builder_config()
     settings.clear_flag(trt.BuilderFlag.TF32)  # a graph's types say what is computed in, and float32 is not TF32
@@ -105,7 +105,7 @@ def _settings(parsed: ParsedGraph, config: BuildConfig, capacity: int) -> Any:
     if config.options.optimization_level is not None:
         settings.builder_optimization_level = config.options.optimization_level
     for profile in config.profiles:
-        settings.add_optimization_profile(_ranges(parsed, profile.within(capacity)))
+        settings.add_optimization_profile(_ranges(parsed, profile.within(longest)))
     return settings
 
 

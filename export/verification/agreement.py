@@ -13,7 +13,7 @@ from polygraphy.comparator import Comparator, IterationResult, L2CompareFunc, Ru
 from polygraphy.logger import G_LOGGER
 
 from starflow.export.verification.tolerances import Kind, Measure, Tolerance
-from starflow.runtime.bundle.manifest import Block
+from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.traces.trace import finite
 
 

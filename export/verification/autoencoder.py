@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from starflow.export.verification.agreement import Measurement, compare
 from starflow.export.verification.routes import NotRun
 from starflow.export.verification.tolerances import Tolerances
+from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.bundle.manifest import Block
 from starflow.runtime.networks.autoencoder import Autoencoder
 from starflow.runtime.plain.errors import CheckpointError, UsageError
 

@@ -9,19 +9,14 @@ from numpy.typing import NDArray
 from starflow.export.verification.subject import Found
 from starflow.export.verification.tolerances import Kind
 from starflow.runtime.autoregressive.tokens import unpatchify
-from starflow.runtime.backends.base import Backend, BlockInputs
-from starflow.runtime.backends.block_runner import SequenceRunner
+from starflow.runtime.backends.base import Backend
+from starflow.runtime.backends.block_runner import BlockInputs
+from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.bundle.manifest import Block, Variant
-from starflow.runtime.traces.trace import (
-    Case,
-    RecordedTrace,
-    Trace,
-    decode_block,
-    decode_given,
-    finite,
-    sample_trace,
-)
+from starflow.runtime.bundle.manifest import Variant
+from starflow.runtime.traces.autoregressive import RecordedTrace, decode_block, decode_given, sample_trace
+from starflow.runtime.traces.case import Case
+from starflow.runtime.traces.trace import Trace, finite
 
 
 class FlowBlocks:
@@ -59,8 +54,7 @@ class FlowBlocks:
         above: Block | None = None
         for index, block in self.blocks.items():
             on_block(index)
-            runner = backend.runner(index)
-            assert isinstance(runner, SequenceRunner)
+            runner = backend.block_runner(index)
             decoded, given = [], []
             for part, own in _parts(trace.inputs[index]):
                 inputs = own if above is None else replace(own, noise=_noise(expected, above, block)[part])
@@ -79,7 +73,7 @@ class FlowBlocks:
         return unpatchify(tokens[:, ::-1] if last.reversed else tokens, self._manifest.model)
 
     def load(self, variant: Variant, backend: Backend) -> None:
-        backend.runner(variant.graphs[0].block)
+        backend.block_runner(variant.graphs[0].block)
 
 
 def _parts(inputs: list[BlockInputs]) -> Iterator[tuple[slice, BlockInputs]]:

@@ -4,7 +4,7 @@ A trace holds the state after every step of `PLAN`, each as one vector. With inp
 reference's state, and what is compared is the mean velocity of the step.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 from starflow.export.verification.subject import Found
 from starflow.export.verification.tolerances import Kind
 from starflow.runtime.backends.base import Backend
-from starflow.runtime.backends.continuous_runner import VelocityRunner
+from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.bundle.manifest import Block, Variant
-from starflow.runtime.conditions import encode_conditions
-from starflow.runtime.continuous.family import velocity_inputs
+from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.continuous.integration_loop import plan_table, states
-from starflow.runtime.plain.guidance import Guidance
-from starflow.runtime.plans.integration_plan import FixedSteps, default_plan
-from starflow.runtime.traces.trace import Case, Trace, finite
+from starflow.runtime.plans.integration_plan import default_plan
+from starflow.runtime.traces.case import Case
+from starflow.runtime.traces.continuous import condition_batches, path_states
+from starflow.runtime.traces.trace import Trace, finite
 
 PLAN = default_plan()
 
@@ -58,7 +57,7 @@ class FlowPath:
         table = plan_table(PLAN).reshape(PLAN.steps, -1, 4)
         before = _before(expected, case)
         after = np.empty_like(before)
-        for part, runner in _batches(self._bundle, backend, case):
+        for part, runner in condition_batches(self._bundle, backend, case):
             for step, passes in enumerate(table):
                 start = before[part, step].reshape(case.noise[part].shape)
                 (state,) = states(runner, start, passes)
@@ -74,30 +73,7 @@ class FlowPath:
         return trace.tokens[0][:, -1].reshape(-1, *self._manifest.model.data_shape)
 
     def load(self, variant: Variant, backend: Backend) -> None:
-        backend.velocity_runner()
-
-
-def path_states(bundle: Bundle, backend: Backend, case: Case, plan: FixedSteps) -> NDArray:
-    """The state after every step, [N, steps, D]; what is not finite is kept."""
-    batches = [
-        np.stack(
-            [state.reshape(len(state), -1) for state in states(runner, case.noise[part], plan_table(plan))], axis=1
-        )
-        for part, runner in _batches(bundle, backend, case)
-    ]
-    return np.concatenate(batches)
-
-
-def _batches(bundle: Bundle, backend: Backend, case: Case) -> Iterator[tuple[slice, VelocityRunner]]:
-    """The runner, told of the conditions of one batch after the other."""
-    runner, manifest, guidance = backend.velocity_runner(), bundle.continuous, Guidance(case.guidance)
-    conditions = encode_conditions(
-        manifest.conditioning, len(case.noise), case.condition, case.null_condition, guided=guidance.weight > 0
-    )
-    for start in range(0, len(case.noise), manifest.batch):
-        part = slice(start, start + manifest.batch)
-        runner.condition(velocity_inputs(manifest, conditions.part(np.arange(len(case.noise))[part]), guidance))
-        yield part, runner
+        backend.continuous_runner()
 
 
 def _before(trace: Trace, case: Case) -> NDArray:

@@ -7,12 +7,12 @@ from starflow.export.verification.routes import NotRun
 from starflow.export.verification.tolerances import Tolerances
 from starflow.export.verification.torch_reference import TorchReference
 from starflow.runtime.autoregressive.tokens import patchify
+from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.bundle.manifest import Block
 from starflow.runtime.bundle.network_spec import DenoiserSpec
 from starflow.runtime.conditions import encode_conditions
 from starflow.runtime.networks.denoising import Denoiser
-from starflow.runtime.traces.trace import Case
+from starflow.runtime.traces.case import Case
 
 
 def denoiser_name(spec: DenoiserSpec) -> str:

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol, get_args
 
-from starflow.export.verification.subject import subject_of
-from starflow.runtime.backends.base import Backend
-from starflow.runtime.backends.choice import Provider, open_backend
+from starflow.export.verification.families import subject_of
+from starflow.runtime.backends.base import Backend, Provider
+from starflow.runtime.backends.choice import open_backend
 from starflow.runtime.backends.tensorrt.flavour import load_flavour
 from starflow.runtime.bundle.build_record import read_builds
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.plain.errors import BackendError, UsageError
-from starflow.runtime.traces.trace import Case, Trace
+from starflow.runtime.traces.case import Case
+from starflow.runtime.traces.trace import Trace
 
 BackendName = Literal["onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "network", "tensorrt"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)

@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from starflow.export.verification.tolerances import Kind
 from starflow.runtime.backends.base import Backend
-from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
-from starflow.runtime.bundle.manifest import Block, Variant
-from starflow.runtime.traces.trace import Case, Trace
+from starflow.runtime.bundle.autoregressive_manifest import Block
+from starflow.runtime.bundle.manifest import Variant
+from starflow.runtime.traces.case import Case
+from starflow.runtime.traces.trace import Trace
 
 Found = dict[Kind, dict[int, NDArray]]
 
@@ -57,11 +57,3 @@ class Subject(Protocol):
 
     def load(self, variant: Variant, backend: Backend) -> None:
         """Open one graph, to see whether the backend can."""
-
-
-def subject_of(bundle: Bundle) -> Subject:
-    """What is compared of a bundle."""
-    from starflow.export.verification.autoregressive import FlowBlocks
-    from starflow.export.verification.continuous import FlowPath
-
-    return FlowPath(bundle) if isinstance(bundle.manifest, ContinuousManifest) else FlowBlocks(bundle)

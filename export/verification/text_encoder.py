@@ -12,8 +12,8 @@ from safetensors import safe_open
 from starflow.export.verification.agreement import Measurement, compare
 from starflow.export.verification.routes import NotRun
 from starflow.export.verification.tolerances import Precision, Tolerances
+from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.bundle.manifest import Block
 from starflow.runtime.bundle.network_spec import TextSpec
 from starflow.runtime.networks.caption_encoder import CaptionEncoder
 from starflow.runtime.plain.caption_template import fill_template

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from starflow.export.verification.continuous import PLAN
 from starflow.runtime.autoregressive.tokens import patchify
+from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
-from starflow.runtime.bundle.manifest import Manifest
 from starflow.runtime.continuous.integration_loop import plan_table
 from starflow.runtime.ode.fixed_step import walk
 from starflow.runtime.plain.errors import CheckpointError
-from starflow.runtime.traces.trace import Case, Trace
+from starflow.runtime.traces.case import Case
+from starflow.runtime.traces.trace import Trace
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +55,7 @@ class TorchReference:
     def __init__(self, checkpoint: Path, bundle: Bundle) -> None:
         from starflow.training.checkpoint import load_autoregressive
 
-        self._manifest: Manifest = bundle.autoregressive
+        self._manifest: AutoregressiveManifest = bundle.autoregressive
         _check_origin(checkpoint, bundle)
         self._model = load_autoregressive(checkpoint)[1]
 

@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from starflow.export.verification.agreement import Measurement, compare, token_errors
 from starflow.export.verification.autoencoder import compare_autoencoder
 from starflow.export.verification.denoisers import compare_denoiser, denoiser_name
+from starflow.export.verification.families import subject_of
 from starflow.export.verification.guard import NOT_GUARDED, Guarded
 from starflow.export.verification.routes import Failure, NotRun, Reference, Route
-from starflow.export.verification.subject import Subject, subject_of
+from starflow.export.verification.subject import Subject
 from starflow.export.verification.text_encoder import NAME as TEXT_ENCODER
 from starflow.export.verification.text_encoder import compare_text_encoder
 from starflow.export.verification.tolerances import Kind, Tolerances
@@ -38,7 +39,8 @@ from starflow.runtime.networks.autoencoder import Autoencoder
 from starflow.runtime.plain.errors import StarflowError, UsageError
 from starflow.runtime.plain.images import to_uint8
 from starflow.runtime.plain.progress import Report, no_report
-from starflow.runtime.traces.trace import Case, Trace, nudged
+from starflow.runtime.traces.case import Case, nudged
+from starflow.runtime.traces.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def verify(
     if autoencoder:
         steps.start("autoencoder")
         coded = compare_autoencoder(bundle, autoencoder, subject.data(expected), tolerances)
-    pictured = bundle.manifest.image.mode != "latent"
+    pictured = bundle.manifest.output == "images"
     return Verification(
         subject=subject,
         reference=reference.name,

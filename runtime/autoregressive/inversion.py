@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starflow.runtime.autoregressive.sampling_loop import block_inputs
-from starflow.runtime.backends.base import Backend, BlockInputs
-from starflow.runtime.backends.block_runner import SequenceRunner
-from starflow.runtime.bundle.manifest import Block, Manifest
+from starflow.runtime.backends.base import Backend
+from starflow.runtime.backends.block_runner import BlockInputs
+from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest, Block
 from starflow.runtime.conditions import Conditions
 from starflow.runtime.plain.errors import BackendError
 from starflow.runtime.plain.guidance import Guidance
@@ -39,23 +39,8 @@ class InvertedBlock:
     log_sigma: NDArray
 
 
-@dataclass(frozen=True)
-class Inverted:
-    """Data, seen from the noise.
-
-    Attributes:
-        noise: [N, *noise_shape] float32: what `Sampler.generate` makes the data of, without guidance.
-        log_likelihood: [N] float64 nats, log p(data | condition).
-        log_determinant: [N, T] float64, log |dz/dx| by token in raster order, summed over flow blocks and channels.
-    """
-
-    noise: NDArray[np.float32]
-    log_likelihood: NDArray[np.float64]
-    log_determinant: NDArray[np.float64]
-
-
 def invert_batch(
-    backend: Backend, manifest: Manifest, x: NDArray, conditions: Conditions, chunk: int | None = None
+    backend: Backend, manifest: AutoregressiveManifest, x: NDArray, conditions: Conditions, chunk: int | None = None
 ) -> Iterator[InvertedBlock]:
     """Go through the flow blocks from the data upwards, without guidance.
 
@@ -74,10 +59,10 @@ def invert_batch(
             continue
         tokens = x[:, ::-1] if block.reversed else x
         inputs = block_inputs(manifest, block, tokens, conditions, Guidance(0.0), 1.0)
-        runner = backend.runner(block.index)
-        assert isinstance(runner, SequenceRunner)
+        runner = backend.block_runner(block.index)
         mu, above = (
-            run_given(runner, replace(inputs, noise=np.full_like(tokens, value)), tokens, chunk) for value in (0.0, 1.0)
+            runner.decode_given(replace(inputs, noise=np.full_like(tokens, value)), tokens, chunk)
+            for value in (0.0, 1.0)
         )
         first = block.first_token  # a token before it passes unchanged
         sigma = above[:, first:] - mu[:, first:]
@@ -89,28 +74,3 @@ def invert_batch(
             raise BackendError(f"flow block {block.index} produced NaN or infinity while data was inverted")
         yield InvertedBlock(block, replace(inputs, noise=noise), tokens, log_sigma)
         x = noise[:, ::-1] if block.reversed else noise
-
-
-def run_given(runner: SequenceRunner, inputs: BlockInputs, tokens: NDArray, chunk: int | None = None) -> NDArray:
-    """One block with every input given, [B, T, D] in block order: nothing it makes is fed back.
-
-    Each position gets the token that truly comes before it, so one pass over any number of them is exact.
-
-    Args:
-        runner: The block's runner.
-        inputs: Its noise, condition and weights.
-        tokens: [B, T, D] in block order, the right outputs.
-        chunk: Most tokens of a pass; None takes as many as the runner does.
-    """
-    first = runner.block.first_token
-    runner.prefill(inputs)
-    # The start token is the graph's own: what stands before the first token does not count.
-    start = np.zeros_like(tokens[:, : 1 - first])
-    previous = np.concatenate([start, tokens[:, :-1]], axis=1)
-    parts = [tokens[:, :first]]
-    size = min(chunk or runner.max_chunk, runner.max_chunk)
-    for begin in range(0, previous.shape[1], size):
-        part = previous[:, begin : begin + size]
-        parts.append(runner.run_on(runner.tell(), part).copy())
-        runner.seek(runner.tell() + part.shape[1])
-    return np.concatenate(parts, axis=1)

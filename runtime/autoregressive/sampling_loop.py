@@ -1,16 +1,18 @@
 """The sampling loop, written once for every backend.
 
-From the top block down, each block turns its noise into tokens, one after the other; what a block makes is the noise of
+From the deep block down, each block turns its noise into tokens, one after the other; what a block makes is the noise of
 the block below. (STARFlow, section 3; TARFlow, section 2.2.)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.runtime.backends.base import Backend, BlockInputs, BlockRunner
-from starflow.runtime.bundle.manifest import Block, Manifest
+from starflow.runtime.backends.base import Backend
+from starflow.runtime.backends.block_runner import BlockInputs, BlockRunner
+from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest, Block
 from starflow.runtime.conditions import Conditions
 from starflow.runtime.plain.errors import BackendError
 from starflow.runtime.plain.guidance import Guidance
@@ -18,27 +20,46 @@ from starflow.runtime.plans.decode_plan import DecodePlan, Segment, Steps
 
 TOKENS_PER_REPORT = 16  # how many steps run between two progress reports
 
-OnBlock = Callable[[int, NDArray], None]
 OnTokens = Callable[[int], None]
-OnPasses = Callable[[int, int], None]
 
 SEQUENTIAL = DecodePlan(blocks=())
 
 
-def sample_batch(
+@dataclass(frozen=True)
+class SampledBlock:
+    """What one flow block was given, and what it made.
+
+    Attributes:
+        block: The block.
+        inputs: Its noise, condition and weights; its noise may be a view of the tokens of the block above.
+        tokens: [B, T, D] float32 in block order.
+        passes: How often its network ran, prefill apart.
+    """
+
+    block: Block
+    inputs: BlockInputs
+    tokens: NDArray
+    passes: int
+
+    @property
+    def natural(self) -> NDArray:
+        """The tokens in raster order."""
+        return self.tokens[:, ::-1] if self.block.reversed else self.tokens
+
+
+def sample_blocks(
     backend: Backend,
-    manifest: Manifest,
+    manifest: AutoregressiveManifest,
     noise: NDArray,
     conditions: Conditions,
     guidance: Guidance,
     *,
     attention_temperature: float = 1.0,
     plan: DecodePlan = SEQUENTIAL,
-    on_block: OnBlock = lambda index, tokens: None,
     on_tokens: OnTokens = lambda count: None,
-    on_passes: OnPasses = lambda block, count: None,
-) -> NDArray:
-    """Sample one batch of exactly the exported size.
+    finite: bool = True,
+) -> Iterator[SampledBlock]:
+    """Sample one batch of exactly the exported size, one flow block after the other.
 
     Args:
         backend: Runs the blocks.
@@ -48,29 +69,31 @@ def sample_batch(
         guidance: What is asked for.
         attention_temperature: See `Sampler.generate`.
         plan: How each block is decoded.
-        on_block: Called after every block with its index and its tokens [B, T, D].
         on_tokens: Called with the number of tokens just decoded.
-        on_passes: Called after every block with its index and how often its network ran, prefill apart.
+        finite: Whether a value that is not finite is an error. If not, zeros go on in its place.
 
-    Returns:
-        [B, T, D] float32, raster order.
+    Raises:
+        BackendError: a block made a value that is not finite.
     """
     x = noise
     for block in reversed(manifest.blocks):
-        if not block.identity:
-            z = x[:, ::-1] if block.reversed else x
-            runner = backend.runner(block.index)
-            runner.prefill(block_inputs(manifest, block, z, conditions, guidance, attention_temperature))
-            segments = plan.segments(block.index, block.capacity - block.prefix)
-            on_passes(block.index, sum(_decode(runner, segment, on_tokens) for segment in segments))
-            tokens = runner.read()
-            if not np.isfinite(tokens).all():
-                position = int(np.argwhere(~np.isfinite(tokens).all(axis=(0, 2)))[0, 0])
-                runner.clear()
+        if block.identity:
+            continue
+        z = x[:, ::-1] if block.reversed else x
+        inputs = block_inputs(manifest, block, z, conditions, guidance, attention_temperature)
+        runner = backend.block_runner(block.index)
+        runner.prefill(inputs)
+        segments = plan.segments(block.index, block.capacity - block.prefix)
+        passes = sum(_decode(runner, segment, on_tokens) for segment in segments)
+        made = SampledBlock(block, inputs, runner.read(), passes)
+        x = made.natural
+        if not np.isfinite(x).all():
+            runner.clear()  # or it would reach the next sequence through masked positions
+            if finite:
+                position = int(np.argwhere(~np.isfinite(made.tokens).all(axis=(0, 2)))[0, 0])
                 raise BackendError(f"flow block {block.index} produced NaN or infinity at token {position}")
-            x = tokens[:, ::-1] if block.reversed else tokens
-        on_block(block.index, x)
-    return np.ascontiguousarray(x)
+            x = np.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+        yield made
 
 
 def _decode(runner: BlockRunner, segment: Segment, on_tokens: OnTokens) -> int:
@@ -87,7 +110,7 @@ def _decode(runner: BlockRunner, segment: Segment, on_tokens: OnTokens) -> int:
 
 
 def block_inputs(
-    manifest: Manifest,
+    manifest: AutoregressiveManifest,
     block: Block,
     noise: NDArray,
     conditions: Conditions,

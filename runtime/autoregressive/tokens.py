@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.runtime.bundle.manifest import ModelSummary
+from starflow.runtime.bundle.autoregressive_manifest import ModelSummary
 
 
 def patchify(x: NDArray, model: ModelSummary) -> NDArray:

@@ -1,53 +1,20 @@
-"""What the sampling loop asks of a backend."""
+"""The interface of a backend: a device, and for each family of flows a runner of its graphs."""
 
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol, Self
+from abc import ABC, abstractmethod
+from typing import Literal, Protocol, Self
 
-from numpy.typing import NDArray
+from starflow.runtime.backends.block_runner import BlockRunner
+from starflow.runtime.backends.continuous_runner import ContinuousRunner
+from starflow.runtime.bundle.autoregressive_manifest import Block
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.graph_spec import GraphSpec
+from starflow.runtime.bundle.manifest import Variant
 
-from starflow.runtime.backends.continuous_runner import VelocityRunner
-from starflow.runtime.plans.decode_plan import Iterated
-
-
-@dataclass(frozen=True)
-class BlockInputs:
-    """What one flow block gets before its first token.
-
-    Attributes:
-        noise: [B, T, D] float32 in block order.
-        condition: [rows, m, width] float32, [conditional, null] where the block is guided; for a block with a prefix.
-        label: [rows] int64, for a block conditioned by class vector.
-        scalars: Every other per-image input by role: guidance weights [B], inverse temperature [rows], float32.
-    """
-
-    noise: NDArray
-    condition: NDArray | None
-    label: NDArray | None
-    scalars: dict[str, NDArray]
-
-
-class BlockRunner(Protocol):
-    """Runs one flow block: owns its buffers and caches, and keeps the position between calls."""
-
-    def prefill(self, inputs: BlockInputs) -> None:
-        """Start a sequence: take its inputs and write the condition into the caches."""
-
-    def advance(self, steps: int) -> None:
-        """Decode the next `steps` tokens one by one."""
-
-    def iterate(self, segment: Iterated) -> int:
-        """Decode the segment's tokens together; return the number of passes that took."""
-
-    def read(self) -> NDArray:
-        """The decoded sequence, [B, T, D] float32 in block order (a copy)."""
-
-    def clear(self) -> None:
-        """Forget what is in the caches, after a value that is not finite."""
+Provider = Literal["cpu", "cuda", "tensorrt"]  # execution providers of ONNX Runtime
 
 
 class BandwidthProbe(Protocol):
-    """Measures how fast a device's memory is, in bytes a second; a context manager that owns what it needs for that."""
+    """Measures the memory bandwidth of a device in bytes per second; a context manager that owns its buffers."""
 
     def measure(self) -> float: ...
 
@@ -56,27 +23,71 @@ class BandwidthProbe(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
-class Backend(Protocol):
-    """A device and the runners of a variant's graphs; leaving the context frees both.
+class Backend(ABC):
+    """A device and the runners of a variant's graphs. Leaving the context frees both.
 
     Attributes:
-        name: What ran, for reports: `onnxruntime cpu`, `tensorrt`.
+        name: Name in reports and stored plans, such as `onnxruntime cpu` or `tensorrt`.
     """
 
-    @property
-    def name(self) -> str: ...
+    name: str
 
+    @abstractmethod
     def bandwidth_probe(self) -> BandwidthProbe:
-        """A probe of the memory the runners' weights are in."""
+        """A probe of the memory that holds the weights."""
 
-    def runner(self, block: int) -> BlockRunner:
-        """The runner of a flow block, made when first asked for; for autoregressive flows."""
+    @abstractmethod
+    def block_runner(self, block: int) -> BlockRunner:
+        """The runner of a flow block, for autoregressive flows."""
 
-    def velocity_runner(self) -> VelocityRunner:
-        """The runner of the velocity graph, made when first asked for; for continuous flows."""
+    @abstractmethod
+    def continuous_runner(self) -> ContinuousRunner:
+        """The runner of the velocity graph, for continuous flows."""
 
-    def __enter__(self) -> Self: ...
+    @abstractmethod
+    def close(self) -> None:
+        """Free the runners and the device; a second call does nothing."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class GraphBackend(Backend):
+    """A backend that opens each graph when it is first asked for.
+
+    Args:
+        bundle: An open bundle.
+        variant: The variant to run.
+    """
+
+    def __init__(self, bundle: Bundle, variant: Variant) -> None:
+        self._bundle, self._variant = bundle, variant
+        self._blocks: dict[int, BlockRunner] = {}
+        self._continuous: ContinuousRunner | None = None
+
+    @abstractmethod
+    def open_block(self, graph: GraphSpec, block: Block, max_chunk: int) -> BlockRunner:
+        """Open a step graph; see `BlockRunner` for the arguments."""
+
+    @abstractmethod
+    def open_continuous(self, graph: GraphSpec) -> ContinuousRunner:
+        """Open a velocity graph."""
+
+    def block_runner(self, block: int) -> BlockRunner:
+        if block not in self._blocks:
+            manifest = self._bundle.autoregressive
+            graph = self._bundle.graph(self._variant, block)
+            self._blocks[block] = self.open_block(graph, manifest.blocks[block], manifest.max_chunk)
+        return self._blocks[block]
+
+    def continuous_runner(self) -> ContinuousRunner:
+        if self._continuous is None:
+            self._continuous = self.open_continuous(self._bundle.graph(self._variant, 0))
+        return self._continuous
+
+    def close(self) -> None:
+        self._blocks.clear()
+        self._continuous = None

@@ -1,27 +1,46 @@
-"""What every backend does alike: the order of runs that decode one flow block's sequence.
+"""The interface of a backend for autoregressive flows: one flow block, decoded token by token or several tokens together.
 
-A backend adds buffers and a way to run the step graph. Everything here is host work per sequence or per Jacobi iteration,
-never per token: `advance`, the hot loop, belongs to the backend.
+The order of runs is written here, once for every backend; a backend adds buffers and a way to run the step graph. Everything here
+is host work per sequence or per Jacobi iteration, never per token: `advance`, the hot loop, belongs to the backend.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from starflow.runtime.backends.base import BlockInputs
+from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.graph_spec import GraphSpec
-from starflow.runtime.bundle.manifest import Block
 from starflow.runtime.plain.errors import BackendError
 from starflow.runtime.plans.decode_plan import Chunk, Guess, Iterated, Window
 
 
-class SequenceRunner(ABC):
-    """A `BlockRunner` over the step graph of one flow block.
+@dataclass(frozen=True)
+class BlockInputs:
+    """What one flow block gets before its first token.
 
-    Buffers go by the names of the graph's inputs and outputs. Those whose shape holds the number of tokens S exist once
-    for every S that occurs; `previous` of S = 1 always holds the token before the next one.
+    Attributes:
+        noise: [B, T, D] float32 in block order.
+        condition: [rows, m, width] float32, [conditional, null] where the block is guided; for a block with a prefix.
+        label: [rows] int64, for a block conditioned by class vector.
+        scalars: Every other per-image input by role: guidance weights [B], inverse temperature [rows], float32.
+    """
+
+    noise: NDArray
+    condition: NDArray | None
+    label: NDArray | None
+    scalars: dict[str, NDArray]
+
+
+class BlockRunner(ABC):
+    """Runs the step graph of one flow block: owns its buffers and caches, and keeps the position between calls.
+
+    A sampling loop calls `prefill`, then `advance` and `iterate` until all tokens are decoded, then `read`.
+
+    Buffers go by the names of the graph's inputs and outputs. Those whose shape holds the number of tokens S exist once for every
+    S that occurs; `previous` of S = 1 always holds the token before the next one.
 
     Args:
         block: The flow block.
@@ -36,7 +55,7 @@ class SequenceRunner(ABC):
     # What a backend adds
 
     @abstractmethod
-    def store(self, name: str, value: NDArray | np.float32, count: int = 1) -> None:
+    def store(self, name: str, value: ArrayLike, count: int = 1) -> None:
         """Fill an input buffer, broadcasting; `count` is the S of a buffer that depends on it."""
 
     @abstractmethod
@@ -63,9 +82,10 @@ class SequenceRunner(ABC):
     def clear(self) -> None:
         """Zero the caches: a value that is not finite would reach later sequences through masked positions."""
 
-    # The BlockRunner protocol
+    # Decoding a sequence
 
     def prefill(self, inputs: BlockInputs) -> None:
+        """Start a sequence: take its inputs and write the condition into the caches."""
         block, tokens = self.block, inputs.noise
         for name, value in inputs.scalars.items():
             if name in self.input_names:
@@ -88,6 +108,7 @@ class SequenceRunner(ABC):
             self.store("previous", self._first)
 
     def iterate(self, segment: Iterated) -> int:
+        """Decode the segment's tokens together; return the number of passes that took."""
         if segment.tokens == 1:  # one pass is exact, and the single-step buffers feed themselves
             self.advance(1)
             return 1
@@ -105,6 +126,38 @@ class SequenceRunner(ABC):
         self.store("previous", tokens[:, -1:])
         self.seek(start + segment.tokens)
         return passes
+
+    def read(self) -> NDArray:
+        """The decoded sequence, [B, T, D] float32 in block order (a copy)."""
+        samples = self.fetch("samples")[:, 0].copy()
+        for start, tokens in self._accepted.items():
+            samples[:, start : start + tokens.shape[1]] = tokens
+        return np.concatenate([self._first, samples[:, self.block.prefix :]], axis=1)
+
+    def decode_given(self, inputs: BlockInputs, tokens: NDArray, chunk: int | None = None) -> NDArray:
+        """Run a sequence with every input given, [B, T, D] in block order: nothing that comes out is fed back.
+
+        Each position gets the token that truly comes before it, so one pass over any number of them is exact.
+
+        Args:
+            inputs: What the block starts with.
+            tokens: [B, T, D] in block order, the right outputs.
+            chunk: Most tokens of a pass; None takes as many as the graph does.
+        """
+        first = self.block.first_token
+        self.prefill(inputs)
+        # The start token is the graph's own: what stands before the first token does not count.
+        start = np.zeros_like(tokens[:, : 1 - first])
+        previous = np.concatenate([start, tokens[:, :-1]], axis=1)
+        parts = [tokens[:, :first]]
+        size = min(chunk or self.max_chunk, self.max_chunk)
+        for begin in range(0, previous.shape[1], size):
+            part = previous[:, begin : begin + size]
+            parts.append(self.run_on(self.tell(), part).copy())
+            self.seek(self.tell() + part.shape[1])
+        return np.concatenate(parts, axis=1)
+
+    # Passes over several tokens
 
     def run_schedule(self, start: int, first: NDArray, tokens: NDArray, schedule: Sequence[tuple[int, int]]) -> None:
         """Passes that are known beforehand: each takes its inputs from `tokens` and puts its outputs there.
@@ -209,12 +262,6 @@ class SequenceRunner(ABC):
             offset += advances[-1]
         return tuple(advances)
 
-    def read(self) -> NDArray:
-        samples = self.fetch("samples")[:, 0].copy()
-        for start, tokens in self._accepted.items():
-            samples[:, start : start + tokens.shape[1]] = tokens
-        return np.concatenate([self._first, samples[:, self.block.prefix :]], axis=1)
-
 
 def _change(new: NDArray, old: NDArray, chunk: Chunk) -> NDArray:
     """How far tokens moved, one value for each image or one for all."""
@@ -225,7 +272,7 @@ def _change(new: NDArray, old: NDArray, chunk: Chunk) -> NDArray:
         return np.asarray(np.square(new - old).mean(axis=axes) / np.square(new).mean(axis=axes))
 
 
-def assert_in_place(runner: SequenceRunner) -> None:
+def assert_in_place(runner: BlockRunner) -> None:
     """Run one step on marked caches: exactly the written position may change, in the very memory that was bound.
 
     Raises:
@@ -249,7 +296,7 @@ def assert_in_place(runner: SequenceRunner) -> None:
     runner.seek(0)
 
 
-def assert_steps(runner: SequenceRunner) -> None:
+def assert_steps(runner: BlockRunner) -> None:
     """Run two steps on marked samples: they must write two positions, the second after the first.
 
     Raises:

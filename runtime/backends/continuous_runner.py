@@ -16,7 +16,7 @@ STATE = ("pass", "x", "point", "total")  # inputs that an output called `<name>_
 
 
 @dataclass(frozen=True)
-class VelocityInputs:
+class ContinuousInputs:
     """What a velocity depends on besides point and time.
 
     Attributes:
@@ -30,7 +30,7 @@ class VelocityInputs:
     guidance: NDArray
 
 
-class VelocityRunner(ABC):
+class ContinuousRunner(ABC):
     """Runs a velocity graph and owns its buffers, which go by the names of the graph's inputs.
 
     Args:
@@ -64,7 +64,7 @@ class VelocityRunner(ABC):
         """Most passes of one `load`."""
         return len(self._table)
 
-    def condition(self, inputs: VelocityInputs) -> None:
+    def condition(self, inputs: ContinuousInputs) -> None:
         """Take what the velocity depends on."""
         for name, value in vars(inputs).items():
             if name in self._names and value is not None:

@@ -1,37 +1,34 @@
-"""The manifest of a bundle: everything a runtime has to know. Here stand what both families state, and autoregressive flows.
+"""The parts of a manifest that both families of flows share. `docs/bundle.md` explains every field."""
 
-`docs/bundle.md` explains every field.
-"""
-
-import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, DenoiserSpec, NetworkSpec, TextSpec
-from starflow.runtime.plain.errors import UsageError
-from starflow.runtime.plain.validation import Part, one_line
-from starflow.runtime.plans.plan_spec import PlanSpec
+from starflow.runtime.plain.validation import Part
+from starflow.runtime.plans.calibrated_plan import CalibratedPlan
 
 SCHEMA_VERSION = 1
 
 
 class Quantization(Part):
-    """How a variant's weights were quantised, and what it costs.
+    """How the weights of a variant were quantised, and the error this causes.
 
-    Errors are those of whole samples, ||x - exact|| / ||exact|| over `images` images of guidance `guidance`, against the
-    same model with exact weights and the same noise.
+    An error is ||x - exact|| / ||exact|| over finished samples. `exact` comes from the same noise and the same model with exact
+    weights.
 
     Attributes:
-        source: Variant it was made from.
-        budget: Error that was allowed; null if weights were rounded without measuring it.
-        error: Error that was measured, if it was.
-        plain_error: Error with every matrix rounded to the nearest code, nothing calibrated and nothing kept; null if a
-            sample broke down, or none was made.
-        matrices: What every weight matrix that could be quantised became; `kept` has the source's type.
-        caches: Flow blocks whose key and value caches are of 8 bits, one scale for each channel.
+        source: Variant whose weights were quantised.
+        budget: Largest error allowed; null if weights were rounded without measuring the error.
+        error: Measured error; null if it was not measured.
+        plain_error: Error if every matrix is rounded to the nearest code, without calibration; null if a sample was not finite,
+            or none was made.
+        images: Number of samples the errors were measured on.
+        guidance: Guidance weight of these samples.
+        matrices: Type of each weight matrix that can be quantised; `kept` is the type of the source.
+        caches: Flow blocks whose key and value caches have 8 bits, with one scale for each channel.
     """
 
     source: str
@@ -47,8 +44,10 @@ class Quantization(Part):
 class Variant(Part):
     """One set of step graphs: a lowering at a precision.
 
-    `activation_peaks`, in fp16 variants, are the largest magnitudes that were seen at export, by transformer layer and
-    projection; float16 holds 65504. Variants made by `starflow calibrate --weights` have a `quantization`.
+    Attributes:
+        activation_peaks: Largest magnitudes seen at export, by transformer layer and projection; for fp16 variants, since
+            float16 ends at 65504.
+        quantization: For variants that `starflow calibrate --weights` made.
     """
 
     name: str
@@ -60,32 +59,12 @@ class Variant(Part):
     graphs: tuple[GraphSpec, ...]
 
 
-class Block(Part):
-    """A flow block, from the data side (index 0) to the top; sampling runs them from the last to the first.
-
-    Attributes:
-        identity: The block changes nothing and has no graph.
-        reversed: The block's sequence is the tokens' raster order reversed.
-        rows: Rows of its network (2 x batch where it is guided, else batch).
-        prefix: Condition tokens at positions 0 .. prefix - 1.
-        first_token: Index of the first token the network predicts: 0, or 1 where the first token passes unchanged.
-        capacity: Positions in its caches.
-    """
-
-    index: int = Field(ge=0)
-    identity: bool
-    reversed: bool
-    rows: int = Field(ge=0)
-    prefix: int = Field(ge=0)
-    first_token: Literal[0, 1]
-    capacity: int = Field(ge=0)
-
-
 class ConditioningSpec(Part):
     """What the model is conditioned on.
 
-    `class-token`: one one-hot token of width num_classes + 1, the last index being the null class. `class-label`: an
-    index, num_classes being the null class. `features`: `tokens` vectors of `width` values given by the caller.
+    Attributes:
+        kind: `class-token` is one one-hot token of width num_classes + 1, whose last index is the null class. `class-label` is
+            an index, where num_classes is the null class. `features` are `tokens` vectors of `width` values from the caller.
     """
 
     kind: Literal["none", "class-token", "class-label", "features"]
@@ -95,47 +74,42 @@ class ConditioningSpec(Part):
     width: int = 0
 
 
-class ModelSummary(Part):
-    """What the bundle was made from, for people and for shapes."""
-
-    family: Literal["starflow", "tarflow"]
-    parameters: int
-    noise_std: float
-    data_shape: tuple[int, int, int]
-    noise_layout: Literal["image", "tokens"]
-    patch_size: int
-    patch_order: Literal["row-column-channel", "channel-row-column"]
-    tokens: int
-    token_dim: int
-
-
 class ImageSpec(Part):
-    """From data to pixels: value / scale + shift, then [-1, 1] to 8 bits; `latent` has no pixels."""
+    """From data to pixels: value / scale + shift, then [-1, 1] to 8 bits. Mode `latent` means that there are no pixels."""
 
     mode: Literal["L", "RGB", "latent"]
     scale: float
     shift: float
 
 
-class GuidanceSpec(Part):
-    """How the halves are joined: `ratio` (STARFlow) or `linear` (TARFlow); see docs/bundle.md."""
-
-    rule: Literal["ratio", "linear"]
-    blocks: tuple[int, ...]
-
-
 class Provenance(Part):
-    """Where a bundle comes from."""
+    """The origin of a bundle."""
 
     checkpoint_sha256: str
     created: str
     tools: dict[str, str]
 
 
-class BundleFacts(Part):
-    """What the manifests of both families state."""
+class FlowSummary(Part):
+    """The model the bundle was made from. `data_shape` is [C, H, W], or [D] for points."""
+
+    data_shape: tuple[int, ...]
+
+
+OutputKind = Literal["images", "latents", "points"]
+
+
+class FlowManifest(Part):
+    """The fields that both families share.
+
+    Attributes:
+        family_name: The family, as messages call it.
+    """
+
+    family_name: ClassVar[str]
 
     schema_version: Literal[1]
+    model: FlowSummary
     image: ImageSpec
     conditioning: ConditioningSpec
     batch: int = Field(gt=0)
@@ -144,16 +118,37 @@ class BundleFacts(Part):
     text: TextSpec | None = None
     autoencoder: AutoencoderSpec | None = None
     denoisers: tuple[DenoiserSpec, ...] = ()
+    plans: tuple[CalibratedPlan, ...] = ()
 
     @model_validator(mode="after")
-    def _text_fits(self) -> "BundleFacts":
-        """The text encoder makes what the model is conditioned on."""
+    def _plans_fit(self) -> "FlowManifest":
+        """Every plan belongs to a variant of the bundle."""
+        named = {variant.name for variant in self.variants}
+        for plan in self.plans:
+            if plan.variant not in named:
+                raise ValueError(f"plans: found variant {plan.variant}; there are {', '.join(sorted(named))}")
+        return self
+
+    @property
+    def output(self) -> OutputKind:
+        """What the bundle makes: images (by a decoder if the data are latents), latents without a decoder, or points."""
+        if self.image.mode != "latent":
+            return "images"
+        return "points" if len(self.model.data_shape) == 1 else "latents"
+
+    @model_validator(mode="after")
+    def _text_fits(self) -> "FlowManifest":
+        """The text encoder makes the condition that the model takes."""
         given = self.conditioning
         if self.text and (given.kind, given.tokens) != ("features", self.text.tokens):
-            raise ValueError(f"text: makes {self.text.tokens} tokens; the condition is {given.tokens} of {given.kind}")
+            raise ValueError(
+                f"text: has {self.text.tokens} tokens, the condition has {given.tokens} of kind {given.kind}"
+            )
         shapes = [spec.shape for spec in self.text.encoder.outputs] if self.text else []
         if shapes not in ([], [(1, given.tokens, given.width)]):
-            raise ValueError(f"text: makes {shapes}; the condition is {given.tokens} tokens of {given.width}")
+            raise ValueError(
+                f"text: has features {shapes}, the condition has {given.tokens} tokens of width {given.width}"
+            )
         return self
 
     def networks(self) -> Iterator[NetworkSpec]:
@@ -166,140 +161,19 @@ class BundleFacts(Part):
             yield from (decoder.network for decoder in self.autoencoder.decoders)
         yield from (denoiser.network for denoiser in self.denoisers)
 
-
-class OtherShape(Part):
-    """What a manifest states anew for data of another height and width; its fields take the place of the manifest's own.
-
-    Weights are the same: of a variant's files, only the graphs are others.
-    """
-
-    model: ModelSummary
-    max_chunk: int = Field(gt=0)
-    blocks: tuple[Block, ...]
-    variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
-    plans: tuple[PlanSpec, ...] = ()
-    text: TextSpec | None = None
-    autoencoder: AutoencoderSpec | None = None
-    denoisers: tuple[DenoiserSpec, ...] = ()
-
-
-class Manifest(BundleFacts):
-    """`manifest.json` of an autoregressive flow.
-
-    `shapes` are further heights and widths of the data; `at_shape` makes a manifest of one of them.
-    """
-
-    model: ModelSummary
-    guidance: GuidanceSpec | None
-    attention_temperature: bool
-    max_chunk: int = Field(gt=0)
-    prior: FileSpec | None
-    blocks: tuple[Block, ...]
-    plans: tuple[PlanSpec, ...] = ()
-    shapes: tuple[OtherShape, ...] = ()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Manifest":
-        """Sizes stated twice must agree: a runtime may rely on any of them."""
-        model, given = self.model, self.conditioning
-        if model.tokens * model.token_dim != math.prod(model.data_shape):
-            raise ValueError(f"{model.tokens} tokens of {model.token_dim} do not make data of {model.data_shape}")
-        if (given.tokens > 0) != (given.width > 0) or (
-            given.kind == "class-token" and given.width != given.num_classes + 1
-        ):
-            raise ValueError(f"conditioning: {given.tokens} tokens of {given.width} for {given.num_classes} classes")
-        if [block.index for block in self.blocks] != list(range(len(self.blocks))):
-            raise ValueError("blocks: must stand in the order of their index, none left out")
-        guided = self.guidance.blocks if self.guidance else ()
-        for block in self.blocks:
-            if block.identity:
-                continue
-            rows = self.batch * (2 if block.index in guided else 1)
-            capacity = block.prefix + model.tokens - block.first_token
-            if block.rows != rows or block.prefix not in (0, given.tokens) or block.capacity != capacity:
-                raise ValueError(
-                    f"blocks.{block.index}: rows, prefix or capacity do not fit batch, conditioning and tokens"
-                )
-        working = [block.index for block in self.blocks if not block.identity]
+    def files(self) -> Iterator[FileSpec]:
+        """Every file the manifest names; some are named several times."""
         for variant in self.variants:
-            if [graph.block for graph in variant.graphs] != working:
-                raise ValueError(f"variant {variant.name}: must have one graph for each of the flow blocks {working}")
-            for graph in variant.graphs:
-                updates = [spec.updated_by for spec in graph.inputs if spec.updated_by]
-                outputs = [spec.name for spec in graph.outputs if spec.role in ("cache", "samples")]
-                if sorted(updates) != sorted(outputs):
-                    raise ValueError(f"variant {variant.name}, block {graph.block}: caches in and out do not pair up")
-        if self.max_chunk > max((block.capacity for block in self.blocks), default=1):
-            raise ValueError(f"max_chunk {self.max_chunk}: more than any block's capacity")
-        named = {variant.name for variant in self.variants}
-        for spec in self.plans:
-            if spec.variant not in named:
-                raise ValueError(f"plans: one is for a variant {spec.variant}; there are {', '.join(sorted(named))}")
-            misfit = spec.plan.misfit(self.decoded_tokens(), self.max_chunk, self.batch)
-            if misfit:
-                raise ValueError(f"plans: {spec.backend}, {spec.variant}: {misfit}")
-        for other in self.shapes:
-            try:
-                self._with(other)
-            except ValidationError as error:
-                height, width = other.model.data_shape[1:]
-                raise ValueError(f"shapes, {height}x{width}: {one_line(error)}") from None
-        if len(set(self.sizes)) < len(self.sizes):
-            raise ValueError("shapes: one is stated twice")
-        return self
+            yield variant.weights
+            yield from (graph.file for graph in variant.graphs)
+        for network in self.networks():
+            yield from (network.weights, network.file)
+        if self.text:
+            yield self.text.tokenizer
 
-    @property
-    def sizes(self) -> tuple[tuple[int, int], ...]:
-        """Height and width of the data, of every shape there is; the default one first."""
-        return (self.model.data_shape[1:], *(other.model.data_shape[1:] for other in self.shapes))
-
-    def at_shape(self, height: int, width: int) -> "Manifest":
-        """The manifest of one shape alone.
-
-        Raises:
-            UsageError: there is no such shape.
-        """
-        if (height, width) == self.sizes[0]:
-            return self.model_copy(update={"shapes": ()})
-        for other in self.shapes:
-            if other.model.data_shape[1:] == (height, width):
-                return self._with(other)
-        known = ", ".join(f"{height}x{width}" for height, width in self.sizes)
-        raise UsageError(f"shape {height}x{width}: this bundle has {known}; `starflow export --shape` adds others")
-
-    def replaced(self, shape: tuple[int, int] | None, **fields: Any) -> "Manifest":
-        """The manifest with some fields replaced: those of the default shape (None), or of another one that it has.
-
-        Raises:
-            ValidationError: what is new does not fit.
-        """
-        if shape is None:
-            return Manifest.model_validate(dict(self) | fields)
-        shapes = tuple(
-            OtherShape.model_validate(dict(other) | fields) if other.model.data_shape[1:] == shape else other
-            for other in self.shapes
-        )
-        return Manifest.model_validate(dict(self) | {"shapes": shapes})
-
-    def _with(self, other: OtherShape) -> "Manifest":
-        return Manifest.model_validate(dict(self) | dict(other) | {"shapes": ()})
-
-    @property
-    def guided(self) -> bool:
-        """Whether guidance can be asked for."""
-        return self.guidance is not None
-
-    def capacity(self, block: int) -> int:
-        """Most tokens S of one run of a flow block's graph."""
-        return self.blocks[block].capacity
-
-    def decoded_tokens(self) -> dict[int, int]:
-        """How many tokens are decoded in each flow block that has a graph."""
-        return {block.index: block.capacity - block.prefix for block in self.blocks if not block.identity}
-
-    def plan_for(self, backend: str, variant: str) -> PlanSpec | None:
-        """The plan calibrated for a backend and a variant."""
-        return next((plan for plan in self.plans if (plan.backend, plan.variant) == (backend, variant)), None)
+    def longest_run(self, block: int) -> int:
+        """Largest number of tokens S in one run of a block's graph; 1 if its shapes do not depend on S."""
+        return 1
 
 
 def published_schema(model: Any, title: str) -> dict[str, Any]:

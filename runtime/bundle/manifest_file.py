@@ -2,30 +2,24 @@
 
 from typing import Any
 
+from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
-from starflow.runtime.bundle.manifest import SCHEMA_VERSION, Manifest, published_schema
+from starflow.runtime.bundle.manifest import SCHEMA_VERSION, published_schema
 
-AnyManifest = Manifest | ContinuousManifest
-
-
-def without_pictures(manifest: AnyManifest) -> str | None:
-    """What a bundle makes that cannot be turned into pictures; None for images."""
-    if manifest.image.mode != "latent":
-        return None
-    return "points" if len(manifest.model.data_shape) == 1 else "latents and the bundle holds no decoder"
+Manifest = AutoregressiveManifest | ContinuousManifest
 
 
-def read_manifest(content: Any) -> AnyManifest:
-    """The manifest in some JSON: that of an autoregressive flow unless its model says otherwise.
+def read_manifest(content: Any) -> Manifest:
+    """Read a manifest from parsed JSON: that of an autoregressive flow unless its model says otherwise.
 
     Raises:
-        ValidationError: it is none.
+        ValidationError: it is not a manifest.
     """
     model = content.get("model") if isinstance(content, dict) else None
     continuous = isinstance(model, dict) and model.get("family") == "continuous-flow"
-    return (ContinuousManifest if continuous else Manifest).model_validate(content)
+    return (ContinuousManifest if continuous else AutoregressiveManifest).model_validate(content)
 
 
 def published_manifest_schema() -> dict[str, Any]:
     """JSON Schema of `manifest.json`, as published in schema/manifest-1.json."""
-    return published_schema(AnyManifest, f"starflow bundle manifest, schema version {SCHEMA_VERSION}")
+    return published_schema(Manifest, f"starflow bundle manifest, schema version {SCHEMA_VERSION}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.runtime.backends.continuous_runner import VelocityRunner
+from starflow.runtime.backends.continuous_runner import ContinuousRunner
 from starflow.runtime.ode.divergence import check_state, has_diverged
 from starflow.runtime.ode.dormand_prince import integrate_adaptively
 from starflow.runtime.ode.fixed_step import pass_table
@@ -34,7 +34,7 @@ class Integrated:
 
 
 def integrate_batch(
-    runner: VelocityRunner, x: NDArray, plan: FixedSteps | AdaptiveSteps, on_time: OnTime = lambda time: None
+    runner: ContinuousRunner, x: NDArray, plan: FixedSteps | AdaptiveSteps, on_time: OnTime = lambda time: None
 ) -> Integrated:
     """Integrate one batch of exactly the exported size.
 
@@ -70,7 +70,7 @@ def plan_table(plan: FixedSteps) -> NDArray[np.float64]:
     return pass_table(fixed_step_tableau(plan.solver), plan.times)
 
 
-def states(runner: VelocityRunner, x: NDArray, table: NDArray) -> Iterator[NDArray[np.float32]]:
+def states(runner: ContinuousRunner, x: NDArray, table: NDArray) -> Iterator[NDArray[np.float32]]:
     """The state after every step of an integration from x."""
     runner.start(x)
     for part in _parts(runner, table):
@@ -81,12 +81,12 @@ def states(runner: VelocityRunner, x: NDArray, table: NDArray) -> Iterator[NDArr
                 yield runner.read()
 
 
-def _parts(runner: VelocityRunner, table: NDArray) -> Iterator[NDArray]:
+def _parts(runner: ContinuousRunner, table: NDArray) -> Iterator[NDArray]:
     for first in range(0, len(table), runner.max_passes):
         yield table[first : first + runner.max_passes]
 
 
-def _adaptive(runner: VelocityRunner, x: NDArray, tolerance: float, on_time: OnTime) -> Integrated:
+def _adaptive(runner: ContinuousRunner, x: NDArray, tolerance: float, on_time: OnTime) -> Integrated:
     def velocity(point: NDArray, time: float) -> NDArray:
         on_time(time)
         return runner.velocity(point, time).astype(np.float64)

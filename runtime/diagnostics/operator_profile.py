@@ -18,11 +18,10 @@ import numpy as np
 
 from starflow.runtime.autoregressive.sampling_loop import block_inputs
 from starflow.runtime.backends.base import Backend
-from starflow.runtime.backends.block_runner import SequenceRunner
-from starflow.runtime.backends.onnxruntime.backend import HostBlockRunner, OnnxRuntimeBackend
-from starflow.runtime.bundle.manifest import Block, Manifest
-from starflow.runtime.diagnostics.benchmark import step_bytes
-from starflow.runtime.diagnostics.benchmark_timer import some_conditions
+from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
+from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest, Block
+from starflow.runtime.conditions import encode_conditions
+from starflow.runtime.diagnostics.benchmark import some_condition, step_bytes
 from starflow.runtime.plain.errors import BackendError, UsageError
 from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.sampler import Sampler
@@ -78,17 +77,19 @@ class StepProfile:
         return sum(kind.floor_milliseconds for kind in self.kinds)
 
 
-def check_profiler(sampler: Sampler) -> None:
-    """Raise where operators cannot be timed.
+def profiling_backend(sampler: Sampler) -> OnnxRuntimeBackend:
+    """The sampler's backend, if it can time operators.
 
     Raises:
-        UsageError: the sampler's backend has no profiler.
+        UsageError: it has no profiler.
     """
-    if (name := sampler.backend.name) != "onnxruntime cpu":
+    backend = sampler.backend
+    if not isinstance(backend, OnnxRuntimeBackend) or backend.name != "onnxruntime cpu":
         raise UsageError(
-            f"--explain is not available on backend {name}: only ONNX Runtime on the CPU times its operators; "
+            f"--explain is not available on backend {backend.name}: only ONNX Runtime on the CPU times its operators; "
             "leave it out, or add --backend onnxruntime"
         )
+    return backend
 
 
 def profile_steps(sampler: Sampler, *, guidance: float, bandwidth: float) -> StepProfile:
@@ -103,19 +104,17 @@ def profile_steps(sampler: Sampler, *, guidance: float, bandwidth: float) -> Ste
         UsageError: the sampler has another backend.
         BackendError: the profiler did not write what it should.
     """
-    check_profiler(sampler)
+    backend = profiling_backend(sampler)
     manifest = sampler.bundle.autoregressive
     weight = Guidance(guidance if manifest.guidance else 0.0)
     operators: dict[str, float] = defaultdict(float)
     plain, profiled, weights, caches = 0.0, 0.0, 0, 0
     for graph in sampler.variant.graphs:
         block = manifest.blocks[graph.block]
-        plain += _decode_middle(sampler.backend, manifest, block, weight)
-        runner = sampler.backend.runner(block.index)
-        assert isinstance(runner, HostBlockRunner)
+        plain += _decode_middle(backend, manifest, block, weight)
         with tempfile.TemporaryDirectory(prefix="starflow-profile-") as folder:
-            with OnnxRuntimeBackend(sampler.bundle, sampler.variant, "cpu", runner.threads, Path(folder)) as backend:
-                profiled += _decode_middle(backend, manifest, block, weight)
+            with backend.profiled(block.index, Path(folder)) as watched:
+                profiled += _decode_middle(watched, manifest, block, weight)
             for name, milliseconds in _operators(Path(folder), _middle(block)[1]).items():
                 operators[name] += milliseconds
         weights += graph.weight_bytes
@@ -136,13 +135,13 @@ def _middle(block: Block) -> tuple[int, int]:
     return block.prefix + (tokens - steps) // 2, steps
 
 
-def _decode_middle(backend: Backend, manifest: Manifest, block: Block, guidance: Guidance) -> float:
+def _decode_middle(backend: Backend, manifest: AutoregressiveManifest, block: Block, guidance: Guidance) -> float:
     """Decode the steps in the middle twice, the first time to warm up; milliseconds a step."""
     shape = (manifest.batch, manifest.model.tokens, manifest.model.token_dim)
     noise = np.random.default_rng(0).standard_normal(shape, np.float32)
-    runner = backend.runner(block.index)
-    assert isinstance(runner, SequenceRunner)
-    runner.prefill(block_inputs(manifest, block, noise, some_conditions(manifest), guidance, 1.0))
+    runner = backend.block_runner(block.index)
+    conditions = encode_conditions(manifest.conditioning, manifest.batch, *some_condition(manifest), guided=True)
+    runner.prefill(block_inputs(manifest, block, noise, conditions, guidance, 1.0))
     start, steps = _middle(block)
     for _ in range(2):
         runner.seek(start)

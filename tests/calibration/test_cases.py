@@ -9,7 +9,7 @@ from starflow.calibration.cases import draw_cases, read_conditions
 from starflow.runtime import Sampler
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.plain.errors import UsageError
-from starflow.runtime.traces.trace import CAPTIONS
+from starflow.runtime.traces.case import CAPTIONS
 
 
 def test_captions_become_conditions(captioned_bundle: Path, tmp_path: Path) -> None:

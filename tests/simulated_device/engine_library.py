@@ -82,7 +82,7 @@ class EngineLibrary:
                     )
                     for each in dynamic
                 }
-                for profile in (each.within(bundle.manifest.capacity(spec.block)) for each in record.profiles)
+                for profile in (each.within(bundle.manifest.longest_run(spec.block)) for each in record.profiles)
             )
             path = bundle.root / graph.file.path
             self._known[digest] = KnownEngine(

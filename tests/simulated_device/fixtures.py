@@ -11,8 +11,8 @@ import pytest
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.export.tensorrt.build import build_bundle
 from starflow.export.tensorrt.target import parse_target
-from starflow.runtime.backends.tensorrt.flavour import FlavourName, load_flavour
-from starflow.runtime.bundle.build_record import read_builds
+from starflow.runtime.backends.tensorrt.flavour import load_flavour
+from starflow.runtime.bundle.build_record import FlavourName, read_builds
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.training.config import CheckpointConfig
 from tests.models import (

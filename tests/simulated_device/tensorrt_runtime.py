@@ -6,7 +6,7 @@ import weakref
 from types import ModuleType
 from typing import Any
 
-from starflow.runtime.backends.tensorrt.flavour import FlavourName
+from starflow.runtime.bundle.build_record import FlavourName
 from tests.simulated_device.device import Operation, SimulatedDevice
 from tests.simulated_device.engine_library import EngineLibrary, KnownEngine
 from tests.simulated_device.memory import ALIGNMENT, POISON, ContractViolation, Region, byte_count

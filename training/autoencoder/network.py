@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from starflow.runtime.plain.errors import CheckpointError, UsageError
+from starflow.runtime.plain.install_hint import install_hint
 from starflow.training.autoencoder.config import KlConfig, TinyConfig
 
 CLASSES = {"tiny": "AutoencoderTiny", "kl": "AutoencoderKL"}
@@ -104,7 +105,7 @@ def _diffusers() -> Any:
         import diffusers
         from diffusers.utils import logging
     except ImportError:
-        raise UsageError("autoencoders need diffusers; pip install 'starflow-compiler[encoders]'") from None
+        raise UsageError(f"autoencoders need the package diffusers: {install_hint('encoders')}") from None
     logging.set_verbosity_error()  # it warns about fields that it wrote itself
     return diffusers
 

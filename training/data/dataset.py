@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from starflow.runtime.plain.errors import DataError
+from starflow.runtime.plain.errors import DataError, UsageError
 from starflow.training.config import Conditioning
 from starflow.training.data.npz import Archive
 from starflow.training.data.samples import Dataset, Samples
@@ -26,6 +26,7 @@ def load_dataset(source: DataSource, cache: Path) -> Dataset:
     """Read the source that a recipe's data section names; `cache` is a folder that keeps computed text features.
 
     Raises:
+        UsageError: the source does not exist.
         DataError: a file is missing, unreadable, or does not fit the others.
     """
     match source:
@@ -48,7 +49,7 @@ def load_dataset(source: DataSource, cache: Path) -> Dataset:
 def _folder(source: FolderSource, cache: Path) -> Dataset:
     root = source.path
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; data.path names the folder that holds the images")
+        raise UsageError(f"{root}: does not exist; data.path names the folder that holds the images")
     if source.captions is not None:
         captions = read_captions(source.captions, root)
         features, null = _encoded(source, list(captions.values()), cache)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from starflow.runtime.plain.errors import DataError
+from starflow.runtime.plain.errors import DataError, UsageError
 
 
 class Archive:
@@ -19,12 +19,13 @@ class Archive:
         prefixes: How the names of each part's arrays begin: "", and "test_" if the file holds held-out samples.
 
     Raises:
-        DataError: the file is missing or damaged. The methods raise it for an array that is missing or of another kind.
+        UsageError: the file does not exist.
+        DataError: the file is damaged. The methods raise it for an array that is missing or of another kind.
     """
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            raise DataError(f"{path}: no such file; data.path names an .npz file with `images` and their conditions")
+            raise UsageError(f"{path}: does not exist; data.path names an .npz file with `images` and their conditions")
         try:
             if not zipfile.is_zipfile(path):
                 raise ValueError("it is not an archive, or is cut off")

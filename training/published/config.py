@@ -74,8 +74,8 @@ def read_config(
         noise_std: Standard deviation of the training noise, if the file does not hold it or is wrong.
 
     Raises:
-        CheckpointError: the file cannot be read as a configuration, or asks for something unsupported.
-        UsageError: an override is malformed, or the family is unknown.
+        CheckpointError: the file is not a configuration, or asks for something that is not supported.
+        UsageError: the file cannot be read, an override is malformed, or the family is unknown.
     """
     document = _Document("--set", "arguments", None, {}, {}) if path is None else _read_document(path)
     if family and document.family and family != document.family:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from starflow.runtime.plain.errors import DataError, UsageError
+from starflow.runtime.plain.install_hint import install_hint
 
 PACKAGE = "package:"  # before a folder inside an installed Python package
 BATCH = 64
@@ -131,7 +132,7 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError:
-        raise UsageError("text encoders need transformers; pip install 'starflow-compiler[encoders]'") from None
+        raise UsageError(f"text encoders need the package transformers: {install_hint('encoders')}") from None
     transformers.utils.logging.disable_progress_bar()
     return transformers
 

@@ -1,23 +1,22 @@
 """A backend that samples through TensorRT's parser and the network interpreter."""
 
-from types import TracebackType
-from typing import Self
-
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.export.tensorrt.interpreter.continuous_runner import NetworkVelocityRunner
+from starflow.export.tensorrt.interpreter.continuous_runner import NetworkContinuousRunner
 from starflow.export.tensorrt.interpreter.interpreter import NetworkInterpreter
 from starflow.export.tensorrt.parse import parse_graph
-from starflow.runtime.backends.block_runner import SequenceRunner
+from starflow.runtime.backends.base import GraphBackend
+from starflow.runtime.backends.block_runner import BlockRunner
 from starflow.runtime.backends.memory_bandwidth import HostBandwidthProbe
 from starflow.runtime.backends.tensorrt.flavour import Flavour, load_flavour
+from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec, fixed_shape
-from starflow.runtime.bundle.manifest import Block, Variant
+from starflow.runtime.bundle.manifest import Variant
 
 
-class NetworkBlockRunner(SequenceRunner):
+class NetworkBlockRunner(BlockRunner):
     """One flow block, interpreted.
 
     Buffers are what an engine's would be: one array for each input, caches and samples updated in it, and a single step's
@@ -78,8 +77,10 @@ class NetworkBlockRunner(SequenceRunner):
         return np.zeros(fixed_shape(self._specs[name], count), self.interpreter.inputs[name].dtype)
 
 
-class NetworkBackend:
+class NetworkBackend(GraphBackend):
     """The graphs of a portable variant, as TensorRT's parser understood them.
+
+    Opening one raises ExportError if the parser refuses its graph, or the interpreter does not know a layer.
 
     Args:
         bundle: An open bundle.
@@ -93,40 +94,14 @@ class NetworkBackend:
     def __init__(
         self, bundle: Bundle, variant: Variant, flavour_name: str = "tensorrt-rtx", rounding: bool = False
     ) -> None:
-        self._bundle, self._variant, self._rounding = bundle, variant, rounding
-        self._flavour = load_flavour(flavour_name)
-        self._runners: dict[int, NetworkBlockRunner] = {}
-        self._velocity: NetworkVelocityRunner | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._runners.clear()
-        self._velocity = None
+        super().__init__(bundle, variant)
+        self._flavour, self._rounding = load_flavour(flavour_name), rounding
 
     def bandwidth_probe(self) -> HostBandwidthProbe:
         return HostBandwidthProbe(threads=0)
 
-    def velocity_runner(self) -> NetworkVelocityRunner:
-        """The runner of the velocity graph, parsed when first asked for; errors as of `runner`."""
-        if self._velocity is None:
-            graph = self._bundle.graph(self._variant, 0)
-            self._velocity = NetworkVelocityRunner(self._bundle, graph, self._flavour, self._rounding)
-        return self._velocity
+    def open_block(self, graph: GraphSpec, block: Block, max_chunk: int) -> NetworkBlockRunner:
+        return NetworkBlockRunner(self._bundle, graph, block, max_chunk, self._flavour, self._rounding)
 
-    def runner(self, block: int) -> NetworkBlockRunner:
-        """The runner of a flow block, parsed when first asked for.
-
-        Raises:
-            ExportError: the parser refuses its graph, or the interpreter does not know a layer.
-        """
-        if block not in self._runners:
-            manifest = self._bundle.autoregressive
-            graph = self._bundle.graph(self._variant, block)
-            self._runners[block] = NetworkBlockRunner(
-                self._bundle, graph, manifest.blocks[block], manifest.max_chunk, self._flavour, self._rounding
-            )
-        return self._runners[block]
+    def open_continuous(self, graph: GraphSpec) -> NetworkContinuousRunner:
+        return NetworkContinuousRunner(self._bundle, graph, self._flavour, self._rounding)

@@ -5,13 +5,13 @@ from numpy.typing import NDArray
 
 from starflow.export.tensorrt.interpreter.interpreter import NetworkInterpreter
 from starflow.export.tensorrt.parse import parse_graph
-from starflow.runtime.backends.continuous_runner import STATE, VelocityRunner
+from starflow.runtime.backends.continuous_runner import STATE, ContinuousRunner
 from starflow.runtime.backends.tensorrt.flavour import Flavour
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec
 
 
-class NetworkVelocityRunner(VelocityRunner):
+class NetworkContinuousRunner(ContinuousRunner):
     """Buffers are what an engine's would be, each `*_next` copied back after a pass."""
 
     def __init__(self, bundle: Bundle, graph: GraphSpec, flavour: Flavour, rounding: bool) -> None:

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from starflow.runtime.backends.block_runner import SequenceRunner
+from starflow.runtime.backends.block_runner import BlockRunner
 
 # Beyond this, one thread never won, and loading the weights twice would take longer than it could save.
 LARGE_WEIGHTS = 64 << 20
 ROUNDS, STEPS = 5, 6
 
-Runner = TypeVar("Runner", bound=SequenceRunner)
+Runner = TypeVar("Runner", bound=BlockRunner)
 
 
 def thread_counts(requested: int, weight_bytes: int) -> tuple[int, ...]:
@@ -47,7 +47,7 @@ def fastest_runner(open_runner: Callable[[int], Runner], counts: Sequence[int]) 
     return chosen
 
 
-def _seconds(runner: SequenceRunner) -> float:
+def _seconds(runner: BlockRunner) -> float:
     """Time of some steps from the middle of the sequence on, after one that wakes the threads."""
     block = runner.block
     middle = block.prefix + (block.capacity - block.prefix) // 2

@@ -2,9 +2,9 @@
 
 from starflow.runtime.backends.cuda.device import Gpu
 from starflow.runtime.backends.tensorrt.flavour import FLAVOUR_NAMES, Flavour, load_flavour
-from starflow.runtime.bundle.build_record import BuildRecord, check_version, read_builds
+from starflow.runtime.bundle.build_record import BuildRecord, read_builds
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.plain.errors import BackendError
+from starflow.runtime.plain.errors import BackendError, BundleError
 
 
 def choose_build(bundle: Bundle, variant: str | None, gpu: Gpu) -> tuple[BuildRecord, Flavour]:
@@ -48,6 +48,19 @@ def choose_build(bundle: Bundle, variant: str | None, gpu: Gpu) -> tuple[BuildRe
     record, flavour = min(runnable, key=lambda pair: (pair[0].version != pair[1].version, order.index(pair[0].variant)))
     check_version(bundle, record, flavour)
     return record, flavour
+
+
+def check_version(bundle: Bundle, record: BuildRecord, flavour: Flavour) -> None:
+    """See that an installed TensorRT is the one a build was made with.
+
+    Raises:
+        BundleError: it is another flavour or release.
+    """
+    if (record.flavour, record.version) != (flavour.name, flavour.version):
+        raise BundleError(
+            f"{bundle.root}: the engines of {record.target} were built by {record.flavour} {record.version} and load in "
+            f"nothing else, {flavour.name} {flavour.version} is here; build again: {record.command(bundle)}"
+        )
 
 
 def rebuild_advice(bundle: Bundle, record: BuildRecord) -> str:

@@ -8,13 +8,13 @@ from contextlib import ExitStack, closing
 
 from numpy.typing import NDArray
 
-from starflow.runtime.backends.continuous_runner import STATE, VelocityRunner
+from starflow.runtime.backends.continuous_runner import STATE, ContinuousRunner
 from starflow.runtime.backends.cuda.buffers import StepBuffers
 from starflow.runtime.backends.cuda.device import DeviceMemory, Graph, Stream
 from starflow.runtime.backends.tensorrt.engine import BlockEngine
 
 
-class TensorrtVelocityRunner(VelocityRunner):
+class TensorrtContinuousRunner(ContinuousRunner):
     """A velocity graph on the device.
 
     Args:

@@ -66,8 +66,8 @@ class BlockEngine:
         self.max_tokens = record.max_tokens
         self._engine = self._load()
         trt = runtime.flavour.trt
-        capacity = bundle.manifest.capacity(spec.block)
-        profiles = [profile.within(capacity) for profile in record.profiles]
+        longest = bundle.manifest.longest_run(spec.block)
+        profiles = [profile.within(longest) for profile in record.profiles]
         check_engine(trt, self._engine, self.graph, profiles, str(self._path), self._rebuild)
         self.scratch_bytes: int = self._engine.device_memory_size_v2
         # Only RTX compiles where it runs.

@@ -20,9 +20,9 @@ from starflow.runtime import Bundle, Sampler
 from starflow.runtime.backends.choice import open_backend
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plans.calibrated_decode_plan import BlockCost, RunCost
 from starflow.runtime.plans.decode_plan import Chunk, Steps, Window
-from starflow.runtime.plans.plan_spec import BlockCost, RunCost
-from starflow.runtime.traces.trace import draw_case
+from starflow.runtime.traces.case import draw_case
 from starflow.training.checkpoint import save_checkpoint
 from starflow.training.families import build_flow
 from tests.models import class_config, contextless, randomise

@@ -13,7 +13,8 @@ from starflow.calibration.weights.step_graph_weights import StepGraphWeights
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.traces.trace import decode_given, draw_case, sample_trace
+from starflow.runtime.traces.autoregressive import decode_given, sample_trace
+from starflow.runtime.traces.case import draw_case
 from starflow.training.config import CheckpointConfig
 from tests.models import class_config, features_config, write_checkpoint
 
@@ -37,16 +38,16 @@ def test_codes_are_the_floats_to_half_a_step(tmp_path: Path, config: CheckpointC
                 candidate(bundle, variant, {block.index: edited}) as small,
                 OnnxRuntimeBackend(bundle, small, threads=1) as rounded,
             ):
-                found = decode_given(rounded.runner(block.index), *given)
-                expected = decode_given(exact.runner(block.index), *given)
+                found = decode_given(rounded.block_runner(block.index), *given)
+                expected = decode_given(exact.block_runner(block.index), *given)
                 assert 1e-6 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.02
                 for name, peak in peaks.items():
                     if not name.endswith(".0"):
                         continue  # further layers are given what attention made of rounded caches
-                    codes = rounded.runner(block.index).fetch(name)
+                    codes = rounded.block_runner(block.index).fetch(name)
                     assert codes.dtype == np.int8
                     steps = np.tile(peak, (block.rows, 1))[None, :, None] / LARGEST_CODE
-                    floats = exact.runner(block.index).fetch(name)
+                    floats = exact.block_runner(block.index).fetch(name)
                     assert (np.abs(codes * steps - floats) <= 0.501 * steps + 1e-6).all()
                     assert (
                         np.abs(codes).max(axis=(0, 2)).reshape(block.rows, *peak.shape).max(0)[peak > 0] == 127

@@ -22,7 +22,8 @@ from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import BundleError, ExportError, UsageError
 from starflow.runtime.sampler import Sampler
-from starflow.runtime.traces.trace import decode_given, draw_case, sample_trace
+from starflow.runtime.traces.autoregressive import decode_given, sample_trace
+from starflow.runtime.traces.case import draw_case
 from tests.calibration.conftest import BUDGET, IMAGES, SEED
 
 Calibrated = tuple[Path, list[WeightCalibration]]
@@ -134,7 +135,7 @@ def test_tensorrt_reads_what_onnx_runtime_runs(calibrated: Calibrated, name: str
         trace = sample_trace(bundle, variant, mine, case)
         for graph in variant.graphs:
             block, exact = bundle.autoregressive.blocks[graph.block], trace.tokens[graph.block]
-            found = decode_given(theirs.runner(graph.block), block, trace.inputs[graph.block][0], exact)
+            found = decode_given(theirs.block_runner(graph.block), block, trace.inputs[graph.block][0], exact)
             assert relative(found, exact) < 3e-3
 
 

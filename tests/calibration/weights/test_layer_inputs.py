@@ -16,7 +16,7 @@ from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.sampler import Sampler
-from starflow.runtime.traces.trace import RecordedTrace, sample_trace
+from starflow.runtime.traces.autoregressive import RecordedTrace, sample_trace
 from starflow.training.config import CheckpointConfig
 from tests.models import class_config, tarflow_config, unconditional_config, write_checkpoint
 

@@ -10,8 +10,7 @@ import torch
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
-from starflow.runtime.backends.base import BlockInputs
-from starflow.runtime.backends.block_runner import SequenceRunner
+from starflow.runtime.backends.block_runner import BlockInputs, BlockRunner
 from starflow.runtime.bundle.bundle import Bundle
 from tests.models import class_config, write_checkpoint
 
@@ -45,7 +44,7 @@ def test_a_chunk_of_right_inputs_equals_as_many_steps(tiny_bundle: Path, variant
     """Feed the tokens single steps made: the chunk must return them, because each sees only those before it."""
     with Sampler.open(tiny_bundle, variant=variant, threads=1) as sampler:
         block = sampler.bundle.autoregressive.blocks[1]
-        runner = sampler.backend.runner(1)
+        runner = sampler.backend.block_runner(1)
         rng = np.random.default_rng(0)
         noise = rng.standard_normal((2, 16, 4), np.float32)
         condition = rng.standard_normal((4, 1, 11), np.float32)
@@ -54,7 +53,7 @@ def test_a_chunk_of_right_inputs_equals_as_many_steps(tiny_bundle: Path, variant
         runner.advance(16)
         tokens = runner.read()
         runner.prefill(inputs)
-        assert isinstance(runner, SequenceRunner)
+        assert isinstance(runner, BlockRunner)
         start = np.zeros((2, 1, 4), np.float32)  # the graph puts the start token in its place
         runner.store("previous", np.concatenate([start, tokens[:, : chunk - 1]], axis=1), chunk)
         runner.run(chunk)
@@ -64,7 +63,7 @@ def test_a_chunk_of_right_inputs_equals_as_many_steps(tiny_bundle: Path, variant
 
 def test_guidance_is_per_image(tiny_bundle: Path) -> None:
     with Sampler.open(tiny_bundle, threads=1) as sampler:
-        runner = sampler.backend.runner(1)
+        runner = sampler.backend.block_runner(1)
         noise = np.repeat(np.random.default_rng(0).standard_normal((1, 16, 4), np.float32), 2, axis=0)
         condition = np.eye(11, dtype=np.float32)[[[3], [3], [10], [10]]]
         samples = {}

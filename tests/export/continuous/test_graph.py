@@ -13,7 +13,7 @@ from scipy.integrate import solve_ivp
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
-from starflow.runtime.backends.continuous_runner import VelocityInputs
+from starflow.runtime.backends.continuous_runner import ContinuousInputs
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.plans.integration_plan import integration_plan
@@ -45,16 +45,16 @@ def written(config: CheckpointConfig, folder: Path, **options: Any) -> tuple[Con
     return network, Bundle.open(folder / "bundle")
 
 
-def conditions(config: CheckpointConfig, tokens: int = 3) -> tuple[VelocityInputs, Any, Any]:
+def conditions(config: CheckpointConfig, tokens: int = 3) -> tuple[ContinuousInputs, Any, Any]:
     """What the graph takes, and the same for PyTorch; one weight an image."""
     weights = np.array([1.5, 0.3], np.float32)
     if config.conditioning.kind == "class":
         rows = np.array([0, 2, 3, 3])
-        return VelocityInputs(None, rows, weights), torch.tensor(rows[:2]), torch.tensor(rows[2:])
+        return ContinuousInputs(None, rows, weights), torch.tensor(rows[:2]), torch.tensor(rows[2:])
     if config.conditioning.kind == "features":
         drawn = np.random.default_rng(1).standard_normal((4, tokens, 6), np.float32)
-        return VelocityInputs(drawn, None, weights), torch.tensor(drawn[:2]), torch.tensor(drawn[2:])
-    return VelocityInputs(None, None, weights), None, None
+        return ContinuousInputs(drawn, None, weights), torch.tensor(drawn[:2]), torch.tensor(drawn[2:])
+    return ContinuousInputs(None, None, weights), None, None
 
 
 def in_torch(network: ContinuousFlow, x: NDArray, time: float, y: Any, null: Any, weights: NDArray) -> NDArray:
@@ -78,7 +78,7 @@ def test_velocity_is_pytorchs(models: dict, name: str, variant: str, allowed: fl
     given, y, null = conditions(CONFIGS[name])
     rng = np.random.default_rng(0)
     with OnnxRuntimeBackend(bundle, bundle.variant(variant, "cpu"), threads=1) as backend:
-        runner = backend.velocity_runner()
+        runner = backend.continuous_runner()
         runner.condition(given)
         for time in (0.0, 0.37, 1.0):
             x = rng.standard_normal((2, *bundle.manifest.model.data_shape), np.float32)
@@ -135,7 +135,7 @@ def test_every_solver_ends_where_scipys_does(models: dict, name: str) -> None:
         sampler = Sampler(bundle, variant, backend)
         noise = sampler.noise(2, seed=8)
         sampler.generate(noise, **condition)  # leaves its conditions in the runner
-        runner = backend.velocity_runner()
+        runner = backend.continuous_runner()
 
         def right_side(t: float, x: NDArray) -> NDArray:
             return runner.velocity(x.reshape(noise.shape).astype(np.float32), t).ravel().astype(np.float64)
@@ -185,7 +185,7 @@ def test_other_sizes_and_text_lengths_are_exported(tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((2, 1, 4, 12), np.float32)
     for variant in ("cpu-fp32", "portable-fp32"):
         with OnnxRuntimeBackend(bundle, bundle.variant(variant, "cpu"), threads=1) as backend:
-            runner = backend.velocity_runner()
+            runner = backend.continuous_runner()
             runner.condition(given)
             expected = in_torch(network, x, 0.6, y, null, given.guidance)
             np.testing.assert_allclose(runner.velocity(x, 0.6), expected, atol=1e-5)

@@ -7,8 +7,8 @@ from pathlib import Path
 import onnx
 import pytest
 
+from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 from starflow.runtime.bundle.bundle import sha256
-from starflow.runtime.bundle.manifest import Manifest
 
 RTX = "tensorrt-rtx:8.9,12.0"
 
@@ -38,10 +38,10 @@ def edit_graph(copy: Path) -> EditGraph:
         change(model)
         onnx.save(model, path)
         manifest = copy / "manifest.json"
-        content = Manifest.model_validate_json(manifest.read_bytes()).model_dump(mode="json")
+        content = AutoregressiveManifest.model_validate_json(manifest.read_bytes()).model_dump(mode="json")
         variant = next(each for each in content["variants"] if each["name"] == "portable-fp16")
         graph = next(each for each in variant["graphs"] if each["block"] == block)
         graph["file"] |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        manifest.write_text(Manifest.model_validate(content).model_dump_json())
+        manifest.write_text(AutoregressiveManifest.model_validate(content).model_dump_json())
 
     return edit

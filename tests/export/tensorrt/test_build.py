@@ -13,13 +13,13 @@ from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.export.tensorrt.build import BuildRequest, BuiltEngine, build_bundle
 from starflow.export.tensorrt.engine_header import begins_like_engine
 from starflow.export.tensorrt.target import parse_target
+from starflow.runtime.backends.tensorrt.build import check_version
 from starflow.runtime.backends.tensorrt.flavour import Flavour, load_flavour
 from starflow.runtime.backends.tensorrt.messages import message_log
 from starflow.runtime.bundle.build_record import (
     BuildOptions,
     BuildRecord,
     check_engine_file,
-    check_version,
     read_builds,
 )
 from starflow.runtime.bundle.bundle import Bundle, sha256
@@ -218,7 +218,7 @@ def test_engines_of_another_graph(copy: Path, edit_graph: EditGraph) -> None:
     build(copy)
     edit_graph(0, lambda model: helper.set_model_props(model, {"note": "another graph"}))
     bundle, made = Bundle.open(copy), record(copy)
-    with pytest.raises(BundleError, match="was not built from flow block 0 as it is in this bundle"):
+    with pytest.raises(BundleError, match="was not built from the present graph of flow block 0"):
         check_engine_file(bundle, made, made.engines[0])
     check_engine_file(bundle, made, made.engines[1])
 

@@ -1,49 +1,42 @@
 """Routes that go wrong in ways an engine could, by a fault planted in a real backend."""
 
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from starflow.export.verification.routes import Route
-from starflow.runtime.backends.base import Backend, BandwidthProbe, BlockInputs
-from starflow.runtime.backends.block_runner import SequenceRunner
-from starflow.runtime.backends.continuous_runner import VelocityRunner
+from starflow.runtime.backends.base import Backend, BandwidthProbe
+from starflow.runtime.backends.block_runner import BlockInputs, BlockRunner
+from starflow.runtime.backends.continuous_runner import ContinuousRunner
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.plain.errors import BackendError
 
-Fault = Callable[[SequenceRunner], None]
+Fault = Callable[[BlockRunner], None]
 
 
-class FaultyBackend:
+class FaultyBackend(Backend):
     """Hands out the runners of another backend, each changed by a fault once."""
 
-    def __init__(self, backend: Backend, fault: Fault) -> None:
-        self.name, self._backend, self._fault = "faulty", backend, fault
-        self._runners: dict[int, SequenceRunner] = {}
+    name = "faulty"
 
-    def runner(self, block: int) -> SequenceRunner:
+    def __init__(self, backend: Backend, fault: Fault) -> None:
+        self._backend, self._fault = backend, fault
+        self._runners: dict[int, BlockRunner] = {}
+
+    def block_runner(self, block: int) -> BlockRunner:
         if block not in self._runners:
-            runner = self._backend.runner(block)
-            assert isinstance(runner, SequenceRunner)
-            self._fault(runner)
-            self._runners[block] = runner
+            self._runners[block] = self._backend.block_runner(block)
+            self._fault(self._runners[block])
         return self._runners[block]
 
-    def velocity_runner(self) -> VelocityRunner:
-        return self._backend.velocity_runner()
+    def continuous_runner(self) -> ContinuousRunner:
+        return self._backend.continuous_runner()
 
     def bandwidth_probe(self) -> BandwidthProbe:
         return self._backend.bandwidth_probe()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._backend.__exit__(kind, error, trace)
+    def close(self) -> None:
+        self._backend.close()
 
 
 def faulty(route: Route, fault: Fault, name: str = "faulty") -> Route:
@@ -54,7 +47,7 @@ def faulty(route: Route, fault: Fault, name: str = "faulty") -> Route:
 def nan_at(block: int, position: int, image: int, sequences: int | None = None) -> Fault:
     """What the graph computes at one position of one block is NaN, in its first `sequences` sequences."""
 
-    def plant(runner: SequenceRunner) -> None:
+    def plant(runner: BlockRunner) -> None:
         prefill, seen = runner.prefill, 0
 
         def poisoned(inputs: BlockInputs) -> None:
@@ -72,7 +65,7 @@ def nan_at(block: int, position: int, image: int, sequences: int | None = None) 
     return plant
 
 
-def more_guidance(runner: SequenceRunner) -> None:
+def more_guidance(runner: BlockRunner) -> None:
     """The guidance weight is one per cent too high."""
     prefill = runner.prefill
 
@@ -84,7 +77,7 @@ def more_guidance(runner: SequenceRunner) -> None:
         runner.prefill = changed  # type: ignore[method-assign]
 
 
-def lost_first_key(runner: SequenceRunner) -> None:
+def lost_first_key(runner: BlockRunner) -> None:
     """A chunk forgets the key of the first position, as a cache written to the wrong place would."""
     run = runner.run
 

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from starflow.export.verification.agreement import Measurement, compare
 from starflow.export.verification.tolerances import Tolerance
-from starflow.runtime.bundle.manifest import Block
+from starflow.runtime.bundle.autoregressive_manifest import Block
 
 BLOCK = Block(index=3, identity=False, reversed=True, rows=8, prefix=5, first_token=1, capacity=12)
 

@@ -12,12 +12,12 @@ from starflow.export.verification.tolerances import DEFAULTS
 from starflow.export.verification.torch_reference import torch_reference
 from starflow.export.verification.verify import verify
 from starflow.runtime.backends.base import Backend
-from starflow.runtime.backends.continuous_runner import VelocityRunner
+from starflow.runtime.backends.continuous_runner import ContinuousRunner
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import CheckpointError
-from starflow.runtime.traces.trace import draw_case
+from starflow.runtime.traces.case import draw_case
 from tests.models import velocity_config, write_velocity
 
 
@@ -52,8 +52,8 @@ class FaultyBackend(OnnxRuntimeBackend):
         super().__init__(bundle, route.variant, threads=1)
         self._fault = fault
 
-    def velocity_runner(self) -> Any:
-        runner = super().velocity_runner()
+    def continuous_runner(self) -> Any:
+        runner = super().continuous_runner()
         advance, fault = runner.advance, self._fault
         done = 0
 
@@ -98,5 +98,5 @@ def test_a_backend_hands_out_one_runner(velocity_bundle: Path) -> None:
     bundle = Bundle.open(velocity_bundle)
     with OnnxRuntimeBackend(bundle, bundle.variant("cpu-fp32", "cpu")) as opened:
         backend: Backend = opened
-        runner = backend.velocity_runner()
-        assert isinstance(runner, VelocityRunner) and runner is backend.velocity_runner()
+        runner = backend.continuous_runner()
+        assert isinstance(runner, ContinuousRunner) and runner is backend.continuous_runner()

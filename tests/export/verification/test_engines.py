@@ -8,7 +8,7 @@ from starflow.export.verification.routes import NotRun, Route, default_reference
 from starflow.export.verification.tolerances import tolerances
 from starflow.export.verification.verify import verify
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.traces.trace import draw_case
+from starflow.runtime.traces.case import draw_case
 from tests.export.verification.faults import faulty, nan_at
 from tests.simulated_device.fixtures import Simulate
 

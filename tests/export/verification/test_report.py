@@ -12,7 +12,7 @@ from starflow.export.verification.routes import NotRun, choose_variants, default
 from starflow.export.verification.tolerances import tolerances
 from starflow.export.verification.verify import Verification, verify
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.traces.trace import draw_case
+from starflow.runtime.traces.case import draw_case
 from tests.export.verification.faults import faulty, nan_at
 
 VOID = {"meta", "img"}

@@ -13,7 +13,8 @@ from starflow.export.verification.torch_reference import TorchReference
 from starflow.export.verification.verify import Verification, verify
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.plain.errors import CheckpointError, UsageError
-from starflow.runtime.traces.trace import chunk_size, draw_case
+from starflow.runtime.traces.autoregressive import chunk_size
+from starflow.runtime.traces.case import draw_case
 from starflow.training.config import CheckpointConfig
 from tests.export.verification.faults import Fault, broken, faulty, lost_first_key, more_guidance, nan_at
 from tests.models import class_config, features_config, tarflow_config, unconditional_config, write_checkpoint

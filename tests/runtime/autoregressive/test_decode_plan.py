@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import DecodePlan, Jacobi, Sampler
 from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL
-from starflow.runtime.backends.block_runner import SequenceRunner
+from starflow.runtime.backends.block_runner import BlockRunner
 from starflow.runtime.plans.decode_plan import BlockPlan, Chunk, Iterated, Segment, Steps, Window
 from starflow.training.checkpoint import save_checkpoint
 from starflow.training.families import build_flow
@@ -114,8 +114,8 @@ def test_an_image_does_not_depend_on_its_neighbour(sampler: Sampler, caches: str
 def decoded_keys(sampler: Sampler, plan: DecodePlan) -> tuple[list[NDArray], list[NDArray]]:
     """Keys of the deep block as decoding leaves them, and as its accepted tokens make them."""
     generate(sampler, plan)
-    runner = sampler.backend.runner(1)
-    assert isinstance(runner, SequenceRunner)
+    runner = sampler.backend.block_runner(1)
+    assert isinstance(runner, BlockRunner)
     names = [spec.name for spec in runner.graph.inputs if spec.role == "cache"]
     left = [runner.fetch(name).copy() for name in names]
     tokens = runner.read()
@@ -148,15 +148,15 @@ def test_what_is_fixed_goes_through_one_call_that_a_device_can_replace(
     sampler: Sampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[tuple[tuple[int, int], ...]] = []
-    original = SequenceRunner.run_schedule
+    original = BlockRunner.run_schedule
 
     def watched(
-        self: SequenceRunner, start: int, first: NDArray, tokens: NDArray, schedule: Sequence[tuple[int, int]]
+        self: BlockRunner, start: int, first: NDArray, tokens: NDArray, schedule: Sequence[tuple[int, int]]
     ) -> None:
         called.append(tuple(schedule))
         original(self, start, first, tokens, schedule)
 
-    monkeypatch.setattr(SequenceRunner, "run_schedule", watched)
+    monkeypatch.setattr(BlockRunner, "run_schedule", watched)
     segments: tuple[Iterated, ...] = (Chunk(tokens=6, passes=2), Window(tokens=10, width=4, advances=(1, 3, 2, 4)))
     generate(sampler, everywhere(*segments))
     assert called == 2 * [((0, 6), (0, 6)), ((0, 4), (1, 4), (4, 4), (6, 4))]

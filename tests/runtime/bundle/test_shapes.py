@@ -11,8 +11,8 @@ from safetensors.numpy import load_file
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
+from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.bundle.manifest import Manifest
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import UsageError
 from starflow.training.autoregressive.config import StarflowConfig
@@ -186,11 +186,11 @@ def test_a_manifest_whose_shapes_do_not_add_up(bundle: Path) -> None:
     content = json.loads(manifest.model_dump_json())
     content["shapes"][1]["blocks"][0]["capacity"] += 1
     with pytest.raises(ValueError, match=r"shapes, 12x4: .*rows, prefix or capacity do not fit"):
-        Manifest.model_validate(content)
+        AutoregressiveManifest.model_validate(content)
     content = json.loads(manifest.model_dump_json())
     content["shapes"][1] = content["shapes"][0]
-    with pytest.raises(ValueError, match="shapes: one is stated twice"):
-        Manifest.model_validate(content)
+    with pytest.raises(ValueError, match="shapes: a shape occurs twice"):
+        AutoregressiveManifest.model_validate(content)
 
 
 def test_quantised_weights_serve_every_shape(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from starflow.runtime.backends.continuous_runner import VelocityRunner
+from starflow.runtime.backends.continuous_runner import ContinuousRunner
 from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec, TensorSpec
 from starflow.runtime.continuous.integration_loop import integrate_batch
 from starflow.runtime.ode.fixed_step import pass_table, walk
@@ -21,7 +21,7 @@ GRAPH = GraphSpec(
 )
 
 
-class FunctionRunner(VelocityRunner):
+class FunctionRunner(ContinuousRunner):
     """A velocity graph whose network is a formula; its table holds five passes, so that most integrations need several."""
 
     def __init__(self, velocity: Callable[[NDArray, float], NDArray]) -> None:
@@ -110,7 +110,7 @@ def test_finite_but_far_beyond_data_is_divergence() -> None:
     [
         (("rk5", None, None), "'rk5' is not known"),
         (("heun", 0, None), "0 steps"),
-        (("heun", 8, 1e-3), "takes steps and no tolerance"),
+        (("heun", 8, 1e-3), "takes steps, not a tolerance"),
         (("dopri5", 8, None), "chooses its own steps"),
         (("dopri5", None, 0.0), "between 0 and 1"),
         ((None, None, float("nan")), "between 0 and 1"),

@@ -193,11 +193,11 @@ def test_export_takes_another_autoencoder_or_none(checkpoint: Path, tmp_path: Pa
     with Sampler.open(tmp_path / "none") as sampler:
         assert sampler.manifest.image.mode == "latent"
         x = sampler.generate(sampler.noise(1), [1])
-        with pytest.raises(UsageError, match="the bundle holds no decoder"):
+        with pytest.raises(UsageError, match="latents without a decoder"):
             sampler.to_images(x)
-        with pytest.raises(UsageError, match="the bundle holds no encoder"):
+        with pytest.raises(UsageError, match="latents without a decoder"):
             sampler.encode_images(np.zeros((1, 3, 16, 16)))
-        with pytest.raises(UsageError, match="denoise 'decoder': this bundle has no denoising"):
+        with pytest.raises(UsageError, match="denoise 'decoder': this bundle has no way of denoising"):
             sampler.generate(sampler.noise(1), [1], denoise="decoder")
     foreign = tmp_path / "foreign"
     four: Any = AutoencoderTiny(**TINY | {"latent_channels": 4})

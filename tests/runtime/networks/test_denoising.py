@@ -20,7 +20,7 @@ from starflow.runtime.bundle.network_spec import DenoiserKind
 from starflow.runtime.command_line import main
 from starflow.runtime.networks.denoising import choose_denoiser
 from starflow.runtime.plain.errors import UsageError
-from starflow.runtime.traces.trace import draw_case
+from starflow.runtime.traces.case import draw_case
 from starflow.training.autoregressive.denoise import learned_denoise, score_denoise
 from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.autoregressive.starflow import Starflow
@@ -114,7 +114,7 @@ def test_the_command_line(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("score", "has no denoising; `starflow export --denoise score` adds it"),
+        ("score", "has no way of denoising; `starflow export --denoise score` adds it"),
         ("learned", "`starflow export --denoise learned` adds it where the model has one"),
         ("decoder", "trained on noisy latents"),
         ("median", "choose auto, none, score, learned, decoder"),
@@ -131,14 +131,14 @@ def test_a_bundle_that_lacks_it_says_how_to_have_it(
 
 def test_what_a_bundle_has_is_named(bundle: Path) -> None:
     with Sampler.open(bundle) as sampler:
-        with pytest.raises(UsageError, match="has the denoising score, learned;"):
+        with pytest.raises(UsageError, match="this bundle has only score, learned;"):
             sampler.generate(sampler.noise(1), TEXT[:1], denoise="decoder")
         with pytest.raises(UsageError, match="denoising rate -1"):
             sampler.generate(sampler.noise(1), TEXT[:1], denoise="score", denoising_rate=-1)
 
 
 def test_continuous_flows_have_none(velocity_bundle: Path) -> None:
-    with Sampler.open(velocity_bundle) as sampler, pytest.raises(UsageError, match="samples the data without noise"):
+    with Sampler.open(velocity_bundle) as sampler, pytest.raises(UsageError, match="have no noise to remove"):
         sampler.sample(count=1, denoise="score")
 
 

@@ -14,8 +14,7 @@ from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.export.tensorrt.interpreter.backend import NetworkBackend
 from starflow.export.tensorrt.interpreter.interpreter import NetworkInterpreter
 from starflow.runtime import Sampler
-from starflow.runtime.backends.base import BlockInputs
-from starflow.runtime.backends.block_runner import SequenceRunner
+from starflow.runtime.backends.block_runner import BlockInputs, BlockRunner
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec
@@ -68,7 +67,7 @@ def sequence(bundle: Bundle, graph: GraphSpec, seed: int = 0) -> BlockInputs:
     )
 
 
-def decode(runner: SequenceRunner, inputs: BlockInputs, chunk: int, tokens: NDArray | None = None) -> NDArray:
+def decode(runner: BlockRunner, inputs: BlockInputs, chunk: int, tokens: NDArray | None = None) -> NDArray:
     """The block's tokens [B, positions, D], run in chunks; each run is told the true `tokens` before it, if given."""
     runner.prefill(inputs)
     first = np.zeros_like(inputs.noise[:, :1]) if runner.block.first_token == 0 else inputs.noise[:, :1]
@@ -99,8 +98,8 @@ def compare(root: Path, precision: str, rounding: bool, chunk: int) -> float:
     ):
         for graph in reference.graphs:
             inputs = sequence(bundle, graph)
-            truth = decode(onnxruntime.runner(graph.block), inputs, 1)
-            found = decode(network.runner(graph.block), inputs, chunk, truth)
+            truth = decode(onnxruntime.block_runner(graph.block), inputs, 1)
+            found = decode(network.block_runner(graph.block), inputs, chunk, truth)
             worst = max(worst, float(np.linalg.norm(found - truth) / np.linalg.norm(truth)))
             if precision == "fp32":
                 assert np.abs(found - truth).max() <= 1e-5

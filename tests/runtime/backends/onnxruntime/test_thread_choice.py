@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from starflow.runtime.backends.block_runner import SequenceRunner
-from starflow.runtime.backends.onnxruntime.backend import HostBlockRunner
+from starflow.runtime.backends.block_runner import BlockRunner
+from starflow.runtime.backends.onnxruntime.host_runner import HostBlockRunner
 from starflow.runtime.backends.onnxruntime.thread_choice import LARGE_WEIGHTS, fastest_runner, thread_counts
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.sampler import Sampler
@@ -17,7 +17,7 @@ from starflow.runtime.sampler import Sampler
 CORES = len(os.sched_getaffinity(0))
 
 
-class TimedRunner(SequenceRunner):
+class TimedRunner(BlockRunner):
     """Takes a given time for a step."""
 
     def __init__(self, bundle: Bundle, seconds: float) -> None:
@@ -71,7 +71,7 @@ def test_samples_do_not_depend_on_it(tiny_bundle: Path, variant: str) -> None:
     for threads in (0, 1, 2):
         with Sampler.open(tiny_bundle, variant=variant, threads=threads, plan="sequential") as sampler:
             found.append(sampler.generate(sampler.noise(3), [1, 2, 3], guidance=1.0))
-            runner = sampler.backend.runner(0)
+            runner = sampler.backend.block_runner(0)
             assert isinstance(runner, HostBlockRunner)
             assert runner.threads == threads or (threads == 0 and runner.threads in (1, CORES))
     assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from starflow.export.tensorrt.build import BuildRequest, build_bundle
 from starflow.export.tensorrt.target import parse_target
-from starflow.runtime.backends.base import BlockInputs
+from starflow.runtime.backends.block_runner import BlockInputs
 from starflow.runtime.backends.tensorrt.backend import open_tensorrt
 from starflow.runtime.bundle.build_record import read_builds
 from starflow.runtime.bundle.bundle import Bundle
@@ -77,7 +77,7 @@ def test_longer_runs_than_the_engines_take(
     expected = generate(bundle, interpreter(bundle))
     simulate()
     with open_tensorrt(bundle) as backend:
-        runner = backend.runner(1)
+        runner = backend.block_runner(1)
         runs: list[int] = []
         run = runner.run
         runner.run = lambda count: (runs.append(count), run(count))[1]  # type: ignore[method-assign, func-returns-value]
@@ -92,7 +92,7 @@ def test_a_value_that_is_not_finite_does_not_stay(
 ) -> None:
     simulate()
     with open_tensorrt(tiny_engines) as backend:
-        runner = backend.runner(1)
+        runner = backend.block_runner(1)
         shape = (tiny_engines.manifest.batch, 16, 4)
         condition = np.zeros((4, 1, 11), np.float32)
         runner.prefill(BlockInputs(np.full(shape, np.nan, np.float32), condition, None, {"guidance": np.zeros(2)}))
@@ -105,7 +105,7 @@ def test_a_value_that_is_not_finite_does_not_stay(
 def test_a_single_run_stays_where_it_is(tiny_engines: Bundle, simulate: Simulate) -> None:
     simulate()
     with open_tensorrt(tiny_engines) as backend:
-        runner = backend.runner(0)
+        runner = backend.block_runner(0)
         runner.seek(3)
         runner.run(1)
         assert runner.tell() == 3
@@ -121,7 +121,7 @@ def test_a_single_run_stays_where_it_is(tiny_engines: Bundle, simulate: Simulate
 def test_a_block_is_launches_of_one_graph(tiny_engines: Bundle, simulate: Simulate) -> None:
     device = simulate()
     with open_tensorrt(tiny_engines) as backend:
-        runner = backend.runner(0)
+        runner = backend.block_runner(0)
         runner.seek(0)
         before = device.counts.copy()
         runner.advance(16)
@@ -132,7 +132,7 @@ def test_a_block_is_launches_of_one_graph(tiny_engines: Bundle, simulate: Simula
 def test_a_chunk_of_fixed_passes_is_launches_of_one_graph(tiny_engines: Bundle, simulate: Simulate) -> None:
     device = simulate()
     with open_tensorrt(tiny_engines) as backend:
-        runner = backend.runner(0)
+        runner = backend.block_runner(0)
         inputs = {"first": np.ones((2, 1, 4), np.float32), "tokens": np.ones((2, 8, 4), np.float32)}
         runner.run_schedule(0, **inputs, schedule=((0, 8),))  # captures
         before = device.counts.copy()
@@ -175,7 +175,7 @@ def test_without_a_zeroed_cache_poison_is_found(
 def test_two_samplers_side_by_side(tiny_engines: Bundle, tiny_sample: NDArray, simulate: Simulate) -> None:
     simulate()
     with open_tensorrt(tiny_engines) as one, open_tensorrt(tiny_engines) as other:
-        runners = [backend.runner(1) for backend in (one, other)]
+        runners = [backend.block_runner(1) for backend in (one, other)]
         for runner in runners:
             runner.seek(0)
         for _ in range(4):  # in turns, none of them waited for
@@ -206,7 +206,7 @@ def test_a_sampler_may_change_threads(tiny_engines: Bundle, tiny_sample: NDArray
     # A thread starts out on GPU 0. This one samples and closes the sampler too.
     run_in_threads(lambda: found.append(generate(tiny_engines, backend)))
     unused = open_tensorrt(tiny_engines, device=1)
-    run_in_threads(lambda: unused.__exit__(None, None, None))
+    run_in_threads(lambda: unused.close())
     np.testing.assert_array_equal(found[0], tiny_sample)
 
 

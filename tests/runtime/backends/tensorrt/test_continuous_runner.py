@@ -29,7 +29,7 @@ def test_samples_are_those_of_the_parsed_network(velocity_engines: Bundle, simul
 def test_a_step_is_a_replay_and_nothing_waits_between_steps(velocity_engines: Bundle, simulate: Simulate) -> None:
     device = simulate()
     with open_tensorrt(velocity_engines) as backend:
-        runner = backend.velocity_runner()
+        runner = backend.continuous_runner()
         runner.start(np.zeros((2, 1, 8, 8), np.float32))
         runner.load(np.tile([0.5, 0.1, 0.1, 1.0], (40, 1)))
         before = device.counts.copy()

@@ -63,6 +63,6 @@ def test_a_shape_without_engines_says_how_to_make_them(bundle: Bundle, tmp_path:
     shutil.rmtree(tmp_path / "copy" / "engines" / "8x4")
     copy = Bundle.open(tmp_path / "copy")
     simulate()
-    open_tensorrt(copy).__exit__(None, None, None)
+    open_tensorrt(copy).close()
     with pytest.raises(BackendError, match="has no engines at 8x4 for"):
         open_tensorrt(copy.at_shape((8, 4)))

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starflow.runtime.backends.base import Backend
-from starflow.runtime.backends.continuous_runner import VelocityInputs
+from starflow.runtime.backends.continuous_runner import ContinuousInputs
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.conditions import Conditions
 from starflow.runtime.continuous.integration_loop import integrate_batch
-from starflow.runtime.family import Request
+from starflow.runtime.family import Inverted, Request
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSteps, default_plan, read_integration_plan
@@ -23,13 +23,13 @@ WORK = 1000  # parts of the way from noise to data that progress is told in
 
 
 class ContinuousLoop:
-    """Integrates a bundle's velocity.
+    """Integrates a bundle's velocity by an integration plan; a `FamilyLoop`.
 
     Args:
         bundle: The bundle.
         variant: The variant that runs.
         backend: Runs it.
-        plan: Solver and steps; None takes the plan that is stored for this backend and variant, else `default_plan`.
+        plan: Solver and steps; None takes the plan stored for this backend and variant, else `default_plan`.
     """
 
     work = WORK
@@ -73,8 +73,8 @@ class ContinuousLoop:
             done += part
             on_work(part)
 
-        runner = self._backend.velocity_runner()
-        runner.condition(velocity_inputs(self._manifest, conditions, request.guidance))
+        runner = self._backend.continuous_runner()
+        runner.condition(continuous_inputs(self._manifest, conditions, request.guidance))
         result = integrate_batch(runner, noise, self.plan, on_time)
         on_work(WORK - done)
         if request.on_passes:
@@ -83,18 +83,23 @@ class ContinuousLoop:
             request.on_block(0, result.x[:count])
         return result.x
 
+    def invert(self, x: NDArray, conditions: Conditions) -> Inverted:
+        raise UsageError(
+            "the bundle of a continuous flow cannot invert data; starflow.training.continuous.likelihood can, from the checkpoint"
+        )
 
-def velocity_inputs(manifest: ContinuousManifest, conditions: Conditions, guidance: Guidance) -> VelocityInputs:
+
+def continuous_inputs(manifest: ContinuousManifest, conditions: Conditions, guidance: Guidance) -> ContinuousInputs:
     """What the graph takes besides its state; where it is guided, [conditional, null] rows."""
     condition, label = conditions.tokens, conditions.labels
     if manifest.guided and condition is not None and conditions.null_tokens is not None:
         condition = np.concatenate([condition, conditions.null_tokens])
     if manifest.guided and label is not None:
         label = np.concatenate([label, np.full(manifest.batch, conditions.null_label, np.int64)])
-    return VelocityInputs(condition, label, np.full(manifest.batch, guidance.weight, np.float32))
+    return ContinuousInputs(condition, label, np.full(manifest.batch, guidance.weight, np.float32))
 
 
-def resolve_integration_plan(plan: object) -> FixedSteps | AdaptiveSteps | None:
+def resolve_integration_plan(manifest: ContinuousManifest, plan: object) -> FixedSteps | AdaptiveSteps | None:
     """A plan; None for `auto`.
 
     Raises:

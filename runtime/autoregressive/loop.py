@@ -1,34 +1,36 @@
 """Autoregressive flows behind the sampler: layouts, the prior, which plan, and what can be asked for."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from starflow.runtime.autoregressive.inversion import Inverted, invert_batch
-from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL, sample_batch
+from starflow.runtime.autoregressive.inversion import invert_batch
+from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL, SampledBlock, sample_blocks
 from starflow.runtime.autoregressive.tokens import patchify, unpatchify
 from starflow.runtime.backends.base import Backend
+from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.bundle.manifest import Manifest, Variant
+from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.conditions import Conditions
-from starflow.runtime.family import Request
+from starflow.runtime.family import Inverted, Request
 from starflow.runtime.plain.errors import BundleError, UsageError
 from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plans.decode_plan import DecodePlan, Jacobi, read_plan
 
 
 class AutoregressiveLoop:
-    """Runs a bundle's flow blocks by a decode plan.
+    """Runs a bundle's flow blocks by a decode plan; a `FamilyLoop`.
 
     Args:
         bundle: The bundle.
         variant: The variant that runs.
         backend: Runs it.
-        plan: How tokens are decoded; None takes the plan that is stored for this backend and variant, else none.
+        plan: What `resolve_decode_plan` made; None takes the plan stored for this backend and variant, else sequential
+            decoding.
     """
 
     def __init__(self, bundle: Bundle, variant: Variant, backend: Backend, plan: DecodePlan | None) -> None:
@@ -63,13 +65,31 @@ class AutoregressiveLoop:
         self, noise: NDArray, conditions: Conditions, request: Request, count: int, on_work: Callable[[int], None]
     ) -> NDArray[np.float32]:
         model = self._manifest.model
-
-        def after_block(block: int, x: NDArray) -> None:
+        x = patchify(noise, model) if model.noise_layout == "image" else noise
+        sampled = self.blocks(noise, conditions, request, on_work)
+        for block in reversed(self._manifest.blocks):
+            if not block.identity:
+                made = next(sampled)
+                x = made.natural
+                if request.on_passes:
+                    request.on_passes(block.index, made.passes)
             if request.on_block:
-                request.on_block(block, unpatchify(x[:count], model))
+                request.on_block(block.index, unpatchify(x[:count], model))
+        return unpatchify(np.ascontiguousarray(x), model)
 
+    def blocks(
+        self,
+        noise: NDArray,
+        conditions: Conditions,
+        request: Request,
+        on_work: Callable[[int], None] = lambda tokens: None,
+        *,
+        finite: bool = True,
+    ) -> Iterator[SampledBlock]:
+        """Sample one batch flow block by flow block; see `FamilyLoop.run` and `sample_blocks`."""
+        model = self._manifest.model
         tokens = patchify(noise, model) if model.noise_layout == "image" else noise
-        x = sample_batch(
+        return sample_blocks(
             self._backend,
             self._manifest,
             tokens if self._deviation is None else tokens * self._deviation,
@@ -77,11 +97,9 @@ class AutoregressiveLoop:
             request.guidance,
             attention_temperature=request.attention_temperature,
             plan=self.plan,
-            on_block=after_block,
             on_tokens=on_work,
-            on_passes=request.on_passes or (lambda block, count: None),
+            finite=finite,
         )
-        return unpatchify(x, model)
 
     def invert(self, x: NDArray, conditions: Conditions) -> Inverted:
         """Find the noise of one batch of data [B, C, H, W], and its density."""
@@ -111,7 +129,7 @@ class AutoregressiveLoop:
             raise UsageError("STARFlow's guidance has a weight and top_only; the other options are TARFlow's")
 
 
-def resolve_decode_plan(plan: object, manifest: Manifest) -> DecodePlan | None:
+def resolve_decode_plan(manifest: AutoregressiveManifest, plan: object) -> DecodePlan | None:
     """A plan that fits the bundle; None for `auto`.
 
     Raises:
@@ -135,7 +153,7 @@ def resolve_decode_plan(plan: object, manifest: Manifest) -> DecodePlan | None:
     return plan
 
 
-def _prior_deviation(root: Path, manifest: Manifest) -> NDArray | None:
+def _prior_deviation(root: Path, manifest: AutoregressiveManifest) -> NDArray | None:
     """[T, D] standard deviation of the prior, or None where it is 1."""
     spec, model = manifest.prior, manifest.model
     if spec is None:

@@ -1,0 +1,200 @@
+"""The manifest of an autoregressive flow."""
+
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from starflow.runtime.bundle.graph_spec import FileSpec
+from starflow.runtime.bundle.manifest import FlowManifest, FlowSummary, Variant
+from starflow.runtime.bundle.network_spec import AutoencoderSpec, DenoiserSpec, TextSpec
+from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.validation import Part, one_line
+from starflow.runtime.plans.calibrated_decode_plan import CalibratedDecodePlan
+
+
+class Block(Part):
+    """A flow block.
+
+    Attributes:
+        index: 0 for the block next to the data; the deep block has the highest index and comes first in sampling.
+        identity: Whether the block changes nothing and has no graph.
+        reversed: Whether the block takes tokens in reversed raster order.
+        rows: Number of rows of its network: 2 x batch if it is guided, else batch.
+        prefix: Number of condition tokens, which take positions 0 .. prefix - 1.
+        first_token: Index of the first token the network predicts: 0, or 1 if the first token passes unchanged.
+        capacity: Number of positions in its caches.
+    """
+
+    index: int = Field(ge=0)
+    identity: bool
+    reversed: bool
+    rows: int = Field(ge=0)
+    prefix: int = Field(ge=0)
+    first_token: Literal[0, 1]
+    capacity: int = Field(ge=0)
+
+
+class ModelSummary(FlowSummary):
+    """The model of an autoregressive flow."""
+
+    family: Literal["starflow", "tarflow"]
+    parameters: int
+    noise_std: float
+    data_shape: tuple[int, int, int]
+    noise_layout: Literal["image", "tokens"]
+    patch_size: int
+    patch_order: Literal["row-column-channel", "channel-row-column"]
+    tokens: int
+    token_dim: int
+
+
+class GuidanceSpec(Part):
+    """How conditional and null rows are combined: `ratio` (STARFlow) or `linear` (TARFlow); see docs/bundle.md."""
+
+    rule: Literal["ratio", "linear"]
+    blocks: tuple[int, ...]
+
+
+class OtherShape(Part):
+    """The fields of a manifest that differ for data of another height and width. Variants differ in their graphs only."""
+
+    model: ModelSummary
+    max_chunk: int = Field(gt=0)
+    blocks: tuple[Block, ...]
+    variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
+    plans: tuple[CalibratedDecodePlan, ...] = ()
+    text: TextSpec | None = None
+    autoencoder: AutoencoderSpec | None = None
+    denoisers: tuple[DenoiserSpec, ...] = ()
+
+
+class AutoregressiveManifest(FlowManifest):
+    """`manifest.json` of an autoregressive flow.
+
+    `shapes` are further heights and widths of the data; `at_shape` returns the manifest for one of them.
+    """
+
+    family_name: ClassVar[str] = "autoregressive"
+
+    model: ModelSummary
+    guidance: GuidanceSpec | None
+    attention_temperature: bool
+    max_chunk: int = Field(gt=0)
+    prior: FileSpec | None
+    blocks: tuple[Block, ...]
+    plans: tuple[CalibratedDecodePlan, ...] = ()
+    shapes: tuple[OtherShape, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "AutoregressiveManifest":
+        """Sizes that are stated twice must agree: a runtime may rely on either."""
+        model, given = self.model, self.conditioning
+        if model.tokens * model.token_dim != math.prod(model.data_shape):
+            raise ValueError(
+                f"{model.tokens} tokens of {model.token_dim} values do not fill data of shape {model.data_shape}"
+            )
+        if (given.tokens > 0) != (given.width > 0) or (
+            given.kind == "class-token" and given.width != given.num_classes + 1
+        ):
+            raise ValueError(
+                f"conditioning: {given.tokens} tokens of width {given.width} do not fit {given.num_classes} classes"
+            )
+        if [block.index for block in self.blocks] != list(range(len(self.blocks))):
+            raise ValueError("blocks: must be in the order of their index, with none left out")
+        guided = self.guidance.blocks if self.guidance else ()
+        for block in self.blocks:
+            if block.identity:
+                continue
+            rows = self.batch * (2 if block.index in guided else 1)
+            capacity = block.prefix + model.tokens - block.first_token
+            if block.rows != rows or block.prefix not in (0, given.tokens) or block.capacity != capacity:
+                raise ValueError(
+                    f"blocks.{block.index}: rows, prefix or capacity do not fit batch, conditioning and tokens"
+                )
+        working = [block.index for block in self.blocks if not block.identity]
+        for variant in self.variants:
+            if [graph.block for graph in variant.graphs] != working:
+                raise ValueError(f"variant {variant.name}: must have one graph for each of the flow blocks {working}")
+            for graph in variant.graphs:
+                updates = [spec.updated_by for spec in graph.inputs if spec.updated_by]
+                outputs = [spec.name for spec in graph.outputs if spec.role in ("cache", "samples")]
+                if sorted(updates) != sorted(outputs):
+                    raise ValueError(
+                        f"variant {variant.name}, block {graph.block}: cache inputs and outputs do not pair up"
+                    )
+        if self.max_chunk > max((block.capacity for block in self.blocks), default=1):
+            raise ValueError(f"max_chunk {self.max_chunk}: exceeds the capacity of every block")
+        for spec in self.plans:
+            misfit = spec.plan.misfit(self.decoded_tokens(), self.max_chunk, self.batch)
+            if misfit:
+                raise ValueError(f"plans: {spec.backend}, {spec.variant}: {misfit}")
+        for other in self.shapes:
+            try:
+                self._with(other)
+            except ValidationError as error:
+                height, width = other.model.data_shape[1:]
+                raise ValueError(f"shapes, {height}x{width}: {one_line(error)}") from None
+        if len(set(self.sizes)) < len(self.sizes):
+            raise ValueError("shapes: a shape occurs twice")
+        return self
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of the data for every shape, the default one first."""
+        return (self.model.data_shape[1:], *(other.model.data_shape[1:] for other in self.shapes))
+
+    def at_shape(self, height: int, width: int) -> "AutoregressiveManifest":
+        """The manifest for one shape only.
+
+        Raises:
+            UsageError: the bundle has no such shape.
+        """
+        if (height, width) == self.sizes[0]:
+            return self.model_copy(update={"shapes": ()})
+        for other in self.shapes:
+            if other.model.data_shape[1:] == (height, width):
+                return self._with(other)
+        known = ", ".join(f"{height}x{width}" for height, width in self.sizes)
+        raise UsageError(f"shape {height}x{width}: this bundle has {known}; `starflow export --shape` adds others")
+
+    def replaced(self, shape: tuple[int, int] | None, **fields: Any) -> "AutoregressiveManifest":
+        """The manifest with some fields replaced, for the default shape (None) or another one.
+
+        Raises:
+            ValidationError: the new fields do not fit.
+        """
+        if shape is None:
+            return AutoregressiveManifest.model_validate(dict(self) | fields)
+        shapes = tuple(
+            OtherShape.model_validate(dict(other) | fields) if other.model.data_shape[1:] == shape else other
+            for other in self.shapes
+        )
+        return AutoregressiveManifest.model_validate(dict(self) | {"shapes": shapes})
+
+    def _with(self, other: OtherShape) -> "AutoregressiveManifest":
+        return AutoregressiveManifest.model_validate(dict(self) | dict(other) | {"shapes": ()})
+
+    @property
+    def guided(self) -> bool:
+        """Whether the bundle takes a guidance weight."""
+        return self.guidance is not None
+
+    def longest_run(self, block: int) -> int:
+        return min(self.max_chunk, self.blocks[block].capacity)
+
+    def files(self) -> Iterator[FileSpec]:
+        if self.prior:
+            yield self.prior
+        yield from super().files()
+        for size in self.sizes[1:]:
+            yield from self.at_shape(*size).files()
+
+    def decoded_tokens(self) -> dict[int, int]:
+        """Number of tokens decoded in each flow block that has a graph."""
+        return {block.index: block.capacity - block.prefix for block in self.blocks if not block.identity}
+
+    def plan_for(self, backend: str, variant: str) -> CalibratedDecodePlan | None:
+        """The plan calibrated for a backend and a variant."""
+        return next((plan for plan in self.plans if (plan.backend, plan.variant) == (backend, variant)), None)
