@@ -1,4 +1,4 @@
-"""`config.json` of a checkpoint: the model of either family, and what stands around it."""
+"""`config.json` of a checkpoint: the model of either family, its conditions and its data."""
 
 from typing import Annotated, Literal
 
@@ -30,13 +30,12 @@ class LatentScaling(Frozen):
 
 
 class TextEncoding(Frozen):
-    """Where the features a model is conditioned on come from; `txt_size` and `txt_dim` tell how many of what width.
+    """Where the features of captions come from; the model's `txt_size` and `txt_dim` tell their number and width.
 
     Attributes:
-        encoder: The text encoder's folder, `package:NAME/FOLDER` for one inside a Python package, or the name it is
-            published under.
-        template: What the tokenizer gets for a caption, the empty one included; `{caption}` stands for it, and
-            `{aspect_ratio}`, where it occurs, for that of the image, such as "3:2".
+        encoder: Folder of the text encoder, `package:NAME/FOLDER` for one inside a Python package, or its published name.
+        template: What the tokenizer gets for a caption, the empty one included; `{caption}` stands for the caption and
+            `{aspect_ratio}`, if it occurs, for the image's, such as "3:2".
     """
 
     encoder: str
@@ -46,31 +45,24 @@ class TextEncoding(Frozen):
     @classmethod
     def _holds_the_caption_once(cls, value: str) -> str:
         if value.count(CAPTION) != 1:
-            raise ValueError(f"found {value!r}, expected a text with {CAPTION} in it, once")
+            raise ValueError(f"found {value!r}, expected a text that contains {CAPTION} once")
         return value
 
 
 class LatentAutoencoder(Frozen):
-    """The flow's data are latents of the autoencoder in the checkpoint's `autoencoder/`, or of one named at export.
+    """The autoencoder of a flow over latents: in the checkpoint's `autoencoder/`, or named at export.
 
     Attributes:
-        pixel_shape: [C, H, W] of the images its decoder makes.
+        pixel_shape: [C, H, W] of the images that its decoder makes.
     """
 
     pixel_shape: tuple[int, int, int]
 
 
 class ImageRange(Frozen):
-    """What the flow's data become: grey or colour images (through the decoder, where there is one), or bare latents."""
+    """What the flow's data become: grey or colour images, through the decoder if there is one, or bare latents."""
 
     mode: Literal["L", "RGB", "latent"] = "RGB"
-
-
-def _class_count(model: ModelConfig) -> tuple[str, int]:
-    """The field of a model that says how many classes it knows, and the number."""
-    if isinstance(model, StarflowConfig):
-        return "txt_dim (classes + 1)", model.txt_dim - 1
-    return "num_classes", getattr(model, "num_classes", 0)
 
 
 class CheckpointConfig(Frozen):
@@ -89,10 +81,13 @@ class CheckpointConfig(Frozen):
     def _consistent(self) -> "CheckpointConfig":
         conditioning, model = self.conditioning, self.model
         if conditioning.kind == "class":
-            field, expected = _class_count(model)
+            if isinstance(model, StarflowConfig):
+                field, expected = "txt_dim (classes + 1)", model.txt_dim - 1
+            else:
+                field, expected = "num_classes", getattr(model, "num_classes", 0)
             if conditioning.num_classes != expected:
                 raise ValueError(f"conditioning.num_classes {conditioning.num_classes} does not fit model.{field}")
             names = conditioning.class_names
             if names is not None and len(names) != conditioning.num_classes:
-                raise ValueError(f"{len(names)} class_names for {conditioning.num_classes} classes")
+                raise ValueError(f"found {len(names)} class_names for {conditioning.num_classes} classes")
         return self

@@ -81,12 +81,13 @@ class CheckpointTensors(Mapping[str, Callable[[], NDArray[np.float32]]]):
     def __getitem__(self, name: str) -> Callable[[], NDArray[np.float32]]:
         if name not in self._shapes:
             raise KeyError(name)
-        return lambda: self._read(name)
 
-    def _read(self, name: str) -> NDArray[np.float32]:
-        with safe_open(self.path, framework="pt") as file:
-            array: NDArray[np.float32] = file.get_tensor(name).float().numpy()
-        return array
+        def read() -> NDArray[np.float32]:
+            with safe_open(self.path, framework="pt") as file:
+                array: NDArray[np.float32] = file.get_tensor(name).float().numpy()
+            return array
+
+        return read
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._shapes))

@@ -12,7 +12,7 @@ from torch.nn import functional
 from starflow.training.autoregressive.config import BlockConfig
 from starflow.training.layers.transformer import KVCache, Layer, rms_norm_if
 
-SOFTPLUS_SHIFT = 0.541324854612918  # softplus of it is 1: a = 0 leaves a token as it is
+SOFTPLUS_SHIFT = 0.541324854612918  # its softplus is 1, so a = 0 leaves a token as it is
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -112,7 +112,7 @@ class FlowBlock(nn.Module):
         return functional.softplus(a + SOFTPLUS_SHIFT) if self.block.scale == "softplus" else torch.exp(a)
 
     def log_sigma(self, a: Tensor) -> Tensor:
-        """Logarithm of `sigma`, without the detour where it is a itself."""
+        """Logarithm of `sigma`: a itself, unless the scale is a softplus."""
         return torch.log(self.sigma(a)) if self.block.scale == "softplus" else a
 
     def forward(self, x: Tensor, context: Context) -> Normalised:

@@ -66,7 +66,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is trained on, what is held out, and the condition that stands for "no condition".
+    """Samples to train on, held-out samples, and the condition that stands for "no condition".
 
     Attributes:
         null: The null class (int64 []) or the features of an empty text (float32 [T, W]); None without conditions.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from starflow.runtime.plain.errors import CheckpointError, UsageError
 
-# Where training scripts put the state dict, and what wrappers put in front of its names.
+# Keys under which training scripts save the state dict, and what wrappers put in front of its names.
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 PREFIXES = ("module.", "_orig_mod.")
 
@@ -54,7 +54,7 @@ def _read_torch(path: Path) -> object:
         with path.open("rb") as file:
             mappable = file.read(2) == b"PK"  # a zip archive; older files are bare pickles
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the restricted unpickler announces what it is about to refuse
+            warnings.simplefilter("ignore")  # the restricted unpickler warns of what it is going to refuse
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
     except UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from starflow.runtime.plain.atomic_write import atomic_file
-from starflow.runtime.plain.errors import CheckpointError, RecipeError, StarflowError, UsageError
+from starflow.runtime.plain.errors import CheckpointError, RecipeError, StarflowError
 from starflow.training.data.augmentation import mirror_images, shift_images
 from starflow.training.data.samples import Batch, Samples
 from starflow.training.recipe import AnyRecipe, changed_field
@@ -320,12 +320,11 @@ def device_named(name: str) -> torch.device:
 
     Raises:
         RecipeError: there is no such device.
-        UsageError: the recipe asks for CUDA, and there is none.
     """
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
     except RuntimeError:
         raise RecipeError(f"training.device: found {name!r}, expected auto, cpu or cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("training.device: found cuda, but torch sees no CUDA device; use auto or cpu")
+        raise RecipeError("training.device: found cuda, but torch sees no CUDA device; use auto or cpu")
     return device
