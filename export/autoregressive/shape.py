@@ -42,9 +42,7 @@ def flow_shapes(
     Raises:
         ExportError, UsageError: the model cannot have one of them.
     """
-    sizes = (options.shape or (model.config.img_size, model.config.img_size), *options.other_shapes)
-    if len(set(sizes)) < len(sizes):
-        raise UsageError(f"--shape {' '.join(f'{height}x{width}' for height, width in sizes)}: name every shape once")
+    sizes = options.sizes(model.config.img_size, model.config.patch_size)
     return tuple(_flow_shape(model, options, condition_tokens, guided, *size) for size in sizes)
 
 
@@ -52,8 +50,6 @@ def _flow_shape(
     model: FlowModel, options: ExportOptions, condition_tokens: int, guided: frozenset[int], height: int, width: int
 ) -> FlowShape:
     config, patch = model.config, model.config.patch_size
-    if height < 1 or width < 1 or height % patch or width % patch:
-        raise UsageError(f"--shape {height}x{width}: sides must be multiples of the patch size {patch}")
     if isinstance(config, TarflowConfig) and (height, width) != (config.img_size, config.img_size):
         raise UsageError(f"--shape {height}x{width}: TARFlow decodes {config.img_size}x{config.img_size} only")
     geometries = {

@@ -87,8 +87,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export; 0 when the bundle stands."""
-    from starflow.export.autoregressive.activation_check import FLOAT16_MAX
-    from starflow.export.autoregressive.activation_data import load_activation_data
+    from starflow.export.activations import FLOAT16_MAX, load_activation_data
     from starflow.export.exporter import ExportOptions, export_checkpoint
     from starflow.runtime.bundle.bundle import Bundle
     from starflow.runtime.commands.shape_argument import parse_shape

@@ -5,17 +5,17 @@ from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from starflow.export.bundle_writer import DTYPES, BundleWriter
+from starflow.export.bundle_folder import BundleFolder
 from starflow.export.onnx_graph.network_weights import NetworkWeights, Tensors
-from starflow.export.onnx_graph.traced_graph import SharedWeights, trace_graph
-from starflow.export.onnx_graph.weight_file import WeightFile
+from starflow.export.onnx_graph.traced_graph import trace
+from starflow.export.precision import DTYPES, TextPrecision
 from starflow.runtime.bundle.manifest import ConditioningSpec
 from starflow.runtime.bundle.network_spec import TextSpec
 from starflow.runtime.plain.caption_template import ASPECT_RATIO, CAPTION
@@ -23,7 +23,6 @@ from starflow.runtime.plain.errors import DataError, ExportError, UsageError
 from starflow.training.config import CheckpointConfig
 from starflow.training.text.text_encoder import encoder_folder, load_encoder, load_tokenizer
 
-TextPrecision = Literal["fp32", "fp16"]
 STORED: dict[torch.dtype, np.dtype] = {
     torch.float32: DTYPES["fp32"],
     torch.float16: DTYPES["fp16"],
@@ -64,20 +63,18 @@ class TextEncoderExporter:
                 "name the text encoder it was trained with by --text-encoder"
             )
 
-    def write(self, writer: BundleWriter) -> TextSpec:
+    def write(self, folder: BundleFolder) -> TextSpec:
         """Write graph, weights and tokenizer."""
-        writer.step("text encoder")
-        location = "weights/text_encoder.safetensors"
-        path = writer.folder / "graphs" / location
+        folder.step("text encoder")
         tensors = self._tensors()
         _drop_values(self._model)
         ids = torch.zeros(1, self._tokens, dtype=torch.int64)
-        with WeightFile(path, header_room=1024 * (len(tensors) + 64)) as file:
-            shared = SharedWeights(tensors, file, location)
-            graph = trace_graph("text_encoder", self._model, _features, {"ids": ids, "mask": ids}, "features", shared)
+        with folder.shared_weights("text_encoder", tensors) as weights:
+            traced = trace("text_encoder", self._model, _features, {"ids": ids, "mask": ids}, "features")
+            graph = traced.over(weights)
         return TextSpec(
-            tokenizer=writer.file(self._write_tokenizer(writer.folder / "text" / "tokenizer.json")),
-            encoder=writer.network(graph, writer.file(path), "text_encoder.fp32"),
+            tokenizer=folder.file(self._write_tokenizer(folder.root / "text" / "tokenizer.json")),
+            encoder=folder.network(graph, folder.file(weights.file.path), "text_encoder.fp32"),
             tokens=self._tokens,
             template=self._template,
         )

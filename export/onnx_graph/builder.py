@@ -10,6 +10,7 @@ import onnx
 from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from starflow.export.onnx_graph.external_data import external_tensor
 from starflow.export.onnx_graph.weight_file import StoredTensor, WeightFile
 
 OPSET = 24  # TensorScatter; Attention with grouped queries
@@ -26,16 +27,6 @@ ONNX_TYPES = {
 }
 
 Dims = Sequence[int | str]
-
-
-def external_tensor(stored: StoredTensor, location: str) -> TensorProto:
-    """An initializer whose data lies in a weight file, at `location` relative to the graph's folder."""
-    tensor = TensorProto(name=stored.name, data_type=ONNX_TYPES[stored.dtype], dims=stored.shape)
-    tensor.data_location = TensorProto.EXTERNAL
-    fields = {"location": location, "offset": str(stored.offset), "length": str(stored.length)}
-    for key, value in fields.items():
-        tensor.external_data.add(key=key, value=value)
-    return tensor
 
 
 class GraphBuilder:

@@ -24,7 +24,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from starflow.export.onnx_graph.builder import IR_VERSION, OPSET, external_tensor
+from starflow.export.onnx_graph.builder import IR_VERSION, OPSET
+from starflow.export.onnx_graph.external_data import external_tensor
 from starflow.export.onnx_graph.network_weights import NetworkWeights, Tensors
 from starflow.export.onnx_graph.weight_file import WeightFile
 from starflow.training.checkpoint import CheckpointTensors
@@ -73,18 +74,6 @@ class TracedGraph:
     def over(self, weights: SharedWeights) -> onnx.ModelProto:
         """The graph over some weights; those in use are stored under the model's names, unless they are there already."""
         return _with_weights(self.name, deepcopy(self.exported), self.inputs, weights)
-
-
-def trace_graph(
-    name: str,
-    model: nn.Module,
-    function: Callable[..., Tensor],
-    inputs: Mapping[str, Tensor],
-    output: str,
-    weights: SharedWeights,
-) -> onnx.ModelProto:
-    """`trace` a function, and put its weights in place."""
-    return trace(name, model, function, inputs, output).over(weights)
 
 
 def trace(

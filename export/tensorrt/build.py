@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from starflow.export.bundle_folder import file_spec
 from starflow.export.tensorrt.build_monitor import PARTS
 from starflow.export.tensorrt.build_resources import check_room
 from starflow.export.tensorrt.engine_builder import build_engine
@@ -152,7 +153,7 @@ class _VariantBuilder:
             started = time.perf_counter()
             self._build(graph, path, report)
             seconds = time.perf_counter() - started
-            file = self._describe(path)
+            file = file_spec(path, self.bundle.root)
         report(PARTS, PARTS)
         spec = EngineSpec(block=graph.block, file=file, key=key)
         return BuiltEngine(self.bundle.shape, self.variant.name, spec, graph.weight_bytes, seconds)
@@ -190,14 +191,10 @@ class _VariantBuilder:
         """
         if not path.is_file():
             return None
-        file = self._describe(path)
+        file = file_spec(path, self.bundle.root)
         recorded = self.recorded.get(key)
         whole = recorded.file == file if recorded else begins_like_engine(self.flavour, path)
         return file if whole else None
-
-    def _describe(self, path: Path) -> FileSpec:
-        name = path.relative_to(self.bundle.root).as_posix()
-        return FileSpec(path=name, bytes=path.stat().st_size, sha256=sha256(path))
 
     def _build(self, graph: GraphSpec, path: Path, report: Report) -> None:
         self._check_source(graph.file)
