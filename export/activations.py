@@ -66,11 +66,7 @@ def peaks_of(
 ) -> dict[str, float]:
     """Largest magnitude that enters or leaves some modules, by the names they are given with; NaN counts as infinite.
 
-    Args:
-        model: On the meta device, where it returns.
-        tensors: Its parameters.
-        layers: The modules that are watched.
-        run: Runs the model, which has its weights meanwhile.
+    The model is on the meta device and has its weights, `tensors`, only while `run` runs it.
     """
     peaks: dict[str, float] = {}
 

@@ -40,15 +40,7 @@ def write_graph(model: onnx.ModelProto, path: Path, root: Path) -> dict[str, Any
 
 
 class BundleFolder:
-    """The folder of a bundle under construction.
-
-    Args:
-        root: An empty folder.
-        report: Told of every step.
-
-    Attributes:
-        total: Number of steps there will be.
-    """
+    """The folder of a bundle under construction, empty at first; `report` is told of every one of `total` steps."""
 
     def __init__(self, root: Path, report: Report) -> None:
         self.root, self.total = root, 0

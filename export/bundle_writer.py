@@ -30,15 +30,9 @@ TOOLS = ("starflow-compiler", "torch", "onnx", "numpy")
 
 
 class BundleWriter:
-    """Writes every file of a bundle into a folder, which the caller makes appear atomically.
+    """Writes every file of a bundle into `root`, an empty folder, which the caller makes appear atomically.
 
-    Args:
-        root: An empty folder.
-        config: Configuration of the checkpoint.
-        tensors: Its tensors.
-        options: What to write.
-        family: The flow.
-        progress: Told of every graph.
+    `config` and `tensors` are the checkpoint's; `progress` is told of every graph.
 
     Raises:
         ExportError, UsageError: the options do not fit the model.

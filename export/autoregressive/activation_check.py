@@ -24,7 +24,7 @@ def activation_peaks(
 
     Args:
         config: Configuration of the checkpoint.
-        model: Its model, on the meta device.
+        model: Its model, on the meta device, where it returns.
         tensors: Its parameters.
         data: What to run on, in the normalising direction. None draws samples by Jacobi iteration over the whole sequence:
             until it converges for models of up to some ten million parameters, a few passes over smaller images for

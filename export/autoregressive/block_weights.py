@@ -13,11 +13,7 @@ from starflow.training.config import BlockConfig
 class BlockWeights(NetworkWeights):
     """Read access to one block's parameters, by their names inside the block.
 
-    Args:
-        block: The block.
-        model: The model it belongs to, for its rotary angles; its own parameters may be on the meta device.
-        tensors: The checkpoint's tensors, float32 or float16, read one at a time.
-        dtype: Type matrices and biases are stored in.
+    Args as of `NetworkWeights`; `model` gives the rotary angles, and may be on the meta device.
     """
 
     def __init__(self, block: BlockConfig, model: FlowModel, tensors: Tensors, dtype: np.dtype) -> None:

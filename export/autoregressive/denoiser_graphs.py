@@ -57,10 +57,7 @@ def trace_denoiser(model: FlowModel, kind: DenoiserKind, shape: DenoiserShape) -
     text has none) or `label` [B] int64, the number of classes being the null class (TARFlow with classes). Output: `score` or
     `prediction`, shaped as x.
 
-    Args:
-        model: May be on the meta device; a learned denoiser is a `Starflow`'s.
-        kind: The denoiser.
-        shape: Static sizes.
+    The model may be on the meta device.
     """
     inputs = _inputs(model, shape)
     if kind == "score":

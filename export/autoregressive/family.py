@@ -12,7 +12,7 @@ from starflow.export.autoregressive.block_weights import BlockWeights
 from starflow.export.autoregressive.denoiser_graphs import DenoiserShape, denoiser_kinds, trace_denoiser
 from starflow.export.autoregressive.geometry import StepGeometry
 from starflow.export.autoregressive.shape import FlowShape, flow_shapes
-from starflow.export.autoregressive.step_graph import GuidanceRule, StepGraphOptions, build_step_graph
+from starflow.export.autoregressive.step_graph import GuidanceRule, StepGraph, StepGraphOptions
 from starflow.export.bundle_folder import BundleFolder
 from starflow.export.export_options import ExportOptions
 from starflow.export.flow_family import FlowFamily
@@ -58,7 +58,7 @@ class AutoregressiveFamily(FlowFamily):
         config, dtype = self._model.block_configs[block], DTYPES[precision]
         options = StepGraphOptions(lowering, dtype, self._rule, self._options.attention_temperature)
         weights = BlockWeights(config, self._model, self._tensors, dtype)
-        return build_step_graph(graph, config, weights, self._shapes[shape].geometries[block], options)
+        return StepGraph(graph, config, weights, self._shapes[shape].geometries[block], options).build()
 
     def activation_peaks(self) -> dict[str, float]:
         return activation_peaks(self._config, self._model, self._tensors, self._options.activations)

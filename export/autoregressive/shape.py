@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from starflow.export.autoregressive.geometry import StepGeometry, step_geometry
+from starflow.export.autoregressive.geometry import StepGeometry
 from starflow.export.export_options import ExportOptions
 from starflow.runtime.plain.errors import ExportError, UsageError
 from starflow.training.autoregressive.model import FlowModel
@@ -11,12 +11,11 @@ from starflow.training.config import TarflowConfig
 
 @dataclass(frozen=True)
 class FlowShape:
-    """One shape.
+    """One of the shapes.
 
     Attributes:
         height, width: Of the data, in (latent) pixels.
         geometries: Sizes of the step graph of each flow block that has one.
-        max_chunk: Most tokens of one run.
     """
 
     height: int
@@ -33,11 +32,7 @@ def flow_shapes(
 ) -> tuple[FlowShape, ...]:
     """The shapes that were asked for, the default one first.
 
-    Args:
-        model: The flow, on the meta device.
-        options: What was asked for.
-        condition_tokens: Condition tokens of a block that takes any.
-        guided: Indices of the blocks that run [conditional, null] rows.
+    `condition_tokens` are those of a block that takes any; the blocks in `guided` run [conditional, null] rows.
 
     Raises:
         ExportError, UsageError: the model cannot have one of them.
@@ -53,13 +48,13 @@ def _flow_shape(
     if isinstance(config, TarflowConfig) and (height, width) != (config.img_size, config.img_size):
         raise UsageError(f"--shape {height}x{width}: TARFlow decodes {config.img_size}x{config.img_size} only")
     geometries = {
-        block.index: step_geometry(
-            block,
+        block.index: StepGeometry(
             batch=options.batch,
-            guided=block.index in guided,
-            condition_tokens=condition_tokens,
+            rows=2 * options.batch if block.index in guided else options.batch,
+            prefix=condition_tokens if block.condition == "prefix" else 0,
             height=height // patch,
             width=width // patch,
+            start_token=block.start_token,
         )
         for block in model.block_configs
         if block.layers

@@ -19,12 +19,8 @@ def activation_peaks(
 ) -> dict[str, float]:
     """Largest magnitude of any activation, by layer.
 
-    Args:
-        config: Configuration of the checkpoint.
-        model: Its network, on the meta device.
-        tensors: Its parameters.
-        data: What to run on: points on the straight paths from noise to these. None follows the network's own paths, guided
-            where it can be; networks conditioned on features then get standard normal ones.
+    The network runs on points of the straight paths from noise to `data`; without data along its own paths, guided where it can
+    be, and on standard normal features where it is conditioned on any.
     """
     generator = torch.Generator().manual_seed(0)
 

@@ -28,8 +28,8 @@ class AutoencoderExporter:
 
     Args:
         folder: A diffusers folder of an AutoencoderKL or AutoencoderTiny.
-        config: The checkpoint's; says how latents are scaled.
-        channels: Of the latents the bundle makes.
+        config: Says how the checkpoint's latents are scaled.
+        channels: Channels of the flow's data.
 
     Raises:
         CheckpointError: the folder cannot be read.
@@ -74,10 +74,7 @@ class AutoencoderExporter:
 
         Weights are stored in the type of the folder; the graphs compute in float32.
 
-        Args:
-            folder: The bundle.
-            batch: Images B of one run.
-            sizes: Height and width of the latents, by what the names of their graphs end in.
+        `sizes` are heights and widths of the latents, by what the names of their graphs end in.
         """
         graphs: dict[str, list[onnx.ModelProto]] = {}
         with folder.shared_weights("autoencoder", self._tensors()) as weights:
@@ -132,14 +129,8 @@ def find_autoencoder(
 ) -> AutoencoderExporter | None:
     """The autoencoder of a checkpoint: the one asked for, or the one in its folder.
 
-    Args:
-        checkpoint: The checkpoint's folder.
-        config: Its configuration.
-        data_shape: [C, h, w] of the bundle's data, or of a point.
-        asked: A folder, `none`, or None.
-
-    Returns:
-        None where data are pixels or points, or nobody asks for an autoencoder.
+    `data_shape` is [C, h, w], or [D] of points; `asked` is a folder, `none`, or None. Returns None where data are pixels or
+    points, or where `none` was asked for.
 
     Raises:
         CheckpointError, ExportError: the autoencoder is not there, or does not fit.

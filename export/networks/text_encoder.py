@@ -40,7 +40,7 @@ class TextEncoderExporter:
     Args:
         folder: A Hugging Face folder with an encoder and its tokenizer.
         template: What stands around a caption.
-        conditioning: The model's; says how many tokens of which width there are to be.
+        conditioning: The model's: how many tokens of which width there are to be.
         precision: Type weights are stored in; None takes that of the folder. The graph computes in float32 always: the
             activations of T5 outgrow float16.
 
@@ -128,15 +128,7 @@ def find_text_encoder(
 ) -> TextEncoderExporter | None:
     """The text encoder of a checkpoint: the one asked for, the one in its folder, or the one its configuration names.
 
-    Args:
-        checkpoint: The checkpoint's folder.
-        config: Its configuration.
-        conditioning: What the bundle is conditioned on.
-        asked: A folder, `none`, or None.
-        precision: See `TextEncoderExporter`.
-
-    Returns:
-        None where the caller gives features, or no condition.
+    `asked` is a folder, `none`, or None. Returns None where the caller of the bundle gives features, or no condition.
 
     Raises:
         DataError, ExportError: the encoder is not there, or does not fit.
@@ -154,10 +146,8 @@ def find_text_encoder(
     try:
         folder = encoder_folder(name)
     except DataError as error:
-        mend = (
-            "" if asked else "; name the text encoder's folder by --text-encoder, or leave it out: --text-encoder none"
-        )
-        raise DataError(f"{error}{mend}") from None
+        mend = "; name the text encoder's folder with --text-encoder, or leave it out: --text-encoder none"
+        raise DataError(f"{error}{'' if asked else mend}") from None
     return TextEncoderExporter(folder, config.text.template if config.text else CAPTION, conditioning, precision)
 
 

@@ -1,6 +1,7 @@
 """Writing ONNX graphs by hand, legibly: one call per node, weights by reference."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from zlib import crc32
 
@@ -53,9 +54,12 @@ class GraphBuilder:
 
     # Names
 
-    def scope(self, name: str) -> "_Scope":
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
         """Prefix the names of everything made inside `with`."""
-        return _Scope(self._scope, name)
+        self._scope.append(name)
+        yield
+        self._scope.pop()
 
     def _fresh(self, kind: str) -> str:
         base = "/".join([*self._scope, kind])
@@ -126,14 +130,3 @@ class GraphBuilder:
         model.ir_version = IR_VERSION
         helper.set_model_props(model, metadata)
         return model
-
-
-class _Scope:
-    def __init__(self, stack: list[str], name: str) -> None:
-        self._stack, self._name = stack, name
-
-    def __enter__(self) -> None:
-        self._stack.append(self._name)
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.pop()

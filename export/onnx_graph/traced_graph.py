@@ -59,13 +59,7 @@ def traced_weights(tensors: CheckpointTensors, dtype: np.dtype) -> Tensors:
 
 @dataclass(frozen=True)
 class TracedGraph:
-    """A function that was traced, without weights.
-
-    Attributes:
-        name: Name of the graph.
-        inputs: Names of its inputs, apart from weights.
-        exported: What PyTorch made of it; weights are inputs.
-    """
+    """A function as PyTorch exported it: its weights are inputs beside `inputs`."""
 
     name: str
     inputs: tuple[str, ...]
@@ -84,9 +78,9 @@ def trace(
     Args:
         name: Name of the graph.
         model: May be on the meta device: only shapes count.
-        function: Of the model and the inputs, in their order; what it returns is the one output.
+        function: Takes the model and the inputs, in their order; returns the one output.
         inputs: Their names, and a tensor of each one's shape and type.
-        output: Its name.
+        output: Name of the output.
     """
     owner = _Owner(model, function)
     state_dict = owner.state_dict() | dict(owner.named_buffers())  # those that are not saved as well

@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 import ml_dtypes
@@ -61,11 +60,9 @@ class WeightFile:
         self._file.seek(self._data_start)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         assert self._file is not None
-        if kind is None:
+        if error is None:
             header = json.dumps(self._entries).encode()
             room = self._data_start - 8
             if len(header) > room:

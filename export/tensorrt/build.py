@@ -74,12 +74,7 @@ def build_bundle(
     What was finished before an error, Ctrl-C or a crash is kept and found again by the next build. Until all engines of a
     variant are there, its `build.json` names the previous ones, which stay.
 
-    Args:
-        bundle: The bundle.
-        target: What to build for.
-        request: What to build.
-        report: Told how far all of it is.
-        waiting: Called before waiting for another build of the bundle to end.
+    `report` is told how far all of it is; `waiting` is called before waiting for another build of the bundle to end.
 
     Raises:
         UsageError: a variant cannot be built for the target, or the bundle cannot be written.

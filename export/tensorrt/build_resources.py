@@ -41,12 +41,7 @@ def container_memory(group: Path) -> int | None:
 
 
 def check_room(block: int, weight_bytes: int, folder: Path) -> None:
-    """See that memory and disk hold the build of a flow block.
-
-    Args:
-        block: Index of the flow block.
-        weight_bytes: Bytes of its weights.
-        folder: Where the engine will be written.
+    """See that memory, and the disk of `folder`, hold the build of a flow block with so many bytes of weights.
 
     Raises:
         ExportError: they do not.

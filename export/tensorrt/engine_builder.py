@@ -7,7 +7,7 @@ from typing import Any
 
 from starflow.export.tensorrt.build_monitor import BuildMonitor
 from starflow.export.tensorrt.engine_header import begins_like_engine
-from starflow.export.tensorrt.engine_writer import EngineWriter
+from starflow.export.tensorrt.engine_writer import engine_writer
 from starflow.export.tensorrt.parse import ParsedGraph
 from starflow.export.tensorrt.timing_cache import TimingCache
 from starflow.runtime.backends.tensorrt.flavour import Flavour
@@ -35,7 +35,7 @@ def build_engine(
         config: What to build for, and how.
         longest: Most tokens of one run; no profile takes more.
         destination: The engine file; one that exists is replaced.
-        report: Told how far the build is, in parts.
+        report: Told how far the build is, in `PARTS`.
 
     Raises:
         ExportError: TensorRT cannot build it, memory or disk ran out.
@@ -49,9 +49,8 @@ def build_engine(
     with atomic_file(destination) as temporary:
         try:
             with temporary.open("wb") as file:
-                writer = EngineWriter(parsed.flavour, file)
+                writer = engine_writer(parsed.flavour, file)
                 built = _build(parsed, settings, writer, monitor)
-                writer.flush()
         except OSError as error:  # closing is the last chance to learn of a full disk
             writer.error = writer.error or error
         if writer.error:
@@ -61,7 +60,7 @@ def build_engine(
     cache.save()
 
 
-def _build(parsed: ParsedGraph, settings: Any, writer: EngineWriter, monitor: BuildMonitor) -> bool:
+def _build(parsed: ParsedGraph, settings: Any, writer: Any, monitor: BuildMonitor) -> bool:
     """Run the builder in a thread of its own, so that this one hears signals meanwhile."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         # A signal may come at any point, also between the start of a thread and the note that it has to be waited for; so
@@ -69,7 +68,7 @@ def _build(parsed: ParsedGraph, settings: Any, writer: EngineWriter, monitor: Bu
         thread.submit(int).result()
         build = parsed.builder.build_serialized_network_to_stream
         try:
-            return bool(thread.submit(build, parsed.network, settings, writer.interface).result())
+            return bool(thread.submit(build, parsed.network, settings, writer).result())
         except BaseException:
             monitor.cancel()  # leaving the context waits for the builder
             raise
@@ -126,7 +125,6 @@ def _ranges(parsed: ParsedGraph, profile: Profile) -> Any:
 
 
 def _failure(parsed: ParsedGraph) -> str:
-    where = str(parsed.path) if parsed.block is None else f"{parsed.path}: flow block {parsed.block}"
     said = parsed.log.last_error()
     advice = next((mend for pattern, mend in ADVICE.items() if re.search(pattern, said)), None)
-    return f"{where}: {parsed.flavour.name} cannot build it: {said[:300]}" + (f"; {advice}" if advice else "")
+    return f"{parsed.place}: {parsed.flavour.name} cannot build it: {said[:300]}" + (f"; {advice}" if advice else "")

@@ -25,6 +25,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import NodeProto, TensorProto, helper
 
+from starflow.export.tensorrt.parse import graph_place
 from starflow.runtime.plain.errors import ExportError
 
 DOUBLE_WIDTH = (TensorProto.INT64, TensorProto.UINT64, TensorProto.DOUBLE, TensorProto.COMPLEX128)
@@ -57,9 +58,7 @@ class Misreading:
 def guard_graph(path: str | os.PathLike[str], block: int | None = None) -> None:
     """See that TensorRT understands a graph as it is meant. Weights are not read.
 
-    Args:
-        path: The ONNX file.
-        block: Index of its flow block, for messages.
+    `block` is the index of its flow block, for messages.
 
     Raises:
         ExportError: it does not; the message names the file, the flow block and the first such node.
@@ -70,7 +69,7 @@ def guard_graph(path: str | os.PathLike[str], block: int | None = None) -> None:
         reason = " ".join(str(error).split())
         raise ExportError(f"{path}: cannot be read as ONNX ({reason}); export the bundle again") from None
     if found:
-        where = f"{path}" if block is None else f"{path}: flow block {block}"
+        where = graph_place(Path(path), block)
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise ExportError(f"{where}: {found[0]}{more}")
 

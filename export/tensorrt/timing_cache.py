@@ -11,10 +11,6 @@ class TimingCache:
     """The timing cache of a target.
 
     A flavour that builds for named compute capabilities does so without a GPU and measures nothing: it has none.
-
-    Args:
-        flavour: The TensorRT that builds.
-        path: Where the cache is kept.
     """
 
     def __init__(self, flavour: Flavour, path: Path) -> None:

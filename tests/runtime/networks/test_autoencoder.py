@@ -248,7 +248,7 @@ def test_verify_compares_it_with_pytorch(
     assert {row["route"] for row in rows} == {"encoder", "decoder", "noisy decoder"}
     assert all(0 < row["relative"] < 1e-5 for row in rows)
     assert main(["verify", str(bundle)]) == 0
-    assert "autoencoder: is compared with PyTorch: name --checkpoint" in " ".join(capsys.readouterr().out.split())
+    assert "autoencoder: it has no reference here; name --checkpoint" in " ".join(capsys.readouterr().out.split())
     # A bundle whose decoder lost its way: the noisy decoder's graph in the place of the plain one's.
     swapped = shutil.copytree(bundle, tmp_path / "swapped")
     manifest = json.loads((swapped / "manifest.json").read_text())

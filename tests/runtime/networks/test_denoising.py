@@ -12,7 +12,7 @@ from starflow.export.autoregressive.denoiser_graphs import denoiser_kinds
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.export.verification.routes import find_routes
 from starflow.export.verification.tolerances import tolerances
-from starflow.export.verification.torch_reference import torch_reference
+from starflow.export.verification.torch_reference import TorchReference
 from starflow.export.verification.verify import verify
 from starflow.runtime import Sampler
 from starflow.runtime.bundle.bundle import Bundle
@@ -87,7 +87,7 @@ def test_verify_compares_them_with_pytorch(bundle: Path, model: tuple[Path, Flow
 
     def passed(checked: Bundle) -> dict[str, bool]:
         routes, _ = find_routes(checked, ["onnxruntime"], [])
-        result = verify(checked, torch_reference(model[0], checked), routes, case, tolerances())
+        result = verify(checked, TorchReference(model[0], checked), routes, case, tolerances())
         return {m.route: m.passed for m in result.measurements}
 
     names = [f"denoiser {kind}-{precision}" for precision in ("fp32", "fp16") for kind in ("score", "learned")]
