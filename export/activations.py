@@ -47,7 +47,7 @@ def load_activation_data(path: Path) -> ActivationData:
         with np.load(path) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: is not a readable .npz file ({error})") from None
+        raise UsageError(f"{path}: not a readable .npz file ({error})") from None
     if "x" not in arrays or set(arrays) - {"x", "condition"}:
         raise UsageError(f"{path}: holds {sorted(arrays)}; give x [N, C, H, W] and, for conditioned models, condition")
     if any(array.dtype.kind not in "fiu" or not np.isfinite(array).all() for array in arrays.values()):

@@ -60,7 +60,7 @@ class ExportOptions:
             )
         for height, width in sizes:
             if height < 1 or width < 1 or height % patch or width % patch:
-                raise UsageError(f"--shape {height}x{width}: sides must be multiples of the patch size {patch}")
+                raise UsageError(f"--shape {height}x{width}: give sides that are multiples of the patch size {patch}")
         return sizes
 
     def tokens(self, trained: int, *, features: bool) -> int:

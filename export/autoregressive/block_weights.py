@@ -24,7 +24,7 @@ class BlockWeights(NetworkWeights):
         """Learned positions in block order, cut to the network's inputs, [T or T - 1, channels] float32."""
         table = self["pos_embed"]
         if len(table) != geometry.tokens:
-            raise ExportError(f"learned positions cover {len(table)} tokens; {geometry.tokens} are asked for")
+            raise ExportError(f"the learned positions cover {len(table)} tokens, but the shape has {geometry.tokens}")
         return (table[::-1] if self.block.reversed else table)[: geometry.capacity - geometry.prefix]
 
     def class_table(self) -> NDArray:

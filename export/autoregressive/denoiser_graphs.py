@@ -43,7 +43,7 @@ def denoiser_kinds(config: CheckpointConfig, options: ExportOptions) -> tuple[De
     if "learned" in asked and not learned:
         raise UsageError("--denoise learned: this model has no learned denoiser (learnable_self_denoiser)")
     if "score" in asked and not config.noise_std:
-        raise UsageError("--denoise score: config.json states no noise_std; state the one the model was trained with")
+        raise UsageError("--denoise score: config.json has no noise_std; add the value that the model was trained with")
     return tuple(dict.fromkeys(asked))
 
 

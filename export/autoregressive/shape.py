@@ -46,7 +46,7 @@ def _flow_shape(
 ) -> FlowShape:
     config, patch = model.config, model.config.patch_size
     if isinstance(config, TarflowConfig) and (height, width) != (config.img_size, config.img_size):
-        raise UsageError(f"--shape {height}x{width}: TARFlow decodes {config.img_size}x{config.img_size} only")
+        raise UsageError(f"--shape {height}x{width}: a TARFlow samples {config.img_size}x{config.img_size} only")
     geometries = {
         block.index: StepGeometry(
             batch=options.batch,
@@ -61,9 +61,9 @@ def _flow_shape(
     }
     for index, geometry in geometries.items():
         if geometry.capacity < 1:
-            raise ExportError(f"flow block {index} decodes no token: one token and no start token leave nothing to do")
+            raise ExportError(f"flow block {index} has no token to decode: a single token, and no start token")
     longest = max((geometry.capacity for geometry in geometries.values()), default=1)
     max_chunk = longest if options.max_chunk is None else options.max_chunk
     if not 1 <= max_chunk <= longest:
-        raise UsageError(f"--max-chunk {max_chunk}: this model's blocks take 1 to {longest} tokens at {height}x{width}")
+        raise UsageError(f"--max-chunk {max_chunk}: give 1 to {longest} tokens at {height}x{width}")
     return FlowShape(height, width, geometries, max_chunk)

@@ -139,5 +139,5 @@ def _denoisers(names: list[str] | None) -> "list[DenoiserKind] | None":
     if names is None:
         return None
     if "none" in names and len(names) > 1:
-        raise UsageError(f"--denoise {' '.join(names)}: give none, or names of denoisers")
+        raise UsageError(f"--denoise {' '.join(names)}: give none alone, or names of denoisers")
     return [name for name in ("score", "learned") if name in names]

@@ -31,13 +31,13 @@ class ContinuousFamily(FlowFamily):
         self, config: CheckpointConfig, model: VelocityNetwork, tensors: CheckpointTensors, options: ExportOptions
     ) -> None:
         if options.max_chunk is not None:
-            raise UsageError("--max-chunk: is for autoregressive flows; a continuous flow moves all tokens at once")
+            raise UsageError("--max-chunk: only autoregressive flows decode in chunks; leave it out for a continuous flow")
         if options.attention_temperature:
-            raise UsageError("--attention-temperature: is for autoregressive flows")
+            raise UsageError("--attention-temperature: only autoregressive flows have one; leave it out for a continuous flow")
         if options.other_shapes:
-            raise UsageError("--shape: a bundle of a continuous flow holds one shape; export another bundle")
+            raise UsageError("--shape: the bundle of a continuous flow holds one shape; export a bundle for each shape")
         if options.denoisers:
-            raise UsageError("--denoise: is for autoregressive flows, which sample noised data")
+            raise UsageError("--denoise: a continuous flow samples the data without noise; leave it out")
         self._config, self._model, self._tensors, self._options = config, model, tensors, options
         self.conditioning = self._conditioning()
         self.data_shapes = [self._data_shape()]
@@ -81,7 +81,7 @@ class ContinuousFamily(FlowFamily):
         if not isinstance(config, VelocityMlpConfig):
             return (config.in_channels, *self._options.sizes(config.img_size, config.patch_size)[0])
         if shape:
-            raise UsageError(f"--shape {shape[0]}x{shape[1]}: this model makes points of {config.dimensions} values")
+            raise UsageError(f"--shape {shape[0]}x{shape[1]}: this model samples points of {config.dimensions} values; leave it out")
         return (config.dimensions,)
 
     def _conditioning(self) -> ConditioningSpec:

@@ -41,11 +41,11 @@ class AutoencoderExporter:
         plain = found.autoencoder
         if plain.latent_channels != channels:
             raise ExportError(
-                f"{folder}: its latents have {plain.latent_channels} channels, the model's data {channels}; "
-                "name the autoencoder it was trained with by --autoencoder"
+                f"{folder}: its latents have {plain.latent_channels} channels, but the flow's data have {channels}; "
+                "name the autoencoder that the flow was trained with: --autoencoder FOLDER"
             )
         if plain.pixel_channels not in (1, 3):
-            raise ExportError(f"{folder}: makes images of {plain.pixel_channels} channels, expected 1 or 3")
+            raise ExportError(f"{folder}: its images have {plain.pixel_channels} channels, expected 1 or 3")
         self._plain, self._channels = plain, channels
         self._networks = nn.ModuleDict({"autoencoder": plain})
         self._noise = {"autoencoder": 0.0}
@@ -143,11 +143,11 @@ def find_autoencoder(
         return None
     if len(data_shape) != 3 or (config.autoencoder is None and config.image.mode != "latent"):
         raise UsageError(
-            f"--autoencoder {asked or inside}: this model makes {config.image.mode} images or points, not latents"
+            f"--autoencoder {asked or inside}: the data of this model are {config.image.mode} images or points, not latents"
         )
     if asked is None and not inside.is_dir():
         raise ExportError(
-            f"{checkpoint}: its data are latents, and there is no {AUTOENCODER}/ to decode them; "
-            "name the autoencoder by --autoencoder, or leave it out: --autoencoder none"
+            f"{checkpoint}: its data are latents, but it has no {AUTOENCODER}/ to decode them; "
+            "name one with --autoencoder, or export without: --autoencoder none"
         )
     return AutoencoderExporter(Path(asked) if asked else inside, config, data_shape[0])

@@ -59,8 +59,8 @@ class TextEncoderExporter:
         found = self._model.config.hidden_size
         if found != self._width:
             raise ExportError(
-                f"{folder}: makes features of width {found}, the model takes {self._width}; "
-                "name the text encoder it was trained with by --text-encoder"
+                f"{folder}: its features have width {found}, but the model takes width {self._width}; "
+                "name the text encoder that the model was trained with: --text-encoder FOLDER"
             )
 
     def write(self, folder: BundleFolder) -> TextSpec:
@@ -146,7 +146,7 @@ def find_text_encoder(
     try:
         folder = encoder_folder(name)
     except DataError as error:
-        mend = "; name the text encoder's folder with --text-encoder, or leave it out: --text-encoder none"
+        mend = "; name the text encoder's folder with --text-encoder, or export without: --text-encoder none"
         raise DataError(f"{error}{'' if asked else mend}") from None
     return TextEncoderExporter(folder, config.text.template if config.text else CAPTION, conditioning, precision)
 

@@ -111,7 +111,7 @@ def _variants(bundle: Bundle, names: Sequence[str] | None) -> list[Variant]:
         return [bundle.variant(name, "portable") for name in dict.fromkeys(names)]
     found = [each for each in bundle.manifest.variants if each.lowering == "portable" and each.precision != "fp32"]
     if not found:
-        raise UsageError(f"{bundle.root}: has no portable variant of 16 bits; export it with --precision fp16")
+        raise UsageError(f"{bundle.root}: has no portable 16-bit variant; export it with --precision fp16")
     return found
 
 
@@ -206,4 +206,4 @@ class _VariantBuilder:
         """An engine's key states the digests of what it was built from, so they had better be true."""
         path = self.bundle.root / file.path
         if sha256(path) != file.sha256:
-            raise BundleError(f"{path}: its content is not what was exported; copy or export it again")
+            raise BundleError(f"{path}: changed since it was exported; copy or export the bundle again")

@@ -9,7 +9,7 @@ from starflow.export.tensorrt.build_monitor import BuildMonitor
 from starflow.export.tensorrt.engine_header import begins_like_engine
 from starflow.export.tensorrt.engine_writer import engine_writer
 from starflow.export.tensorrt.parse import ParsedGraph
-from starflow.export.tensorrt.timing_cache import TimingCache
+from starflow.export.tensorrt.timing_cache import timing_cache
 from starflow.runtime.backends.tensorrt.flavour import Flavour
 from starflow.runtime.bundle.build_record import BuildConfig, Profile
 from starflow.runtime.plain.atomic_write import atomic_file
@@ -41,12 +41,11 @@ def build_engine(
         ExportError: TensorRT cannot build it, memory or disk ran out.
     """
     monitor = BuildMonitor(parsed.flavour, report)
-    cache = TimingCache(parsed.flavour, destination.parent.parent / "timing.cache")
     _allow_decomposition(parsed)
     settings = _settings(parsed, config, longest)
     settings.progress_monitor = monitor.interface
-    cache.attach(settings)
-    with atomic_file(destination) as temporary:
+    cache = destination.parent.parent / "timing.cache"
+    with timing_cache(parsed.flavour, cache, settings), atomic_file(destination) as temporary:
         try:
             with temporary.open("wb") as file:
                 writer = engine_writer(parsed.flavour, file)
@@ -57,7 +56,6 @@ def build_engine(
             raise ExportError(f"{destination}: cannot be written ({writer.error.strerror}); free some space") from None
         if not built or not begins_like_engine(parsed.flavour, temporary):
             raise ExportError(_failure(parsed))
-    cache.save()
 
 
 def _build(parsed: ParsedGraph, settings: Any, writer: Any, monitor: BuildMonitor) -> bool:

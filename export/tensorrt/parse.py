@@ -57,7 +57,7 @@ def parse_graph(flavour: Flavour, path: Path, block: int | None = None) -> Parse
         said = f" ({readable(log.entries[0][1])})" if log.entries else ""
         raise BackendError(
             f"{flavour.name} cannot build on this machine{said}; it needs an NVIDIA GPU and driver, "
-            "the tensorrt-rtx flavour builds without"
+            "but --target tensorrt-rtx builds without one"
         ) from None
     network = builder.create_network(_creation_flags(trt))
     parser = trt.OnnxParser(network, log.logger)

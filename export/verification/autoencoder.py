@@ -27,7 +27,7 @@ def autoencoder_folder(bundle: Bundle, checkpoint: Path | None, asked: Path | No
     """
     if bundle.manifest.autoencoder is None:
         if asked:
-            raise UsageError(f"--autoencoder {asked}: this bundle holds no autoencoder")
+            raise UsageError(f"--autoencoder {asked}: this bundle has no autoencoder")
         return None
     if checkpoint and not asked:
         from starflow.training.checkpoint import AUTOENCODER
@@ -53,7 +53,7 @@ def compare_autoencoder(bundle: Bundle, folder: Path, data: NDArray, tolerances:
     assert spec is not None
     source, graphs = open_autoencoder(folder), Autoencoder(bundle, spec)
     if len(spec.decoders) > 1 and source.noisy is None:
-        raise CheckpointError(f"{folder}: holds no decoder for noisy latents, {bundle.root} does; name --autoencoder")
+        raise CheckpointError(f"{folder}: has no decoder for noisy latents, but {bundle.root} has one; name its autoencoder with --autoencoder")
     latents = torch.from_numpy(data / np.float32(image.scale) + np.float32(image.shift))
     pairs: dict[str, tuple[NDArray, NDArray]] = {}
     with torch.inference_mode():

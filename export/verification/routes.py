@@ -104,8 +104,8 @@ def default_reference(bundle: Bundle) -> Route:
             if variant.name == name:
                 return _onnxruntime_route(bundle, variant)
     raise UsageError(
-        f"{bundle.root}: has none of the variants {', '.join(REFERENCES)} to compare with; "
-        "name the checkpoint it was exported from with --checkpoint"
+        f"{bundle.root}: has no variant to compare with (one of {', '.join(REFERENCES)}); "
+        "name the checkpoint it was exported from: --checkpoint FOLDER"
     )
 
 
@@ -161,7 +161,7 @@ def _tensorrt(bundle: Bundle, variants: Sequence[Variant]) -> Iterator[Route | N
 
     built = {record.variant for record in read_builds(bundle)}
     if not built:
-        yield NotRun("tensorrt", f"the bundle has no engines; make them with: starflow build {bundle.root}")
+        yield NotRun("tensorrt", f"the bundle has no engines; build them with: starflow build {bundle.root}")
     for variant in variants:
         if variant.name in built:
             name = f"tensorrt {variant.name}"

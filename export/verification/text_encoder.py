@@ -34,7 +34,7 @@ def text_encoder_folder(bundle: Bundle, checkpoint: Path | None, asked: str | No
     """
     if bundle.manifest.text is None:
         if asked:
-            raise UsageError(f"--text-encoder {asked}: this bundle holds no text encoder")
+            raise UsageError(f"--text-encoder {asked}: this bundle has no text encoder")
         return None
     unknown = NotRun(NAME, "it has no reference here; name --text-encoder")
     if not asked and not checkpoint:

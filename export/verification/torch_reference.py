@@ -42,7 +42,7 @@ class TorchReference:
         from starflow.training.checkpoint import load_flow, open_checkpoint
 
         if open_checkpoint(checkpoint)[1].sha256() != bundle.manifest.provenance.checkpoint_sha256:
-            raise CheckpointError(f"{checkpoint}: {bundle.root} was exported from another checkpoint; name that one")
+            raise CheckpointError(f"{checkpoint}: {bundle.root} was exported from another checkpoint; name that checkpoint")
         self._bundle, self._model = bundle, load_flow(checkpoint)[1]
 
     def trace(self, case: Case) -> Trace:

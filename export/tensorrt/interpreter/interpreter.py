@@ -145,7 +145,7 @@ class NetworkInterpreter:
             if array is None or not buffer.fits(array):
                 found = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
                 raise ExportError(
-                    f"{self.parsed.place}: input {name} takes {buffer.dtype} {list(buffer.shape)}, got {found}"
+                    f"{self.parsed.place}: input {name} is {found}, expected {buffer.dtype} {list(buffer.shape)}"
                 )
             arrays.append(array)
         return arrays

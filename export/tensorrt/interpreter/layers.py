@@ -58,7 +58,7 @@ class NetworkLayer:
     def refuse(self, reason: str) -> Never:
         """Raise the error that this layer cannot be executed."""
         raise ExportError(
-            f"{self.where}: layer {self.name} ({self.kind}): {reason}; the network interpreter must learn it"
+            f"{self.where}: layer {self.name} ({self.kind}): {reason}; the network interpreter does not support it"
         )
 
 

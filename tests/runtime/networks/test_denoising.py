@@ -155,7 +155,7 @@ def test_what_an_export_writes(
     [
         (["learned"], "this model has no learned denoiser"),
         (["score"], "config.json states no noise_std"),
-        (["none", "score"], "give none, or names of denoisers"),
+        (["none", "score"], "give none alone, or names of denoisers"),
     ],
 )
 def test_denoisers_that_cannot_be_written(
