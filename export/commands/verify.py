@@ -154,6 +154,8 @@ def _backends(arguments: argparse.Namespace) -> "list[BackendName]":
     """What is run, as `find_routes` names it: ONNX Runtime once for each provider."""
     asked = [*(arguments.backend or ("onnxruntime", "tensorrt")), *(["network"] if arguments.network else [])]
     if "onnxruntime" not in asked and arguments.provider != ["cpu"]:
-        raise UsageError(f"--provider {' '.join(arguments.provider)}: only --backend onnxruntime has providers; leave it out")
+        raise UsageError(
+            f"--provider {' '.join(arguments.provider)}: only --backend onnxruntime has providers; leave it out"
+        )
     providers = ["onnxruntime" if name == "cpu" else f"onnxruntime-{name}" for name in arguments.provider]
     return [name for backend in asked for name in (providers if backend == "onnxruntime" else [backend])]

@@ -37,9 +37,7 @@ def activation_peaks(
 
 def _along_lines(model: VelocityNetwork, data: ActivationData, generator: torch.Generator) -> None:
     if data.x.shape[1:] != model.noise_shape(1)[1:]:
-        raise UsageError(
-            f"activation data: x is {list(data.x.shape)}, expected {['N', *model.noise_shape(1)[1:]]}"
-        )
+        raise UsageError(f"activation data: x is {list(data.x.shape)}, expected {['N', *model.noise_shape(1)[1:]]}")
     noise = torch.randn(data.x.shape, generator=generator)
     for index in range(STEPS + 1):
         t = index / STEPS

@@ -31,9 +31,13 @@ class ContinuousFamily(FlowFamily):
         self, config: CheckpointConfig, model: VelocityNetwork, tensors: CheckpointTensors, options: ExportOptions
     ) -> None:
         if options.max_chunk is not None:
-            raise UsageError("--max-chunk: only autoregressive flows decode in chunks; leave it out for a continuous flow")
+            raise UsageError(
+                "--max-chunk: only autoregressive flows decode in chunks; leave it out for a continuous flow"
+            )
         if options.attention_temperature:
-            raise UsageError("--attention-temperature: only autoregressive flows have one; leave it out for a continuous flow")
+            raise UsageError(
+                "--attention-temperature: only autoregressive flows have one; leave it out for a continuous flow"
+            )
         if options.other_shapes:
             raise UsageError("--shape: the bundle of a continuous flow holds one shape; export a bundle for each shape")
         if options.denoisers:
@@ -81,7 +85,9 @@ class ContinuousFamily(FlowFamily):
         if not isinstance(config, VelocityMlpConfig):
             return (config.in_channels, *self._options.sizes(config.img_size, config.patch_size)[0])
         if shape:
-            raise UsageError(f"--shape {shape[0]}x{shape[1]}: this model samples points of {config.dimensions} values; leave it out")
+            raise UsageError(
+                f"--shape {shape[0]}x{shape[1]}: this model samples points of {config.dimensions} values; leave it out"
+            )
         return (config.dimensions,)
 
     def _conditioning(self) -> ConditioningSpec:

@@ -28,8 +28,6 @@ STORED: dict[torch.dtype, np.dtype] = {
     torch.float16: DTYPES["fp16"],
     torch.bfloat16: DTYPES["bf16"],
 }
-
-
 # Width to height, as captions name it.
 RATIOS = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "9:21", "21:9")
 
@@ -107,13 +105,11 @@ class TextEncoderExporter:
         return path
 
 
-def for_shape(text: TextSpec | None, height: int, width: int) -> TextSpec | None:
+def for_shape(text: TextSpec, height: int, width: int) -> TextSpec:
     """A text encoder's entry for images of a height and width: the template names their aspect ratio, if it names any.
 
     The published code trains on images of given ratios, whose sides it rounds; so the nearest ratio is the one meant.
     """
-    if text is None:
-        return None
     distance = {ratio: abs(math.log(width / height) - math.log(Fraction(ratio.replace(":", "/")))) for ratio in RATIOS}
     nearest = min(RATIOS, key=distance.__getitem__)
     return text.model_copy(update={"template": text.template.replace(ASPECT_RATIO, nearest)})

@@ -40,9 +40,9 @@ class StoredTensor:
 
 
 class WeightFile:
-    """Collects tensors in memory-light fashion: data goes to disk at once, the header when the file is closed.
+    """Writes tensors one at a time: their data go to disk at once, the header when the file is closed.
 
-    A header's size is known only at the end, so `header_room` bytes are kept free for it; it is padded with spaces, as
+    The size of the header is known only at the end, so `header_room` bytes are kept free for it; it is padded with spaces, as
     the format allows.
     """
 

@@ -1,4 +1,4 @@
-"""Builds the engines of a bundle: which, whether anew, and what is written about them."""
+"""Builds the engines of a bundle, unless they are up to date, and records what they are."""
 
 import datetime
 import time
@@ -203,7 +203,7 @@ class _VariantBuilder:
         build_engine(parse_graph(self.flavour, source, graph.block), self.config, longest, path, report)
 
     def _check_source(self, file: FileSpec) -> None:
-        """An engine's key states the digests of what it was built from, so they had better be true."""
+        """Check a file that goes into an engine, because the engine's key states the digest of it."""
         path = self.bundle.root / file.path
         if sha256(path) != file.sha256:
             raise BundleError(f"{path}: changed since it was exported; copy or export the bundle again")

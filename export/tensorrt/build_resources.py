@@ -1,4 +1,4 @@
-"""Is there room for a build: an estimate, before minutes go into it."""
+"""Estimates whether memory and disk suffice for a build, before minutes go into it."""
 
 import shutil
 from pathlib import Path
@@ -41,7 +41,7 @@ def container_memory(group: Path) -> int | None:
 
 
 def check_room(block: int, weight_bytes: int, folder: Path) -> None:
-    """See that memory, and the disk of `folder`, hold the build of a flow block with so many bytes of weights.
+    """Check that memory, and the disk of `folder`, hold the build of a flow block with so many bytes of weights.
 
     Raises:
         ExportError: they do not.

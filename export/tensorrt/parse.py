@@ -86,4 +86,7 @@ def _refusal(flavour: Flavour, path: Path, block: int | None, parser: Any) -> st
     said = readable(first.desc())
     reason = code if said in ("", "false") else said
     more = f", and {len(named) - 1} more" if len(named) > 1 else ""
-    return f"{where}: {flavour.name} refuses {node}: {reason}{more}; only portable graphs can be built"
+    return (
+        f"{where}: {flavour.name} refuses {node}: {reason}{more}; only portable graphs can be built "
+        f"(polygraphy inspect model {path} --show layers lists the nodes)"
+    )

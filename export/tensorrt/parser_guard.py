@@ -1,6 +1,6 @@
-"""Refuses graphs that TensorRT would take and compute something else from.
+"""Refuses graphs that TensorRT accepts but computes wrongly.
 
-The parser and the builder report what they do not support. What stands here they accept without a word, or refuse so late and
+The parser and the builder report what they do not support. They accept the following without a word, or refuse it so late and
 in such terms that nobody finds the cause:
 
 * `nonpad_kv_seqlen`, input 6 of Attention, is ignored: the whole padded cache is attended to.
@@ -56,7 +56,7 @@ class Misreading:
 
 
 def guard_graph(path: str | os.PathLike[str], block: int | None = None) -> None:
-    """See that TensorRT understands a graph as it is meant. Weights are not read.
+    """Check that TensorRT understands a graph as it is meant. Weights are not read.
 
     `block` is the index of its flow block, for messages.
 

@@ -32,13 +32,15 @@ class Target:
         return target_name(self.flavour.name, self.compute_capabilities)
 
     def check_variant(self, variant: Variant) -> None:
-        """See that a variant can be computed on every GPU of the target.
+        """Check that a variant can be computed on every GPU of the target.
 
         Raises:
             UsageError: it cannot; the message says what can be built instead.
         """
         if variant.lowering != "portable":
-            raise UsageError(f"--variant {variant.name}: only ONNX Runtime on a CPU runs this variant; name a portable one")
+            raise UsageError(
+                f"--variant {variant.name}: only ONNX Runtime on a CPU runs this variant; name a portable one"
+            )
         since, instead = SINCE.get(variant.precision, ((0, 0), ""))
         older = [c for c in self.compute_capabilities if _numbers(c) < since]
         if older:

@@ -1,7 +1,7 @@
 """Do two sets of tokens agree, and where do they differ most?
 
-The verdicts are Polygraphy's (`SimpleCompareFunc` for every element, `L2CompareFunc` for the whole). It keeps no account of
-where an error lies, nor of errors in relation to the size of the whole, so those figures are NumPy's.
+The verdicts are Polygraphy's (`SimpleCompareFunc` for every element, `L2CompareFunc` for the whole). Polygraphy
+does not say where an error lies, nor how large it is relative to the whole, so those figures are computed here.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
-"""The encoder and the decoders of a bundle against PyTorch's.
+"""Compares the encoder and the decoders of a bundle with those of PyTorch.
 
-Torch is imported where there is a checkpoint to compare with: verifying without one does without it.
+Torch is imported only when there is an autoencoder to compare with: verifying without one does not need it.
 """
 
 from pathlib import Path
@@ -53,7 +53,9 @@ def compare_autoencoder(bundle: Bundle, folder: Path, data: NDArray, tolerances:
     assert spec is not None
     source, graphs = open_autoencoder(folder), Autoencoder(bundle, spec)
     if len(spec.decoders) > 1 and source.noisy is None:
-        raise CheckpointError(f"{folder}: has no decoder for noisy latents, but {bundle.root} has one; name its autoencoder with --autoencoder")
+        raise CheckpointError(
+            f"{folder}: has no decoder for noisy latents, but {bundle.root} has one; name its autoencoder with --autoencoder"
+        )
     latents = torch.from_numpy(data / np.float32(image.scale) + np.float32(image.shift))
     pairs: dict[str, tuple[NDArray, NDArray]] = {}
     with torch.inference_mode():

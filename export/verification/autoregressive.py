@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from starflow.export.verification.subject import Found, Part, Subject
 from starflow.export.verification.tolerances import Kind
-from starflow.runtime.autoregressive.tokens import unpatchify
+from starflow.runtime.autoregressive.tokens import patchify, unpatchify
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.backends.block_runner import BlockInputs
 from starflow.runtime.bundle.autoregressive_manifest import Block
@@ -46,6 +47,18 @@ class AutoregressiveSubject(Subject):
 
     def trace(self, variant: Variant, backend: Backend, case: Case) -> RecordedTrace:
         return sample_trace(self._bundle, variant, backend, case)
+
+    def model_trace(self, model: Any, case: Case, conditions: tuple[Any, Any]) -> Trace:
+        import torch
+
+        after: list[torch.Tensor] = []
+        model.reverse(torch.from_numpy(case.noise), *conditions, guidance=case.guidance, sequence=after)
+        tokens: dict[int, NDArray] = {}
+        for block, data in zip(reversed(self._manifest.blocks), after, strict=True):
+            if not block.identity:
+                raster = patchify(data.numpy(), self._manifest.model)
+                tokens[block.index] = raster[:, ::-1] if block.reversed else raster
+        return Trace(tokens)
 
     def run(
         self, variant: Variant, backend: Backend, case: Case, expected: Trace, on_part: Callable[[Part], None]

@@ -5,6 +5,7 @@ reference's state, and what is compared is the mean velocity of the step.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from starflow.runtime.backends.base import Backend
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.continuous.integration_loop import plan_table, states
+from starflow.runtime.ode.fixed_step import walk
 from starflow.runtime.plans.integration_plan import default_plan
 from starflow.runtime.traces.case import Case
 from starflow.runtime.traces.continuous import condition_batches, path_states
@@ -40,6 +42,19 @@ class ContinuousSubject(Subject):
 
     def trace(self, variant: Variant, backend: Backend, case: Case) -> Trace:
         return Trace({0: path_states(self._bundle, backend, case, PLAN)})
+
+    def model_trace(self, model: Any, case: Case, conditions: tuple[Any, Any]) -> Trace:
+        """Integrate the model's velocity in NumPy."""
+        import torch
+
+        def velocity(x: NDArray, time: float) -> NDArray:
+            t = torch.full((len(x),), time)
+            with torch.no_grad():
+                v: NDArray = model.guided(torch.from_numpy(x), t, *conditions, case.guidance).numpy()
+            return v
+
+        path = [x.reshape(len(x), -1) for x in walk(velocity, case.noise, plan_table(PLAN))]
+        return Trace({0: np.stack(path, axis=1)})
 
     def run(
         self, variant: Variant, backend: Backend, case: Case, expected: Trace, on_part: Callable[[Part], None]

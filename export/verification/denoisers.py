@@ -1,4 +1,4 @@
-"""The denoisers of a bundle against PyTorch's, on the reference's samples."""
+"""Compares the denoisers of a bundle with those of PyTorch, on the reference's samples."""
 
 from numpy.typing import NDArray
 
@@ -22,9 +22,7 @@ def denoiser_name(spec: DenoiserSpec) -> str:
 
 def without_reference(bundle: Bundle) -> list[NotRun]:
     """The denoisers, where there is no checkpoint to compare them with."""
-    return [
-        NotRun(denoiser_name(s), "it has no reference here; name --checkpoint") for s in bundle.manifest.denoisers
-    ]
+    return [NotRun(denoiser_name(s), "it has no reference here; name --checkpoint") for s in bundle.manifest.denoisers]
 
 
 def compare_denoiser(

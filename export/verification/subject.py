@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -58,6 +59,10 @@ class Subject(ABC):
     @abstractmethod
     def trace(self, variant: Variant, backend: Backend, case: Case) -> Trace:
         """Sample the case as `starflow sample` does."""
+
+    @abstractmethod
+    def model_trace(self, model: Any, case: Case, conditions: tuple[Any, Any]) -> Trace:
+        """Sample the case with the PyTorch model of a checkpoint, under the condition and the null condition."""
 
     @abstractmethod
     def run(

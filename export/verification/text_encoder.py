@@ -1,6 +1,6 @@
-"""The text encoder of a bundle against transformers' own, on a few captions.
+"""Compares the text encoder of a bundle with that of transformers, on a few captions.
 
-Torch is imported when there is one to compare with, because verifying without does without it.
+Torch is imported only when there is an encoder to compare with: verifying without one does not need it.
 """
 
 from pathlib import Path

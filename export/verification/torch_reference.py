@@ -1,6 +1,6 @@
 """The checkpoint itself as the reference: PyTorch's own sampling, which knows nothing of graphs and caches.
 
-Torch is imported when a reference is opened, because verifying without a checkpoint does without it.
+Torch is imported only when a reference is opened: verifying without a checkpoint does not need it.
 """
 
 from pathlib import Path
@@ -9,20 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.export.verification.continuous import PLAN
-from starflow.runtime.autoregressive.tokens import patchify
+from starflow.export.verification.families import subject_of
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.continuous.integration_loop import plan_table
-from starflow.runtime.ode.fixed_step import walk
 from starflow.runtime.plain.errors import CheckpointError
 from starflow.runtime.traces.case import Case
 from starflow.runtime.traces.trace import Trace
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from starflow.training.autoregressive.model import FlowModel
-    from starflow.training.continuous.model import VelocityNetwork
 
 
 class TorchReference:
@@ -42,18 +36,14 @@ class TorchReference:
         from starflow.training.checkpoint import load_flow, open_checkpoint
 
         if open_checkpoint(checkpoint)[1].sha256() != bundle.manifest.provenance.checkpoint_sha256:
-            raise CheckpointError(f"{checkpoint}: {bundle.root} was exported from another checkpoint; name that checkpoint")
+            raise CheckpointError(
+                f"{checkpoint}: {bundle.root} was exported from another checkpoint; name that checkpoint"
+            )
         self._bundle, self._model = bundle, load_flow(checkpoint)[1]
 
     def trace(self, case: Case) -> Trace:
-        """Sample the case by the model's own `reverse`, or integrate its velocity in NumPy."""
-        from starflow.training.autoregressive.model import FlowModel
-        from starflow.training.continuous.model import VelocityNetwork
-
-        if isinstance(self._model, FlowModel):
-            return self._decoded(self._model, case)
-        assert isinstance(self._model, VelocityNetwork)
-        return self._integrated(self._model, case)
+        """Sample the case."""
+        return subject_of(self._bundle).model_trace(self._model, case, self._conditions(case))
 
     def denoise(self, kind: str, x: NDArray, case: Case) -> NDArray:
         """The case's samples x [N, C, H, W], denoised by the `score` or the `learned` denoiser."""
@@ -71,33 +61,6 @@ class TorchReference:
             return score_denoise(self._model, given, condition, noise_std=std).numpy()
         assert isinstance(self._model, Starflow)
         return learned_denoise(self._model, given, condition, noise_std=1.0).numpy()
-
-    def _decoded(self, model: "FlowModel", case: Case) -> Trace:
-        import torch
-
-        manifest = self._bundle.autoregressive
-        after: list[Tensor] = []
-        model.reverse(torch.from_numpy(case.noise), *self._conditions(case), guidance=case.guidance, sequence=after)
-        tokens: dict[int, NDArray] = {}
-        for block, data in zip(reversed(manifest.blocks), after, strict=True):
-            if not block.identity:
-                raster = patchify(data.numpy(), manifest.model)
-                tokens[block.index] = raster[:, ::-1] if block.reversed else raster
-        return Trace(tokens)
-
-    def _integrated(self, network: "VelocityNetwork", case: Case) -> Trace:
-        import torch
-
-        conditions = self._conditions(case)
-
-        def velocity(x: NDArray, time: float) -> NDArray:
-            t = torch.full((len(x),), time)
-            with torch.no_grad():
-                v: NDArray = network.guided(torch.from_numpy(x), t, *conditions, case.guidance).numpy()
-            return v
-
-        states = [x.reshape(len(x), -1) for x in walk(velocity, case.noise, plan_table(PLAN))]
-        return Trace({0: np.stack(states, axis=1)})
 
     def _conditions(self, case: Case) -> "tuple[Tensor | None, Tensor | None]":
         import torch

@@ -2,18 +2,16 @@
 
 Each route through an autoregressive flow is compared with the reference three times:
 
-* `given`: every block on the reference's noise *and* tokens, decoded in chunks. Nothing that a route makes is fed back to
+* `given`: every block on the reference's noise *and* tokens, decoded in chunks. Nothing that a route computes is fed back to
   it, so the error is that of the arithmetic alone.
 * `block`: every block on the reference's noise, token by token, on its own tokens.
 * `sample`: the whole sample, on its own tokens throughout, as `starflow sample` runs it.
 
-A text encoder is compared with transformers' own, `text`, on a few captions.
+A continuous flow has steps in place of tokens, and no blocks: it is compared step by step with the reference's state before
+each step `given`, and over the whole integration.
 
-Denoisers are compared with PyTorch alone, `denoise`: on the reference's samples, by what they add to them. So are decoders and
-encoder, `pixels`: by the pixels of the reference's samples, and the latents of those pixels.
-
-A continuous flow has steps in place of tokens, and no blocks: it is compared with the reference's state `given` before each
-step, and over the whole integration.
+Networks beside the flow are compared with PyTorch's alone. `text`: the features of a few captions. `denoise`: what a denoiser
+adds to the reference's samples. `pixels`: the pixels of the reference's samples, and the latents of those pixels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,7 +44,7 @@ from starflow.runtime.traces.trace import Trace
 
 @dataclass(frozen=True)
 class Verification:
-    """What came out.
+    """The result of a verification.
 
     Attributes:
         routes: Names of all that was compared with the reference.
