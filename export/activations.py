@@ -6,7 +6,6 @@ logits are not; kernels accumulate them in float32.) bfloat16 has float32's rang
 """
 
 import math
-import zipfile
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from starflow.export.streamed_model import Tensors, streamed
-from starflow.runtime.plain.errors import ExportError, UsageError
+from starflow.runtime.plain.errors import ExportError
+from starflow.runtime.plain.input_files import load_data
 
 FLOAT16_MAX = 65504.0
 MARGIN = 2.0  # the check sees one sample, not all
@@ -41,22 +41,13 @@ def load_activation_data(path: Path) -> ActivationData:
     """Read `x` and, where there is one, `condition` from an .npz file.
 
     Raises:
-        UsageError: it is no such file, or an array is not of numbers.
+        UsageError: there is no such file, or its arrays are not finite numbers.
     """
-    try:
-        with np.load(path) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: not a readable .npz file ({error})") from None
-    if "x" not in arrays or set(arrays) - {"x", "condition"}:
-        raise UsageError(f"{path}: holds {sorted(arrays)}; give x [N, C, H, W] and, for conditioned models, condition")
-    if any(array.dtype.kind not in "fiu" or not np.isfinite(array).all() for array in arrays.values()):
-        raise UsageError(f"{path}: its arrays must hold finite numbers")
-    condition = arrays.get("condition")
+    x, condition = load_data(path)
     if condition is not None:
         condition = condition.astype(np.int64 if condition.dtype.kind in "iu" else np.float32)
     return ActivationData(
-        x=torch.from_numpy(arrays["x"].astype(np.float32)),
+        x=torch.from_numpy(x.astype(np.float32)),
         condition=None if condition is None else torch.from_numpy(condition),
     )
 

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from starflow.runtime.commands.backend_arguments import add_variant_argument
 from starflow.runtime.plain.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,40 +30,42 @@ UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("bundle", type=Path, help="folder written by `starflow export`")
-    parser.add_argument(
+    what = parser.add_argument_group("what to build")
+    what.add_argument(
         "--target",
         required=True,
         help="tensorrt-rtx:CC,CC... for GPUs of these compute capabilities (8.9: RTX 40, 12.0: RTX 50), or tensorrt for this "
         "machine's GPU",
     )
-    parser.add_argument(
-        "--variant", nargs="+", metavar="NAME", help="variants to build (default: every portable 16-bit variant)"
-    )
-    parser.add_argument(
+    add_variant_argument(what, "variants to build (default: every portable 16-bit variant)", several=True)
+    what.add_argument(
         "--shape",
         metavar="HxW",
         help="build for this height and width of the data only (default: for all that the bundle holds)",
     )
-    parser.add_argument(
-        "--workspace",
-        metavar="SIZE",
-        help="limit on an engine's scratch memory on the GPU, such as 2GiB (default: no limit)",
-    )
-    parser.add_argument(
-        "--optimization-level",
-        type=int,
-        choices=range(6),
-        help="effort TensorRT spends on finding fast kernels, 0 to 5 (default: 3); TensorRT RTX chooses kernels on the GPU later",
-    )
-    parser.add_argument(
+    what.add_argument("--force", action="store_true", help="build again even what has not changed")
+    tuning = parser.add_argument_group("tuning")
+    tuning.add_argument(
         "--profile-tokens",
         metavar="S,S,...",
         default="1,16,128",
         help="numbers of tokens in one run to tune for (default: %(default)s); 1 is always included, larger numbers are cut to the "
         "bundle's own limit, and a prefill longer than the largest takes several runs",
     )
-    parser.add_argument("--force", action="store_true", help="build again even what has not changed")
-    parser.add_argument("--json", action="store_true", help="print what was built as JSON")
+    tuning.add_argument(
+        "--workspace",
+        metavar="SIZE",
+        help="limit on an engine's scratch memory on the GPU, such as 2GiB (default: no limit)",
+    )
+    tuning.add_argument(
+        "--optimization-level",
+        type=int,
+        choices=range(6),
+        metavar="0-5",
+        help="effort TensorRT spends on finding fast kernels (default: 3); TensorRT RTX chooses kernels on the GPU later",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print what was built as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:

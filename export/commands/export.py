@@ -22,75 +22,82 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("checkpoint", type=Path, help="folder written by `starflow train` or `starflow import`")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="bundle folder to write")
-    parser.add_argument(
+    output = parser.add_argument_group("output")
+    output.add_argument("-o", "--out", type=Path, required=True, help="bundle folder to write")
+    output.add_argument("--force", action="store_true", help="replace an existing bundle")
+    output.add_argument("--json", action="store_true", help="print what was written as JSON")
+    graphs = parser.add_argument_group("graphs")
+    graphs.add_argument(
         "--precision",
         nargs="+",
         choices=("fp32", "fp16", "bf16"),
         default=["fp32"],
-        help="number type of weights, activations and caches (default: fp32); with fp16 the cpu lowering stores weights in half "
+        metavar="{fp32,fp16,bf16}",
+        help="number types of weights, activations and caches (default: fp32); with fp16 the cpu lowering stores weights in half "
         "precision and computes in fp32; bf16 runs on TensorRT only",
     )
-    parser.add_argument("--batch", type=int, default=1, help="number of images sampled together (default: 1)")
-    parser.add_argument(
+    graphs.add_argument("--batch", type=int, default=1, help="number of images sampled together (default: 1)")
+    graphs.add_argument(
         "--shape",
         metavar="HxW",
         action="append",
         help="height and width of the data, which are latents if the model was trained on latents (default: the training size); "
-        "give it several times and the bundle holds all these shapes over the same weights, the first one as its default",
+        "give it several times and the bundle of an autoregressive flow holds all these shapes over the same weights, the first "
+        "one as its default",
     )
-    parser.add_argument(
-        "--max-chunk", type=int, metavar="S", help="largest number of tokens that one run may take (default: no limit)"
-    )
-    parser.add_argument(
-        "--condition-tokens",
-        type=int,
-        metavar="M",
-        help="number of text tokens (default: the number the model was trained on)",
-    )
-    parser.add_argument(
+    graphs.add_argument(
         "--guidance",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="run conditioned networks with and without the condition, which guidance needs (default); without it a step costs "
         "half as much and takes no guidance",
     )
-    parser.add_argument(
-        "--attention-temperature", action="store_true", help="let the attention temperature be chosen when sampling"
+    graphs.add_argument(
+        "--condition-tokens",
+        type=int,
+        metavar="M",
+        help="number of text tokens (default: the number the model was trained on)",
     )
-    parser.add_argument(
-        "--denoise",
-        nargs="+",
-        choices=("score", "learned", "none"),
-        help="denoisers to write: the flow's own score, whose graph takes seconds to minutes to trace; or the denoiser trained "
-        "beside the flow (default: the learned one, if the model has one)",
-    )
-    parser.add_argument(
-        "--text-encoder",
-        metavar="FOLDER",
-        help="Hugging Face folder of the text encoder to put into the bundle, package:NAME/FOLDER for a folder inside a Python "
-        "package, or none (default: the one that the checkpoint holds or names)",
-    )
-    parser.add_argument(
-        "--text-precision",
-        choices=("fp32", "fp16"),
-        help="number type in which the text encoder's weights are stored; it computes in fp32 (default: the type in its folder)",
-    )
-    parser.add_argument(
-        "--autoencoder",
-        metavar="FOLDER",
-        help="diffusers folder (AutoencoderKL or AutoencoderTiny) of the autoencoder to put into the bundle, or none; for models "
-        "trained on latents (default: the one in the checkpoint)",
-    )
-    parser.add_argument(
+    graphs.add_argument(
         "--activations",
         type=Path,
         metavar="FILE.npz",
         help="check with this data that activations fit into fp16, instead of with samples drawn from the model: arrays x "
         "[N, C, H, W], scaled as in training, and condition (features or class ids)",
     )
-    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
-    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    autoregressive = parser.add_argument_group("autoregressive flows")
+    autoregressive.add_argument(
+        "--max-chunk", type=int, metavar="S", help="largest number of tokens that one run may take (default: no limit)"
+    )
+    autoregressive.add_argument(
+        "--attention-temperature", action="store_true", help="let the attention temperature be chosen when sampling"
+    )
+    autoregressive.add_argument(
+        "--denoise",
+        nargs="+",
+        choices=("score", "learned", "none"),
+        metavar="{score,learned,none}",
+        help="denoisers to write: the flow's own score, whose graph takes seconds to minutes to trace; or the denoiser trained "
+        "beside the flow (default: the learned one, if the model has one)",
+    )
+    networks = parser.add_argument_group("networks beside the flow")
+    networks.add_argument(
+        "--text-encoder",
+        metavar="FOLDER",
+        help="Hugging Face folder of the text encoder to put into the bundle, package:NAME/FOLDER for a folder inside a Python "
+        "package, or none (default: the one that the checkpoint holds or names)",
+    )
+    networks.add_argument(
+        "--text-precision",
+        choices=("fp32", "fp16"),
+        help="number type in which the text encoder's weights are stored; it computes in fp32 (default: the type in its folder)",
+    )
+    networks.add_argument(
+        "--autoencoder",
+        metavar="FOLDER",
+        help="diffusers folder (AutoencoderKL or AutoencoderTiny) of the autoencoder to put into the bundle, or none; for models "
+        "trained on latents (default: the one in the checkpoint)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

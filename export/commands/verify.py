@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from starflow.runtime.commands.backend_arguments import add_variant_argument
 from starflow.runtime.commands.shape_argument import add_shape_argument
 from starflow.runtime.plain.errors import UsageError
 
@@ -28,17 +29,15 @@ PROVIDERS = ("cpu", "cuda", "tensorrt")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("bundle", type=Path, help="folder written by `starflow export`")
-    parser.add_argument(
-        "--checkpoint", type=Path, help="compare with this checkpoint, from which the bundle was exported"
-    )
-    parser.add_argument(
+    running = parser.add_argument_group("what runs")
+    running.add_argument(
         "--backend",
         nargs="+",
         choices=("onnxruntime", "network", "tensorrt", *(f"onnxruntime-{provider}" for provider in PROVIDERS[1:])),
         metavar="{onnxruntime,network,tensorrt}",
-        help="what runs the bundle (default: onnxruntime and tensorrt)",
+        help="backends to run the bundle on (default: onnxruntime and tensorrt)",
     )
-    parser.add_argument(
+    running.add_argument(
         "--provider",
         nargs="+",
         choices=PROVIDERS,
@@ -46,47 +45,47 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="{cpu,cuda,tensorrt}",
         help="execution providers of ONNX Runtime to run it on (default: cpu); the others need onnxruntime-gpu",
     )
-    parser.add_argument(
+    running.add_argument(
         "--network",
         action="store_true",
         help="also run the portable variants as TensorRT's parser reads them, in NumPy; needs tensorrt-rtx but no GPU",
     )
-    parser.add_argument(
+    add_variant_argument(running, "variants to run (default: all)", several=True)
+    add_shape_argument(running)
+    running.add_argument(
+        "--hashes", action="store_true", help="first compare every file with its digest in the manifest"
+    )
+    reference = parser.add_argument_group("what it is compared with")
+    reference.add_argument("--checkpoint", type=Path, help="checkpoint that the bundle was exported from")
+    reference.add_argument(
         "--text-encoder",
         metavar="FOLDER",
-        help="compare the bundle's text encoder with this one (default: the one that the checkpoint holds or names)",
+        help="text encoder that the bundle was exported with (default: the one that the checkpoint holds or names)",
     )
-    parser.add_argument(
+    reference.add_argument(
         "--autoencoder",
         type=Path,
         metavar="FOLDER",
-        help="compare the bundle's autoencoder with this one (default: the one in the checkpoint)",
+        help="autoencoder that the bundle was exported with (default: the one in the checkpoint)",
     )
-    parser.add_argument("--variant", nargs="+", metavar="NAME", help="variants to run (default: all)")
-    parser.add_argument("--variants", nargs="+", dest="variant", help=argparse.SUPPRESS)
-    add_shape_argument(parser)
-    parser.add_argument(
-        "--images",
-        type=int,
-        metavar="N",
-        help="number of images to sample, rounded up to whole batches (default: one batch)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise and the conditions (default: 0)")
-    parser.add_argument(
-        "--guidance", type=float, metavar="W", help="guidance weight (default: 1 if the model takes guidance)"
-    )
-    parser.add_argument(
+    reference.add_argument(
         "--tolerance",
         nargs="+",
         default=[],
         metavar="PRECISION.KIND=VALUE",
         help="replace a tolerance, such as fp16.sample=0.05; kinds are given, block, sample, denoise, text and pixels",
     )
-    parser.add_argument(
-        "--hashes", action="store_true", help="first compare every file with its digest in the manifest"
+    sampled = parser.add_argument_group("what is sampled")
+    sampled.add_argument(
+        "--images", type=int, metavar="N", help="number of images, rounded up to whole batches (default: one batch)"
     )
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write a report to this HTML file")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    sampled.add_argument("--seed", type=int, default=0, help="seed of the noise and the conditions (default: 0)")
+    sampled.add_argument(
+        "--guidance", type=float, metavar="W", help="guidance weight (default: 1 if the model takes guidance)"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--report", type=Path, metavar="FILE", help="write a report to this HTML file")
+    output.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:

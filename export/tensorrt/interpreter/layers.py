@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from typing import Any, Never
 
 from starflow.export.tensorrt.parse import ParsedGraph
@@ -94,26 +95,19 @@ def _read_layer(parsed: ParsedGraph, layer: Any) -> NetworkLayer:
 
 def _ordered(layers: Iterable[NetworkLayer], available: set[str], where: str) -> list[NetworkLayer]:
     producers: dict[str, NetworkLayer] = {}
+    sorter = TopologicalSorter[str]()
     for layer in layers:
         if layer.output.name in producers or layer.output.name in available:
             layer.refuse(f"its output {layer.output.name} has the name of another tensor")
         producers[layer.output.name] = layer
-    ordered: list[NetworkLayer] = []
-    done = set(available)
-    for last in producers.values():
-        # Depth first without recursion: networks are thousands of layers deep.
-        stack = [last]
-        while stack:
-            layer = stack[-1]
-            missing = [t.name for t in layer.inputs if t is not None and t.name not in done]
-            if layer.output.name in done:
-                stack.pop()
-            elif not missing:
-                ordered.append(layer)
-                done.add(layer.output.name)
-                stack.pop()
-            elif missing[0] not in producers or len(stack) > len(producers):
-                raise ExportError(f"{where}: layer {layer.name} reads {missing[0]}, which no layer before it makes")
-            else:
-                stack.append(producers[missing[0]])
-    return ordered
+        sorter.add(layer.output.name, *(t.name for t in layer.inputs if t is not None and t.name not in available))
+    try:
+        names = list(sorter.static_order())
+    except CycleError as error:
+        raise ExportError(
+            f"{where}: layers read each other's outputs in a circle: {', '.join(error.args[1])}"
+        ) from None
+    for name in names:
+        if name not in producers:
+            raise ExportError(f"{where}: a layer reads {name}, which no layer makes")
+    return [producers[name] for name in names]
