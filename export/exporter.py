@@ -17,11 +17,11 @@ from starflow.runtime.plain.progress import Report, no_report
 from starflow.training.autoregressive.model import FlowModel
 from starflow.training.checkpoint import open_checkpoint
 from starflow.training.continuous.model import VelocityNetwork
-from starflow.training.flow import Flow, build_flow
+from starflow.training.flow import build_flow
 
 __all__ = ["ExportOptions", "export_checkpoint"]
 
-FAMILIES: dict[type[Flow], Callable[..., FlowFamily]] = {
+FAMILIES: dict[type, Callable[..., FlowFamily]] = {
     FlowModel: AutoregressiveFamily,
     VelocityNetwork: ContinuousFamily,
 }

@@ -45,7 +45,7 @@ class FlowFamily(ABC):
 
     @abstractmethod
     def manifest(
-        self, folder: BundleFolder, common: Mapping[str, Any], at_shapes: Sequence[Mapping[str, Any]]
+        self, folder: BundleFolder, common: Mapping[str, Any], at_shapes: Sequence[dict[str, Any]]
     ) -> Manifest:
         """The finished manifest.
 

@@ -64,7 +64,7 @@ class AutoregressiveFamily(FlowFamily):
         return activation_peaks(self._config, self._model, self._tensors, self._options.activations)
 
     def manifest(
-        self, folder: BundleFolder, common: Mapping[str, Any], at_shapes: Sequence[Mapping[str, Any]]
+        self, folder: BundleFolder, common: Mapping[str, Any], at_shapes: Sequence[dict[str, Any]]
     ) -> AutoregressiveManifest:
         default, *others = (self._at_shape(shape) | at for shape, at in zip(self._shapes, at_shapes, strict=True))
         return AutoregressiveManifest(

@@ -13,7 +13,7 @@ Examples:
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starflow.runtime.commands.backend_arguments import add_variant_argument
 from starflow.runtime.commands.shape_argument import add_shape_argument
@@ -151,10 +151,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _backends(arguments: argparse.Namespace) -> "list[BackendName]":
     """What is run, as `find_routes` names it: ONNX Runtime once for each provider."""
-    asked = [*(arguments.backend or ("onnxruntime", "tensorrt")), *(["network"] if arguments.network else [])]
+    asked: list[Any] = [
+        *(arguments.backend or ("onnxruntime", "tensorrt")),
+        *(["network"] if arguments.network else []),
+    ]
     if "onnxruntime" not in asked and arguments.provider != ["cpu"]:
         raise UsageError(
             f"--provider {' '.join(arguments.provider)}: only --backend onnxruntime has providers; leave it out"
         )
-    providers = ["onnxruntime" if name == "cpu" else f"onnxruntime-{name}" for name in arguments.provider]
+    providers: list[Any] = ["onnxruntime" if name == "cpu" else f"onnxruntime-{name}" for name in arguments.provider]
     return [name for backend in asked for name in (providers if backend == "onnxruntime" else [backend])]

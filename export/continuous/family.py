@@ -70,7 +70,7 @@ class ContinuousFamily(FlowFamily):
         return activation_peaks(self._config, self._model, self._tensors, self._options.activations)
 
     def manifest(
-        self, folder: BundleFolder, common: Mapping[str, Any], at_shapes: Sequence[Mapping[str, Any]]
+        self, folder: BundleFolder, common: Mapping[str, Any], at_shapes: Sequence[dict[str, Any]]
     ) -> ContinuousManifest:
         summary = ContinuousSummary(
             family="continuous-flow",

@@ -73,7 +73,8 @@ def compare_autoencoder(bundle: Bundle, folder: Path, data: NDArray, tolerances:
         tolerances["fp32", "pixels"],
     )  # weights are stored as in the folder
     for name, pair in pairs.items():
-        measurements += compare_one(name, "pixels", part, *map(_as_tokens, pair), tolerance)
+        expected, found = map(_as_tokens, pair)
+        measurements += compare_one(name, "pixels", part, expected, found, tolerance)
     return measurements
 
 

@@ -14,7 +14,7 @@ Networks beside the flow are compared with PyTorch's alone. `text`: the features
 adds to the reference's samples. `pixels`: the pixels of the reference's samples, and the latents of those pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -28,10 +28,10 @@ from starflow.export.verification.denoisers import compare_denoiser, denoiser_na
 from starflow.export.verification.families import subject_of
 from starflow.export.verification.guard import NOT_GUARDED, Guarded
 from starflow.export.verification.routes import Failure, NotRun, Reference, Route
-from starflow.export.verification.subject import Subject
+from starflow.export.verification.subject import Part, Subject
 from starflow.export.verification.text_encoder import NAME as TEXT_ENCODER
 from starflow.export.verification.text_encoder import compare_text_encoder
-from starflow.export.verification.tolerances import Tolerances
+from starflow.export.verification.tolerances import Kind, Tolerances
 from starflow.export.verification.torch_reference import TorchReference
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.networks.autoencoder import Autoencoder
@@ -124,18 +124,21 @@ def verify(
     failures: list[Failure] = []
     for route in routes:
         start(route.name)
+
+        def on_part(part: Part, name: str = route.name) -> None:
+            start(f"{name}, {part.name}")
+
         try:
             with route.open() as backend:
-                found = subject.run(
-                    route.variant, backend, case, expected, lambda part, name=route.name: start(f"{name}, {part.name}")
-                )
+                found = subject.run(route.variant, backend, case, expected, on_part)
         except UsageError:
             raise
         except StarflowError as error:
             failures.append(Failure(route.name, str(error)))
             continue
         data[route.name] = subject.data(Trace(found["sample"]))
-        for kind in ("given",) if route.name == reference.name else subject.kinds:
+        kinds: Iterable[Kind] = ("given",) if route.name == reference.name else subject.kinds
+        for kind in kinds:
             tolerance = tolerances[route.variant.precision, kind]
             right = subject.expected(kind, expected, case)
             measurements += compare(route.name, kind, subject.parts, right, found[kind], tolerance)
