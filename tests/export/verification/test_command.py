@@ -86,7 +86,7 @@ def test_a_changed_weight_file_is_found_by_its_digest(tiny_bundle: Path, tmp_pat
     [
         (["--images", "0"], "--images 0"),
         (["--tolerance", "fp16=1"], "--tolerance fp16=1"),
-        (["--backend", "cuda"], "invalid choice"),
+        (["--backend", "cuda"], "--backend: found 'cuda', expected one of 'onnxruntime'"),
         (["--backend", "tensorrt", "--provider", "cuda"], "--provider cuda: only --backend onnxruntime has providers"),
         (["--guidance", "-1"], "guidance -1.0"),
         (["--seed", "-1"], "seed -1"),
