@@ -6,11 +6,9 @@ Examples:
 """
 
 import argparse
-import time
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from starflow.runtime import Sampler
 from starflow.runtime.plain.images import grid, write_png
@@ -35,17 +33,9 @@ def main() -> None:
                 f"{len(condition)} images: give at most {sampler.manifest.batch}, one batch of this bundle"
             )
         noise = sampler.noise(len(condition), seed=arguments.seed)
-        outputs: list[NDArray] = [noise]
-        seconds: list[float] = []
-        start = time.perf_counter()
-
-        def keep(block: int, x: NDArray) -> None:
-            outputs.append(x)
-            seconds.append(time.perf_counter() - start)
-
-        sampler.generate(noise, condition, guidance=arguments.guidance, on_block=keep)
+        outputs = [noise]
+        sampler.generate(noise, condition, guidance=arguments.guidance, on_block=lambda block, x: outputs.append(x))
         rows = [sampler.to_images(x) for x in outputs]
-    print("share of the time after each flow block:", *(f"{each / seconds[-1]:.0%}" for each in seconds))
     sheet = grid(np.concatenate(rows), columns=len(condition))
     if rows[0].shape[1] <= SMALL:
         sheet = sheet.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
