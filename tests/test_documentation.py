@@ -145,3 +145,11 @@ def test_links_to_the_glossary_name_its_entries(repository: Path) -> None:
     }
     assert len(linked) > 10
     assert linked <= anchors
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/bundle.md"])
+def test_paths_that_pages_name_exist(repository: Path, page: str) -> None:
+    folders = "runtime|export|calibration|training|tests|benchmarks|examples|docs"
+    paths = [name for name in names_in(repository / page) if re.fullmatch(rf"({folders})/[\w./-]*", name)]
+    assert paths
+    assert [path for path in paths if not (repository / path).exists()] == []
