@@ -173,7 +173,8 @@ def main() -> None:
             )
         print(
             f"{VARIANT}: {found['weight_gib']:.2f} GiB of weights; {found['milliseconds_per_token']:.0f} ms a token, which reads "
-            f"{found['gigabytes_per_token']:.2f} GB: {found['percent_of_floor']:.0f} % of the memory bandwidth, {found['bandwidth_gb_s']:.1f} GB/s"
+            f"{found['gigabytes_per_token']:.2f} GB: {found['percent_of_floor']:.0f} % of the memory bandwidth, "
+            f"{found['bandwidth_gb_s']:.1f} GB/s"
         )
         print(
             f"a picture: {found['image_seconds']:.0f} s, {SECONDS} allowed; peak {found['peak_gib']:.2f} GiB, "
