@@ -299,7 +299,6 @@ def test_a_closed_sampler_says_so(tiny_bundle: Path, call: str) -> None:
     arguments: dict[str, Any] = {"encode_captions": ["a"], "sample": [1, 2], "generate": noise}
     with raises(UsageError, "this sampler is closed; open the bundle again"):
         getattr(sampler, call)(arguments.get(call, x))
-    assert sampler.to_images(x).shape == (2, 8, 8, 1), "what was made stays"
 
 
 def test_unwritable_output_is_said_before_sampling(
