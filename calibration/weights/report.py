@@ -176,7 +176,7 @@ def _speed(benchmark: Benchmark) -> Iterator[str]:
             f"{total.milliseconds:.3f}",
             f"{total.spread:.0%}",
             _megabytes(total.bytes),
-            f"{total.percent_of_floor:.0f} %",
+            f"{total.memory_bandwidth_percent:.0f} %",
             f"{timing.images_per_second:.2f}",
         )
         rows.append(f"<tr><td>{escape(timing.variant)}</td>{_numbers(cells)}</tr>")
@@ -184,7 +184,7 @@ def _speed(benchmark: Benchmark) -> Iterator[str]:
         f"Token by token, interleaved in one process, medians of {benchmark.repetitions} batches; memory bandwidth beside it "
         f"{benchmark.bandwidth / 1e9:.1f} GB/s. `starflow bench` measures with more care."
     )
-    columns = ("variant", "ms a token", "spread", "MB a token", "of floor", "images/s")
+    columns = ("variant", "ms a token", "spread", "MB a token", "of memory bandwidth", "images/s")
     yield from section("Speed on this machine", table(columns, rows, range(1, 6)), text)
 
 
