@@ -27,6 +27,8 @@ from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSteps
 # "auto", "sequential", or a plan of the bundle's family; as text anything else is a file
 Plan = DecodePlan | Jacobi | FixedSteps | AdaptiveSteps | str | os.PathLike[str]
 
+PIXEL_ROUNDING = 1e-3  # how far a pixel may lie outside [-1, 1]
+
 
 class Sampler:
     """Samples images from a bundle, any number at a time.
@@ -339,11 +341,16 @@ class Sampler:
         """Turn pixels [N, 1 or 3, H, W] in [-1, 1] into data [N, C, h, w]; images of a latent model go through the encoder.
 
         Raises:
-            UsageError: the bundle lacks the encoder for its latents, or the images have another size.
+            UsageError: the bundle lacks an encoder for its latents, or the images have another size or values outside [-1, 1].
             BackendError: the encoder produced NaN or infinity.
         """
         manifest, beside = self.manifest, self._running.beside
         values = _finite_array(pixels, self.pixel_shape, "pixels")
+        if np.abs(values).max() > 1 + PIXEL_ROUNDING:
+            low, high = values.min(), values.max()
+            raise UsageError(
+                f"pixels lie in {low:g} to {high:g}, expected -1 to 1; of 8-bit images give pixels / 127.5 - 1"
+            )
         if manifest.autoencoder:
             return beside.autoencoder(manifest.autoencoder).encode(values)
         return (values - np.float32(manifest.image.shift)) * np.float32(manifest.image.scale)

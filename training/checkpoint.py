@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from starflow.runtime.plain.atomic_write import atomic_folder
-from starflow.runtime.plain.errors import CheckpointError
+from starflow.runtime.plain.errors import CheckpointError, UsageError
 from starflow.runtime.plain.progress import Report, no_report
 from starflow.runtime.plain.validation import one_line
 from starflow.training.autoencoder.folder import copy_autoencoder
@@ -166,12 +166,13 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> tuple[CheckpointConfig, C
     """Open a checkpoint folder without reading its weights.
 
     Raises:
+        UsageError: there is no such folder.
         CheckpointError: a file is missing or damaged, or `config.json` is not a valid configuration.
     """
     folder = Path(folder)
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
-        raise CheckpointError(f"{folder}: {found}; a checkpoint is a folder with config.json and model.safetensors")
+        raise UsageError(f"{folder}: {found}; a checkpoint is a folder with config.json and model.safetensors")
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: has no {name}; `starflow train` and `starflow import` write checkpoints")

@@ -46,12 +46,13 @@ class Bundle:
         """Read and check a bundle: sizes but not digests, see `verify_hashes`.
 
         Raises:
+            UsageError: there is no such folder.
             BundleError: it is not a bundle, has a newer schema, is damaged or truncated, or lacks a file.
         """
         root = Path(root)
         if not root.is_dir():
             what = "is a file" if root.exists() else "does not exist"
-            raise BundleError(f"{root}: {what}; a bundle is a folder written by `starflow export`")
+            raise UsageError(f"{root}: {what}; a bundle is a folder written by `starflow export`")
         bundle = cls(root, _read_manifest(root / "manifest.json"))
         for file in bundle.files():
             path = root / file.path

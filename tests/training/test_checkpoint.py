@@ -178,9 +178,9 @@ def test_an_existing_folder_gives_way_only_when_told(checkpoint: Path, model: Fl
 
 
 def test_what_is_no_checkpoint(tmp_path: Path, checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match="does not exist; a checkpoint is a folder"):
+    with pytest.raises(UsageError, match="does not exist; a checkpoint is a folder"):
         open_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="is a file; a checkpoint is a folder"):
+    with pytest.raises(UsageError, match="is a file; a checkpoint is a folder"):
         open_checkpoint(checkpoint / "config.json")
     for name in ("config.json", "model.safetensors"):
         content = (checkpoint / name).read_bytes()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from starflow.runtime.plain.errors import DataError, RecipeError
+from starflow.runtime.plain.errors import DataError, RecipeError, UsageError
 from starflow.training.autoencoder.latent_space import LatentSpace
 from starflow.training.config import AutoregressiveConfig, Conditioning, ModelConfig, StarflowConfig, TextEncoding
 from starflow.training.continuous.config import VelocityMlpConfig, VelocityTransformerConfig
@@ -193,7 +193,7 @@ def _described(shape: tuple[int, ...]) -> str:
 def _folder(source: FolderSource, cache: Path) -> Dataset:
     root = source.path
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; data.path names the folder that holds the images")
+        raise UsageError(f"{root}: does not exist; data.path names the folder that holds the images")
     if source.captions is not None:
         captions = read_captions(source.captions, root)
         features, null = _encoded(source, list(captions.values()), cache)
@@ -273,7 +273,9 @@ def _npz(source: NpzSource, cache: Path) -> Dataset:
 
 def _read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
     if not path.is_file():
-        raise DataError(f"{path}: no such file; data.path names an .npz with `images` and what they are conditioned on")
+        raise UsageError(
+            f"{path}: does not exist; data.path names an .npz with `images` and what they are conditioned on"
+        )
     try:
         if not zipfile.is_zipfile(path):
             raise ValueError("it is no archive, or only a part of one")

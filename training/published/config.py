@@ -185,7 +185,7 @@ def _read_document(path: Path) -> _Document:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot read the configuration: {error.strerror}") from None
+        raise UsageError(f"{path}: cannot read the configuration: {error.strerror}") from None
     except (yaml.YAMLError, ValueError) as error:
         kind = "JSON" if path.suffix == ".json" else "YAML"
         raise CheckpointError(f"{path}: not {kind}: {' '.join(str(error).split())}") from None

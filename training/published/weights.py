@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from starflow.runtime.plain.errors import CheckpointError
+from starflow.runtime.plain.errors import CheckpointError, UsageError
 
 # Where training scripts put the state dict, and what wrappers put in front of its names.
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
@@ -32,11 +32,12 @@ def open_weights(path: Path) -> dict[str, Tensor]:
         Name -> tensor on the CPU, without the prefixes of DistributedDataParallel and torch.compile.
 
     Raises:
-        CheckpointError: the file is missing, damaged, holds code, or holds no state dict.
+        UsageError: there is no such file.
+        CheckpointError: the file is damaged, holds code, or holds no state dict.
     """
     if not path.is_file():
         found = "is a folder" if path.exists() else "does not exist"
-        raise CheckpointError(f"{path}: {found}; name a .pth or .safetensors file")
+        raise UsageError(f"{path}: {found}; name a .pth or .safetensors file")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     return _without_prefixes(path, _state_dict(path, content))
 

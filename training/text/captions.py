@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from starflow.runtime.plain.caption_template import CAPTION
-from starflow.runtime.plain.errors import DataError
+from starflow.runtime.plain.errors import DataError, UsageError
 
 
 def read_captions(path: Path, root: Path) -> dict[Path, str]:
@@ -16,13 +16,14 @@ def read_captions(path: Path, root: Path) -> dict[Path, str]:
         root: Folder the image names are relative to.
 
     Raises:
-        DataError: The file cannot be read, a line lacks a field, or a named image is missing.
+        UsageError: The file cannot be read.
+        DataError: A line lacks a field, or a named image is missing.
     """
     try:
         with path.open(encoding="utf-8", newline="") as lines:
             rows = list(csv.DictReader(lines)) if path.suffix == ".csv" else [json.loads(x) for x in lines if x.strip()]
     except OSError as error:
-        raise DataError(f"{path}: cannot read the captions: {error.strerror}") from None
+        raise UsageError(f"{path}: cannot read the captions: {error.strerror}") from None
     except (ValueError, csv.Error) as error:
         raise DataError(f"{path}: found neither JSON lines nor .csv: {error}") from None
     captions: dict[Path, str] = {}

@@ -31,7 +31,7 @@ def with_segments(*segments: dict[str, Any], block: int = 1) -> dict[str, Any]:
     ("content", "message"),
     [
         ("{", "is not JSON"),
-        (json.dumps([]), "valid dictionary"),
+        (json.dumps([]), "expected named fields"),
         (json.dumps({"block": []}), "blocks"),
         (json.dumps(GOOD | {"name": "x"}), "unknown field name"),
         (json.dumps(with_segments({"kind": "leap", "tokens": 16})), "leap"),
@@ -39,7 +39,7 @@ def with_segments(*segments: dict[str, Any], block: int = 1) -> dict[str, Any]:
             json.dumps(with_segments({"kind": "chunk", "tokens": 16, "passes": 3, "gess": "zeros"})),
             "did you mean guess",
         ),
-        (json.dumps(with_segments({"kind": "chunk", "tokens": 16, "passes": 0})), "greater than or equal to 1"),
+        (json.dumps(with_segments({"kind": "chunk", "tokens": 16, "passes": 0})), "found 0, expected 1 or more"),
         (json.dumps(with_segments({"kind": "steps", "tokens": 15})), "cover 15 of its 16 tokens"),
         (json.dumps(with_segments({"kind": "steps", "tokens": 16}, block=7)), "flow block 7"),
         (json.dumps({"blocks": 2 * GOOD["blocks"]}), "planned 2 times"),

@@ -170,10 +170,10 @@ training: {steps: 10}
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("objective.kappa=0", r"objective\..*kappa.*greater than 0"),
+        ("objective.kappa=0", r"objective\..*kappa: found 0, expected more than 0"),
         ("objective.kapa=1", r"unknown field objective\..*kapa; did you mean kappa\?"),
         ("objective.kind=cfm", r"unknown field objective\.cfm\.kappa$"),  # which another kind has
-        ("objective.kappa=-1", r"objective\..*kappa.*greater than 0"),
+        ("objective.kappa=-1", r"objective\..*kappa: found -1, expected more than 0"),
         ("objective.kind=sinkhorn", r"objective.*'sinkhorn'"),
         ("model.network=cnn", r"model.*'cnn'"),
         ("data.shape=spiral", r"data.*shape.*'moons'"),

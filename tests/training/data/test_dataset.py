@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from starflow.runtime.plain.errors import DataError
+from starflow.runtime.plain.errors import DataError, UsageError
 from starflow.runtime.plain.images import to_uint8
 from starflow.training.data.dataset import load_dataset, to_float
 from starflow.training.recipe import Digits8Source, FolderSource, NpzSource
@@ -131,13 +131,13 @@ def test_damaged_npz(tmp_path: Path) -> None:
     source.path.write_bytes(source.path.read_bytes()[:100])
     with pytest.raises(DataError, match=r"a\.npz: cannot be read as \.npz"):
         load_dataset(source, tmp_path)
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(UsageError, match="does not exist"):
         load_dataset(NpzSource.model_validate({"kind": "npz", "path": tmp_path / "absent.npz"}), tmp_path)
 
 
 def test_bad_folders(tmp_path: Path) -> None:
     source = folder(tmp_path / "images")
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(UsageError, match="does not exist"):
         load_dataset(source, tmp_path)
     source.path.mkdir()
     with pytest.raises(DataError, match="holds no images"):

@@ -12,7 +12,7 @@ import pytest
 
 from starflow.runtime.backends.tensorrt.backend import open_tensorrt
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.plain.errors import BackendError, BundleError, UsageError
+from starflow.runtime.plain.errors import BackendError, BundleError, StarflowError, UsageError
 from tests.simulated_device.fixtures import Simulate
 from tests.simulated_device.sampling import copy_of, generate
 from tests.simulated_device.tensorrt_runtime import Context
@@ -294,6 +294,6 @@ def test_a_full_disk_is_said_after_everything_is_released(
     device = simulate()
     backend = open_tensorrt(bundle)
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(BackendError, match=r"runtime-cache: cannot be written \(No space left on device\)"), backend:
+    with pytest.raises(StarflowError, match=r"runtime-cache: cannot be written \(No space left on device\)"), backend:
         pass
     assert not device.memory.leaks()
