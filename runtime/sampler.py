@@ -329,12 +329,12 @@ class Sampler:
             UsageError: the bundle lacks the decoder that x needs, or x does not fit.
             BackendError: the decoder produced NaN or infinity.
         """
-        manifest, beside = self.manifest, self._running.beside
+        manifest = self.manifest
         self._check_images()
         how = choose_denoising(manifest, denoise)
         data = _finite_array(x, manifest.model.data_shape, "data")
         if manifest.autoencoder:
-            return to_uint8(beside.autoencoder(manifest.autoencoder).decode(data, noisy=how == "decoder"))
+            return to_uint8(self._running.beside.autoencoder(manifest.autoencoder).decode(data, noisy=how == "decoder"))
         return to_uint8(data / manifest.image.scale + manifest.image.shift)
 
     def encode_images(self, pixels: ArrayLike) -> NDArray[np.float32]:
@@ -344,15 +344,15 @@ class Sampler:
             UsageError: the bundle lacks an encoder for its latents, or the images have another size or values outside [-1, 1].
             BackendError: the encoder produced NaN or infinity.
         """
-        manifest, beside = self.manifest, self._running.beside
+        manifest = self.manifest
         values = _finite_array(pixels, self.pixel_shape, "pixels")
         if np.abs(values).max() > 1 + PIXEL_ROUNDING:
             low, high = values.min(), values.max()
             raise UsageError(
-                f"pixels lie in {low:g} to {high:g}, expected -1 to 1; of 8-bit images give pixels / 127.5 - 1"
+                f"pixels range from {low:g} to {high:g}, expected -1 to 1; for 8-bit images give pixels / 127.5 - 1"
             )
         if manifest.autoencoder:
-            return beside.autoencoder(manifest.autoencoder).encode(values)
+            return self._running.beside.autoencoder(manifest.autoencoder).encode(values)
         return (values - np.float32(manifest.image.shift)) * np.float32(manifest.image.scale)
 
     @property
