@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from starflow.runtime.bundle.manifest import ConditioningSpec
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.finite_array import finite_array
 
 
 @dataclass(frozen=True)
@@ -111,20 +112,7 @@ def _features(
 
 
 def _tokens(spec: ConditioningSpec, count: int, value: object, what: str) -> NDArray:
-    try:
-        array = np.asarray(value, np.float32)
-    except (TypeError, ValueError):
-        raise UsageError(
-            f"the {what} is not an array of numbers; this model takes [N, {spec.tokens}, {spec.width}]"
-        ) from None
-    array = array[None] if array.ndim == 2 else array
-    if array.ndim != 3 or array.shape[1:] != (spec.tokens, spec.width):
-        raise UsageError(
-            f"the {what} has shape {list(array.shape)}; this bundle takes [N, {spec.tokens}, {spec.width}]"
-        )
-    if not np.isfinite(array).all():
-        raise UsageError(f"the {what} holds NaN or infinite values")
-    return _for_each(array, count, what)
+    return _for_each(finite_array(value, (spec.tokens, spec.width), f"the {what}", single=True), count, what)
 
 
 def _for_each(array: NDArray, count: int, what: str) -> NDArray:

@@ -45,8 +45,6 @@ def invert_batch(
     """Invert the flow blocks from the data to the deep block, without guidance.
 
     Args:
-        backend: Runs the blocks.
-        manifest: The manifest of the bundle.
         x: [B, T, D] float32 in raster order, one batch of the exported size.
         conditions: Conditions of the B images.
         chunk: Largest number of tokens in a pass; None takes the largest number the bundle allows.

@@ -18,7 +18,6 @@ from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.conditions import Conditions
 from starflow.runtime.family import Inverted, Request, no_guidance
 from starflow.runtime.plain.errors import BundleError, UsageError
-from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plans.decode_plan import DecodePlan, Jacobi, read_plan
 
 
@@ -49,8 +48,12 @@ class AutoregressiveLoop:
         return "by plan" if self.plan.blocks else "sequential"
 
     def check(self, request: Request) -> None:
-        manifest, temperature = self._manifest, request.attention_temperature
-        self._check_guidance(request.guidance)
+        manifest, guidance, temperature = self._manifest, request.guidance, request.attention_temperature
+        if guidance.weight and manifest.guidance is None:
+            raise no_guidance(manifest, guidance)
+        ratio = manifest.guidance is not None and manifest.guidance.rule == "ratio"
+        if guidance.weight and ratio and (guidance.annealed or not (guidance.scale and guidance.shift)):
+            raise UsageError("guidance of STARFlow takes a weight and top_only; the other options are for TARFlow")
         if temperature != 1.0 and not manifest.attention_temperature:
             raise UsageError("this bundle has no attention temperature; export it with --attention-temperature")
         if not temperature > 0:
@@ -109,15 +112,6 @@ class AutoregressiveLoop:
         log_normal = -0.5 * (np.square(tokens, dtype=np.float64) + np.log(2 * np.pi)).sum(axis=(1, 2))
         noise = unpatchify(tokens, model) if model.noise_layout == "image" else np.ascontiguousarray(tokens)
         return Inverted(noise, log_normal - log_sigma.sum(axis=1), -log_sigma)
-
-    def _check_guidance(self, guidance: Guidance) -> None:
-        if guidance.weight == 0:
-            return
-        spec = self._manifest.guidance
-        if spec is None:
-            raise no_guidance(self._manifest, guidance)
-        if spec.rule == "ratio" and (guidance.annealed or not (guidance.scale and guidance.shift)):
-            raise UsageError("guidance of STARFlow takes a weight and top_only; the other options are for TARFlow")
 
 
 def resolve_decode_plan(manifest: AutoregressiveManifest, plan: object) -> DecodePlan | None:

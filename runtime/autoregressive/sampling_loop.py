@@ -62,12 +62,9 @@ def sample_blocks(
     """Sample one batch of the exported size, one flow block after the other.
 
     Args:
-        backend: Runs the blocks.
-        manifest: The manifest of the bundle.
         noise: [B, T, D] float32 in raster order, already scaled by the prior.
         conditions: Conditions of the B images.
         request: Guidance and attention temperature.
-        plan: The decode plan.
         on_tokens: Called with the number of tokens just decoded.
         finite: Whether NaN and infinity are errors; if not, the next block gets zeros instead.
 

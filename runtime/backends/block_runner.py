@@ -16,6 +16,8 @@ from starflow.runtime.bundle.graph_spec import GraphSpec
 from starflow.runtime.plain.errors import BackendError
 from starflow.runtime.plans.decode_plan import Chunk, Guess, Iterated, Window
 
+MARK = 7  # a value that no cache holds after a step
+
 
 @dataclass(frozen=True)
 class BlockInputs:
@@ -270,47 +272,26 @@ def _change(new: NDArray, old: NDArray, chunk: Chunk) -> NDArray:
         return np.asarray(np.square(new - old).mean(axis=axes) / np.square(new).mean(axis=axes))
 
 
-def assert_in_place(runner: BlockRunner) -> None:
-    """Run one step on marked caches: only the written position may change, in the memory that was bound.
+def assert_steps(runner: BlockRunner) -> None:
+    """Run the last two steps on marked caches: only their positions may change, in the memory that was bound.
 
     Raises:
-        BackendError: this release of the engine copies caches.
+        BackendError: this engine copies caches, or loses the position between two steps.
     """
-    mark = 7.0
-    last = runner.block.capacity - 1
+    capacity, block = runner.block.capacity, runner.block.index
+    first = max(capacity - 2, 0)
     names = [spec.name for spec in runner.graph.inputs if spec.role in ("cache", "samples")]
     for name in names:
-        runner.store(name, np.float32(mark))
-    runner.seek(last)
-    runner.run(1)
+        runner.store(name, MARK)
+    runner.seek(first)
+    runner.advance(capacity - first)
     for name in names:
         cache = runner.fetch(name)
-        untouched = bool((cache[..., :last, :] == mark).all())
-        written = bool((cache[..., last, :] != mark).any())
-        if not (untouched and written):
-            raise BackendError(f"{name} of flow block {runner.block.index} is not updated in place by this engine")
+        written = (cache != MARK).any(axis=tuple(axis for axis in range(cache.ndim) if axis != cache.ndim - 2))
+        if written[:first].any() or not written[first]:
+            raise BackendError(f"{name} of flow block {block} is not updated in place by this engine")
+        if not written[first:].all():
+            raise BackendError(f"flow block {block}: this engine does not move on from one step to the next")
     for name in (*names, "previous"):
-        runner.store(name, np.float32(0))
-    runner.seek(0)
-
-
-def assert_steps(runner: BlockRunner) -> None:
-    """Run two steps on marked samples: they must write two successive positions.
-
-    Raises:
-        BackendError: this engine loses the position between two steps.
-    """
-    mark = np.float32(7.0)
-    last = runner.block.capacity - 1
-    if last < 1:
-        return
-    runner.store("samples", mark)
-    runner.seek(last - 1)
-    runner.advance(2)
-    written = (runner.fetch("samples") != mark).any(axis=(0, 1, 3))
-    if not written[-2:].all() or written[:-2].any():
-        raise BackendError(f"flow block {runner.block.index}: this engine does not move on from one step to the next")
-    runner.clear()
-    for name in ("samples", "previous"):
-        runner.store(name, np.float32(0))
+        runner.store(name, 0)
     runner.seek(0)

@@ -12,13 +12,7 @@ from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec, fixed_shap
 class TensorBuffer:
     """One tensor on the device, with pinned host memory for copies.
 
-    Caches never leave the device and have no host memory, so their type need not exist in NumPy.
-
-    Args:
-        stream: The stream that copies.
-        spec: The tensor.
-        count: Largest number of tokens S it has to hold.
-        what: Name of the tensor in messages.
+    It has room for `count` tokens. Caches never leave the device and have no host memory, so their type need not exist in NumPy.
     """
 
     def __init__(self, stream: Stream, spec: TensorSpec, count: int, what: str) -> None:
@@ -61,13 +55,8 @@ class TensorBuffer:
 class GraphBuffers:
     """Every input and output of one graph.
 
-    A tensor whose shape depends on the number of tokens S has room for the largest S; smaller runs use its beginning. An output
+    A tensor whose shape depends on the number of tokens S has room for S = `max_chunk`; smaller runs use its beginning. An output
     that updates an input shares its buffer.
-
-    Args:
-        stream: The stream that copies.
-        graph: The graph.
-        max_chunk: Largest S.
 
     Raises:
         BackendError: the GPU has too little memory.

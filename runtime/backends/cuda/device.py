@@ -87,15 +87,10 @@ class Gpu:
 
 
 class _Memory:
-    """Memory that a stream's work uses. `close` waits for that work before it frees the memory.
-
-    Attributes:
-        size: Number of bytes.
-        address: Where it lies; 0 once it is freed.
-    """
+    """Memory that a stream's work uses. `close` waits for that work before it frees the memory."""
 
     _free: str  # the function that frees it
-    address: int
+    address: int  # 0 once it is freed
 
     def __init__(self, stream: "Stream", size: int) -> None:
         self._stream, self.size = stream, size
@@ -108,12 +103,7 @@ class _Memory:
 
 
 class DeviceMemory(_Memory):
-    """GPU memory, aligned to 256 bytes and not initialised.
-
-    Args:
-        stream: The stream whose work uses it.
-        size: Number of bytes.
-        what: What it is for, in messages.
+    """GPU memory, aligned to 256 bytes and not initialised. Messages name its purpose, `what`.
 
     Raises:
         BackendError: the GPU has too little memory.

@@ -10,12 +10,7 @@ from starflow.runtime.plain.errors import BackendError, BundleError
 def choose_build(bundle: Bundle, variant: str | None, gpu: Gpu) -> tuple[BuildRecord, Flavour]:
     """The build to run on a GPU, and the TensorRT that runs it.
 
-    Builds made with the installed release come first, then the order of variants in the manifest counts.
-
-    Args:
-        bundle: The bundle.
-        variant: Name of a variant, or None for any.
-        gpu: The GPU.
+    Builds made with the installed release come first, then the order of variants in the manifest counts. `variant` None takes any.
 
     Raises:
         BundleError: there is no such variant, or another release than the installed one made its build.

@@ -17,15 +17,9 @@ TENSORRT_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "in
 def check_engine(
     trt: Any, engine: Any, graph: GraphSpec, profiles: Sequence[Profile], where: str, rebuild: str
 ) -> None:
-    """Compare the inputs and outputs of an engine with those of its graph.
+    """Compare inputs, outputs and optimisation profiles of a `trt.ICudaEngine` with those of its graph.
 
-    Args:
-        trt: The TensorRT module.
-        engine: A `trt.ICudaEngine`.
-        graph: The graph.
-        profiles: The optimisation profiles it must have.
-        where: Path of the engine, for messages.
-        rebuild: The command that mends it, for messages.
+    Messages name the engine by `where`, its path, and end with `rebuild`, the command that mends it.
 
     Raises:
         BundleError: they differ; the message names the tensor.

@@ -41,12 +41,6 @@ class TensorrtRuntime:
 class GraphEngine:
     """The engine of one graph, deserialised and compared with the manifest.
 
-    Args:
-        runtime: A TensorRT of the build's flavour.
-        bundle: The bundle.
-        record: The build that the engine belongs to.
-        spec: The engine in that build.
-
     Attributes:
         graph: The graph it was built from.
         max_tokens: Largest number of tokens in one run.

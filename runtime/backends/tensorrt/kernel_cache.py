@@ -14,11 +14,6 @@ class KernelCache:
     The cache is the file `<engine>.runtime-cache` next to the engine. TensorRT refuses a cache from another GPU, driver or
     release, and it is replaced. If the folder cannot be written, nothing is kept and every start compiles again.
 
-    Args:
-        trt: The TensorRT RTX module.
-        engine: A `trt.ICudaEngine`.
-        path: File of the engine.
-
     Attributes:
         config: `trt.IRuntimeConfig` for execution contexts.
     """
