@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from starflow.runtime.backends.base import BandwidthProbe, GraphBackend, Provider
+from starflow.runtime.backends.base import GraphBackend, Provider
 from starflow.runtime.backends.block_runner import BlockRunner
 from starflow.runtime.backends.cuda.bandwidth import CudaBandwidthProbe
 from starflow.runtime.backends.cuda.device import Gpu
-from starflow.runtime.backends.memory_bandwidth import HostBandwidthProbe
+from starflow.runtime.backends.memory_bandwidth import BandwidthProbe, HostBandwidthProbe
 from starflow.runtime.backends.onnxruntime.continuous_runner import OnnxRuntimeContinuousRunner
 from starflow.runtime.backends.onnxruntime.device_runner import DeviceBlockRunner
 from starflow.runtime.backends.onnxruntime.host_runner import HostBlockRunner
