@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from starflow.runtime.bundle.bundle import Bundle
     from starflow.runtime.bundle.manifest import Variant
     from starflow.runtime.plans.calibrated_decode_plan import CalibratedDecodePlan
+    from starflow.runtime.plans.calibrated_integration_plan import CalibratedIntegrationPlan
     from starflow.runtime.plans.decode_plan import DecodePlan
-    from starflow.runtime.plans.integration_plan import AdaptiveSteps, CalibratedIntegrationPlan, FixedSteps
+    from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSteps
 
 Result = TypeVar("Result")
 

@@ -22,9 +22,9 @@ from starflow.runtime.ode.tableau import FIXED_STEP
 from starflow.runtime.ode.time_grid import uniform_grid
 from starflow.runtime.plain.errors import IntegrationError, UsageError
 from starflow.runtime.plain.progress import Report, no_report
+from starflow.runtime.plans.calibrated_integration_plan import CalibratedIntegrationPlan
 from starflow.runtime.plans.integration_plan import (
     AdaptiveSteps,
-    CalibratedIntegrationPlan,
     FixedSolver,
     FixedSteps,
     default_plan,

@@ -53,7 +53,7 @@ def _family(manifest: Manifest) -> dict[str, Any]:
         flow = manifest.model
         return {
             "model": f"{flow.family}, {flow.network}, {flow.parameters:,} parameters",
-            "data": f"{shape} {manifest.image.mode if len(flow.data_shape) > 1 else 'points'}",
+            "data": f"{shape} {'points' if manifest.output == 'points' else manifest.image.mode}",
             "guidance": "linear rule" if manifest.guided else "none",
         }
     model, guidance = manifest.model, manifest.guidance

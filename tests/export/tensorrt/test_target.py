@@ -22,7 +22,7 @@ def test_capabilities_are_sorted_by_number_and_named_once() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("trt:8.9", "'trt' is no TensorRT flavour"),
+        ("trt:8.9", "TensorRT flavour 'trt' is not known"),
         ("tensorrt-rtx", "name the compute capabilities.*8.9, 12.0"),
         ("tensorrt-rtx:", "'' is not a compute capability"),
         ("tensorrt-rtx:sm89", "'sm89' is not a compute capability.*tensorrt-rtx:8.9,12.0"),

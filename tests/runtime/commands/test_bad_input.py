@@ -286,7 +286,7 @@ def test_standard_output_that_is_full_is_one_line(tiny_bundle: Path) -> None:
 def test_pixels_of_eight_bits_are_refused_with_the_mend(tiny_bundle: Path) -> None:
     with Sampler.open(tiny_bundle, threads=1) as sampler:
         pixels = np.full((1, 1, 8, 8), 255.0)
-        with raises(UsageError, "pixels lie in 255 to 255, expected -1 to 1", "give pixels / 127.5 - 1"):
+        with raises(UsageError, "pixels range from 255 to 255, expected -1 to 1", "give pixels / 127.5 - 1"):
             sampler.encode_images(pixels)
         assert sampler.encode_images(pixels / 127.5 - 1).max() == 1
 

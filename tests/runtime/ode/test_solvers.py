@@ -135,7 +135,7 @@ def test_copies_of_an_image_change_nothing() -> None:
 @pytest.mark.parametrize(
     ("times", "says"),
     [
-        ((0.0,), "holds no step"),
+        ((0.0,), "give at least 2"),
         ((0.0, 0.5, 0.5, 1.0), "time 2 is 0.5, after 0.5"),
         ((0.0, 0.5, 0.4, 1.0), "must increase"),
         ((0.0, float("nan"), 1.0), "time 1 of the grid is nan"),
