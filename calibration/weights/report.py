@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 
 from starflow.calibration.weights.results import KEPT, SOURCE, MatrixResult, WeightCalibration
 from starflow.export.verification.plots import COLOURS, GREY
-from starflow.export.verification.plots import STYLE as PLOT_STYLE
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import ImageSpec
 from starflow.runtime.diagnostics.benchmark import Benchmark
 from starflow.runtime.plain.atomic_write import atomic_file
 from starflow.runtime.plain.images import grid, to_uint8
 from starflow.runtime.reports.html_page import STYLE, png, section, table
+from starflow.runtime.reports.plot import STYLE as PLOT_STYLE
 
 IMAGES = 12  # shown in a row
 SMALLEST_IMAGE = 72  # pixels on the page
