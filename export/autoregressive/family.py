@@ -135,7 +135,7 @@ class AutoregressiveFamily(FlowFamily):
         starflow = isinstance(model, StarflowConfig)
         return ModelSummary(
             family=model.family,
-            parameters=sum(parameter.numel() for parameter in self._model.parameters()),
+            parameters=self._model.parameter_count,
             noise_std=self._config.noise_std,
             data_shape=(model.in_channels, shape.height, shape.width),
             noise_layout="image" if starflow else "tokens",

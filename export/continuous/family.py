@@ -75,7 +75,7 @@ class ContinuousFamily(FlowFamily):
         summary = ContinuousSummary(
             family="continuous-flow",
             network=self._model.config.network,
-            parameters=sum(parameter.numel() for parameter in self._model.parameters()),
+            parameters=self._model.parameter_count,
             data_shape=self.data_shapes[0],
         )
         return ContinuousManifest(**common, **at_shapes[0], model=summary, guided=self._guided, max_passes=MAX_PASSES)
