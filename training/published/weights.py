@@ -1,4 +1,4 @@
-"""Published weights files: `.pth` and `.safetensors`, memory-mapped, and never a line of code of them run."""
+"""Published weights files, `.pth` and `.safetensors`: memory-mapped, and without running any code in them."""
 
 import re
 import warnings
@@ -13,20 +13,17 @@ from torch import Tensor
 
 from starflow.runtime.plain.errors import CheckpointError, UsageError
 
-# Where training scripts put the state dict, and what wrappers put in front of its names.
+# Keys under which training scripts save the state dict, and what wrappers put in front of its names.
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 PREFIXES = ("module.", "_orig_mod.")
 
 
 def open_weights(path: Path) -> dict[str, Tensor]:
-    """Open a weights file; the data is read from disk when it is used.
+    """Open a `.safetensors` file, or a file of `torch.save`; data are read from disk when they are used.
 
-    A `.pth` file is read by PyTorch's restricted unpickler, which makes tensors and plain containers and refuses all
-    else. A file from before PyTorch 1.6 cannot be mapped and is read whole.
-
-    Args:
-        path: `.safetensors`, or any other name for a file of `torch.save`: a state dict, or one under a key of
-            `WRAPPERS`.
+    A file of `torch.save` holds a state dict, or one under a key of `WRAPPERS`. PyTorch's restricted unpickler reads it,
+    which makes tensors and plain containers and refuses everything else. A file from before PyTorch 1.6 cannot be mapped
+    and is read whole.
 
     Returns:
         Name -> tensor on the CPU, without the prefixes of DistributedDataParallel and torch.compile.
@@ -57,7 +54,7 @@ def _read_torch(path: Path) -> object:
         with path.open("rb") as file:
             mappable = file.read(2) == b"PK"  # a zip archive; older files are bare pickles
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the restricted unpickler announces what it is about to refuse
+            warnings.simplefilter("ignore")  # the restricted unpickler warns of what it is going to refuse
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
     except UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))

@@ -348,14 +348,14 @@ def test_export_stopped_in_the_middle_leaves_nothing(tiny_checkpoint: Path, tmp_
     """A real process, stopped by a real signal while it writes weights."""
     script = f"""
 import os, sys
-from starflow.export.autoregressive import exporter as flow_exporter
+from starflow.export.autoregressive import family
 from starflow.runtime.command_line import main
-original = flow_exporter.build_step_graph
-def stop_at_the_second(graph, block, *rest):
-    if block.index == 0:
+build = family.StepGraph.build
+def stop_at_the_second(graph):
+    if graph.block.index == 0:
         os.kill(os.getpid(), {int(number)})
-    return original(graph, block, *rest)
-flow_exporter.build_step_graph = stop_at_the_second
+    return build(graph)
+family.StepGraph.build = stop_at_the_second
 sys.exit(main(["export", {str(tiny_checkpoint)!r}, "-o", {str(tmp_path / "bundle")!r}]))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ})

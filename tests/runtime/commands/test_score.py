@@ -15,7 +15,7 @@ from starflow.runtime.command_line import main
 from starflow.runtime.plain.bits_per_dim import bits_per_dim
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.sampler import Sampler
-from starflow.training.autoregressive.model import FlowModel
+from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.config import CheckpointConfig
 from tests.models import class_config, features_config, tarflow_config, unconditional_config, write_checkpoint
 
@@ -60,7 +60,7 @@ def test_noise_and_density_are_those_of_the_model(tmp_path: Path, name: str, var
     np.testing.assert_allclose(back, x, atol=1e-4)
 
 
-def test_determinant_by_token_is_that_of_the_jacobian(tiny_bundle: Path, tiny_model: FlowModel) -> None:
+def test_determinant_by_token_is_that_of_the_jacobian(tiny_bundle: Path, tiny_model: AutoregressiveFlow) -> None:
     """log |dz/dx| over all tokens against the determinant of the whole map, by automatic differentiation."""
     with Sampler.open(tiny_bundle, variant="cpu-fp32", threads=1) as sampler:
         x = 0.5 * np.random.default_rng(1).standard_normal((1, *sampler.noise_shape), np.float32)
@@ -76,7 +76,7 @@ def test_determinant_by_token_is_that_of_the_jacobian(tiny_bundle: Path, tiny_mo
 @pytest.mark.parametrize(("options", "std"), [([], 0.1), (["--noise-std", "0.3"], 0.3), (["--noise-std", "0"], 0.0)])
 def test_command_scores_images_with_the_noise_of_training_or_that_asked_for(
     tiny_bundle: Path,
-    tiny_model: FlowModel,
+    tiny_model: AutoregressiveFlow,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
     options: list[str],

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from starflow.export.autoregressive.denoisers import FlowDenoisers
+from starflow.export.autoregressive.denoiser_graphs import denoiser_kinds
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.export.verification.routes import find_routes
 from starflow.export.verification.tolerances import tolerances
-from starflow.export.verification.torch_reference import torch_reference
+from starflow.export.verification.torch_reference import TorchReference
 from starflow.export.verification.verify import verify
 from starflow.runtime import Sampler
 from starflow.runtime.bundle.bundle import Bundle
@@ -22,7 +22,7 @@ from starflow.runtime.networks.denoising import choose_denoiser
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.traces.case import draw_case
 from starflow.training.autoregressive.denoise import learned_denoise, score_denoise
-from starflow.training.autoregressive.model import FlowModel
+from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.autoregressive.starflow import Starflow
 from starflow.training.checkpoint import open_checkpoint
 from tests.models import tarflow_config, write_checkpoint
@@ -32,7 +32,7 @@ TEXT = np.random.default_rng(1).standard_normal((3, 3, 6), np.float32)
 
 
 @pytest.fixture
-def model(denoising_model: tuple[Path, FlowModel]) -> tuple[Path, FlowModel]:
+def model(denoising_model: tuple[Path, AutoregressiveFlow]) -> tuple[Path, AutoregressiveFlow]:
     return denoising_model
 
 
@@ -41,7 +41,7 @@ def bundle(denoising_bundle: Path) -> Path:
     return denoising_bundle
 
 
-def test_samples_are_denoised_under_their_condition(bundle: Path, model: tuple[Path, FlowModel]) -> None:
+def test_samples_are_denoised_under_their_condition(bundle: Path, model: tuple[Path, AutoregressiveFlow]) -> None:
     text = torch.from_numpy(TEXT)
     with Sampler.open(bundle) as sampler:
         noise, null = sampler.noise(3, seed=2), np.zeros((3, 6), np.float32)
@@ -60,7 +60,7 @@ def test_samples_are_denoised_under_their_condition(bundle: Path, model: tuple[P
     assert np.abs(learned - samples).max() > 0.01
 
 
-def test_weights_are_shared_with_the_step_graphs(bundle: Path, model: tuple[Path, FlowModel]) -> None:
+def test_weights_are_shared_with_the_step_graphs(bundle: Path, model: tuple[Path, AutoregressiveFlow]) -> None:
     """What denoisers add is the learned one's network and what step graphs store in another form: small vectors."""
     plain = bundle.parent / "plain"
     export_checkpoint(model[0], plain, ExportOptions(batch=2, precisions=("fp16",), denoisers=()))
@@ -81,13 +81,13 @@ def test_which_denoiser_a_variant_takes(bundle: Path) -> None:
     assert taken == ["fp16", "fp32", "fp32"]
 
 
-def test_verify_compares_them_with_pytorch(bundle: Path, model: tuple[Path, FlowModel]) -> None:
+def test_verify_compares_them_with_pytorch(bundle: Path, model: tuple[Path, AutoregressiveFlow]) -> None:
     opened = Bundle.open(bundle)
     case = draw_case(opened)
 
     def passed(checked: Bundle) -> dict[str, bool]:
         routes, _ = find_routes(checked, ["onnxruntime"], [])
-        result = verify(checked, torch_reference(model[0], checked), routes, case, tolerances())
+        result = verify(checked, TorchReference(model[0], checked), routes, case, tolerances())
         return {m.route: m.passed for m in result.measurements}
 
     names = [f"denoiser {kind}-{precision}" for precision in ("fp32", "fp16") for kind in ("score", "learned")]
@@ -144,10 +144,10 @@ def test_continuous_flows_have_none(velocity_bundle: Path) -> None:
 
 @pytest.mark.parametrize(("asked", "kinds"), [((), ()), (None, ("learned",)), (["score"], ("score",))])
 def test_what_an_export_writes(
-    model: tuple[Path, FlowModel], asked: list[DenoiserKind] | None, kinds: tuple[DenoiserKind, ...]
+    model: tuple[Path, AutoregressiveFlow], asked: list[DenoiserKind] | None, kinds: tuple[DenoiserKind, ...]
 ) -> None:
-    config, tensors = open_checkpoint(model[0])
-    assert FlowDenoisers(config, model[1], tensors, ExportOptions(denoisers=asked), 3).kinds == kinds
+    config, _ = open_checkpoint(model[0])
+    assert denoiser_kinds(config, ExportOptions(denoisers=asked)) == kinds
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_what_an_export_writes(
     [
         (["learned"], "this model has no learned denoiser"),
         (["score"], "config.json states no noise_std"),
-        (["none", "score"], "give none, or names of denoisers"),
+        (["none", "score"], "give none alone, or names of denoisers"),
     ],
 )
 def test_denoisers_that_cannot_be_written(

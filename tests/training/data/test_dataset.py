@@ -12,8 +12,9 @@ from PIL import Image
 
 from starflow.runtime.plain.errors import DataError, UsageError
 from starflow.runtime.plain.images import to_uint8
-from starflow.training.data.dataset import load_dataset, to_float
-from starflow.training.recipe import Digits8Source, FolderSource, NpzSource
+from starflow.training.data.dataset import load_dataset
+from starflow.training.data.samples import to_float
+from starflow.training.data.source import Digits8Source, FolderSource, NpzSource
 from starflow.training.text.captions import read_captions
 
 
@@ -150,7 +151,7 @@ def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"b\.png: is 7x4, .*a\.png is 6x4; set data\.size"):
         load_dataset(source, tmp_path)
     picture(source.path / "class" / "b.png")
-    with pytest.raises(DataError, match=r"a\.png: lies beside class folders"):
+    with pytest.raises(DataError, match=r"a\.png: lies next to class folders"):
         load_dataset(source, tmp_path)
 
 
