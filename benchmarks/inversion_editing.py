@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from starflow.runtime import Sampler
+from starflow.runtime.networks.denoising import Denoise
 from starflow.runtime.plain.images import grid, write_png
 
 EMOJI_EDITS = (  # an emoji of the data, and the captions it is given instead
@@ -94,8 +95,13 @@ def edit_emoji(sampler: Sampler, picture: Path | None) -> None:
         other = [caption.replace("noto style", "twemoji style") for caption in own]
         x = sampler.encode_images(as_pixels(images[some]))
         noise = sampler.invert(x, own).noise
-        for name, start in (("inverted", noise), ("fresh", sampler.noise(len(x), seed=1))):
-            edited = sampler.to_images(sampler.generate(start, other), denoise="none")
+        # What was encoded is free of the training noise, so the plain decoder makes its edits; samples have that noise.
+        starts: tuple[tuple[str, NDArray, Denoise], ...] = (
+            ("inverted", noise, "none"),
+            ("fresh", sampler.noise(len(x), seed=1), "auto"),
+        )
+        for name, start, denoise in starts:
+            edited = sampler.to_images(sampler.generate(start, other), denoise=denoise)
             away = np.sqrt(np.square(edited.astype(np.float64) - images[some]).mean(axis=(1, 2, 3))).mean()
             print(f"{side:>8} {name:>9} {away:>25.1f}")
 
@@ -106,10 +112,10 @@ def edit_emoji(sampler: Sampler, picture: Path | None) -> None:
         own = [caption for caption, _ in EMOJI_EDITS]
         originals = np.stack([everything[caption] for caption in own])
         noise = sampler.invert(sampler.encode_images(as_pixels(originals)), own).noise
-        wanted = [own, *(list(column) for column in zip(*(edits for _, edits in EMOJI_EDITS), strict=True))]
-        edited = [sampler.to_images(sampler.generate(noise, captions), denoise="none") for captions in wanted]
+        wanted = [own, *(list(column) for column in zip(*(given for _, given in EMOJI_EDITS), strict=True))]
+        edits = [sampler.to_images(sampler.generate(noise, captions), denoise="none") for captions in wanted]
         fresh = sampler.generate(sampler.noise(len(own), seed=1), wanted[1])
-        columns = [originals, *edited, sampler.to_images(fresh)]
+        columns = [originals, *edits, sampler.to_images(fresh)]
         write_png(picture, grid(np.stack(columns, axis=1).reshape(-1, *originals.shape[1:]), columns=len(columns)))
 
 
