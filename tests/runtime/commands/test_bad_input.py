@@ -251,7 +251,7 @@ def test_command_line_says_it_in_one_line(
         "bench BUNDLE --threads 1 --repetitions 1 --variant cpu-fp32 --plot folder/OUTPUT.svg",
         "calibrate BUNDLE --plan --threads 1 --repetitions 1 --variant cpu-fp32 --images 2 --plot folder/OUTPUT.png",
         "calibrate BUNDLE --plan --threads 1 --repetitions 1 --variant cpu-fp32 --images 2 --plan-file folder/OUTPUT.json",
-        "verify BUNDLE --checkpoint CHECKPOINT --variants cpu-fp32 --report folder/OUTPUT.html",
+        "verify BUNDLE --checkpoint CHECKPOINT --variant cpu-fp32 --report folder/OUTPUT.html",
     ],
 )
 def test_an_output_that_the_system_refuses_is_one_line(
