@@ -115,7 +115,7 @@ def test_the_command_line(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFi
     ("how", "message"),
     [
         ("score", "has no way of denoising; `starflow export --denoise score` adds it"),
-        ("learned", "`starflow export --denoise learned` adds it where the model has one"),
+        ("learned", "`starflow export --denoise learned` adds it if the model has a denoiser"),
         ("decoder", "trained on noisy latents"),
         ("median", "choose auto, none, score, learned, decoder"),
     ],
