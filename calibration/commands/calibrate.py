@@ -223,7 +223,9 @@ def _print(calibration: "WeightCalibration") -> None:
 
     console = Console()
     source, chosen = calibration.measurement(SOURCE), calibration.chosen
-    table = plain_table(f"{calibration.variant.name}: {calibration.images} images, guidance {calibration.guidance:g}")
+    table = plain_table(
+        title=f"{calibration.variant.name}: {calibration.images} images, guidance {calibration.guidance:g}"
+    )
     table.add_column("weights", no_wrap=True)
     for column in ("MB", "of source", "error %", "median", "worst"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -123,7 +123,7 @@ def _print(built: "list[BuiltEngine]", target: "Target") -> None:
 
     from starflow.runtime.reports.tables import plain_table
 
-    table = plain_table(f"{target.name}, {target.flavour.name} {target.flavour.version}")
+    table = plain_table(title=f"{target.name}, {target.flavour.name} {target.flavour.version}")
     table.add_column("variant", no_wrap=True)
     for column in ("flow block", "engine MiB", "weights MiB", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)

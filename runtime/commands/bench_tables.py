@@ -115,7 +115,7 @@ def _milliseconds(value: float) -> str:
 
 
 def _table(first: str, *columns: str, title: str | None = None) -> Table:
-    table = plain_table(title, dense=True)
+    table = plain_table(title=title, dense=True)
     table.add_column(first, no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)

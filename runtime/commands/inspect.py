@@ -77,7 +77,7 @@ def _print(summary: dict[str, Any], *, hashes: bool) -> None:
             console.print(f"[bold]{title}[/bold]", highlight=False)
             console.print(f"{variant['rows']} rows, a pass reads {read} of weights", highlight=False)
             continue
-        table = plain_table(title, dense=True)
+        table = plain_table(title=title, dense=True)
         for column in ("block", "order", "layers", "rows", "capacity", "prefix", "weights/step", "caches"):
             table.add_column(column, justify="right", no_wrap=True)
         for block in variant["blocks"]:

@@ -1,14 +1,19 @@
-"""What the HTML reports share: one style, sections, tables, pictures inside the page."""
+"""What the HTML reports share: the page, one style, sections, tables, images inside the page."""
 
 import base64
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
+from pathlib import Path
 
 from numpy import uint8
 from numpy.typing import NDArray
 from PIL import Image
 
+from starflow.runtime.plain.atomic_write import atomic_file
+from starflow.runtime.plain.images import grid
+
+SMALLEST_IMAGE = 84  # pixels on the page; smaller ones are shown enlarged
 STYLE = """
 :root { --ink: #1d2129; --soft: #5b626d; --line: #e3e6ea; --good: #0a7d4f; --bad: #c2272d; --note: #9a6700; }
 * { box-sizing: border-box; }
@@ -44,8 +49,36 @@ footer { color: var(--soft); font-size: 13px; margin-top: 28px; }
 """
 
 
+def write_page(path: Path, title: str, body: Iterable[str], footer: str) -> None:
+    """Write a page that needs nothing else; the same body gives the same bytes.
+
+    Args:
+        path: The HTML file.
+        title: Plain text.
+        body: HTML, line by line.
+        footer: HTML at the end of the page.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    lines = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>",
+        *body,
+        f"<footer>{footer}</footer>\n</main>\n</body>\n</html>\n",
+    )
+    with atomic_file(path) as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
+
+
+def verdict(title: str, text: str, *, passed: bool = True) -> str:
+    """The head of a page or of one of its parts, HTML, with a bar that is green or red."""
+    return f'<header class="{"passed" if passed else "failed"}"><h1>{title}</h1><p>{text}</p></header>'
+
+
 def section(title: str, body: Iterable[str], text: str = "") -> Iterator[str]:
-    """A heading, a paragraph, and a box with `body`."""
+    """A heading, a paragraph of plain text, and a box with `body`."""
     yield f"<h2>{title}</h2>"
     if text:
         yield f"<p>{escape(text)}</p>"
@@ -54,8 +87,15 @@ def section(title: str, body: Iterable[str], text: str = "") -> Iterator[str]:
     yield "</section>"
 
 
+def folded(summary: str, body: Iterable[str], *, opened: bool = False) -> Iterator[str]:
+    """What the reader unfolds."""
+    yield f"<details{' open' if opened else ''}><summary>{summary}</summary>"
+    yield from body
+    yield "</details>"
+
+
 def table(columns: Sequence[str], rows: Iterable[str], numbers: Sequence[int] = ()) -> Iterator[str]:
-    """A table of finished rows; columns in `numbers` are aligned to the right."""
+    """A table of finished rows; the heads of columns in `numbers` stand on the right."""
     heads = "".join(
         f"<th{' class=number' if index in numbers else ''}>{escape(column)}</th>"
         for index, column in enumerate(columns)
@@ -63,6 +103,27 @@ def table(columns: Sequence[str], rows: Iterable[str], numbers: Sequence[int] = 
     yield f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>'
     yield from rows
     yield "</tbody></table></div>"
+
+
+def row(texts: Iterable[object], numbers: Iterable[object] = (), end: Iterable[object] = (), *, kind: str = "") -> str:
+    """A row of a table: cells of HTML, then numbers, then cells of HTML again; `kind` is its CSS classes."""
+    left, right = ("".join(f"<td>{cell}</td>" for cell in cells) for cells in (texts, end))
+    middle = "".join(f'<td class="number">{cell}</td>' for cell in numbers)
+    classes = f' class="{kind}"' if kind else ""
+    return f"<tr{classes}>{left}{middle}{right}</tr>"
+
+
+def swatch(colour: str) -> str:
+    """A small square of a colour: the legend of a name in a table or caption."""
+    return f'<span class="swatch" style="background:{colour}"></span>'
+
+
+def images_row(name: str, images: NDArray[uint8], mark: str = "") -> str:
+    """Images uint8 [N, H, W, C] side by side beside their name; `mark` is HTML before it."""
+    sheet = grid(images, columns=len(images))
+    width = sheet.shape[1] * max(1, -(-SMALLEST_IMAGE // images.shape[1]))
+    picture = f'<img alt="samples of {escape(name)}" style="width:{width}px" src="{png(sheet)}">'
+    return f"<figure><figcaption>{mark}{escape(name)}</figcaption>{picture}</figure>"
 
 
 def png(image: NDArray[uint8]) -> str:

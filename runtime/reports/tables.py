@@ -1,12 +1,21 @@
 """The one look of all tables that commands print."""
 
+from collections.abc import Collection
+
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 
-def plain_table(title: str | None = None, *, dense: bool = False) -> Table:
-    """An empty table without a frame, its title in bold on the left; a dense one has one space between columns."""
-    return Table(
+def plain_table(*columns: str, text: Collection[str] = (), title: str | None = None, dense: bool = False) -> Table:
+    """An empty table without a frame.
+
+    Args:
+        *columns: Their heads. The first and those in `text` stand on the left, all others (numbers) on the right.
+        text: Heads of further columns of text, which may wrap.
+        title: In bold above the table.
+        dense: One space between columns in place of two.
+    """
+    table = Table(
         title=title,
         title_justify="left",
         title_style="bold",
@@ -14,6 +23,10 @@ def plain_table(title: str | None = None, *, dense: bool = False) -> Table:
         pad_edge=False,
         collapse_padding=dense,
     )
+    for index, column in enumerate(columns):
+        on_left = index == 0 or column in text
+        table.add_column(column, justify="left" if on_left else "right", no_wrap=column not in text, overflow="fold")
+    return table
 
 
 def mebibytes(count: int) -> str:
