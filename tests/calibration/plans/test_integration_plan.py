@@ -11,6 +11,7 @@ import torch
 
 from starflow.calibration.cases import draw_cases
 from starflow.calibration.plans.integration_plan import IntegrationCalibration, calibrate_integration
+from starflow.calibration.plans.options import PlanOptions
 from starflow.calibration.plans.time_density import acceleration, equidistributed
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
@@ -43,7 +44,7 @@ def found(bundle_root: Path) -> IntegrationCalibration:
     bundle = Bundle.open(bundle_root)
     variant = bundle.variant("cpu-fp32", "cpu")
     with OnnxRuntimeBackend(bundle, variant, threads=1) as backend:
-        return calibrate_integration(bundle, variant, backend, draw_cases(bundle, 4, 0), BUDGET, 2)
+        return calibrate_integration(bundle, variant, backend, draw_cases(bundle, 4, 0), PlanOptions(BUDGET, 2))
 
 
 def test_the_choice_is_within_the_budget(found: IntegrationCalibration, bundle_root: Path) -> None:
@@ -89,6 +90,7 @@ def test_errors_fall_with_the_steps_and_the_fastest_has_few_passes(found: Integr
 
 def test_command_stores_a_plan_that_runs(bundle_root: Path, tmp_path: Path, capsys: Any) -> None:
     root, file, plot = tmp_path / "bundle", tmp_path / "plan.json", tmp_path / "plan.png"
+    page = tmp_path / "plan.html"
     shutil.copytree(bundle_root, root)
     command = [
         "calibrate",
@@ -103,10 +105,11 @@ def test_command_stores_a_plan_that_runs(bundle_root: Path, tmp_path: Path, caps
         "--threads",
         "1",
     ]
-    assert main([*command, "--plan-file", str(file), "--plot", str(plot), "--json"]) == 0
+    assert main([*command, "--plan-file", str(file), "--plot", str(plot), "--report", str(page), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["error"] <= 0.01 and told["trials"] and plot.stat().st_size > 1000
     (stored,) = Bundle.open(root).continuous.plans
+    assert str(stored.plan) in page.read_text() and "<svg" in page.read_text()
     assert stored.plan.model_dump(mode="json") == told["plan"] == json.loads(file.read_text())
     assert (stored.backend, stored.variant) == ("onnxruntime cpu", "cpu-fp32")
     with Sampler.open(root, threads=1) as auto, Sampler.open(root, threads=1, plan=file) as given:
