@@ -1,6 +1,6 @@
 """Choosing a decode plan: measure, search, run what was found, and keep it only if it is within its budget and faster."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,7 +108,8 @@ def calibrate_plan(
     progress(0, total, "drawing samples")
     _, blocks = probes(bundle, variant, backend, cases.calibrate)
     progress(1, total, "timing passes")
-    costs = costs or measure_costs(blocks, _widths(options.widths, blocks, manifest.max_chunk), options.repetitions)
+    widths = widths_to_try(options.widths, (probe.count for probe in blocks.values()), manifest.max_chunk)
+    costs = costs or measure_costs(blocks, widths, options.repetitions)
     candidates = []
     for number, (probe, cost) in enumerate(zip(blocks.values(), costs, strict=True)):
         progress(2 + number, total, f"flow block {probe.block.index}")
@@ -167,9 +168,9 @@ def refusal(plan: DecodePlan, error: float, budget: float, planned: float, seque
     return None
 
 
-def _widths(wanted: Sequence[int], blocks: Mapping[int, BlockProbe], most: int) -> list[int]:
-    """Numbers of tokens in a pass that the bundle can run; the whole of a flow block is always tried."""
-    return sorted({width for width in (*wanted, *(probe.count for probe in blocks.values())) if width <= most})
+def widths_to_try(wanted: Sequence[int], tokens: Iterable[int], most: int) -> list[int]:
+    """Numbers of tokens in a pass that the bundle can run; all `tokens` of a flow block are always tried."""
+    return sorted({width for width in (*wanted, *tokens) if width <= most})
 
 
 def _gains(

@@ -12,14 +12,11 @@ import torch
 from starflow.calibration.cases import draw_cases
 from starflow.calibration.plans.integration_plan import IntegrationCalibration, calibrate_integration
 from starflow.calibration.plans.options import PlanOptions
-from starflow.calibration.plans.time_density import acceleration, equidistributed
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.command_line import main
-from starflow.runtime.ode.fixed_step import pass_table, walk
-from starflow.runtime.ode.tableau import FIXED_STEP
 from starflow.runtime.plans.integration_plan import integration_plan
 from starflow.training.checkpoint import save_checkpoint
 from tests.models import velocity_config, write_velocity
@@ -136,23 +133,3 @@ def test_what_cannot_be(bundle_root: Path, arguments: list[str], status: int, sa
     told = capsys.readouterr().err
     assert says in told and "Traceback" not in told
     assert (bundle_root / "manifest.json").read_bytes() == before
-
-
-def test_equidistributed_steps_are_short_where_paths_bend() -> None:
-    """x' = f(t) that turns quickly around t = 0.2: steps there, and a smaller error than with equal steps."""
-
-    def velocity(x: np.ndarray, t: float) -> np.ndarray:
-        return np.full_like(x, np.tanh((t - 0.2) * 40))
-
-    fine = np.linspace(0, 1, 65)
-    start = np.zeros((1, 1))
-    states = [start, *walk(velocity, start, pass_table(FIXED_STEP["rk4"], fine.tolist()))]
-    times = equidistributed(acceleration(np.stack(states, axis=1)), order=1, steps=12)
-    assert len(times) == 13 and times[0] == 0 and times[-1] == 1 and all(np.diff(times) > 0)
-    assert 0.1 < times[int(np.argmin(np.diff(times)))] < 0.3
-    exact = (np.log(np.cosh(40 * 0.8)) - np.log(np.cosh(40 * 0.2))) / 40
-    errors = []
-    for grid in (times, np.linspace(0, 1, 13).tolist()):
-        *_, end = walk(velocity, start, pass_table(FIXED_STEP["euler"], grid))
-        errors.append(abs(float(end[0, 0]) - exact))
-    assert errors[0] < errors[1] / 2
