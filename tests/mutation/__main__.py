@@ -39,22 +39,22 @@ def main() -> int:
     targets = [t for t in TARGETS if not arguments.modules or any(part in t.path for part in arguments.modules)]
     limit = 60 * arguments.minutes * arguments.processes / len(targets)
     table = plain_table("module", "mutants", "killed", "survived", "score")
-    lines, least = ["# Mutants that no test notices"], 1.0
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    written, least = arguments.out / "survivors.md", 1.0
+    written.write_text("# Mutants that no test notices\n", encoding="utf-8")
     # A module's process forks again for each mutant, so it starts without threads.
     with ProcessPoolExecutor(arguments.processes, get_context("spawn"), max_tasks_per_child=1) as pool:
         jobs = [pool.submit(survivors, t, arguments.most or t.most, arguments.seed, limit) for t in targets]
         for target, job in zip(targets, jobs, strict=True):
-            count, survived = job.result()
-            score = 1 - len(survived) / count if count else 0.0
+            count, diffs = job.result()
+            score = 1 - len(diffs) / count if count else 0.0
             least = min(least, score)
-            table.add_row(target.path, str(count), str(count - len(survived)), str(len(survived)), f"{score:.0%}")
-            print(f"{target.path}: {count - len(survived)} of {count} killed", flush=True)
-            source = Path(target.path).read_text(encoding="utf-8")
-            lines += [f"\n## {target.path}", *(f"\n```diff\n{mutant.diff(source)}\n```" for mutant in survived)]
+            table.add_row(target.path, str(count), str(count - len(diffs)), str(len(diffs)), f"{score:.0%}")
+            print(f"{target.path}: {count - len(diffs)} of {count} killed", flush=True)
+            with written.open("a", encoding="utf-8") as file:
+                file.write(f"\n## {target.path}\n" + "".join(f"\n```diff\n{diff}\n```\n" for diff in diffs))
     Console().print(table)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "survivors.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"survivors: {arguments.out / 'survivors.md'}")
+    print(f"survivors: {written}")
     return int(least < AIM)
 
 

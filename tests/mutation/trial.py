@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.mutation.mutants import Mutant, draw_mutants
+from tests.mutation.mutants import draw_mutants
 from tests.mutation.targets import Target
 
 OURS = ("starflow", "tests")
@@ -97,8 +97,8 @@ def _imports(name: str) -> set[str]:
     return found
 
 
-def survivors(target: Target, most: int, seed: int, limit: float) -> tuple[int, list[Mutant]]:
-    """The number of mutants that were tried, and those that survived.
+def survivors(target: Target, most: int, seed: int, limit: float) -> tuple[int, list[str]]:
+    """The number of mutants that were tried, and the diffs of those that survived.
 
     Args:
         target: The module.
@@ -114,7 +114,7 @@ def survivors(target: Target, most: int, seed: int, limit: float) -> tuple[int, 
     passed, seconds = trials.run(source, 600)
     if not passed:
         raise RuntimeError(f"{target.path}: {' '.join(target.tests)} fail without any change")
-    tried, survived = 0, []
+    tried, survived = 0, list[str]()
     for mutant in draw_mutants(source, most, seed):
         code = mutant.code(source)
         if code is None:
@@ -123,5 +123,5 @@ def survivors(target: Target, most: int, seed: int, limit: float) -> tuple[int, 
             break
         tried += 1
         if trials.run(code, math.ceil(3 + 4 * seconds))[0]:
-            survived.append(mutant)
+            survived.append(mutant.diff(source))
     return tried, survived

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from starflow.calibration.cases import draw_cases
-from starflow.calibration.plans.candidates import block_curve, paying_passes
 from starflow.calibration.commands.calibrate import configure, run
+from starflow.calibration.plans.candidates import block_curve, paying_passes
 from starflow.calibration.plans.convergence import BlockProbe, WindowTrial, envelope, probes
 from starflow.calibration.plans.decode_plan import DecodeCalibration, calibrate_plan
 from starflow.calibration.plans.decode_plan_report import decode_report

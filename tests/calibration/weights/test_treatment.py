@@ -62,4 +62,4 @@ def test_ladders_go_from_the_smallest_to_the_most_exact() -> None:
         costs = [each.cost(each.format.bits) for each in ladder]
         assert costs == sorted(costs) and all(each.format.name == each.name.split("-")[0] for each in ladder)
     # ONNX Runtime's integer products take float32 scales; TensorRT's dequantisation the type it computes in.
-    assert SCALE_TYPES == {"cpu": np.float32, "portable": np.float16}
+    assert {"cpu": np.float32, "portable": np.float16} == SCALE_TYPES
