@@ -30,9 +30,12 @@ SOLVERS = f"{RUNTIME}/ode/test_solvers.py"
 TARGETS = (
     Target("calibration/plans/search.py", (f"{PLANS}/test_search.py",)),
     Target("calibration/plans/budget_search.py", (f"{PLANS}/test_budget_search.py",)),
-    Target("calibration/plans/candidates.py", (f"{PLANS}/test_candidates.py",)),
+    Target("calibration/plans/candidates.py", (f"{PLANS}/test_candidates.py", f"{PLANS}/test_explore.py")),
     Target("calibration/plans/costs.py", (f"{PLANS}/test_costs.py",)),
-    Target("calibration/plans/decode_plan.py", (f"{PLANS}/test_decode_plan_choice.py",)),
+    Target(
+        "calibration/plans/decode_plan.py",
+        (f"{PLANS}/test_decode_plan_choice.py", f"{PLANS}/test_decode_plan_world.py"),
+    ),
     Target("calibration/plans/integration_search.py", (f"{PLANS}/test_integration_search.py",)),
     Target("calibration/plans/integration_plan.py", (f"{PLANS}/test_integration_choice.py",)),
     Target("calibration/plans/time_density.py", (f"{PLANS}/test_time_density.py",)),
