@@ -17,13 +17,13 @@ from benchmarks.digits_quality import DIGITS, LEVEL, noisy, to_data
 
 from starflow.runtime.plain.bits_per_dim import bits_per_dim
 from starflow.runtime.plain.images import to_uint8
-from starflow.training.checkpoint import load_velocity
+from starflow.training.checkpoint import load_continuous
 from starflow.training.continuous.likelihood import flow_log_likelihood
-from starflow.training.continuous.model import VelocityNetwork
+from starflow.training.continuous.model import ContinuousFlow
 
 
 @torch.inference_mode()
-def recognised(network: VelocityNetwork, judge: torch.nn.Module, count: int, guidance: float, steps: int) -> float:
+def recognised(network: ContinuousFlow, judge: torch.nn.Module, count: int, guidance: float, steps: int) -> float:
     """Part of `count` samples of each class that the classifier reads as what was asked for."""
     labels = torch.arange(10 * count) % 10
     noise = torch.randn(network.noise_shape(len(labels)), generator=torch.Generator().manual_seed(1))
@@ -35,9 +35,7 @@ def recognised(network: VelocityNetwork, judge: torch.nn.Module, count: int, gui
     return float((classify(judge, to_uint8(torch.cat(x).numpy())[..., 0]) == labels.numpy()).mean())
 
 
-def flow_bits(
-    network: VelocityNetwork, test: torch.Tensor, labels: torch.Tensor, std: float, steps: int
-) -> list[float]:
+def flow_bits(network: ContinuousFlow, test: torch.Tensor, labels: torch.Tensor, std: float, steps: int) -> list[float]:
     """Bits/dim of each held-out digit given its class, by Hutchinson's estimate."""
     x, generator, bits = noisy(test, std), torch.Generator().manual_seed(0), []
     for part in torch.arange(len(x)).split(64):
@@ -58,7 +56,7 @@ def main() -> None:
     )
     parser.add_argument("--likelihood-steps", type=int, default=10)
     arguments = parser.parse_args()
-    config, network = load_velocity(arguments.checkpoint)
+    config, network = load_continuous(arguments.checkpoint)
     network.requires_grad_(False)
     judge = load_classifier()
     rates = {

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
 from starflow.runtime.plain.bits_per_dim import bits_per_dim
-from starflow.training.autoregressive.model import FlowModel
-from starflow.training.checkpoint import load_model
+from starflow.training.autoregressive.model import AutoregressiveFlow
+from starflow.training.checkpoint import load_autoregressive
 
 LEVEL = 1 / 127.5  # one grey level in [-1, 1]
 DIGITS = Path("out/digits/digits.npz")
@@ -53,7 +53,7 @@ def gaussian_bits(train: torch.Tensor, test: torch.Tensor, std: float, *, diagon
 
 
 @torch.inference_mode()
-def flow_bits(model: FlowModel, test: torch.Tensor, labels: torch.Tensor, std: float) -> float:
+def flow_bits(model: AutoregressiveFlow, test: torch.Tensor, labels: torch.Tensor, std: float) -> float:
     """Mean bits/dim of held-out digits given their class."""
     x = noisy(test, std)
     values = [
@@ -64,7 +64,7 @@ def flow_bits(model: FlowModel, test: torch.Tensor, labels: torch.Tensor, std: f
 
 
 @torch.inference_mode()
-def round_trip(model: FlowModel, sampler: Sampler, test: torch.Tensor, labels: torch.Tensor) -> float:
+def round_trip(model: AutoregressiveFlow, sampler: Sampler, test: torch.Tensor, labels: torch.Tensor) -> float:
     """Real digits to z with PyTorch, back through the bundle without guidance: max error in [-1, 1] units."""
     z = model(test, model.encode_labels(labels)).z
     back = sampler.generate(z.numpy(), labels.numpy())
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--variant", help="variant that samples (default: the cpu one)")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    config, model = load_model(arguments.checkpoint)
+    config, model = load_autoregressive(arguments.checkpoint)
     with np.load(DIGITS) as file:
         digits = {name: file[name] for name in file.files}
     train, test = to_data(digits["images"]), to_data(digits["test_images"])

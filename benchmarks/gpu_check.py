@@ -34,7 +34,7 @@ from starflow.runtime.diagnostics.benchmark import run_benchmark
 from starflow.runtime.plain.atomic_write import atomic_file
 from starflow.runtime.plain.errors import BackendError, StarflowError
 from starflow.training.autoregressive.flow_block import FlowBlock
-from starflow.training.checkpoint import load_model, save_checkpoint
+from starflow.training.checkpoint import load_autoregressive, save_checkpoint
 from starflow.training.layers.tokens import patchify
 
 LARGE = (2048, 12)  # width, layers: 1.2 GB in float16, far beyond any L2 cache
@@ -217,7 +217,7 @@ def _step(bundle: Path) -> dict[str, Any]:
 def _pytorch(checkpoint: Path, repetitions: int) -> dict[str, Any]:
     if not torch.cuda.is_available():
         raise UnavailableError("this torch has no CUDA")
-    _, loaded = load_model(checkpoint)
+    _, loaded = load_autoregressive(checkpoint)
     model = loaded.to("cuda", torch.float16)
     block = model.blocks[-1]
     assert isinstance(block, FlowBlock)

@@ -26,8 +26,8 @@ from torch import Tensor
 from starflow.runtime.command_line import main as starflow
 from starflow.runtime.plain.bits_per_dim import bits_per_dim
 from starflow.training.autoencoder.folder import open_autoencoder
-from starflow.training.autoregressive.model import FlowModel
-from starflow.training.checkpoint import AUTOENCODER, load_model
+from starflow.training.autoregressive.model import AutoregressiveFlow
+from starflow.training.checkpoint import AUTOENCODER, load_autoregressive
 from starflow.training.config import CheckpointConfig
 from starflow.training.text.text_features import caption_features
 
@@ -60,7 +60,7 @@ def training_bits(checkpoint: Path, images: NDArray[np.uint8], condition: NDArra
         images: The images.
         condition: Labels int64 [N], or captions str [N].
     """
-    config, model = load_model(checkpoint)
+    config, model = load_autoregressive(checkpoint)
     channels_first = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     x = torch.from_numpy(channels_first.astype(np.float32)) * LEVEL - 1
     level = LEVEL
@@ -76,7 +76,7 @@ def training_bits(checkpoint: Path, images: NDArray[np.uint8], condition: NDArra
     return found
 
 
-def _condition(config: CheckpointConfig, model: FlowModel, condition: NDArray) -> Tensor:
+def _condition(config: CheckpointConfig, model: AutoregressiveFlow, condition: NDArray) -> Tensor:
     if config.text is None:
         return model.encode_labels(torch.from_numpy(condition.astype(np.int64)))
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +96,7 @@ def main() -> None:
         chosen = np.random.default_rng(0).permutation(len(file[name]))[: arguments.count]
         images, condition = file["test_images"][chosen], file[name][chosen]
     given = ["--captions", *condition] if name == "test_captions" else ["--labels", ",".join(map(str, condition))]
-    noise_std = load_model(arguments.checkpoint)[0].noise_std
+    noise_std = load_autoregressive(arguments.checkpoint)[0].noise_std
     pictures = [Image.fromarray(image) for image in images]
     scored = score(arguments.bundle, pictures, "--noise-std", str(noise_std), *given)
     trained = training_bits(arguments.checkpoint, images, condition)

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from starflow.training.autoregressive.model import build_model
-from starflow.training.config import StarflowConfig
+from starflow.training.autoregressive.config import StarflowConfig
+from starflow.training.families import build_flow
 from starflow.training.published.config import read_config
 
 NAME = "starflow_3B_t2i_256x256"
@@ -107,7 +107,7 @@ def write_flow(folder: Path) -> tuple[Path, Path]:
     model = read_config(config).checkpoint.model
     assert isinstance(model, StarflowConfig)
     with torch.device("meta"):
-        network = build_model(model)
+        network = build_flow(model)
     torch.save(dict(RandomWeights().of(network)) | published_buffers(model), weights)
     return weights, config
 

@@ -33,10 +33,12 @@ from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
 from starflow.runtime.backends.memory_bandwidth import HostBandwidthProbe
 from starflow.runtime.diagnostics.benchmark import step_bytes
+from starflow.training.autoregressive.config import StarflowConfig
 from starflow.training.autoregressive.flow_block import FlowBlock
-from starflow.training.autoregressive.model import FlowModel, build_model
-from starflow.training.checkpoint import load_model, save_checkpoint
-from starflow.training.config import CheckpointConfig, Conditioning, StarflowConfig
+from starflow.training.autoregressive.model import AutoregressiveFlow
+from starflow.training.checkpoint import load_autoregressive, save_checkpoint
+from starflow.training.config import CheckpointConfig, Conditioning
+from starflow.training.families import build_flow
 from starflow.training.layers.tokens import patchify, unpatchify
 
 SIZES = {"S": (512, 8), "M": (1024, 12)}  # width, layers
@@ -45,7 +47,7 @@ DIGITS = Path(__file__).parent.parent / "examples" / "digits" / "checkpoint"
 GUIDANCE = 2.0
 
 
-def random_model(width: int, layers: int) -> tuple[CheckpointConfig, FlowModel]:
+def random_model(width: int, layers: int) -> tuple[CheckpointConfig, AutoregressiveFlow]:
     """One flow block over 16x16 tokens with the published options, weights scaled so that samples stay finite."""
     config = StarflowConfig(
         in_channels=16,
@@ -64,7 +66,7 @@ def random_model(width: int, layers: int) -> tuple[CheckpointConfig, FlowModel]:
         use_final_norm=True,
     )
     torch.manual_seed(0)
-    model = build_model(config).eval()
+    model = build_flow(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("proj_out.weight"):
@@ -81,10 +83,10 @@ def _folder(given: Path | None) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _prepare(size: str, folder: Path) -> tuple[FlowModel, NDArray, NDArray]:
+def _prepare(size: str, folder: Path) -> tuple[AutoregressiveFlow, NDArray, NDArray]:
     """The model, a condition and the null condition; checkpoint, bundle and conditions in the folder."""
     if size == "digits":
-        config, model = load_model(DIGITS)
+        config, model = load_autoregressive(DIGITS)
         condition, null = np.eye(11, dtype=np.float32)[[3, 10]][:, None, None]
     else:
         config, model = random_model(*SIZES[size])
@@ -97,7 +99,7 @@ def _prepare(size: str, folder: Path) -> tuple[FlowModel, NDArray, NDArray]:
     return model, condition, null
 
 
-def _compiled(model: FlowModel, dtype: torch.dtype, noise: NDArray, rows: NDArray) -> Callable[[], NDArray]:
+def _compiled(model: AutoregressiveFlow, dtype: torch.dtype, noise: NDArray, rows: NDArray) -> Callable[[], NDArray]:
     """The model's only block with static caches, compiled with its weights frozen."""
     import torch._inductor.config
 
@@ -140,7 +142,12 @@ def main() -> None:
 
 
 def _compare(
-    arguments: argparse.Namespace, model: FlowModel, text: NDArray, null: NDArray, bundle: Path, stack: ExitStack
+    arguments: argparse.Namespace,
+    model: AutoregressiveFlow,
+    text: NDArray,
+    null: NDArray,
+    bundle: Path,
+    stack: ExitStack,
 ) -> dict:
     cpu = stack.enter_context(Sampler.open(bundle, variant="cpu-fp32", plan="sequential"))
     names = [variant.name for variant in cpu.manifest.variants if variant.lowering == "cpu"]

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from starflow.runtime.plain.guidance import Guidance
 from starflow.training.autoregressive.flow_block import FlowBlock
-from starflow.training.autoregressive.model import FlowModel
+from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.layers.rotary import rotate
 from starflow.training.layers.transformer import Layer
 
@@ -28,7 +28,7 @@ class StaticStep(nn.Module):
         weight: Guidance weight w.
     """
 
-    def __init__(self, model: FlowModel, block: FlowBlock, batch: int, prefix: int, weight: float) -> None:
+    def __init__(self, model: AutoregressiveFlow, block: FlowBlock, batch: int, prefix: int, weight: float) -> None:
         super().__init__()
         self.model, self.block, self.batch, self.prefix = model, block, batch, prefix
         config, like = block.block, block.proj_in.weight

@@ -25,9 +25,9 @@ from pydantic import TypeAdapter
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from starflow.training.continuous.config import VelocityMlpConfig
+from starflow.training.continuous.config import ContinuousMlpConfig
 from starflow.training.continuous.flow_matching import FlowMatching
-from starflow.training.continuous.mlp import VelocityMLP
+from starflow.training.continuous.mlp import ContinuousMlp
 from starflow.training.continuous.objective_config import ObjectiveConfig
 from starflow.training.continuous.tilt import plot_tilt, tilt_curve
 from starflow.training.points import POINT_SETS
@@ -54,11 +54,11 @@ def objective_of(kind: str, kappa: float) -> FlowMatching:
 
 def train(
     objective: FlowMatching, draw: tuple[Draw, Draw], steps: int, batch: int, seed: int, rate: float = 2e-3
-) -> tuple[VelocityMLP, list[float]]:
+) -> tuple[ContinuousMlp, list[float]]:
     """Train a network of 75 k parameters on fresh points; return it with the seconds of every step."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    network = VelocityMLP(VelocityMlpConfig(dimensions=2, channels=128, layers=3))
+    network = ContinuousMlp(ContinuousMlpConfig(dimensions=2, channels=128, layers=3))
     optimizer = torch.optim.Adam(network.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     seconds = []
@@ -81,7 +81,7 @@ def squared_wasserstein(one: Tensor, other: Tensor) -> float:
 
 
 @torch.inference_mode()
-def paths(network: VelocityMLP, x0: Tensor, steps: int = FINE_STEPS) -> tuple[Tensor, float]:
+def paths(network: ContinuousMlp, x0: Tensor, steps: int = FINE_STEPS) -> tuple[Tensor, float]:
     """Midpoint paths [steps + 1, B, 2] from x0, and their energy E int |v|^2 dt."""
     h, x, states, energy = 1 / steps, x0, [x0], 0.0
     for index in range(steps):
@@ -94,13 +94,13 @@ def paths(network: VelocityMLP, x0: Tensor, steps: int = FINE_STEPS) -> tuple[Te
 
 
 @torch.inference_mode()
-def euler(network: VelocityMLP, x: Tensor, steps: int) -> Tensor:
+def euler(network: ContinuousMlp, x: Tensor, steps: int) -> Tensor:
     for index in range(steps):
         x = x + network(x, torch.full((len(x),), index / steps)) / steps
     return x
 
 
-def steps_needed(network: VelocityMLP, x0: Tensor, end: Tensor) -> int:
+def steps_needed(network: ContinuousMlp, x0: Tensor, end: Tensor) -> int:
     """The fewest Euler steps within the tolerance, of those tried; the last of them stands for more."""
     allowed = TOLERANCE * float(end.std(0).square().sum().sqrt())
     for steps in STEP_COUNTS:
@@ -109,7 +109,7 @@ def steps_needed(network: VelocityMLP, x0: Tensor, end: Tensor) -> int:
     return STEP_COUNTS[-1]
 
 
-def measure(network: VelocityMLP, x0: Tensor, held_out: Tensor, optimal: float) -> dict[str, float]:
+def measure(network: ContinuousMlp, x0: Tensor, held_out: Tensor, optimal: float) -> dict[str, float]:
     """The three figures of a trained network, from noise x0 and as many held-out points."""
     states, energy = paths(network, x0)
     return {
@@ -171,7 +171,7 @@ def plot_figures(runs: Runs, times: dict[str, dict[str, float]], out: Path) -> N
     pyplot.close(figure)
 
 
-def plot_paths(networks: dict[str, VelocityMLP], x0: Tensor, held_out: Tensor, path: Path) -> None:
+def plot_paths(networks: dict[str, ContinuousMlp], x0: Tensor, held_out: Tensor, path: Path) -> None:
     """Paths of the same noise under every objective, side by side."""
     rows = -(-len(networks) // 2)
     figure, axes = pyplot.subplots(rows, 2, figsize=(8, 4 * rows), layout="constrained", squeeze=False)
@@ -203,7 +203,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         objectives = {"CFM": ("cfm", 0.0), "OT-CFM": ("ot-cfm", 0.0)}
         objectives |= {f"W-CFM, kappa {kappa:.2g}": ("w-cfm", kappa) for kappa in (curve.kappa, *arguments.kappas)}
         runs: Runs = {name: [] for name in objectives}
-        first: dict[str, VelocityMLP] = {}
+        first: dict[str, ContinuousMlp] = {}
         for name, (kind, kappa) in objectives.items():
             for seed in range(arguments.seeds):
                 network, _ = train(objective_of(kind, kappa), draw, arguments.steps, arguments.batch, seed)

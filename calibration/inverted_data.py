@@ -1,6 +1,5 @@
 """Data the user gives, as samples to calibrate on: the noise that makes them is found flow block by flow block."""
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.conditions import encode_conditions
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.input_files import load_data
 from starflow.runtime.traces.autoregressive import RecordedTrace
 
 
@@ -20,23 +20,14 @@ def read_data(path: Path, bundle: Bundle) -> tuple[NDArray[np.float32], NDArray 
     """Read x [N, C, H, W] and, where there is one, condition (class ids [N], or features [N, m, width]) from an .npz file.
 
     Raises:
-        UsageError: it is no such file, or its arrays do not fit the bundle.
+        UsageError: there is no such file, or its arrays do not fit the bundle.
     """
-    try:
-        with np.load(path) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: is not a readable .npz file ({error})") from None
-    if "x" not in arrays or not set(arrays) <= {"x", "condition"}:
-        raise UsageError(f"{path}: holds {sorted(arrays)}; give x [N, C, H, W] and, for conditioned models, condition")
-    x, shape = arrays["x"], bundle.manifest.model.data_shape
+    (x, condition), shape = load_data(path), bundle.manifest.model.data_shape
     if x.shape[1:] != shape or not len(x):
         raise UsageError(
             f"{path}: x has shape {list(x.shape)}; this bundle makes data [N, {', '.join(map(str, shape))}]"
         )
-    if any(array.dtype.kind not in "fiu" or not np.isfinite(array).all() for array in arrays.values()):
-        raise UsageError(f"{path}: its arrays must hold finite numbers")
-    return x.astype(np.float32), arrays.get("condition")
+    return x.astype(np.float32), condition
 
 
 def invert_data(

@@ -21,8 +21,8 @@ from starflow.runtime.bundle.manifest import ImageSpec, Provenance, Variant
 from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.bundle.network_spec import DenoiserKind, DenoiserSpec, NetworkSpec
 from starflow.runtime.plain.progress import Report
-from starflow.training.checkpoint import CheckpointTensors
 from starflow.training.config import CheckpointConfig
+from starflow.training.tensor_file import CheckpointTensors
 
 if TYPE_CHECKING:
     from starflow.export.networks.autoencoder import AutoencoderExporter

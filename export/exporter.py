@@ -11,10 +11,10 @@ from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.plain.atomic_write import atomic_folder
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.progress import Report, no_report
-from starflow.training.autoregressive.model import FlowModel
+from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.checkpoint import open_checkpoint
-from starflow.training.continuous.model import VelocityNetwork
-from starflow.training.flow import build_flow
+from starflow.training.continuous.model import ContinuousFlow
+from starflow.training.families import build_flow
 
 __all__ = ["ExportOptions", "export_checkpoint"]
 
@@ -40,7 +40,7 @@ def export_checkpoint(
         model = build_flow(config.model)
     tensors.check(model)
     with atomic_folder(bundle, replace=replace) as folder:
-        if isinstance(model, VelocityNetwork):
+        if isinstance(model, ContinuousFlow):
             return VelocityExporter(folder, config, model, tensors, options, progress).run()
-        assert isinstance(model, FlowModel)
+        assert isinstance(model, AutoregressiveFlow)
         return FlowExporter(folder, config, model, tensors, options, progress).run()

@@ -7,13 +7,14 @@ runtime imports nothing of the other folders. A command is a module with
 * `configure(parser)`: adds its arguments;
 * `run(arguments) -> int`: does the work and returns the exit status. Heavy packages are imported here, not before.
 
-Exit status: 0 fine, 1 failed, 2 wrong use, 130 interrupted.
+Exit status: 0 done; 1 failed; 2 wrong use, a missing file or folder among it; 130 interrupted.
 """
 
 import argparse
 import difflib
 import inspect
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from importlib.metadata import EntryPoint, entry_points, version
 from typing import NoReturn, Protocol, cast
 
 from starflow.runtime.plain.errors import StarflowError, UsageError
+from starflow.runtime.plain.install_hint import install_hint
 
 DISTRIBUTION = "starflow-compiler"
 COMMANDS = "starflow.commands"
@@ -41,6 +43,27 @@ EXTRA_OF = {
     "tokenizers": "text",
     "transformers": "text",
 }
+
+# Headings of `starflow --help`, by the package that a command comes from.
+TOPICS = {
+    "starflow.training": "train a model, or import one",
+    "starflow.export": "write a bundle, build engines for it, verify it",
+    "starflow.calibration": "make a bundle faster",
+    "starflow.runtime": "use a bundle and measure it",
+    "": "other commands",
+}
+
+# What argparse says is wrong, and how we say it.
+WORDING = (
+    (r"argument (\S+): invalid int value: (.*)", r"\1: found \2, expected a whole number"),
+    (r"argument (\S+): invalid float value: (.*)", r"\1: found \2, expected a number"),
+    (r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", r"\1: found \2, expected one of \3"),
+    (r"argument (\S+): expected (?:one|at least one) argument", r"\1: needs a value"),
+    (r"argument (\S+): not allowed with argument (\S+)", r"\1 and \2 exclude each other; leave one out"),
+    (r"the following arguments are required: (.*)", r"missing: \1"),
+    (r"one of the arguments (.*) is required", r"missing: one of \1"),
+    (r"unrecognized arguments: (.*)", r"unexpected: \1"),
+)
 
 
 class Command(Protocol):
@@ -82,34 +105,78 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; nothing half-written is left", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader (`| head`) has what it wanted. Without this, Python complains when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader (`| head`) has what it wanted
+        _drop_output()
         return 1
+    except OSError as error:
+        if error.filename is None:
+            _drop_output()
+        print(f"{speaker}: error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return 2 if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError) else 1
+
+
+def _drop_output() -> None:
+    """Without this, Python complains at exit of what it could not write."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        for pattern, words in WORDING:
+            if match := re.fullmatch(pattern, message):
+                message = match.expand(words)
+                break
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+    def refuse_unknown_options(self, arguments: Sequence[str]) -> None:
+        """An option that is not known, before argparse complains of what that leaves missing."""
+        known = [option for action in self._actions for option in action.option_strings]
+        shown = [option for a in self._actions if a.help != argparse.SUPPRESS for option in a.option_strings]
+        for argument in arguments:
+            name = argument.partition("=")[0]
+            if argument == "--":
+                return
+            if name.startswith("--") and name not in known:
+                raise UsageError(_unknown("option", name, shown, f"{self.prog} --help"))
 
 
 def _run(entry: EntryPoint, arguments: Sequence[str]) -> int:
     try:
         command = cast(Command, entry.load())
-        parser = argparse.ArgumentParser(
+        parser = _Parser(
             prog=f"starflow {entry.name}",
             description=inspect.cleandoc(command.__doc__ or ""),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
         command.configure(parser)
+        parser.usage = f"{parser.prog} {_usage(parser)}"
+        parser.refuse_unknown_options(arguments)
         try:
             parsed = parser.parse_args(arguments)
-        except SystemExit as finished:  # argparse has printed its help (0) or what was wrong (2)
+        except SystemExit as finished:  # argparse has printed its help
             return cast(int, finished.code)
         return command.run(parsed)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRA_OF:
             raise
-        extra = _extra_for(entry, package)
-        message = f"needs the package {package}, which is not installed: pip install '{DISTRIBUTION}[{extra}]'"
-        raise StarflowError(message) from error
+        how = install_hint(_extra_for(entry, package))
+        raise StarflowError(f"needs the package {package}, which is not installed: {how}") from error
+
+
+def _usage(parser: argparse.ArgumentParser) -> str:
+    """What has to be given; the options are listed below it."""
+    words = []
+    for action in parser._actions:
+        name = action.metavar or action.dest.upper()
+        if not action.option_strings:
+            words.insert(0, f"{name} ..." if action.nargs == "+" else str(name))
+        elif action.required:
+            words.append(f"{action.option_strings[0]} {name}")
+    return " ".join([*words, "[options]"])
 
 
 def _entries() -> dict[str, EntryPoint]:
@@ -121,9 +188,12 @@ def _find(name: str) -> EntryPoint:
     if name in entries:
         return entries[name]
     kind = "option" if name.startswith("-") else "command"
-    nearest = difflib.get_close_matches(name, entries, n=1)
-    hint = f"did you mean {nearest[0]}?" if nearest else "see starflow --help"
-    raise UsageError(f"unknown {kind} {name}; {hint}")
+    raise UsageError(_unknown(kind, name, entries, "starflow --help"))
+
+
+def _unknown(kind: str, name: str, known: Sequence[str] | dict[str, EntryPoint], help_command: str) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f"unknown {kind} {name}; " + (f"did you mean {nearest[0]}?" if nearest else f"see {help_command}")
 
 
 def _overview() -> str:
@@ -133,16 +203,25 @@ def _overview() -> str:
         "usage: starflow COMMAND ...",
         "       starflow COMMAND --help",
         "",
-        "A deployment compiler for autoregressive flows: a trained checkpoint goes in, a self-contained bundle comes out.",
-        "",
-        "commands:",
-        *(f"  {name:<{width}}  {_summary(entry)}" for name, entry in entries.items()),
+        "A deployment compiler for flows: a trained checkpoint goes in, a self-contained bundle that runs anywhere comes out.",
+    ]
+    for package, topic in TOPICS.items():
+        own = [entry for entry in entries.values() if _package(entry) == package]
+        if own:
+            lines += ["", f"{topic}:", *(f"  {entry.name:<{width}}  {_summary(entry)}" for entry in own)]
+    lines += [
         "",
         "options:",
         "  -h, --help  show this help and exit",
         "  --version   show the version and exit",
+        "",
+        "Exit status: 0 done; 1 failed; 2 wrong use, such as a missing file; 130 interrupted.",
     ]
     return "\n".join(lines)
+
+
+def _package(entry: EntryPoint) -> str:
+    return next(package for package in TOPICS if f"{entry.module}.".startswith(f"{package}." if package else ""))
 
 
 def _summary(entry: EntryPoint) -> str:

@@ -1,19 +1,20 @@
-"""`Sampler`: a bundle, ready to sample."""
+"""`Sampler`: an open bundle that samples images."""
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from starflow.runtime.backends.base import Backend, BackendName, Provider
-from starflow.runtime.backends.choice import open_backend
+from starflow.runtime.backends.base import Backend, Provider
+from starflow.runtime.backends.choice import BackendName, open_backend
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
-from starflow.runtime.bundle.manifest_file import Manifest, without_pictures
+from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.families import open_loop, resolve_plan
-from starflow.runtime.family import Inverted, OnBlock, OnPasses, Request
+from starflow.runtime.family import FamilyLoop, Inverted, OnBlock, OnPasses, Request
 from starflow.runtime.networks.denoising import DENOISERS, Denoise, check_rate, choose_denoising
 from starflow.runtime.networks.side_networks import SideNetworks
 from starflow.runtime.plain.batches import batches
@@ -26,6 +27,8 @@ from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSteps
 # "auto", "sequential", or a plan of the bundle's family; as text anything else is a file
 Plan = DecodePlan | Jacobi | FixedSteps | AdaptiveSteps | str | os.PathLike[str]
 
+PIXEL_ROUNDING = 1e-3  # how far a pixel may lie outside [-1, 1]
+
 
 class Sampler:
     """Samples images from a bundle, any number at a time.
@@ -34,7 +37,7 @@ class Sampler:
         >>> with Sampler.open("digits.bundle") as sampler:
         ...     images = sampler.sample([3, 1, 4], guidance=2.0, seed=7)
 
-    A sampler keeps its buffers between calls and serves one thread.
+    A sampler keeps its buffers between calls. Only one thread may use it at a time.
     """
 
     def __init__(
@@ -47,9 +50,9 @@ class Sampler:
         provider: Provider = "cpu",
         threads: int = 0,
     ) -> None:
-        self.bundle, self.variant, self._backend = bundle, variant, backend
-        self._beside = SideNetworks(bundle, variant, provider, threads)
-        self._loop = open_loop(bundle, variant, backend, plan)
+        self.bundle, self.variant = bundle, variant
+        loop = open_loop(bundle, variant, backend, plan)
+        self._open: _Open | None = _Open(backend, SideNetworks(bundle, variant, provider, threads), loop)
 
     @classmethod
     def open(
@@ -67,20 +70,20 @@ class Sampler:
 
         Args:
             path: The bundle's folder.
-            backend: What runs it: `onnxruntime`, `tensorrt` (engines made by `starflow build`, on a GPU), or `auto`: TensorRT
-                where there is a GPU and the bundle has engines for it, else ONNX Runtime.
+            backend: What runs the flow: `onnxruntime`, `tensorrt` (engines from `starflow build`, on a GPU), or `auto`, which
+                takes TensorRT if there is a GPU and the bundle has engines for it, and ONNX Runtime otherwise.
             variant: Name of a variant, such as `portable-fp32`; None takes the first one made for the backend.
-            plan: How tokens are decoded: `sequential`, a `DecodePlan` or its JSON file, `Jacobi` chunks. How a continuous flow
-                is integrated: an `integration_plan` or its JSON file. Or `auto`: the plan that `starflow calibrate --plan`
-                stored for this backend and variant, else sequential, or Heun's method in 16 steps.
+            plan: For an autoregressive flow `sequential`, a `DecodePlan` or its JSON file, or `Jacobi` chunks. For a
+                continuous flow an integration plan or its JSON file. `auto` takes the plan that `starflow calibrate --plan`
+                stored for this backend and variant; without one it decodes sequentially, or takes 16 steps of Heun's method.
             provider: ONNX Runtime's execution provider: `cpu`, or on a GPU `cuda` or `tensorrt`.
-            threads: Threads within an operator on the CPU; 0 measures, for each block, whether one or all cores are faster.
-            shape: Height and width of the data, of a bundle that holds several; None is the first one of the export.
+            threads: Threads within an operator on the CPU. 0 measures for each flow block whether one or all cores are faster.
+            shape: Height and width of the data, for a bundle with several shapes; None takes the default shape.
 
         Raises:
             BundleError: the bundle is damaged, of a newer schema, or lacks the variant.
-            BackendError: the backend cannot run here. There is no falling back to another device.
-            UsageError: the plan does not fit the bundle, or it has no such shape.
+            BackendError: the backend cannot run here. It never falls back to another device.
+            UsageError: the plan does not fit the bundle, or the bundle has no such shape.
         """
         bundle = Bundle.open(path).at_shape(shape)
         plan = resolve_plan(bundle.manifest, plan) or "auto"  # a wrong one is refused before anything is loaded
@@ -94,9 +97,17 @@ class Sampler:
         self.close()
 
     def close(self) -> None:
-        """Free sessions and buffers."""
-        self._beside.close()
-        self._backend.close()
+        """Free sessions and buffers; a second call does nothing."""
+        if self._open:
+            self._open.beside.close()
+            self._open.backend.close()
+            self._open = None
+
+    @property
+    def _running(self) -> "_Open":
+        if self._open is None:
+            raise UsageError("this sampler is closed; open the bundle again with Sampler.open")
+        return self._open
 
     @property
     def manifest(self) -> Manifest:
@@ -104,30 +115,31 @@ class Sampler:
 
     @property
     def backend(self) -> Backend:
-        """The backend, for measurements."""
-        return self._backend
+        """The backend that runs the flow, for measurements."""
+        return self._running.backend
 
     @property
     def plan(self) -> DecodePlan | FixedSteps | AdaptiveSteps:
-        """How tokens are decoded, or how a continuous flow is integrated; a plan that is set has to fit."""
-        return self._loop.plan
+        """The decode plan or integration plan in use; a plan that does not fit cannot be set."""
+        return self._running.loop.plan
 
     @plan.setter
     def plan(self, plan: Plan) -> None:
-        self._loop = open_loop(self.bundle, self.variant, self._backend, plan)
+        running = self._running
+        running.loop = open_loop(self.bundle, self.variant, running.backend, plan)
 
     @property
     def decoding(self) -> str:
         """The plan in a few words."""
-        return self._loop.decoding
+        return self._running.loop.decoding
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
         """Shape of one image's noise: that of the data, or [T, D] for TARFlow."""
-        return self._loop.noise_shape
+        return self._running.loop.noise_shape
 
     def noise(self, count: int, seed: int = 0) -> NDArray[np.float32]:
-        """Standard normal noise [count, *noise_shape]; image i depends on (seed, i) only."""
+        """Standard normal noise [count, *noise_shape]; the noise of image i depends only on the seed and i."""
         if count < 1 or seed < 0:
             raise UsageError(f"{count} images with seed {seed}: give at least one image and a seed >= 0")
         draw = (
@@ -152,49 +164,49 @@ class Sampler:
         """Turn noise into data, deterministically.
 
         Args:
-            noise: [N, *noise_shape] float32, standard normal. N may be any number: it is split into the exported batch,
-                the last part padded.
-            condition: Labels [N] (numbers or class names), captions [N], or condition tokens [N, m, width]; one for all is
-                repeated. Without it a model of classes gets the null class, one of captions the empty caption.
+            noise: [N, *noise_shape] float32, standard normal. N may be any number: images run in batches of the exported
+                size, the last one padded.
+            condition: Labels [N] (numbers or class names), captions [N], or condition tokens [N, m, width]. A single one
+                applies to all images. Without a condition, class models get the null class and text models the empty caption.
             null_condition: Null condition tokens, for guided models conditioned on features. A bundle with a text encoder
-                has its own: the features of the empty caption.
+                uses the features of the empty caption.
             guidance: Weight w >= 0, or a `Guidance`.
-            attention_temperature: STARFlow divides all attention logits by it, TARFlow those of its unguided branch. Only
-                bundles exported with `--attention-temperature` take another value than 1.
-            denoise: How the noise that was on the training data is taken out: by the `score`, `learned`, or not here: `none`,
-                or by the `decoder`, whose pixels `to_images` makes. `auto` is `decoder` where the bundle has one that was
-                trained on noisy latents, else `none`.
-            denoising_rate: Part of the way that `score` and `learned` go.
-            on_block: Called after each flow block with its index and its output [n, C, H, W], one part of N at a time; a
-                continuous flow counts as block 0.
-            on_passes: Called after each flow block with its index and how often its network ran for that part, prefill
-                apart.
-            progress: Called with tokens (or parts of the way from noise to data) done and in total.
+            attention_temperature: STARFlow divides all attention logits by it, TARFlow those of its unguided branch. A value
+                other than 1 needs a bundle exported with `--attention-temperature`.
+            denoise: How to remove the noise that training added to the data: by the model's `score`, by the `learned`
+                denoiser, by the `decoder` (in `to_images`), or `none`. `auto` takes `decoder` if the bundle has a decoder
+                trained on noisy latents, and `none` otherwise.
+            denoising_rate: Fraction of the denoising step that `score` and `learned` take, 1 for the whole step.
+            on_block: Called after each flow block with its index and its output [n, C, H, W], batch by batch. A continuous
+                flow counts as block 0.
+            on_passes: Called after each flow block with its index and the number of passes of its network, prefill not
+                counted.
+            progress: Called with the work done and the work in total: tokens, or parts of the way from noise to data.
 
         Returns:
-            [N, C, H, W] float32 (points: [N, D]): data as the model was trained on, before latent scaling is undone.
+            [N, C, H, W] float32 (points: [N, D]): data as in training, with latent scaling still applied.
 
         Raises:
             UsageError: an argument does not fit the bundle.
-            BackendError: a block produced a value that is not finite.
-            IntegrationError: an integration diverged.
+            BackendError: a flow block produced NaN or infinity.
+            IntegrationError: the integration diverged.
         """
-        manifest = self.manifest
+        manifest, loop, beside = self.manifest, self._running.loop, self._running.beside
         guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
         request = Request(guidance, attention_temperature, on_block, on_passes)
-        self._loop.check(request)
+        loop.check(request)
         denoise = choose_denoising(manifest, denoise)
         check_rate(denoising_rate)
-        z = _finite_array(noise, self.noise_shape, "noise")
+        z = _finite_array(noise, loop.noise_shape, "noise")
         count, batch = len(z), manifest.batch
-        conditions = self._beside.conditions(count, condition, null_condition, guided=guidance.weight > 0)
+        conditions = beside.conditions(count, condition, null_condition, guided=guidance.weight > 0)
         parts = batches(count, batch)
-        report = _Progress(progress, len(parts) * self._loop.work)
+        report = _Progress(progress, len(parts) * loop.work)
         out = np.empty((count, *manifest.model.data_shape), np.float32)
         for part, index in parts:
-            x = self._loop.run(z[index], conditions.part(index), request, part.stop - part.start, report)
+            x = loop.run(z[index], conditions.part(index), request, part.stop - part.start, report)
             out[part] = x[: part.stop - part.start]
-        return self._beside.denoise(out, conditions, denoise, denoising_rate) if denoise in DENOISERS else out
+        return beside.denoise(out, conditions, denoise, denoising_rate) if denoise in DENOISERS else out
 
     def denoise(
         self,
@@ -204,25 +216,25 @@ class Sampler:
         how: Denoise = "auto",
         rate: float = 1.0,
     ) -> NDArray[np.float32]:
-        """Take the noise that was on the training data out of samples.
+        """Remove the noise that training added to the data from samples.
 
         Args:
-            x: [N, C, H, W] float32, data as the model was trained on.
-            condition: What they were sampled with, see `generate`; guidance has no part in this.
-            how: `denoise` of `generate`. `none` and `decoder` return x.
-            rate: Part of the way to go.
+            x: [N, C, H, W] float32, data as in training.
+            condition: The condition of the samples, see `generate`. Guidance plays no part.
+            how: See `denoise` of `generate`; `none` and `decoder` return x.
+            rate: Fraction of the denoising step, 1 for the whole step.
 
         Raises:
             UsageError: the bundle has no such denoiser, or an argument does not fit it.
             BackendError: the result is not finite.
         """
-        manifest = self.manifest
+        manifest, beside = self.manifest, self._running.beside
         how = choose_denoising(manifest, how)
         check_rate(rate)
         data = _finite_array(x, manifest.model.data_shape, "data")
         if how not in DENOISERS:
             return data
-        return self._beside.denoise(data, self._beside.conditions(len(data), condition), how, rate)
+        return beside.denoise(data, beside.conditions(len(data), condition), how, rate)
 
     def invert(
         self,
@@ -231,21 +243,21 @@ class Sampler:
         *,
         progress: Callable[[int, int], None] | None = None,
     ) -> Inverted:
-        """Find the noise that `generate` makes data of, without guidance, and the data's density.
+        """Find the noise that `generate` turns into the given data, without guidance, and the density of the data.
 
         Args:
-            x: [N, C, H, W] float32, data as the model was trained on. N may be any number.
+            x: [N, C, H, W] float32, data as in training. N may be any number.
             condition: See `generate`.
             progress: Called with images done and in total.
 
         Raises:
-            UsageError: an argument does not fit the bundle, or this is a continuous flow.
-            BackendError: a block produced a value that is not finite.
+            UsageError: an argument does not fit the bundle, or the bundle is a continuous flow.
+            BackendError: a flow block produced NaN or infinity.
         """
-        loop, manifest = self._loop, self.manifest
+        manifest, loop, beside = self.manifest, self._running.loop, self._running.beside
         data = _finite_array(x, manifest.model.data_shape, "data")
         count, batch = len(data), manifest.batch
-        conditions = self._beside.conditions(count, condition)
+        conditions = beside.conditions(count, condition)
         found: list[Inverted] = []
         for part, index in batches(count, batch):
             found.append(loop.invert(data[index], conditions.part(index)))
@@ -274,18 +286,17 @@ class Sampler:
         Args:
             condition: Labels, captions or condition tokens, see `generate`.
             null_condition: See `generate`.
-            count: Number of images; by default one for each condition.
+            count: Number of images (default: one for each condition).
             guidance: Weight w >= 0, or a `Guidance`.
             denoise, denoising_rate: See `generate`.
-            seed: Image i is a function of (seed, i) and its condition, however the images are split into batches. (With
-                `Jacobi` it is so up to its threshold: a batch iterates until all of its images have converged.)
+            seed: Image i depends only on the seed, i and its condition, not on how images are split into batches. (With
+                `Jacobi` this holds up to its threshold, since a batch iterates until all of its images have converged.)
             progress: See `generate`.
 
         Returns:
             [N, H, W, C] uint8.
         """
-        if made := without_pictures(self.manifest):
-            raise UsageError(f"this model makes {made}; use generate(), or save .npy")
+        self._check_images()
         count = count if count is not None else _implied_count(condition)
         x = self.generate(
             self.noise(count, seed),
@@ -302,64 +313,80 @@ class Sampler:
         """Condition tokens [N, m, width] of N captions.
 
         Raises:
-            UsageError: the bundle holds no text encoder, or the tokenizers library is not installed.
+            UsageError: the bundle has no text encoder, or the tokenizers library is not installed.
         """
-        return self._beside.captions.encode(captions)
+        return self._running.beside.captions.encode(captions)
 
     def to_images(self, x: ArrayLike, *, denoise: Denoise = "auto") -> NDArray[np.uint8]:
-        """Data [N, C, H, W] as pixels [N, H, W, C] uint8; latents go through the decoder.
+        """Turn data [N, C, H, W] into pixels [N, H, W, C] uint8; latents go through the decoder.
 
         Args:
-            x: What `generate` made, float32.
-            denoise: As it was given to `generate`: `decoder` takes the decoder that was trained on noisy latents, all else the
-                plain one.
+            x: Output of `generate`, float32.
+            denoise: The value given to `generate`: `decoder` takes the decoder trained on noisy latents, every other value
+                the plain one.
 
         Raises:
-            UsageError: the bundle makes latents and holds no decoder, or not the one that is asked for, or x does not fit.
-            BackendError: the decoder made a value that is not finite.
+            UsageError: the bundle lacks the decoder that x needs, or x does not fit.
+            BackendError: the decoder produced NaN or infinity.
         """
-        manifest = self.manifest
-        if made := without_pictures(manifest):
-            raise UsageError(f"this model makes {made}; there are no images of them")
+        manifest, beside = self.manifest, self._running.beside
+        self._check_images()
         how = choose_denoising(manifest, denoise)
         data = _finite_array(x, manifest.model.data_shape, "data")
         if manifest.autoencoder:
-            return to_uint8(self._beside.autoencoder(manifest.autoencoder).decode(data, noisy=how == "decoder"))
+            return to_uint8(beside.autoencoder(manifest.autoencoder).decode(data, noisy=how == "decoder"))
         return to_uint8(data / manifest.image.scale + manifest.image.shift)
 
     def encode_images(self, pixels: ArrayLike) -> NDArray[np.float32]:
-        """Pixels [N, 1 or 3, H, W] in [-1, 1] as data [N, C, h, w]: scaled, and through the encoder of a model of latents.
+        """Turn pixels [N, 1 or 3, H, W] in [-1, 1] into data [N, C, h, w]; images of a latent model go through the encoder.
 
         Raises:
-            UsageError: the bundle makes latents and holds no encoder, or the images are not of the size it makes.
-            BackendError: the encoder made a value that is not finite.
+            UsageError: the bundle lacks an encoder for its latents, or the images have another size or values outside [-1, 1].
+            BackendError: the encoder produced NaN or infinity.
         """
-        manifest = self.manifest
+        manifest, beside = self.manifest, self._running.beside
         values = _finite_array(pixels, self.pixel_shape, "pixels")
+        if np.abs(values).max() > 1 + PIXEL_ROUNDING:
+            low, high = values.min(), values.max()
+            raise UsageError(
+                f"pixels lie in {low:g} to {high:g}, expected -1 to 1; of 8-bit images give pixels / 127.5 - 1"
+            )
         if manifest.autoencoder:
-            return self._beside.autoencoder(manifest.autoencoder).encode(values)
+            return beside.autoencoder(manifest.autoencoder).encode(values)
         return (values - np.float32(manifest.image.shift)) * np.float32(manifest.image.scale)
 
     @property
     def pixel_shape(self) -> tuple[int, int, int]:
-        """[C, H, W] of the images this bundle makes.
+        """[C, H, W] of the images that the bundle makes.
 
         Raises:
-            UsageError: it makes points, or latents and holds no decoder.
+            UsageError: it makes no images.
         """
         manifest = self.manifest
         if manifest.autoencoder:
             return manifest.autoencoder.pixel_shape
-        if manifest.image.mode == "latent":
-            raise UsageError(
-                "this model is one of latents or points and the bundle holds no encoder; give data in a .npy file"
-            )
+        self._check_images()
         channels, height, width = manifest.model.data_shape
         return channels, height, width
 
+    def _check_images(self) -> None:
+        output = self.manifest.output
+        if output != "images":
+            without = " without a decoder" if output == "latents" else ""
+            raise UsageError(f"this bundle makes {output}{without}, not images; generate() returns them as an array")
+
+
+@dataclass
+class _Open:
+    """What an open sampler owns, and the loop that runs on it."""
+
+    backend: Backend
+    beside: SideNetworks
+    loop: FamilyLoop
+
 
 class _Progress:
-    """Adds up the work of all parts."""
+    """Adds up the work of all batches."""
 
     def __init__(self, report: Callable[[int, int], None] | None, total: int) -> None:
         self._report, self._total, self._done = report, total, 0
@@ -371,10 +398,10 @@ class _Progress:
 
 
 def _finite_array(values: ArrayLike, shape: tuple[int, ...], what: str) -> NDArray[np.float32]:
-    """[N, *shape] float32.
+    """The values as a finite array [N, *shape] float32.
 
     Raises:
-        UsageError: it is not, or not finite.
+        UsageError: they have another shape, or contain NaN or infinity.
     """
     array = np.asarray(values, np.float32)
     if array.shape[1:] != shape or not len(array):
@@ -388,4 +415,4 @@ def _finite_array(values: ArrayLike, shape: tuple[int, ...], what: str) -> NDArr
 
 def _implied_count(condition: ArrayLike | Sequence[str] | None) -> int:
     shape = np.shape(condition) if condition is not None else ()
-    return max(shape[0], 1) if len(shape) in (1, 3) else 1  # an empty list is complained of where it is read
+    return max(shape[0], 1) if len(shape) in (1, 3) else 1  # an empty list is refused where it is read

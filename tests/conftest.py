@@ -7,8 +7,8 @@ import hypothesis
 import pytest
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
-from starflow.training.autoregressive.model import FlowModel
-from starflow.training.config import StarflowConfig
+from starflow.training.autoregressive.config import StarflowConfig
+from starflow.training.autoregressive.model import AutoregressiveFlow
 from tests.models import class_config, features_config, velocity_config, write_checkpoint, write_velocity
 from tests.simulated_device.fixtures import (  # noqa: F401 (fixtures)
     digits_engines,
@@ -62,11 +62,11 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_checkpoint: Path) -> FlowModel:
+def tiny_model(tiny_checkpoint: Path) -> AutoregressiveFlow:
     """Its PyTorch model."""
-    from starflow.training.checkpoint import load_model
+    from starflow.training.checkpoint import load_autoregressive
 
-    return load_model(tiny_checkpoint)[1]
+    return load_autoregressive(tiny_checkpoint)[1]
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +105,7 @@ def captioned_bundle(captioned_checkpoint: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def denoising_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FlowModel]:
+def denoising_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AutoregressiveFlow]:
     """The checkpoint of a random STARFlow with text and a learned denoiser that reads it, and its model."""
     changes = {"learnable_self_denoiser": True, "conditional_denoiser": True, "layers_per_block": (1, 1)}
     network = StarflowConfig(**features_config().model.model_dump() | changes)
@@ -115,7 +115,7 @@ def denoising_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Flo
 
 
 @pytest.fixture(scope="session")
-def denoising_bundle(denoising_model: tuple[Path, FlowModel]) -> Path:
+def denoising_bundle(denoising_model: tuple[Path, AutoregressiveFlow]) -> Path:
     """Its bundle with both denoisers, fp32 and fp16, batch 2; not to be changed."""
     path = denoising_model[0].parent / "bundle"
     options = ExportOptions(batch=2, precisions=("fp32", "fp16"), denoisers=("score", "learned"))

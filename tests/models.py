@@ -7,19 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from starflow.training.autoregressive.model import FlowModel, build_model
+from starflow.training.autoregressive.config import StarflowConfig, TarflowConfig
+from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.checkpoint import save_checkpoint
-from starflow.training.config import (
-    CheckpointConfig,
-    Conditioning,
-    ImageRange,
-    LatentAutoencoder,
-    LatentScaling,
-    StarflowConfig,
-    TarflowConfig,
-)
-from starflow.training.continuous.config import VelocityMlpConfig, VelocityTransformerConfig
-from starflow.training.continuous.model import VelocityNetwork, build_velocity, time_frequencies
+from starflow.training.config import CheckpointConfig, Conditioning, ImageRange, LatentAutoencoder, LatentScaling
+from starflow.training.continuous.config import ContinuousMlpConfig, ContinuousTransformerConfig
+from starflow.training.continuous.model import ContinuousFlow, time_frequencies
+from starflow.training.families import build_flow
+from starflow.training.flow import Flow
 
 CLASS_MODEL: dict[str, Any] = {
     "in_channels": 1,
@@ -41,8 +36,9 @@ CLASS_MODEL: dict[str, Any] = {
 }
 
 
-def randomise(model: FlowModel, seed: int = 0) -> FlowModel:
+def randomise(model: Flow, seed: int = 0) -> AutoregressiveFlow:
     """Give every parameter a random value; outputs stay moderate, and no layer is a no-op."""
+    assert isinstance(model, AutoregressiveFlow)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -55,7 +51,7 @@ def randomise(model: FlowModel, seed: int = 0) -> FlowModel:
     return model.eval()
 
 
-def contextless(model: FlowModel) -> FlowModel:
+def contextless(model: AutoregressiveFlow) -> AutoregressiveFlow:
     """Make no token depend on another one, as in every freshly initialised STARFlow: the network's output is its bias."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -103,9 +99,9 @@ def tarflow_config() -> CheckpointConfig:
     )
 
 
-def write_checkpoint(folder: Path, config: CheckpointConfig, seed: int = 0) -> FlowModel:
+def write_checkpoint(folder: Path, config: CheckpointConfig, seed: int = 0) -> AutoregressiveFlow:
     """Write a random checkpoint; return its model."""
-    model = randomise(build_model(config.model), seed)
+    model = randomise(build_flow(config.model), seed)
     save_checkpoint(folder, config, model.state_dict())
     return model
 
@@ -126,7 +122,7 @@ def velocity_config(**changes: Any) -> CheckpointConfig:
     if changes.get("txt_size"):
         conditioning = Conditioning(kind="features", tokens=changes["txt_size"], width=changes["txt_dim"])
     return CheckpointConfig(
-        model=VelocityTransformerConfig(**{**model, **changes}),
+        model=ContinuousTransformerConfig(**{**model, **changes}),
         conditioning=conditioning,
         image=ImageRange(mode="L"),
     )
@@ -135,14 +131,14 @@ def velocity_config(**changes: Any) -> CheckpointConfig:
 def points_config() -> CheckpointConfig:
     """An unconditional velocity field of points in the plane."""
     return CheckpointConfig(
-        model=VelocityMlpConfig(dimensions=2, channels=32, layers=2), image=ImageRange(mode="latent")
+        model=ContinuousMlpConfig(dimensions=2, channels=32, layers=2), image=ImageRange(mode="latent")
     )
 
 
-def write_velocity(folder: Path, config: CheckpointConfig, seed: int = 0) -> VelocityNetwork:
+def write_velocity(folder: Path, config: CheckpointConfig, seed: int = 0) -> ContinuousFlow:
     """Write a random checkpoint of a continuous flow; return its network, whose every part has a say."""
-    assert isinstance(config.model, VelocityTransformerConfig | VelocityMlpConfig)
-    network = build_velocity(config.model)
+    assert isinstance(config.model, ContinuousTransformerConfig | ContinuousMlpConfig)
+    network = build_flow(config.model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -157,7 +153,7 @@ def write_velocity(folder: Path, config: CheckpointConfig, seed: int = 0) -> Vel
 
 def write_latent_checkpoint(
     folder: Path, config: CheckpointConfig, autoencoder: nn.Module, pixels: tuple[int, int, int]
-) -> FlowModel:
+) -> AutoregressiveFlow:
     """Write a random checkpoint over the latents of a diffusers autoencoder, scaled by 2 and shifted by 0.1.
 
     Both of its decoders are random; the noisy one was "trained" with noise of 0.3 on scaled latents.
@@ -173,7 +169,7 @@ def write_latent_checkpoint(
     record = AutoencoderRecord(pixel_shape=pixels, latent=latent, noisy_decoder_std=0.3)
     source = folder.parent / f"{folder.name}-autoencoder"
     save_autoencoder(source, Autoencoder(autoencoder), record, noisy=Autoencoder(noisy))
-    model = randomise(build_model(config.model))
+    model = randomise(build_flow(config.model))
     image = ImageRange(mode="L" if pixels[0] == 1 else "RGB")
     update = {"latent": latent, "image": image, "autoencoder": LatentAutoencoder(pixel_shape=pixels)}
     save_checkpoint(folder, config.model_copy(update=update), model.state_dict(), autoencoder=source)

@@ -163,9 +163,10 @@ def tarflow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from starflow.export.exporter import ExportOptions, export_checkpoint
-    from starflow.training.autoregressive.model import build_model
+    from starflow.training.autoregressive.config import TarflowConfig
     from starflow.training.checkpoint import save_checkpoint
-    from starflow.training.config import CheckpointConfig, TarflowConfig
+    from starflow.training.config import CheckpointConfig
+    from starflow.training.families import build_flow
 
     torch.manual_seed(0)
     config = TarflowConfig(
@@ -178,7 +179,7 @@ def tarflow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         layers_per_block=1,
         num_classes=10,
     )
-    weights = build_model(config).state_dict()
+    weights = build_flow(config).state_dict()
     for name, value in weights.items():
         spread = 0.02 if "proj_out" in name else 0.1  # scales are exp(a): more would explode
         value.copy_(torch.rand(value.shape) + 0.5 if name == "var" else value + spread * torch.randn(value.shape))

@@ -14,10 +14,11 @@ from pydantic_core import PydanticUndefined
 from starflow.runtime.bundle.build_record import published_build_schema
 from starflow.runtime.bundle.manifest_file import published_manifest_schema
 from starflow.training.autoencoder.config import AutoencoderObjective, KlConfig, NoisyDecoderConfig, TinyConfig
-from starflow.training.config import StarflowConfig, TarflowConfig
-from starflow.training.continuous.config import VelocityMlpConfig, VelocityTransformerConfig
+from starflow.training.autoregressive.config import StarflowConfig, TarflowConfig
+from starflow.training.continuous.config import ContinuousMlpConfig, ContinuousTransformerConfig
 from starflow.training.continuous.objective_config import CfmConfig, OtCfmConfig, WeightedCfmConfig
-from starflow.training.recipe import Digits8Source, FolderSource, NpzSource, PointsSource, Training
+from starflow.training.data.source import Digits8Source, FolderSource, NpzSource, PointsSource
+from starflow.training.recipe import Training
 
 
 def names_in(page: Path) -> set[str]:
@@ -73,7 +74,7 @@ def default_in(cell: str) -> Any:
     "model",
     [
         *(Training, FolderSource, NpzSource, Digits8Source, PointsSource, StarflowConfig, TarflowConfig),
-        *(VelocityTransformerConfig, VelocityMlpConfig, CfmConfig, OtCfmConfig, WeightedCfmConfig),
+        *(ContinuousTransformerConfig, ContinuousMlpConfig, CfmConfig, OtCfmConfig, WeightedCfmConfig),
         *(TinyConfig, KlConfig, AutoencoderObjective, NoisyDecoderConfig),
     ],
 )

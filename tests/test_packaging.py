@@ -107,7 +107,7 @@ def test_base_install_names_the_extra_it_lacks(fresh: Path, tmp_path: Path, argu
     refused = run(fresh / "starflow", *arguments, cwd=tmp_path)
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1, refused.stderr
-    assert f"pip install 'starflow-compiler[{extra}]'" in refused.stderr
+    assert f"pip install '.[{extra}]' in a clone of starflow" in refused.stderr
 
 
 def test_captions_become_pictures_without_torch(

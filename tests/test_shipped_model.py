@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
-from starflow.training.autoregressive.model import FlowModel
-from starflow.training.checkpoint import load_model
+from starflow.training.autoregressive.model import AutoregressiveFlow
+from starflow.training.checkpoint import load_autoregressive
 
 MOST_BYTES = 12_000_000
 
@@ -24,8 +24,8 @@ def checkpoint(repository: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(checkpoint: Path) -> FlowModel:
-    return load_model(checkpoint)[1]
+def model(checkpoint: Path) -> AutoregressiveFlow:
+    return load_autoregressive(checkpoint)[1]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_it_is_small_and_says_what_it_is(checkpoint: Path) -> None:
 
 
 @torch.inference_mode()
-def test_round_trip_of_real_digits(model: FlowModel, sampler: Sampler, real: tuple[NDArray, NDArray]) -> None:
+def test_round_trip_of_real_digits(model: AutoregressiveFlow, sampler: Sampler, real: tuple[NDArray, NDArray]) -> None:
     """Normalise with PyTorch, sample the very noise through the bundle: the digits come back."""
     images, labels = real
     z = model(torch.from_numpy(images), model.encode_labels(torch.from_numpy(labels))).z
@@ -60,7 +60,7 @@ def test_round_trip_of_real_digits(model: FlowModel, sampler: Sampler, real: tup
 
 
 @torch.inference_mode()
-def test_it_knows_which_digit_is_which(model: FlowModel, real: tuple[NDArray, NDArray]) -> None:
+def test_it_knows_which_digit_is_which(model: AutoregressiveFlow, real: tuple[NDArray, NDArray]) -> None:
     """The class a real digit is likeliest under is nearly always its own: the model has learnt the condition."""
     images, labels = real
     x = torch.from_numpy(images)
@@ -70,7 +70,7 @@ def test_it_knows_which_digit_is_which(model: FlowModel, real: tuple[NDArray, ND
     assert int((scores.argmax(0).numpy() == labels).sum()) >= 16
 
 
-def test_bundle_samples_what_pytorch_samples(model: FlowModel, sampler: Sampler) -> None:
+def test_bundle_samples_what_pytorch_samples(model: AutoregressiveFlow, sampler: Sampler) -> None:
     noise = sampler.noise(3, seed=3)
     found = sampler.generate(noise, [2, 5, 8], guidance=2.0)
     expected = model.sample_labels(torch.from_numpy(noise), torch.tensor([2, 5, 8]), 2.0).numpy()

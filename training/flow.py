@@ -1,21 +1,34 @@
-"""What a flow of either family offers: noise in, samples out, and the likelihood of data."""
+"""What a flow of either family offers: noise in, samples out."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from starflow.training.config import ModelConfig
-
 
 class Flow(nn.Module, ABC):
-    """A trained map between noise and data."""
+    """A trained map between noise and data.
+
+    Attributes:
+        num_classes: Classes of a class model; as a label, this number stands for "no class".
+    """
+
+    num_classes: int = 0
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trainable values."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def unused_buffers(self) -> Mapping[str, tuple[int, ...] | None]:
+        """Buffers that published weights carry and this model does not read: pattern of the name -> shape, None: any."""
+        return {}
 
     @abstractmethod
     def noise_shape(self, batch: int, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
@@ -23,7 +36,7 @@ class Flow(nn.Module, ABC):
 
     @abstractmethod
     def encode_labels(self, labels: Tensor) -> Tensor:
-        """Class labels [B] int64 (id == number of classes is the null class) as the condition of this family."""
+        """Class labels [B] int64, 0 to `num_classes`, as the condition of this family."""
 
     @abstractmethod
     def reverse(
@@ -31,14 +44,7 @@ class Flow(nn.Module, ABC):
     ) -> Tensor:
         """Sample: standard normal noise of `noise_shape` to data; guidance needs the null condition."""
 
-    @abstractmethod
     def sample_labels(self, noise: Tensor, labels: Tensor, guidance: float = 0.0) -> Tensor:
         """Sample a class model: noise of `noise_shape`, labels [B] int64 -> data."""
-
-
-def build_flow(config: "ModelConfig") -> Flow:
-    """The model of a configuration, of either family, freshly initialised."""
-    from starflow.training.autoregressive.model import build_model
-    from starflow.training.continuous.model import build_velocity
-
-    return build_velocity(config) if config.family == "continuous-flow" else build_model(config)
+        null = self.encode_labels(torch.full_like(labels, self.num_classes))
+        return self.reverse(noise, self.encode_labels(labels), null, guidance=guidance)

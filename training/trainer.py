@@ -1,9 +1,9 @@
-"""Training a flow of either family: any objective, noise augmentation, an averaged model, and exact resume."""
+"""Training a flow of either family."""
 
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,16 +14,14 @@ from starflow.runtime.plain.bits_per_dim import bits_per_dim
 from starflow.runtime.plain.errors import RecipeError
 from starflow.runtime.plain.images import grid, to_uint8
 from starflow.training.autoencoder.latents import as_latents
-from starflow.training.autoregressive.model import FlowModel
 from starflow.training.checkpoint import save_checkpoint
 from starflow.training.config import CheckpointConfig, ImageRange, LatentAutoencoder, LatentScaling
-from starflow.training.continuous.flow_matching import FlowMatching
-from starflow.training.continuous.model import VelocityNetwork
-from starflow.training.data.augmentation import mirror_images, shift_images
-from starflow.training.data.dataset import Batch, Dataset, fit_data
-from starflow.training.flow import Flow, build_flow
-from starflow.training.objective import MaximumLikelihood, Objective
-from starflow.training.recipe import PointsSource, Recipe, Training
+from starflow.training.data.fit import fit_data
+from starflow.training.data.samples import Batch, Dataset
+from starflow.training.data.source import PointsSource
+from starflow.training.families import build_flow, build_objective
+from starflow.training.flow import Flow
+from starflow.training.recipe import Recipe, Training
 from starflow.training.runs.run import EVALUATION, SAMPLES, TrainingRun, device_named, generator_for
 
 LEVEL = 1 / 127.5  # width of one grey level in [-1, 1]
@@ -41,47 +39,29 @@ class Trainer(TrainingRun):
     def __init__(self, recipe: Recipe, data: Dataset, folder: Path) -> None:
         training, data = recipe.training, fit_data(_in_latents(recipe, data, folder), recipe.model)
         if data.kind == "points" and (training.shift or training.flip):
-            raise RecipeError("training.shift, training.flip: augment images; the data are points")
+            raise RecipeError("training: shift and flip augment images, but the data are points; leave them out")
         super().__init__(recipe, data.train, folder, lambda: build_flow(recipe.model))
         self.data = data
         self.checkpoint_config = _checkpoint_config(recipe, data)
-        self.objective: Objective[Any] = _objective(recipe, self.model)
+        self.objective = build_objective(recipe.objective, self.model)
+        self.figures, self.memory = self.objective.figures, self.objective.memory
         self._level = LEVEL if data.kind == "images" else 1.0  # points and latents are not quantised
 
     # One step
 
     def prepare(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Augment, add noise, drop conditions: float32 [B, C, H, W] or [B, D] and the model's condition."""
-        training = self.training
-        values, condition = batch.values, batch.condition
-        if training.shift:
-            values = shift_images(values, training.shift, generator)
-        if training.flip:
-            mirrored = values.flip(3) if batch.mirrored is None else batch.mirrored
-            values = mirror_images(values, mirrored, generator)
+        """Augment, add noise, drop conditions: data float32 [B, C, H, W] or [B, D], and the model's condition."""
+        values, condition = self.augmented(batch, generator), batch.condition
         if condition is not None and self.data.null is not None:
-            condition = drop_conditions(condition, self.data.null.to(self.device), training.label_drop, generator)
+            condition = drop_conditions(condition, self.data.null.to(self.device), self.training.label_drop, generator)
         return self._with_noise(values, generator), self._encode(condition)
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
         x, y = self.prepare(batch, generator)
         return self.objective.losses(self.forward, x, y, generator, self.part_size)
 
-    def figures(self) -> dict[str, Tensor]:
-        return self.objective.figures
-
-    def state(self) -> dict[str, Any]:
-        latents = {"latents": self.data.latents.key} if self.data.latents else {}
-        return {"objective": self.objective.state(), **latents}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        latents = self.data.latents
-        if latents and state.get("latents", latents.key) != latents.key:
-            raise RecipeError(
-                f"{self.folder / 'state.pt'}: belongs to other latents: the autoencoder or the images changed;"
-                " use another --out or --no-resume"
-            )
-        self.objective.load_state(state.get("objective", {}))
+    def digests(self) -> dict[str, str]:
+        return {"latents": self.data.latents.key} if self.data.latents else {}
 
     def _with_noise(self, values: Tensor, generator: torch.Generator) -> Tensor:
         x, std = self.data.as_float(values), self.training.noise_std
@@ -100,14 +80,14 @@ class Trainer(TrainingRun):
 
     def described(self, means: Mapping[str, float]) -> str:
         text = super().described(means)
-        if isinstance(self.model, FlowModel):
+        if self.objective.loss_is_likelihood:
             text += f"  {self._bits(means['loss']):.3f} bits/dim"
         if "effective_sample_size" in means:
             text += f"  effective samples {means['effective_sample_size'] / self.training.batch_size:.0%}"
         return text
 
     def _bits(self, loss: float) -> float:
-        """Bits per dimension of a mean negative log-likelihood (which lacks the constant log(2 pi) / 2)."""
+        """Bits per dimension of a mean negative log-likelihood less log(2 pi) / 2."""
         nats = torch.tensor(-(loss + 0.5 * math.log(2 * math.pi)))
         return float(bits_per_dim(nats, 1, span=256 * self._level))
 
@@ -118,7 +98,7 @@ class Trainer(TrainingRun):
     def evaluate(self) -> float:
         """Mean bits/dim of the held-out samples under the averaged weights, fp32, with the noise of training.
 
-        Points and latents are not quantised: their figure is -log2 p(x) / dimensions.
+        Points and latents are not quantised; their figure is -log2 p(x) / dimensions.
         """
         generator = generator_for(self.training.seed, EVALUATION, 0, self.device)
         bits = []
@@ -134,8 +114,8 @@ class Trainer(TrainingRun):
     def sample_sheet(self) -> NDArray[np.uint8]:
         """Samples of the averaged weights, uint8 [H, W, C].
 
-        Images: a column a class, or the conditions of held-out images; latents are decoded. Points: their density,
-        held-out ones beside them.
+        Images have one column for each class, or the conditions of held-out images; latents are decoded. Of points, the
+        density is drawn, next to that of held-out ones.
         """
         conditioning, guidance = self.data.conditioning, self.training.sample_guidance
         generator = generator_for(self.training.seed, SAMPLES, 0, self.device)
@@ -169,7 +149,7 @@ class Trainer(TrainingRun):
 
 
 def drop_conditions(condition: Tensor, null: Tensor, rate: float, generator: torch.Generator) -> Tensor:
-    """Replace each condition [B, ...] by `null` [...] with probability `rate`, so that guidance has something to compare."""
+    """Replace each condition [B, ...] by `null` [...] with probability `rate`, so that the model can be guided."""
     dropped = torch.rand(len(condition), generator=generator, device=condition.device) < rate
     return torch.where(dropped.view(-1, *[1] * null.ndim), null, condition)
 
@@ -200,18 +180,11 @@ def _checkpoint_config(recipe: Recipe, data: Dataset) -> CheckpointConfig:
 
 
 def _in_latents(recipe: Recipe, data: Dataset, folder: Path) -> Dataset:
-    """The data as the recipe's autoencoder encodes them, if it names one."""
+    """The data as the recipe's autoencoder encodes them, if the recipe names one."""
     source, training = recipe.data, recipe.training
     if isinstance(source, PointsSource) or source.autoencoder is None:
         return data
     if training.shift:
-        raise RecipeError("training.shift: moves pixels; latents can only be mirrored (training.flip)")
+        raise RecipeError("training.shift: latents cannot be shifted, only mirrored; use training.flip")
     device, cache = device_named(training.device), folder / "latents"
     return as_latents(data, source.autoencoder, source.latent, flip=training.flip, cache=cache, device=device)
-
-
-def _objective(recipe: Recipe, model: Flow) -> Objective[Any]:
-    if isinstance(model, FlowModel):
-        return MaximumLikelihood(model)
-    assert isinstance(model, VelocityNetwork) and recipe.objective is not None  # the recipe has checked it
-    return FlowMatching(recipe.objective)

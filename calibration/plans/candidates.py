@@ -8,8 +8,8 @@ import numpy as np
 
 from starflow.calibration.plans.convergence import BlockProbe, ChunkCurve, WindowTrial, envelope
 from starflow.calibration.plans.search import Edge
+from starflow.runtime.plans.calibrated_decode_plan import BlockCost, segment_milliseconds
 from starflow.runtime.plans.decode_plan import Chunk, Guess, Segment, Steps, Window
-from starflow.runtime.plans.plan_spec import BlockCost, segment_milliseconds
 
 GUESSES: tuple[Guess, ...] = ("noise", "previous", "zeros")
 TOLERANCES = tuple(10.0**-exponent for exponent in range(2, 10))  # of a chunk, relative mean square

@@ -10,8 +10,8 @@ from starflow.runtime.plain.errors import UsageError
 
 if TYPE_CHECKING:
     from starflow.runtime.bundle.bundle import Bundle
-    from starflow.runtime.plans.integration_plan import IntegrationSpec
-    from starflow.runtime.plans.plan_spec import PlanSpec
+    from starflow.runtime.plans.calibrated_decode_plan import CalibratedDecodePlan
+    from starflow.runtime.plans.calibrated_integration_plan import CalibratedIntegrationPlan
 
 
 def configure_plan(parser: argparse._ActionsContainer) -> None:
@@ -87,7 +87,9 @@ def run_plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _store(bundle: "Bundle", backend: str, variant: str, spec: "PlanSpec | IntegrationSpec | None") -> None:
+def _store(
+    bundle: "Bundle", backend: str, variant: str, spec: "CalibratedDecodePlan | CalibratedIntegrationPlan | None"
+) -> None:
     """Put a plan in the place of the one for this backend and variant; None removes that one."""
     from starflow.runtime.bundle.bundle import Bundle, changing_manifest, replace_manifest
 

@@ -5,8 +5,8 @@ from functools import partial
 
 from starflow.calibration.plans.convergence import BlockProbe
 from starflow.runtime.diagnostics.take_turns import Lap, Times, take_turns
+from starflow.runtime.plans.calibrated_decode_plan import BlockCost, RunCost
 from starflow.runtime.plans.decode_plan import Chunk
-from starflow.runtime.plans.plan_spec import BlockCost, RunCost
 
 STEPS = 16  # single steps timed together
 PASSES = 4  # passes timed together

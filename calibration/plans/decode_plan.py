@@ -18,8 +18,13 @@ from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.diagnostics.take_turns import Times
 from starflow.runtime.plain.progress import Report, no_report
+from starflow.runtime.plans.calibrated_decode_plan import (
+    BlockCost,
+    CalibratedDecodePlan,
+    predicted_milliseconds,
+    segment_milliseconds,
+)
 from starflow.runtime.plans.decode_plan import BlockPlan, Chunk, DecodePlan
-from starflow.runtime.plans.plan_spec import BlockCost, PlanSpec, predicted_milliseconds, segment_milliseconds
 from starflow.runtime.traces.case import Case
 
 
@@ -53,7 +58,7 @@ class DecodeCalibration:
     """
 
     options: PlanOptions
-    spec: PlanSpec | None
+    spec: CalibratedDecodePlan | None
     reason: str | None
     plan: DecodePlan
     measured: Measured
@@ -132,7 +137,7 @@ def calibrate_plan(
     if not reason:
         predicted = predicted_milliseconds(plan, costs, manifest.decoded_tokens())
         assert predicted is not None
-        spec = PlanSpec(
+        spec = CalibratedDecodePlan(
             backend=backend.name,
             variant=variant.name,
             budget=options.budget,

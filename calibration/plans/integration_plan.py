@@ -22,11 +22,11 @@ from starflow.runtime.ode.tableau import FIXED_STEP
 from starflow.runtime.ode.time_grid import uniform_grid
 from starflow.runtime.plain.errors import IntegrationError, UsageError
 from starflow.runtime.plain.progress import Report, no_report
+from starflow.runtime.plans.calibrated_integration_plan import CalibratedIntegrationPlan
 from starflow.runtime.plans.integration_plan import (
     AdaptiveSteps,
     FixedSolver,
     FixedSteps,
-    IntegrationSpec,
     default_plan,
 )
 from starflow.runtime.traces.case import Case
@@ -49,7 +49,7 @@ class IntegrationCalibration:
         timed: The plans that were timed, each with the milliseconds of a batch.
     """
 
-    spec: IntegrationSpec
+    spec: CalibratedIntegrationPlan
     reference: FixedSteps
     trials: tuple[Trial, ...]
     timed: tuple[tuple[Plan, float], ...]
@@ -138,7 +138,7 @@ def calibrate_integration(
     plans = [*(trial.plan for trial in kept), default]
     times = [found.milliseconds for found in check.time(plans, options.repetitions)]
     best = min(range(len(kept)), key=lambda index: times[index])
-    spec = IntegrationSpec(
+    spec = CalibratedIntegrationPlan(
         backend=backend.name,
         variant=variant.name,
         budget=budget,

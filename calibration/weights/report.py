@@ -49,7 +49,7 @@ def _body(bundle: Bundle, calibrations: Sequence[WeightCalibration], benchmark: 
         yield _verdict(bundle, calibration)
         yield from _measured(calibration)
         yield from _frontier(calibration)
-        if bundle.manifest.image.mode != "latent" and bundle.manifest.model.data_shape[0] in (1, 3):
+        if bundle.manifest.output == "images" and bundle.manifest.model.data_shape[0] in (1, 3):
             yield from _samples(bundle.manifest.image, calibration)
         yield from _blocks(calibration)
         yield from _matrices(calibration)
@@ -157,7 +157,7 @@ def _speed(benchmark: Benchmark) -> Iterator[str]:
             f"{total.milliseconds:.3f}",
             f"{total.spread:.0%}",
             _megabytes(total.bytes),
-            f"{total.floor_milliseconds / total.milliseconds:.0%}",
+            f"{total.memory_bandwidth_percent:.0f} %",
             f"{timing.images_per_second:.2f}",
         )
         rows.append(row([escape(timing.variant)], cells))

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from starflow.export.autoregressive.streamed_model import Tensors, streamed
 from starflow.runtime.plain.errors import ExportError, UsageError
 from starflow.runtime.plans.decode_plan import Jacobi
-from starflow.training.autoregressive.model import FlowModel
-from starflow.training.config import CheckpointConfig, StarflowConfig
+from starflow.training.autoregressive.config import StarflowConfig
+from starflow.training.autoregressive.model import AutoregressiveFlow
+from starflow.training.config import CheckpointConfig
 
 FLOAT16_MAX = 65504.0
 MARGIN = 2.0  # the check sees one sample, not all
@@ -40,7 +41,7 @@ class ActivationData:
 
 
 def activation_peaks(
-    config: CheckpointConfig, model: FlowModel, tensors: Tensors, data: ActivationData | None = None
+    config: CheckpointConfig, model: AutoregressiveFlow, tensors: Tensors, data: ActivationData | None = None
 ) -> dict[str, float]:
     """Largest magnitude of any activation, by transformer layer or projection.
 
@@ -75,7 +76,7 @@ def refuse_overflow(peaks: dict[str, float]) -> None:
             )
 
 
-def _draw(config: CheckpointConfig, model: FlowModel) -> None:
+def _draw(config: CheckpointConfig, model: AutoregressiveFlow) -> None:
     """Sample an image, guided where the model can be."""
     cost = 2 * sum(parameter.numel() for parameter in model.parameters())  # of one token
     side = model.side
@@ -92,7 +93,7 @@ def _draw(config: CheckpointConfig, model: FlowModel) -> None:
 
 
 def _conditions(
-    config: CheckpointConfig, model: FlowModel, generator: torch.Generator
+    config: CheckpointConfig, model: AutoregressiveFlow, generator: torch.Generator
 ) -> tuple[Tensor | None, Tensor | None]:
     """A condition and the null condition."""
     flow = model.config
@@ -106,12 +107,12 @@ def _conditions(
     return model.encode_labels(labels), model.encode_labels(torch.full_like(labels, classes))
 
 
-def _classes(model: FlowModel) -> int:
+def _classes(model: AutoregressiveFlow) -> int:
     flow = model.config
     return flow.num_classes if not isinstance(flow, StarflowConfig) else flow.txt_dim - 1 if flow.txt_size else 0
 
 
-def _encoded(model: FlowModel, condition: Tensor | None) -> Tensor | None:
+def _encoded(model: AutoregressiveFlow, condition: Tensor | None) -> Tensor | None:
     """A condition as the model's `forward` takes it."""
     if condition is None or condition.is_floating_point():
         return condition
@@ -121,7 +122,7 @@ def _encoded(model: FlowModel, condition: Tensor | None) -> Tensor | None:
     return model.encode_labels(condition)
 
 
-def _layers(model: FlowModel) -> Iterator[tuple[str, nn.Module]]:
+def _layers(model: AutoregressiveFlow) -> Iterator[tuple[str, nn.Module]]:
     """Every module inside a flow block, with the name of its layer."""
     for block, flow_block in model.blocks.named_children():
         for name, module in flow_block.named_modules():

@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 from starflow.export.autoregressive.geometry import StepGeometry
 from starflow.export.onnx_graph.network_weights import NetworkWeights, Tensors
 from starflow.runtime.plain.errors import ExportError
-from starflow.training.autoregressive.model import FlowModel
-from starflow.training.config import BlockConfig
+from starflow.training.autoregressive.config import BlockConfig
+from starflow.training.autoregressive.model import AutoregressiveFlow
 
 
 class BlockWeights(NetworkWeights):
@@ -20,7 +20,7 @@ class BlockWeights(NetworkWeights):
         dtype: Type matrices and biases are stored in.
     """
 
-    def __init__(self, block: BlockConfig, model: FlowModel, tensors: Tensors, dtype: np.dtype) -> None:
+    def __init__(self, block: BlockConfig, model: AutoregressiveFlow, tensors: Tensors, dtype: np.dtype) -> None:
         super().__init__(tensors, dtype, f"blocks.{block.index}.")
         self.block, self._model = block, model
 

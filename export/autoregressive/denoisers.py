@@ -10,10 +10,11 @@ from starflow.export.onnx_graph.traced_graph import SharedWeights, TracedGraph, 
 from starflow.export.onnx_graph.weight_file import WeightFile
 from starflow.runtime.bundle.network_spec import DenoiserKind
 from starflow.runtime.plain.errors import UsageError
-from starflow.training.autoregressive.model import FlowModel
+from starflow.training.autoregressive.config import StarflowConfig
+from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.autoregressive.starflow import Starflow
-from starflow.training.checkpoint import CheckpointTensors
-from starflow.training.config import CheckpointConfig, StarflowConfig
+from starflow.training.config import CheckpointConfig
+from starflow.training.tensor_file import CheckpointTensors
 
 
 class FlowDenoisers:
@@ -36,7 +37,7 @@ class FlowDenoisers:
     def __init__(
         self,
         config: CheckpointConfig,
-        model: FlowModel,
+        model: AutoregressiveFlow,
         tensors: CheckpointTensors,
         options: ExportOptions,
         condition_tokens: int,

@@ -32,9 +32,10 @@ from starflow.runtime.bundle.manifest import ConditioningSpec
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, DenoiserKind
 from starflow.runtime.plain.errors import ExportError, UsageError
 from starflow.runtime.plain.progress import Report
-from starflow.training.autoregressive.model import FlowModel
-from starflow.training.checkpoint import CheckpointTensors
-from starflow.training.config import BlockConfig, CheckpointConfig, StarflowConfig, TarflowConfig
+from starflow.training.autoregressive.config import BlockConfig, StarflowConfig, TarflowConfig
+from starflow.training.autoregressive.model import AutoregressiveFlow
+from starflow.training.config import CheckpointConfig
+from starflow.training.tensor_file import CheckpointTensors
 
 
 class FlowExporter(BundleWriter):
@@ -56,7 +57,7 @@ class FlowExporter(BundleWriter):
         self,
         folder: Path,
         config: CheckpointConfig,
-        model: FlowModel,
+        model: AutoregressiveFlow,
         tensors: CheckpointTensors,
         options: ExportOptions,
         progress: Report,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from starflow.training.config import BlockConfig
+from starflow.training.autoregressive.config import BlockConfig
 
 
 @dataclass(frozen=True)

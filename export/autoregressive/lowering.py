@@ -17,7 +17,7 @@ import numpy as np
 
 from starflow.export.autoregressive.geometry import StepGeometry
 from starflow.export.onnx_graph.builder import MICROSOFT, GraphBuilder
-from starflow.training.config import BlockConfig
+from starflow.training.autoregressive.config import BlockConfig
 
 
 @dataclass(frozen=True)

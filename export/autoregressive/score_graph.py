@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from starflow.export.onnx_graph.traced_graph import TracedGraph, trace
+from starflow.training.autoregressive.config import StarflowConfig
 from starflow.training.autoregressive.denoise import score
-from starflow.training.autoregressive.model import FlowModel
+from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.autoregressive.starflow import Starflow
-from starflow.training.config import StarflowConfig
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class DenoiserShape:
     condition_tokens: int = 0
 
 
-def trace_score(model: FlowModel, shape: DenoiserShape) -> TracedGraph:
+def trace_score(model: AutoregressiveFlow, shape: DenoiserShape) -> TracedGraph:
     """Trace grad log p(x | y): one pass forward and one backward through the whole flow.
 
     Inputs: `x` [B, C, H, W] float32; `condition` [B, m, width] float32 (STARFlow with text) or `label` [B] int64, the
@@ -52,12 +52,12 @@ def trace_denoiser(model: Starflow, shape: DenoiserShape) -> TracedGraph:
     return trace("denoiser", model, Starflow.denoiser_prediction, inputs, "prediction")
 
 
-def _score(model: FlowModel, x: Tensor, given: Tensor | None = None) -> Tensor:
+def _score(model: AutoregressiveFlow, x: Tensor, given: Tensor | None = None) -> Tensor:
     y = model.encode_labels(given) if given is not None and not given.is_floating_point() else given
     return score(model, x, y)
 
 
-def _inputs(model: FlowModel, shape: DenoiserShape) -> dict[str, Tensor]:
+def _inputs(model: AutoregressiveFlow, shape: DenoiserShape) -> dict[str, Tensor]:
     """Name, shape and type of every input, without data."""
     config = model.config
     inputs = {"x": torch.empty(shape.batch, config.in_channels, shape.height, shape.width, device="meta")}

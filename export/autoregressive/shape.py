@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from starflow.export.autoregressive.geometry import StepGeometry, step_geometry
 from starflow.export.export_options import ExportOptions
 from starflow.runtime.plain.errors import ExportError, UsageError
-from starflow.training.autoregressive.model import FlowModel
-from starflow.training.config import TarflowConfig
+from starflow.training.autoregressive.config import TarflowConfig
+from starflow.training.autoregressive.model import AutoregressiveFlow
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class FlowShape:
 
 
 def flow_shapes(
-    model: FlowModel, options: ExportOptions, condition_tokens: int, guided: frozenset[int]
+    model: AutoregressiveFlow, options: ExportOptions, condition_tokens: int, guided: frozenset[int]
 ) -> tuple[FlowShape, ...]:
     """The shapes that were asked for, the default one first.
 
@@ -49,7 +49,12 @@ def flow_shapes(
 
 
 def _flow_shape(
-    model: FlowModel, options: ExportOptions, condition_tokens: int, guided: frozenset[int], height: int, width: int
+    model: AutoregressiveFlow,
+    options: ExportOptions,
+    condition_tokens: int,
+    guided: frozenset[int],
+    height: int,
+    width: int,
 ) -> FlowShape:
     config, patch = model.config, model.config.patch_size
     if height < 1 or width < 1 or height % patch or width % patch:

@@ -19,8 +19,8 @@ from starflow.export.autoregressive.geometry import StepGeometry
 from starflow.export.autoregressive.lowering import LOWERINGS, Lowering, StepValues
 from starflow.export.onnx_graph.builder import GraphBuilder
 from starflow.export.onnx_graph.network_writer import NetworkWriter
+from starflow.training.autoregressive.config import BlockConfig
 from starflow.training.autoregressive.flow_block import SOFTPLUS_SHIFT
-from starflow.training.config import BlockConfig
 
 GuidanceRule = Literal["ratio", "linear"]
 

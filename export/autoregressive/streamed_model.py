@@ -8,14 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from starflow.training.autoregressive.model import FlowModel
+from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.layers.transformer import Layer
 
 Tensors = Mapping[str, Callable[[], NDArray]]
 
 
 @contextmanager
-def streamed(model: FlowModel, tensors: Tensors) -> Iterator[None]:
+def streamed(model: AutoregressiveFlow, tensors: Tensors) -> Iterator[None]:
     """Give a model on the meta device its weights, float32, while the context lasts.
 
     Args:

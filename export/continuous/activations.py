@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 from starflow.export.autoregressive.activation_check import ActivationData, watched
 from starflow.runtime.plain.errors import UsageError
-from starflow.training.checkpoint import CheckpointTensors
 from starflow.training.config import CheckpointConfig
-from starflow.training.continuous.model import VelocityNetwork
+from starflow.training.continuous.model import ContinuousFlow
+from starflow.training.tensor_file import CheckpointTensors
 
 STEPS = 8
 
 
 def velocity_peaks(
-    config: CheckpointConfig, model: VelocityNetwork, tensors: CheckpointTensors, data: ActivationData | None = None
+    config: CheckpointConfig, model: ContinuousFlow, tensors: CheckpointTensors, data: ActivationData | None = None
 ) -> dict[str, float]:
     """Largest magnitude of any activation, by layer.
 
@@ -42,7 +42,7 @@ def velocity_peaks(
     return peaks
 
 
-def _along_lines(model: VelocityNetwork, data: ActivationData, generator: torch.Generator) -> None:
+def _along_lines(model: ContinuousFlow, data: ActivationData, generator: torch.Generator) -> None:
     if data.x.shape[1:] != model.noise_shape(1)[1:]:
         raise UsageError(
             f"activation data {list(data.x.shape)}: this model's are [N, {list(model.noise_shape(1)[1:])}]"
@@ -54,7 +54,7 @@ def _along_lines(model: VelocityNetwork, data: ActivationData, generator: torch.
 
 
 def _conditions(
-    config: CheckpointConfig, model: VelocityNetwork, generator: torch.Generator
+    config: CheckpointConfig, model: ContinuousFlow, generator: torch.Generator
 ) -> tuple[Tensor | None, Tensor | None]:
     """Two conditions and the null condition."""
     given = config.conditioning
@@ -67,7 +67,7 @@ def _conditions(
     return None, None
 
 
-def _layers(model: VelocityNetwork) -> Iterator[tuple[str, nn.Module]]:
+def _layers(model: ContinuousFlow) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if name and not isinstance(module, nn.ModuleList):
             yield ".".join(name.split(".")[: 2 if name.startswith("layers.") else 1]), module

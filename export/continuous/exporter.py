@@ -20,10 +20,10 @@ from starflow.runtime.bundle.manifest import ConditioningSpec
 from starflow.runtime.bundle.network_spec import AutoencoderSpec
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.progress import Report
-from starflow.training.checkpoint import CheckpointTensors
 from starflow.training.config import CheckpointConfig
-from starflow.training.continuous.config import VelocityMlpConfig
-from starflow.training.continuous.model import VelocityNetwork
+from starflow.training.continuous.config import ContinuousMlpConfig
+from starflow.training.continuous.model import ContinuousFlow
+from starflow.training.tensor_file import CheckpointTensors
 
 
 class VelocityExporter(BundleWriter):
@@ -45,7 +45,7 @@ class VelocityExporter(BundleWriter):
         self,
         folder: Path,
         config: CheckpointConfig,
-        model: VelocityNetwork,
+        model: ContinuousFlow,
         tensors: CheckpointTensors,
         options: ExportOptions,
         progress: Report,
@@ -88,7 +88,7 @@ class VelocityExporter(BundleWriter):
         weights = NetworkWeights(self.tensors, DTYPES[precision])
         config = self.model.config
         written: VelocityGraph
-        if isinstance(config, VelocityMlpConfig):
+        if isinstance(config, ContinuousMlpConfig):
             written = MlpVelocityGraph(graph, weights, options, config)
         else:
             written = TransformerVelocityGraph(graph, weights, options, config)
@@ -128,7 +128,7 @@ class VelocityExporter(BundleWriter):
 
     def _data_shape(self) -> tuple[int, ...]:
         config, shape = self.model.config, self.options.shape
-        if isinstance(config, VelocityMlpConfig):
+        if isinstance(config, ContinuousMlpConfig):
             if shape:
                 raise UsageError(
                     f"--shape {shape[0]}x{shape[1]}: this model makes points of {config.dimensions} values"
@@ -141,12 +141,12 @@ class VelocityExporter(BundleWriter):
 
     def _conditioning(self) -> ConditioningSpec:
         config, given, asked = self.model.config, self.config.conditioning, self.options.condition_tokens
-        configured = 0 if isinstance(config, VelocityMlpConfig) else config.txt_size
+        configured = 0 if isinstance(config, ContinuousMlpConfig) else config.txt_size
         if asked is not None and not configured:
             raise UsageError("--condition-tokens: only models conditioned on features take another number of tokens")
         if asked is not None and asked < 1:
             raise UsageError(f"--condition-tokens {asked}: give a number of at least 1")
-        if configured and not isinstance(config, VelocityMlpConfig):
+        if configured and not isinstance(config, ContinuousMlpConfig):
             return ConditioningSpec(kind="features", tokens=asked or configured, width=config.txt_dim)
         if self.model.num_classes:
             return ConditioningSpec(

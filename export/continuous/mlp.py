@@ -3,14 +3,14 @@
 from starflow.export.continuous.graph import VelocityGraph, VelocityGraphOptions
 from starflow.export.onnx_graph.builder import GraphBuilder
 from starflow.export.onnx_graph.network_weights import NetworkWeights
-from starflow.training.continuous.config import VelocityMlpConfig
+from starflow.training.continuous.config import ContinuousMlpConfig
 
 
 class MlpVelocityGraph(VelocityGraph):
     """v(x, t) of points; both lowerings are the same, since there is no attention."""
 
     def __init__(
-        self, graph: GraphBuilder, weights: NetworkWeights, options: VelocityGraphOptions, config: VelocityMlpConfig
+        self, graph: GraphBuilder, weights: NetworkWeights, options: VelocityGraphOptions, config: ContinuousMlpConfig
     ) -> None:
         super().__init__(graph, weights, options)
         self.config = config

@@ -15,7 +15,7 @@ import torch
 from starflow.export.continuous.graph import VelocityGraph, VelocityGraphOptions
 from starflow.export.onnx_graph.builder import MICROSOFT, GraphBuilder
 from starflow.export.onnx_graph.network_weights import NetworkWeights
-from starflow.training.continuous.config import VelocityTransformerConfig
+from starflow.training.continuous.config import ContinuousTransformerConfig
 from starflow.training.layers.rotary import axis_angles
 
 
@@ -27,7 +27,7 @@ class TransformerVelocityGraph(VelocityGraph):
         graph: GraphBuilder,
         weights: NetworkWeights,
         options: VelocityGraphOptions,
-        config: VelocityTransformerConfig,
+        config: ContinuousTransformerConfig,
     ) -> None:
         super().__init__(graph, weights, options)
         self.config = config

@@ -27,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from starflow.export.onnx_graph.builder import IR_VERSION, OPSET, external_tensor
 from starflow.export.onnx_graph.network_weights import NetworkWeights, Tensors
 from starflow.export.onnx_graph.weight_file import WeightFile
-from starflow.training.checkpoint import CheckpointTensors
+from starflow.training.tensor_file import CheckpointTensors
 
 
 @dataclass(frozen=True)

@@ -53,14 +53,14 @@ class TorchReference:
     name = "torch"
 
     def __init__(self, checkpoint: Path, bundle: Bundle) -> None:
-        from starflow.training.checkpoint import load_model
+        from starflow.training.checkpoint import load_autoregressive
 
         self._manifest: AutoregressiveManifest = bundle.autoregressive
         _check_origin(checkpoint, bundle)
-        self._model = load_model(checkpoint)[1]
+        self._model = load_autoregressive(checkpoint)[1]
 
     def trace(self, case: Case) -> Trace:
-        """Sample the case with `FlowModel.reverse`."""
+        """Sample the case with `AutoregressiveFlow.reverse`."""
         import torch
 
         condition, null = self._conditions(case)
@@ -113,10 +113,10 @@ class TorchPathReference:
     name = "torch"
 
     def __init__(self, checkpoint: Path, bundle: Bundle) -> None:
-        from starflow.training.checkpoint import load_velocity
+        from starflow.training.checkpoint import load_continuous
 
         _check_origin(checkpoint, bundle)
-        self._network = load_velocity(checkpoint)[1]
+        self._network = load_continuous(checkpoint)[1]
 
     def trace(self, case: Case) -> Trace:
         """Integrate the case by `flow_path.PLAN`."""

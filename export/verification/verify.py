@@ -157,7 +157,7 @@ def verify(
     if autoencoder:
         steps.start("autoencoder")
         coded = compare_autoencoder(bundle, autoencoder, subject.data(expected), tolerances)
-    pictured = bundle.manifest.image.mode != "latent"
+    pictured = bundle.manifest.output == "images"
     return Verification(
         subject=subject,
         reference=reference.name,

@@ -1,4 +1,4 @@
-"""What every backend offers: a device, and for each family of flows a runner of its graphs."""
+"""The interface of a backend: a device, and for each family of flows a runner of its graphs."""
 
 from abc import ABC, abstractmethod
 from typing import Literal, Protocol, Self
@@ -10,12 +10,11 @@ from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec
 from starflow.runtime.bundle.manifest import Variant
 
-BackendName = Literal["auto", "onnxruntime", "tensorrt"]
 Provider = Literal["cpu", "cuda", "tensorrt"]  # execution providers of ONNX Runtime
 
 
 class BandwidthProbe(Protocol):
-    """Measures how fast a device's memory is, in bytes a second; a context manager that owns what it needs for that."""
+    """Measures the memory bandwidth of a device in bytes per second; a context manager that owns its buffers."""
 
     def measure(self) -> float: ...
 
@@ -25,25 +24,25 @@ class BandwidthProbe(Protocol):
 
 
 class Backend(ABC):
-    """A device and the runners of a variant's graphs; leaving the context frees both.
+    """A device and the runners of a variant's graphs. Leaving the context frees both.
 
     Attributes:
-        name: What ran, for reports and stored plans: `onnxruntime cpu`, `tensorrt`.
+        name: Name in reports and stored plans, such as `onnxruntime cpu` or `tensorrt`.
     """
 
     name: str
 
     @abstractmethod
     def bandwidth_probe(self) -> BandwidthProbe:
-        """A probe of the memory the runners' weights are in."""
+        """A probe of the memory that holds the weights."""
 
     @abstractmethod
     def block_runner(self, block: int) -> BlockRunner:
-        """The runner of a flow block; for autoregressive flows."""
+        """The runner of a flow block, for autoregressive flows."""
 
     @abstractmethod
     def continuous_runner(self) -> ContinuousRunner:
-        """The runner of the velocity graph; for continuous flows."""
+        """The runner of the velocity graph, for continuous flows."""
 
     @abstractmethod
     def close(self) -> None:

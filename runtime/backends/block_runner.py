@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.graph_spec import GraphSpec
@@ -55,7 +55,7 @@ class BlockRunner(ABC):
     # What a backend adds
 
     @abstractmethod
-    def store(self, name: str, value: NDArray | np.float32, count: int = 1) -> None:
+    def store(self, name: str, value: ArrayLike, count: int = 1) -> None:
         """Fill an input buffer, broadcasting; `count` is the S of a buffer that depends on it."""
 
     @abstractmethod

@@ -1,12 +1,15 @@
-"""From what the user asks for to an open backend."""
+"""The backends there are, and which of them runs a bundle. Adding a backend is a name and a row here."""
 
-from typing import get_args
+from collections.abc import Callable
+from typing import Literal, get_args
 
-from starflow.runtime.backends.base import Backend, BackendName
+from starflow.runtime.backends.base import Backend
 from starflow.runtime.bundle.build_record import read_builds
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.plain.errors import BackendError, UsageError
+
+BackendName = Literal["auto", "onnxruntime", "tensorrt"]
 
 
 def open_backend(
@@ -23,21 +26,21 @@ def open_backend(
         raise UsageError(f"backend {backend!r} is not known; choose {', '.join(get_args(BackendName))}")
     if threads < 0:
         raise UsageError(f"threads {threads}: give a number >= 0 (0 measures whether one or all cores are faster)")
-    if backend == "tensorrt" and provider != "cpu":
-        raise UsageError(f"provider {provider} is one of ONNX Runtime's; leave it out with the tensorrt backend")
-    if backend == "tensorrt":
-        return _open_tensorrt(bundle, variant)
-    if backend == "auto" and provider == "cpu" and any(read_builds(bundle)):
-        try:
-            return _open_tensorrt(bundle, variant)
-        except BackendError:
-            pass  # no GPU, or no engine for it: auto means whatever runs here, and every report names what did
-    return _open_onnxruntime(bundle, variant, provider, threads)
+    if backend == "auto":
+        backend = "onnxruntime"
+        if provider == "cpu" and any(read_builds(bundle)):
+            try:
+                return BACKENDS["tensorrt"](bundle, variant, provider, threads)
+            except BackendError:
+                pass  # no GPU, or no engine for it: auto runs what works here, and every report names the backend
+    return BACKENDS[backend](bundle, variant, provider, threads)
 
 
-def _open_tensorrt(bundle: Bundle, variant: str | None) -> tuple[Variant, Backend]:
+def _open_tensorrt(bundle: Bundle, variant: str | None, provider: str, threads: int) -> tuple[Variant, Backend]:
     from starflow.runtime.backends.tensorrt.backend import open_tensorrt
 
+    if provider != "cpu":
+        raise UsageError(f"provider {provider} is for ONNX Runtime; leave it out with the tensorrt backend")
     opened = open_tensorrt(bundle, variant)
     return opened.variant, opened
 
@@ -49,5 +52,12 @@ def _open_onnxruntime(bundle: Bundle, variant: str | None, provider: str, thread
     checked = check_provider(provider)
     chosen = bundle.variant(variant, "cpu" if checked == "cpu" else "portable")
     if checked != "cpu" and chosen.lowering != "portable":
-        raise UsageError(f"variant {chosen.name} is for the CPU; provider {checked} runs the portable ones")
+        raise UsageError(f"variant {chosen.name} runs on the CPU only; provider {checked} needs a portable variant")
     return chosen, OnnxRuntimeBackend(bundle, chosen, checked, threads)
+
+
+# By name: takes bundle, variant, provider and threads, and returns the variant that runs and the backend.
+BACKENDS: dict[str, Callable[[Bundle, str | None, str, int], tuple[Variant, Backend]]] = {
+    "onnxruntime": _open_onnxruntime,
+    "tensorrt": _open_tensorrt,
+}

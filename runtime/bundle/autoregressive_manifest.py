@@ -2,28 +2,29 @@
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from starflow.runtime.bundle.graph_spec import FileSpec
-from starflow.runtime.bundle.manifest import FlowManifest, Variant
+from starflow.runtime.bundle.manifest import FlowManifest, FlowSummary, Variant
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, DenoiserSpec, TextSpec
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.validation import Part, one_line
-from starflow.runtime.plans.plan_spec import PlanSpec
+from starflow.runtime.plans.calibrated_decode_plan import CalibratedDecodePlan
 
 
 class Block(Part):
-    """A flow block, from the data side (index 0) to the top; sampling runs them from the last to the first.
+    """A flow block.
 
     Attributes:
-        identity: The block changes nothing and has no graph.
-        reversed: The block's sequence is the tokens' raster order reversed.
-        rows: Rows of its network (2 x batch where it is guided, else batch).
-        prefix: Condition tokens at positions 0 .. prefix - 1.
-        first_token: Index of the first token the network predicts: 0, or 1 where the first token passes unchanged.
-        capacity: Positions in its caches.
+        index: 0 for the block next to the data; the deep block has the highest index and comes first in sampling.
+        identity: Whether the block changes nothing and has no graph.
+        reversed: Whether the block takes tokens in reversed raster order.
+        rows: Number of rows of its network: 2 x batch if it is guided, else batch.
+        prefix: Number of condition tokens, which take positions 0 .. prefix - 1.
+        first_token: Index of the first token the network predicts: 0, or 1 if the first token passes unchanged.
+        capacity: Number of positions in its caches.
     """
 
     index: int = Field(ge=0)
@@ -35,8 +36,8 @@ class Block(Part):
     capacity: int = Field(ge=0)
 
 
-class ModelSummary(Part):
-    """What the bundle was made from, for people and for shapes."""
+class ModelSummary(FlowSummary):
+    """The model of an autoregressive flow."""
 
     family: Literal["starflow", "tarflow"]
     parameters: int
@@ -50,23 +51,20 @@ class ModelSummary(Part):
 
 
 class GuidanceSpec(Part):
-    """How the halves are joined: `ratio` (STARFlow) or `linear` (TARFlow); see docs/bundle.md."""
+    """How conditional and null rows are combined: `ratio` (STARFlow) or `linear` (TARFlow); see docs/bundle.md."""
 
     rule: Literal["ratio", "linear"]
     blocks: tuple[int, ...]
 
 
 class OtherShape(Part):
-    """What a manifest states anew for data of another height and width; its fields take the place of the manifest's own.
-
-    Weights are the same: of a variant's files, only the graphs are others.
-    """
+    """The fields of a manifest that differ for data of another height and width. Variants differ in their graphs only."""
 
     model: ModelSummary
     max_chunk: int = Field(gt=0)
     blocks: tuple[Block, ...]
     variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
-    plans: tuple[PlanSpec, ...] = ()
+    plans: tuple[CalibratedDecodePlan, ...] = ()
     text: TextSpec | None = None
     autoencoder: AutoencoderSpec | None = None
     denoisers: tuple[DenoiserSpec, ...] = ()
@@ -75,8 +73,10 @@ class OtherShape(Part):
 class AutoregressiveManifest(FlowManifest):
     """`manifest.json` of an autoregressive flow.
 
-    `shapes` are further heights and widths of the data; `at_shape` makes a manifest of one of them.
+    `shapes` are further heights and widths of the data; `at_shape` returns the manifest for one of them.
     """
+
+    family_name: ClassVar[str] = "autoregressive"
 
     model: ModelSummary
     guidance: GuidanceSpec | None
@@ -84,21 +84,25 @@ class AutoregressiveManifest(FlowManifest):
     max_chunk: int = Field(gt=0)
     prior: FileSpec | None
     blocks: tuple[Block, ...]
-    plans: tuple[PlanSpec, ...] = ()
+    plans: tuple[CalibratedDecodePlan, ...] = ()
     shapes: tuple[OtherShape, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> "AutoregressiveManifest":
-        """Sizes stated twice must agree: a runtime may rely on any of them."""
+        """Sizes that are stated twice must agree: a runtime may rely on either."""
         model, given = self.model, self.conditioning
         if model.tokens * model.token_dim != math.prod(model.data_shape):
-            raise ValueError(f"{model.tokens} tokens of {model.token_dim} do not make data of {model.data_shape}")
+            raise ValueError(
+                f"{model.tokens} tokens of {model.token_dim} values do not fill data of shape {model.data_shape}"
+            )
         if (given.tokens > 0) != (given.width > 0) or (
             given.kind == "class-token" and given.width != given.num_classes + 1
         ):
-            raise ValueError(f"conditioning: {given.tokens} tokens of {given.width} for {given.num_classes} classes")
+            raise ValueError(
+                f"conditioning: {given.tokens} tokens of width {given.width} do not fit {given.num_classes} classes"
+            )
         if [block.index for block in self.blocks] != list(range(len(self.blocks))):
-            raise ValueError("blocks: must stand in the order of their index, none left out")
+            raise ValueError("blocks: must be in the order of their index, with none left out")
         guided = self.guidance.blocks if self.guidance else ()
         for block in self.blocks:
             if block.identity:
@@ -117,13 +121,12 @@ class AutoregressiveManifest(FlowManifest):
                 updates = [spec.updated_by for spec in graph.inputs if spec.updated_by]
                 outputs = [spec.name for spec in graph.outputs if spec.role in ("cache", "samples")]
                 if sorted(updates) != sorted(outputs):
-                    raise ValueError(f"variant {variant.name}, block {graph.block}: caches in and out do not pair up")
+                    raise ValueError(
+                        f"variant {variant.name}, block {graph.block}: cache inputs and outputs do not pair up"
+                    )
         if self.max_chunk > max((block.capacity for block in self.blocks), default=1):
-            raise ValueError(f"max_chunk {self.max_chunk}: more than any block's capacity")
-        named = {variant.name for variant in self.variants}
+            raise ValueError(f"max_chunk {self.max_chunk}: exceeds the capacity of every block")
         for spec in self.plans:
-            if spec.variant not in named:
-                raise ValueError(f"plans: one is for a variant {spec.variant}; there are {', '.join(sorted(named))}")
             misfit = spec.plan.misfit(self.decoded_tokens(), self.max_chunk, self.batch)
             if misfit:
                 raise ValueError(f"plans: {spec.backend}, {spec.variant}: {misfit}")
@@ -134,19 +137,19 @@ class AutoregressiveManifest(FlowManifest):
                 height, width = other.model.data_shape[1:]
                 raise ValueError(f"shapes, {height}x{width}: {one_line(error)}") from None
         if len(set(self.sizes)) < len(self.sizes):
-            raise ValueError("shapes: one is stated twice")
+            raise ValueError("shapes: a shape occurs twice")
         return self
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
-        """Height and width of the data, of every shape there is; the default one first."""
+        """Height and width of the data for every shape, the default one first."""
         return (self.model.data_shape[1:], *(other.model.data_shape[1:] for other in self.shapes))
 
     def at_shape(self, height: int, width: int) -> "AutoregressiveManifest":
-        """The manifest of one shape alone.
+        """The manifest for one shape only.
 
         Raises:
-            UsageError: there is no such shape.
+            UsageError: the bundle has no such shape.
         """
         if (height, width) == self.sizes[0]:
             return self.model_copy(update={"shapes": ()})
@@ -157,10 +160,10 @@ class AutoregressiveManifest(FlowManifest):
         raise UsageError(f"shape {height}x{width}: this bundle has {known}; `starflow export --shape` adds others")
 
     def replaced(self, shape: tuple[int, int] | None, **fields: Any) -> "AutoregressiveManifest":
-        """The manifest with some fields replaced: those of the default shape (None), or of another one that it has.
+        """The manifest with some fields replaced, for the default shape (None) or another one.
 
         Raises:
-            ValidationError: what is new does not fit.
+            ValidationError: the new fields do not fit.
         """
         if shape is None:
             return AutoregressiveManifest.model_validate(dict(self) | fields)
@@ -175,7 +178,7 @@ class AutoregressiveManifest(FlowManifest):
 
     @property
     def guided(self) -> bool:
-        """Whether guidance can be asked for."""
+        """Whether the bundle takes a guidance weight."""
         return self.guidance is not None
 
     def longest_run(self, block: int) -> int:
@@ -189,9 +192,9 @@ class AutoregressiveManifest(FlowManifest):
             yield from self.at_shape(*size).files()
 
     def decoded_tokens(self) -> dict[int, int]:
-        """How many tokens are decoded in each flow block that has a graph."""
+        """Number of tokens decoded in each flow block that has a graph."""
         return {block.index: block.capacity - block.prefix for block in self.blocks if not block.identity}
 
-    def plan_for(self, backend: str, variant: str) -> PlanSpec | None:
+    def plan_for(self, backend: str, variant: str) -> CalibratedDecodePlan | None:
         """The plan calibrated for a backend and a variant."""
         return next((plan for plan in self.plans if (plan.backend, plan.variant) == (backend, variant)), None)

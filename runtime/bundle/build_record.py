@@ -1,7 +1,7 @@
-"""`build.json`: what the engines of one target and variant were built from and for.
+"""`build.json`: what the engines of one target and variant were built from, and what they run on.
 
-Engines are derived from a bundle's graphs, so the manifest does not name them: they may come, go and be rebuilt without the
-bundle ever being invalid. They lie in `engines/<target>/<variant>/`, beside their `build.json`, which is replaced last.
+Engines are derived from the graphs of a bundle, so the manifest does not name them: they can be added, removed and rebuilt while
+the bundle stays valid. They lie in `engines/<target>/<variant>/` next to their `build.json`, which is written last.
 """
 
 import hashlib
@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from starflow.runtime.bundle.bundle import Bundle, sha256
 from starflow.runtime.bundle.graph_spec import FileSpec
 from starflow.runtime.bundle.manifest import published_schema
+from starflow.runtime.bundle.versioned_file import read_versioned
 from starflow.runtime.plain.errors import BundleError
-from starflow.runtime.plain.validation import Part, one_line
+from starflow.runtime.plain.validation import Part
 
 FlavourName = Literal["tensorrt", "tensorrt-rtx"]
 
@@ -26,14 +27,14 @@ ENGINES = "engines"
 
 
 class Profile(Part):
-    """An optimisation profile: numbers of tokens S one run may have, and the one it is tuned for."""
+    """An optimisation profile: the smallest and largest number of tokens S in a run, and the one it is tuned for."""
 
     minimum: int = Field(ge=1)
     optimum: int = Field(ge=1)
     maximum: int = Field(ge=1)
 
     def within(self, longest: int) -> "Profile":
-        """What it is for a graph none of whose runs has more than `longest` tokens."""
+        """The profile of a graph whose runs have at most `longest` tokens."""
         return Profile(
             minimum=min(self.minimum, longest),
             optimum=min(self.optimum, longest),
@@ -42,21 +43,21 @@ class Profile(Part):
 
 
 class BuildOptions(Part):
-    """What the user may choose; None leaves it to TensorRT. `workspace_bytes` is scratch memory on the device."""
+    """Options of the user; None leaves the choice to TensorRT. `workspace_bytes` is scratch memory on the device."""
 
     workspace_bytes: int | None = None
     optimization_level: int | None = None
 
 
 class BuildConfig(Part):
-    """Everything but a graph and its weights that an engine depends on.
+    """Everything an engine depends on besides its graph and weights.
 
     Attributes:
-        flavour, version: The TensorRT that builds; engines load in the very same release only.
-        compute_capabilities: What the engines run on, strings such as "8.9".
-        variant: The variant whose graphs are built.
-        profiles: Optimisation profiles, the same for all of its engines.
-        options: What the user chose.
+        flavour, version: The TensorRT that builds. Engines load in the same release only.
+        compute_capabilities: Compute capabilities of the GPUs the engines run on, such as "8.9".
+        variant: Name of the variant whose graphs are built.
+        profiles: Optimisation profiles of all engines.
+        options: Options of the user.
     """
 
     flavour: FlavourName
@@ -68,21 +69,22 @@ class BuildConfig(Part):
 
     @property
     def target(self) -> str:
-        """The target's name in paths and messages: `tensorrt-rtx-8.9_12.0`."""
+        """See `target_name`."""
         return target_name(self.flavour, self.compute_capabilities)
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens of one run."""
+        """Largest number of tokens in one run."""
         return max(profile.maximum for profile in self.profiles)
 
     def profile_for(self, count: int) -> int:
-        """Index of the tightest profile that takes S = `count`."""
-        fitting = [
-            (profile.maximum, index)
-            for index, profile in enumerate(self.profiles)
-            if profile.minimum <= count <= profile.maximum
-        ]
+        """Index of the tightest profile that takes S = `count`.
+
+        Raises:
+            BundleError: no profile takes it.
+        """
+        ranges = ((profile.maximum, index, profile.minimum) for index, profile in enumerate(self.profiles))
+        fitting = [(maximum, index) for maximum, index, minimum in ranges if minimum <= count <= maximum]
         if not fitting:
             raise BundleError(
                 f"the engines of {self.target} take runs of at most {self.max_tokens} tokens, not {count}; "
@@ -91,10 +93,10 @@ class BuildConfig(Part):
         return min(fitting)[1]
 
     def key(self, bundle: Bundle, block: int) -> str:
-        """SHA-256 that names the engine of a flow block by all it is built from.
+        """SHA-256 over everything the engine of a flow block is built from.
 
-        Graph and weights count by the digests in the manifest. Engines are not reproducible byte by byte, so a build is
-        recognised by its inputs.
+        Graph and weights enter by their digests in the manifest. Engines are not reproducible byte by byte, so a build is
+        identified by its inputs.
 
         Raises:
             BundleError: the bundle has no such variant, or no graph of the block.
@@ -105,7 +107,7 @@ class BuildConfig(Part):
         return hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def command(self, bundle: Bundle) -> str:
-        """The command line that makes this build."""
+        """The command that makes this build."""
         named = "" if self.flavour == "tensorrt" else f":{','.join(self.compute_capabilities)}"
         tokens = ",".join(str(profile.optimum) for profile in self.profiles)
         words = ["starflow", "build", str(bundle.root), "--target", f"{self.flavour}{named}", "--variant", self.variant]
@@ -140,23 +142,23 @@ def published_build_schema() -> dict[str, Any]:
 
 
 def target_name(flavour: FlavourName, compute_capabilities: tuple[str, ...]) -> str:
-    """`tensorrt-rtx-8.9_12.0`."""
+    """Name of a target in paths and messages, such as `tensorrt-rtx-8.9_12.0`."""
     return f"{flavour}-{'_'.join(compute_capabilities)}"
 
 
 def build_folder(bundle: Bundle, target: str, variant: str) -> Path:
-    """Where the engines of a target and variant lie."""
+    """Folder of the engines of a target and variant."""
     return _engines(bundle) / target / variant
 
 
 def _engines(bundle: Bundle) -> Path:
-    """Where a bundle's engines lie: those for another shape than the default one in a folder of its name."""
+    """Folder of the engines of a bundle; shapes other than the default one have a folder of their own."""
     folder = bundle.root / ENGINES
     return folder / "x".join(map(str, bundle.shape)) if bundle.shape else folder
 
 
 def read_builds(bundle: Bundle) -> Iterator[BuildRecord]:
-    """Every build in a bundle, in the order of their paths.
+    """Every build in a bundle, in the order of paths.
 
     Raises:
         BundleError: a build.json is damaged or of a newer schema.
@@ -172,43 +174,36 @@ def read_build(path: Path) -> BuildRecord:
         BundleError: it is damaged or of a newer schema.
     """
     again = "delete its folder and run `starflow build` again"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path}: cannot be read ({error}); {again}") from None
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if isinstance(version, int) and version > BUILD_SCHEMA_VERSION:
-        raise BundleError(f"{path}: has schema {version}, this starflow reads {BUILD_SCHEMA_VERSION}; {again}")
-    try:
-        return BuildRecord.model_validate(content)
-    except ValidationError as error:
-        raise BundleError(f"{path}: {one_line(error, tuple(BuildRecord.model_fields))}; {again}") from None
+    fields = tuple(BuildRecord.model_fields)
+    return read_versioned(
+        path, BuildRecord.model_validate, BUILD_SCHEMA_VERSION, again=again, newer=again, known_fields=fields
+    )
 
 
 def check_engine_file(bundle: Bundle, record: BuildRecord, engine: EngineSpec, *, digest: bool = False) -> Path:
-    """The path of an engine, once it is known to be whole and to come from this bundle's graph.
+    """Check that an engine is whole and was built from this bundle's graph, and return its path.
 
     Args:
         bundle: The bundle.
         record: The build.
         engine: One of its engines.
-        digest: Whether to read the whole file and compare its SHA-256 as well.
+        digest: Whether to compare the SHA-256 of the file as well, which reads all of it.
 
     Raises:
-        BundleError: it is missing, truncated, changed, or was built from another graph, other weights or options.
+        BundleError: the engine is missing, truncated or changed, or was built from another graph, other weights or options.
     """
     path = bundle.root / engine.file.path
-    again = f"build again: {record.command(bundle)}"
+    force = ""
     if not path.resolve().is_relative_to((bundle.root / ENGINES).resolve()):
-        raise BundleError(f"{path}: lies outside the bundle's engines; {again}")
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror}); {again}") from None
-    if size != engine.file.bytes:
-        raise BundleError(f"{path}: has {size} bytes, build.json says {engine.file.bytes}; {again}")
-    if engine.key != record.key(bundle, engine.block):
-        raise BundleError(f"{path}: was not built from flow block {engine.block} as it is in this bundle; {again}")
-    if digest and sha256(path) != engine.file.sha256:
-        raise BundleError(f"{path}: its content is not what was built; {again} --force")
-    return path
+        fault = "lies outside the bundle's engines"
+    elif not path.is_file():
+        fault = "is missing"
+    elif (size := path.stat().st_size) != engine.file.bytes:
+        fault = f"has {size} bytes, build.json says {engine.file.bytes}"
+    elif engine.key != record.key(bundle, engine.block):
+        fault = f"was not built from the present graph of flow block {engine.block}"
+    elif digest and sha256(path) != engine.file.sha256:
+        fault, force = "its content is not what was built", " --force"
+    else:
+        return path
+    raise BundleError(f"{path}: {fault}; build again: {record.command(bundle)}{force}")

@@ -1,14 +1,12 @@
-"""Opening a bundle: is it one, is it whole, what is in it."""
+"""A bundle on disk: opened, checked, and changed."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-from pydantic import ValidationError
+from typing import TypeVar
 
 from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
@@ -16,9 +14,11 @@ from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
 from starflow.runtime.bundle.lock import bundle_lock
 from starflow.runtime.bundle.manifest import SCHEMA_VERSION, Variant
 from starflow.runtime.bundle.manifest_file import Manifest, read_manifest
+from starflow.runtime.bundle.versioned_file import read_versioned
 from starflow.runtime.plain.atomic_write import atomic_file
 from starflow.runtime.plain.errors import BundleError, UsageError
-from starflow.runtime.plain.validation import one_line
+
+FamilyManifest = TypeVar("FamilyManifest", AutoregressiveManifest, ContinuousManifest)
 
 
 def sha256(path: Path) -> str:
@@ -33,8 +33,8 @@ class Bundle:
 
     Attributes:
         root: Its folder.
-        manifest: Its manifest; that of one shape, in what `at_shape` returns.
-        shape: Height and width of the data where they are not the default ones.
+        manifest: Its manifest, with one shape only if the bundle comes from `at_shape`.
+        shape: Height and width of the data if they are not the default ones, else None.
     """
 
     root: Path
@@ -43,15 +43,16 @@ class Bundle:
 
     @classmethod
     def open(cls, root: str | os.PathLike[str]) -> "Bundle":
-        """Read and check a bundle (sizes, not digests; see `verify_hashes`).
+        """Read and check a bundle: sizes but not digests, see `verify_hashes`.
 
         Raises:
-            BundleError: not a bundle, of a newer schema, damaged, truncated, or a file is missing.
+            UsageError: there is no such folder.
+            BundleError: it is not a bundle, has a newer schema, is damaged or truncated, or lacks a file.
         """
         root = Path(root)
         if not root.is_dir():
             what = "is a file" if root.exists() else "does not exist"
-            raise BundleError(f"{root}: {what}; a bundle is a folder written by `starflow export`")
+            raise UsageError(f"{root}: {what}; a bundle is a folder written by `starflow export`")
         bundle = cls(root, _read_manifest(root / "manifest.json"))
         for file in bundle.files():
             path = root / file.path
@@ -67,28 +68,23 @@ class Bundle:
 
     @property
     def autoregressive(self) -> AutoregressiveManifest:
-        """The manifest of an autoregressive flow.
-
-        Raises:
-            UsageError: it is a continuous flow.
-        """
-        if not isinstance(self.manifest, AutoregressiveManifest):
-            raise UsageError(f"{self.root}: is a continuous flow; this is for autoregressive flows")
-        return self.manifest
+        """The manifest of an autoregressive flow; UsageError if the flow is of another family."""
+        return self._manifest_of(AutoregressiveManifest)
 
     @property
     def continuous(self) -> ContinuousManifest:
-        """The manifest of a continuous flow.
+        """The manifest of a continuous flow; UsageError if the flow is of another family."""
+        return self._manifest_of(ContinuousManifest)
 
-        Raises:
-            UsageError: it is an autoregressive flow.
-        """
-        if not isinstance(self.manifest, ContinuousManifest):
-            raise UsageError(f"{self.root}: is an autoregressive flow; this is for continuous flows")
-        return self.manifest
+    def _manifest_of(self, family: type[FamilyManifest]) -> FamilyManifest:
+        if isinstance(self.manifest, family):
+            return self.manifest
+        found, expected = self.manifest.family_name, family.family_name
+        article = "an" if found.startswith("a") else "a"
+        raise UsageError(f"{self.root}: is {article} {found} flow; this is for {expected} flows")
 
     def at_shape(self, shape: tuple[int, int] | None) -> "Bundle":
-        """The bundle for data of one height and width, as if it had no others; None is the default shape.
+        """The bundle for data of one height and width only; None is the default shape.
 
         Raises:
             UsageError: it has no such shape.
@@ -117,10 +113,10 @@ class Bundle:
                 )
 
     def variant(self, name: str | None, lowering: str) -> Variant:
-        """The variant called `name`, or the first one of a lowering.
+        """The variant called `name`, or if `name` is None the first variant of a lowering.
 
         Raises:
-            BundleError: there is none.
+            BundleError: there is no such variant.
         """
         names = ", ".join(variant.name for variant in self.manifest.variants)
         for variant in self.manifest.variants:
@@ -139,7 +135,7 @@ class Bundle:
 
 @contextmanager
 def changing_manifest(root: Path) -> Iterator[Manifest]:
-    """The manifest as it is now, while nobody else changes it; `replace_manifest` ends the change.
+    """Read the manifest and keep other processes from changing it, until `replace_manifest` has written the new one.
 
     Raises:
         UsageError: the bundle cannot be written.
@@ -150,7 +146,7 @@ def changing_manifest(root: Path) -> Iterator[Manifest]:
 
 
 def replace_manifest(root: Path, manifest: Manifest) -> None:
-    """Put another manifest in the place of a bundle's: at once, so that the bundle is whole at any time.
+    """Replace the manifest of a bundle in one operation, so that the bundle is whole at any time.
 
     Raises:
         UsageError: the bundle cannot be written.
@@ -160,21 +156,13 @@ def replace_manifest(root: Path, manifest: Manifest) -> None:
 
 
 def _read_manifest(path: Path) -> Manifest:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BundleError(f"{path.parent}: has no manifest.json; a bundle is written by `starflow export`") from None
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path}: is not JSON ({error}); copy or export the bundle again") from None
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise BundleError(
-            f"{path}: has schema {version}, this starflow reads {SCHEMA_VERSION}; install a newer starflow-compiler"
-        )
-    try:
-        return read_manifest(content)
-    except ValidationError as error:
-        fields = (*AutoregressiveManifest.model_fields, *ContinuousManifest.model_fields)
-        raise BundleError(f"{path}: {one_line(error, fields)}") from None
+    if not path.exists():
+        raise BundleError(f"{path.parent}: has no manifest.json; a bundle is a folder written by `starflow export`")
+    return read_versioned(
+        path,
+        read_manifest,
+        SCHEMA_VERSION,
+        again="copy or export the bundle again",
+        newer="install a newer starflow",
+        known_fields=(*AutoregressiveManifest.model_fields, *ContinuousManifest.model_fields),
+    )

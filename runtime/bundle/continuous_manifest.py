@@ -1,20 +1,16 @@
 """The manifest of a continuous flow."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from starflow.runtime.bundle.manifest import FlowManifest
+from starflow.runtime.bundle.manifest import FlowManifest, FlowSummary
 from starflow.runtime.plain.errors import UsageError
-from starflow.runtime.plain.validation import Part
-from starflow.runtime.plans.integration_plan import IntegrationSpec
+from starflow.runtime.plans.calibrated_integration_plan import CalibratedIntegrationPlan
 
 
-class ContinuousSummary(Part):
-    """What the bundle of a continuous flow was made from.
-
-    `data_shape` is [C, H, W], or [D] for points; noise, states and data have it.
-    """
+class ContinuousSummary(FlowSummary):
+    """The model of a continuous flow. Noise, states and data all have the shape `data_shape`."""
 
     family: Literal["continuous-flow"]
     network: Literal["transformer", "mlp"]
@@ -27,18 +23,20 @@ class ContinuousManifest(FlowManifest):
 
     Attributes:
         guided: Whether the graph runs [conditional, null] rows and takes a guidance weight.
-        max_passes: Rows of the table of passes.
-        plans: Calibrated plans, one for a backend and variant.
+        max_passes: Number of rows of the table of passes.
+        plans: Calibrated plans, at most one for each backend and variant.
     """
+
+    family_name: ClassVar[str] = "continuous"
 
     model: ContinuousSummary
     guided: bool
     max_passes: int = Field(gt=0)
-    plans: tuple[IntegrationSpec, ...] = ()
+    plans: tuple[CalibratedIntegrationPlan, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> "ContinuousManifest":
-        """Sizes stated twice must agree: a runtime may rely on any of them."""
+        """Sizes that are stated twice must agree: a runtime may rely on either."""
         state = (self.batch, *self.model.data_shape)
         shapes = {"x": state, "point": state, "total": state, "pass": (1,), "passes": (self.max_passes, 4)}
         for variant in self.variants:
@@ -54,16 +52,12 @@ class ContinuousManifest(FlowManifest):
             if outputs != made:
                 raise ValueError(f"variant {variant.name}: its graph must make {_shapes(made)}")
             if ("guidance" in inputs) != self.guided:
-                raise ValueError(f"variant {variant.name}: takes guidance or does not, against guided {self.guided}")
-        named = {variant.name for variant in self.variants}
-        for spec in self.plans:
-            if spec.variant not in named:
-                raise ValueError(f"plans: one is for a variant {spec.variant}; there are {', '.join(sorted(named))}")
+                raise ValueError(f"variant {variant.name}: its graph must {'' if self.guided else 'not '}take guidance")
         return self
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
-        """Height and width of the data; none for points."""
+        """Height and width of the data; empty for points."""
         shape = self.model.data_shape
         return ((shape[1], shape[2]),) if len(shape) == 3 else ()
 
@@ -71,14 +65,14 @@ class ContinuousManifest(FlowManifest):
         """The manifest itself, if its data has this height and width.
 
         Raises:
-            UsageError: it has not.
+            UsageError: the data have another shape.
         """
         if (height, width) not in self.sizes:
-            made = "x".join(map(str, self.model.data_shape[1:])) or "points"
-            raise UsageError(f"shape {height}x{width}: this bundle has {made}; a continuous flow has one shape")
+            only = "x".join(map(str, self.model.data_shape[1:])) or "points"
+            raise UsageError(f"shape {height}x{width}: this bundle has {only}; a continuous flow has one shape")
         return self
 
-    def plan_for(self, backend: str, variant: str) -> IntegrationSpec | None:
+    def plan_for(self, backend: str, variant: str) -> CalibratedIntegrationPlan | None:
         """The plan calibrated for a backend and a variant."""
         return next((plan for plan in self.plans if (plan.backend, plan.variant) == (backend, variant)), None)
 

@@ -1,4 +1,4 @@
-"""What a manifest says of files, graphs, and their inputs and outputs."""
+"""Files, graphs, and the inputs and outputs of graphs, as a manifest describes them."""
 
 import math
 from typing import Literal
@@ -42,8 +42,9 @@ Role = Literal[
 class TensorSpec(Part):
     """An input or output of a graph.
 
-    `shape` holds sizes and, for the number of tokens of a run, the string "S". An input that an output updates in place
-    names it in `updated_by`: both must be bound to the same memory.
+    Attributes:
+        shape: Sizes, with the string "S" for the number of tokens in a run.
+        updated_by: For an input that is updated in place, the output that does so. Both must be bound to the same memory.
     """
 
     name: str
@@ -64,7 +65,7 @@ def tensor_bytes(spec: TensorSpec, count: int = 1) -> int:
 
 
 class FileSpec(Part):
-    """A file of the bundle: path relative to its root, size in bytes, SHA-256."""
+    """A file of the bundle: path relative to its root, size in bytes, and SHA-256."""
 
     path: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")
     bytes: int = Field(ge=0)
@@ -74,7 +75,7 @@ class FileSpec(Part):
 class GraphSpec(Part):
     """The step graph of one flow block in one variant, or the velocity graph of a continuous flow, which counts as block 0.
 
-    `weight_bytes` are the bytes of all weights a single step reads, in the type they are computed in on this lowering.
+    `weight_bytes` is the size of all weights that a single step reads, in the type this lowering computes them in.
     """
 
     block: int = Field(ge=0)

@@ -1,4 +1,4 @@
-"""One process at a time where a bundle is changed."""
+"""Locks: only one process at a time may change a bundle."""
 
 import fcntl
 from collections.abc import Callable, Iterator
@@ -11,16 +11,16 @@ from starflow.runtime.plain.errors import BundleError
 
 @contextmanager
 def bundle_lock(root: Path, name: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold one of a bundle's locks; the system lets go of it however the process ends.
+    """Hold a lock of a bundle. The system releases it however the process ends.
 
     Args:
         root: The bundle's folder.
-        name: `work` for builds and calibrations, which take minutes; `manifest` while manifest.json is replaced.
-        waiting: Called once if another process has the lock, before waiting for it.
+        name: `work` for builds and calibrations, which take minutes, or `manifest` while manifest.json is replaced.
+        waiting: Called once before waiting, if another process holds the lock.
 
     Raises:
         UsageError: the bundle cannot be written.
-        BundleError: its file system has no locks.
+        BundleError: the file system has no locks.
     """
     path = root / f".{name}.lock"
     check_file(path)

@@ -1,34 +1,34 @@
-"""The manifest of a bundle: everything a runtime has to know. Here stands what both families of flows state.
-
-`docs/bundle.md` explains every field.
-"""
+"""The parts of a manifest that both families of flows share. `docs/bundle.md` explains every field."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
 from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, DenoiserSpec, NetworkSpec, TextSpec
 from starflow.runtime.plain.validation import Part
+from starflow.runtime.plans.calibrated_plan import CalibratedPlan
 
 SCHEMA_VERSION = 1
 
 
 class Quantization(Part):
-    """How a variant's weights were quantised, and what it costs.
+    """How the weights of a variant were quantised, and the error this causes.
 
-    Errors are those of whole samples, ||x - exact|| / ||exact|| over `images` images of guidance `guidance`, against the
-    same model with exact weights and the same noise.
+    An error is ||x - exact|| / ||exact|| over finished samples. `exact` comes from the same noise and the same model with exact
+    weights.
 
     Attributes:
-        source: Variant it was made from.
-        budget: Error that was allowed; null if weights were rounded without measuring it.
-        error: Error that was measured, if it was.
-        plain_error: Error with every matrix rounded to the nearest code, nothing calibrated and nothing kept; null if a
-            sample broke down, or none was made.
-        matrices: What every weight matrix that could be quantised became; `kept` has the source's type.
-        caches: Flow blocks whose key and value caches are of 8 bits, one scale for each channel.
+        source: Variant whose weights were quantised.
+        budget: Largest error allowed; null if weights were rounded without measuring the error.
+        error: Measured error; null if it was not measured.
+        plain_error: Error if every matrix is rounded to the nearest code, without calibration; null if a sample was not finite,
+            or none was made.
+        images: Number of samples the errors were measured on.
+        guidance: Guidance weight of these samples.
+        matrices: Type of each weight matrix that can be quantised; `kept` is the type of the source.
+        caches: Flow blocks whose key and value caches have 8 bits, with one scale for each channel.
     """
 
     source: str
@@ -44,8 +44,10 @@ class Quantization(Part):
 class Variant(Part):
     """One set of step graphs: a lowering at a precision.
 
-    `activation_peaks`, in fp16 variants, are the largest magnitudes that were seen at export, by transformer layer and
-    projection; float16 holds 65504. Variants made by `starflow calibrate --weights` have a `quantization`.
+    Attributes:
+        activation_peaks: Largest magnitudes seen at export, by transformer layer and projection; for fp16 variants, since
+            float16 ends at 65504.
+        quantization: For variants that `starflow calibrate --weights` made.
     """
 
     name: str
@@ -60,8 +62,9 @@ class Variant(Part):
 class ConditioningSpec(Part):
     """What the model is conditioned on.
 
-    `class-token`: one one-hot token of width num_classes + 1, the last index being the null class. `class-label`: an
-    index, num_classes being the null class. `features`: `tokens` vectors of `width` values given by the caller.
+    Attributes:
+        kind: `class-token` is one one-hot token of width num_classes + 1, whose last index is the null class. `class-label` is
+            an index, where num_classes is the null class. `features` are `tokens` vectors of `width` values from the caller.
     """
 
     kind: Literal["none", "class-token", "class-label", "features"]
@@ -72,7 +75,7 @@ class ConditioningSpec(Part):
 
 
 class ImageSpec(Part):
-    """From data to pixels: value / scale + shift, then [-1, 1] to 8 bits; `latent` has no pixels."""
+    """From data to pixels: value / scale + shift, then [-1, 1] to 8 bits. Mode `latent` means that there are no pixels."""
 
     mode: Literal["L", "RGB", "latent"]
     scale: float
@@ -80,17 +83,33 @@ class ImageSpec(Part):
 
 
 class Provenance(Part):
-    """Where a bundle comes from."""
+    """The origin of a bundle."""
 
     checkpoint_sha256: str
     created: str
     tools: dict[str, str]
 
 
+class FlowSummary(Part):
+    """The model the bundle was made from. `data_shape` is [C, H, W], or [D] for points."""
+
+    data_shape: tuple[int, ...]
+
+
+OutputKind = Literal["images", "latents", "points"]
+
+
 class FlowManifest(Part):
-    """What the manifests of both families state."""
+    """The fields that both families share.
+
+    Attributes:
+        family_name: The family, as messages call it.
+    """
+
+    family_name: ClassVar[str]
 
     schema_version: Literal[1]
+    model: FlowSummary
     image: ImageSpec
     conditioning: ConditioningSpec
     batch: int = Field(gt=0)
@@ -99,16 +118,37 @@ class FlowManifest(Part):
     text: TextSpec | None = None
     autoencoder: AutoencoderSpec | None = None
     denoisers: tuple[DenoiserSpec, ...] = ()
+    plans: tuple[CalibratedPlan, ...] = ()
+
+    @model_validator(mode="after")
+    def _plans_fit(self) -> "FlowManifest":
+        """Every plan belongs to a variant of the bundle."""
+        named = {variant.name for variant in self.variants}
+        for plan in self.plans:
+            if plan.variant not in named:
+                raise ValueError(f"plans: found variant {plan.variant}; there are {', '.join(sorted(named))}")
+        return self
+
+    @property
+    def output(self) -> OutputKind:
+        """What the bundle makes: images (by a decoder if the data are latents), latents without a decoder, or points."""
+        if self.image.mode != "latent":
+            return "images"
+        return "points" if len(self.model.data_shape) == 1 else "latents"
 
     @model_validator(mode="after")
     def _text_fits(self) -> "FlowManifest":
-        """The text encoder makes what the model is conditioned on."""
+        """The text encoder makes the condition that the model takes."""
         given = self.conditioning
         if self.text and (given.kind, given.tokens) != ("features", self.text.tokens):
-            raise ValueError(f"text: makes {self.text.tokens} tokens; the condition is {given.tokens} of {given.kind}")
+            raise ValueError(
+                f"text: has {self.text.tokens} tokens, the condition has {given.tokens} of kind {given.kind}"
+            )
         shapes = [spec.shape for spec in self.text.encoder.outputs] if self.text else []
         if shapes not in ([], [(1, given.tokens, given.width)]):
-            raise ValueError(f"text: makes {shapes}; the condition is {given.tokens} tokens of {given.width}")
+            raise ValueError(
+                f"text: has features {shapes}, the condition has {given.tokens} tokens of width {given.width}"
+            )
         return self
 
     def networks(self) -> Iterator[NetworkSpec]:
@@ -122,7 +162,7 @@ class FlowManifest(Part):
         yield from (denoiser.network for denoiser in self.denoisers)
 
     def files(self) -> Iterator[FileSpec]:
-        """Every file that is named, some of them several times."""
+        """Every file the manifest names; some are named several times."""
         for variant in self.variants:
             yield variant.weights
             yield from (graph.file for graph in variant.graphs)
@@ -132,7 +172,7 @@ class FlowManifest(Part):
             yield self.text.tokenizer
 
     def longest_run(self, block: int) -> int:
-        """Most tokens S of one run of a block's graph; 1 where its shapes do not depend on S."""
+        """Largest number of tokens S in one run of a block's graph; 1 if its shapes do not depend on S."""
         return 1
 
 

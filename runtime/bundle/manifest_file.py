@@ -9,18 +9,11 @@ from starflow.runtime.bundle.manifest import SCHEMA_VERSION, published_schema
 Manifest = AutoregressiveManifest | ContinuousManifest
 
 
-def without_pictures(manifest: Manifest) -> str | None:
-    """What a bundle makes that cannot be turned into pictures; None for images."""
-    if manifest.image.mode != "latent":
-        return None
-    return "points" if len(manifest.model.data_shape) == 1 else "latents and the bundle holds no decoder"
-
-
 def read_manifest(content: Any) -> Manifest:
-    """The manifest in some JSON: that of an autoregressive flow unless its model says otherwise.
+    """Read a manifest from parsed JSON: that of an autoregressive flow unless its model says otherwise.
 
     Raises:
-        ValidationError: it is none.
+        ValidationError: it is not a manifest.
     """
     model = content.get("model") if isinstance(content, dict) else None
     continuous = isinstance(model, dict) and model.get("family") == "continuous-flow"

@@ -1,4 +1,4 @@
-"""What a manifest says of the networks beside the flow: text encoder, autoencoder, denoisers. None has caches or chunks."""
+"""The networks beside the flow, as a manifest describes them: text encoder, autoencoder, denoisers. None has caches or chunks."""
 
 from typing import Literal
 
@@ -13,7 +13,9 @@ DenoiserKind = Literal["score", "learned"]
 class NetworkSpec(Part):
     """A graph of static shapes that runs once for a batch.
 
-    `weights` is the file its tensors point into, which other graphs may share; `weight_bytes` is what one run reads of it.
+    Attributes:
+        weights: File of its weights, which other graphs may share.
+        weight_bytes: Number of bytes of that file that one run reads.
     """
 
     file: FileSpec
@@ -27,10 +29,10 @@ class TextSpec(Part):
     """From a caption to condition tokens.
 
     Attributes:
-        tokenizer: `tokenizer.json` as the tokenizers library reads it; it cuts and pads to T tokens.
-        encoder: Takes `ids` and `mask` int64 [1, T]; makes `features` float32 [1, T, width] with padded rows zero.
+        tokenizer: `tokenizer.json` as the tokenizers library reads it; it truncates and pads to T tokens.
+        encoder: Turns `ids` and `mask` int64 [1, T] into `features` float32 [1, T, width], whose padded rows are zero.
         tokens: T.
-        template: What the tokenizer gets for a caption, the empty one included; `{caption}` stands for it.
+        template: Text for the tokenizer, in which `{caption}` stands for the caption; it applies to the empty caption, too.
     """
 
     tokenizer: FileSpec
@@ -40,9 +42,9 @@ class TextSpec(Part):
 
 
 class DecoderSpec(Part):
-    """Latents to pixels: takes `latent` float32 [B, C, h, w], makes `pixels` float32 [B, 3 or 1, H, W] in [-1, 1].
+    """A decoder: turns `latent` float32 [B, C, h, w] into `pixels` float32 [B, 3 or 1, H, W] in [-1, 1].
 
-    `noise_std` is that of the noise in the latents it was trained to take away; 0 for a plain autoencoder's.
+    `noise_std` is the standard deviation of the noise in the latents it was trained on; 0 for the plain decoder.
     """
 
     network: NetworkSpec
@@ -50,11 +52,11 @@ class DecoderSpec(Part):
 
 
 class AutoencoderSpec(Part):
-    """The autoencoder of a latent model. Latents here are the autoencoder's own: data / scale + shift.
+    """The autoencoder of a latent model. Its latents are data / scale + shift.
 
     Attributes:
-        encoder: Takes `pixels`, makes `latent` (the mean, where the autoencoder has a distribution); null if left out.
-        decoders: The plain one, and where there is one, that trained on noisy latents.
+        encoder: Turns `pixels` into `latent`, the mean if the autoencoder has a distribution; null if it was left out.
+        decoders: The plain decoder, and the one trained on noisy latents if there is one.
         pixel_shape: [C, H, W].
     """
 
@@ -65,17 +67,19 @@ class AutoencoderSpec(Part):
     @model_validator(mode="after")
     def _plain_first(self) -> "AutoencoderSpec":
         if [decoder.noise_std > 0 for decoder in self.decoders] != [False, True][: len(self.decoders)]:
-            raise ValueError("decoders: must be the plain one (noise_std 0), then one for noisy latents, if any")
+            raise ValueError(
+                "decoders: must be the plain one (noise_std 0), then the one for noisy latents if there is one"
+            )
         return self
 
 
 class DenoiserSpec(Part):
-    """A graph that says how to take the training noise out of samples; what is done with it, docs/bundle.md tells.
+    """A graph for removing the noise of training from samples; docs/bundle.md explains how its output is applied.
 
     Attributes:
-        kind: `score`: makes grad log p(x | condition). `learned`: makes the prediction of the denoiser trained beside the flow.
-        precision: Of the weights it shares with the step graphs.
-        network: Takes `x` float32 [B, C, H, W] and the condition, where the model has one.
+        kind: `score` computes grad log p(x | condition), `learned` the prediction of a denoiser trained beside the flow.
+        precision: Precision of the weights it shares with the step graphs.
+        network: Takes `x` float32 [B, C, H, W], and the condition if the model has one.
     """
 
     kind: DenoiserKind

@@ -1,4 +1,4 @@
-"""The arguments by which commands choose what runs a bundle."""
+"""The options that say what runs a bundle, and how: variant, backend, shape, plan."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -10,53 +10,68 @@ if TYPE_CHECKING:
     from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSteps
 
 
+def add_variant_argument(
+    parser: argparse._ActionsContainer,
+    text: str = "variant to run (default: the first one made for the backend)",
+    *,
+    several: bool = False,
+) -> None:
+    """Declare --variant, and --variants as its hidden alias."""
+    options: dict[str, Any] = {"metavar": "NAME", "nargs": "+" if several else None}
+    parser.add_argument("--variant", help=text, **options)
+    parser.add_argument("--variants", dest="variant", help=argparse.SUPPRESS, **options)
+
+
 def add_backend_arguments(parser: argparse._ActionsContainer) -> None:
     """Declare --backend, --provider, --threads and --shape."""
-    add_shape_argument(parser)
     parser.add_argument(
         "--backend",
         default="auto",
         metavar="{auto,onnxruntime,tensorrt}",
-        help="what runs the bundle (default: tensorrt where there is a GPU with engines for it, else onnxruntime)",
+        help="what runs the bundle (default: tensorrt if there is a GPU and an engine for it, else onnxruntime)",
     )
     parser.add_argument(
         "--provider",
         default="cpu",
         metavar="{cpu,cuda,tensorrt}",
-        help="ONNX Runtime's execution provider (default: cpu); the others need onnxruntime-gpu",
+        help="execution provider of ONNX Runtime (default: cpu); the others need onnxruntime-gpu",
     )
     parser.add_argument(
         "--threads",
         type=int,
         default=0,
-        help="threads within an operator on the CPU (default: one or all cores, whichever is measured to be faster)",
+        metavar="N",
+        help="number of CPU threads within an operator (default: one or all cores, whichever is measured to be faster)",
     )
+    add_shape_argument(parser)
 
 
-def add_plan_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare --plan."""
-    parser.add_argument(
+def add_plan_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Declare --plan, --solver, --steps and --tolerance, and return the group of autoregressive flows."""
+    decoding = parser.add_argument_group("decoding of autoregressive flows")
+    decoding.add_argument(
         "--plan",
         default="auto",
         metavar="auto|sequential|FILE",
-        help="how tokens are decoded (continuous flows: integrated): by the plan that `starflow calibrate --plan` stored, if "
-        "any (default); one by one; or as a plan's JSON file says",
+        help="decode plan: the one that `starflow calibrate --plan` stored in the bundle, if any (auto, the default); token "
+        "by token (sequential); or the one in a JSON file",
     )
-
-
-def add_integration_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare --solver, --steps and --tolerance."""
-    group = parser.add_argument_group("continuous flows", "in place of --plan")
-    group.add_argument("--solver", metavar="{euler,midpoint,heun,rk4,dopri5}", help="ODE solver (default: heun)")
-    group.add_argument("--steps", type=int, metavar="N", help="equal steps from noise to data (default: 16)")
-    group.add_argument("--tolerance", type=float, metavar="E", help="error allowed in a step of dopri5 (default: 1e-4)")
+    integration = parser.add_argument_group(
+        "integration of continuous flows", "--plan auto and --plan FILE apply here as well, unless a solver is chosen:"
+    )
+    integration.add_argument("--solver", metavar="{euler,midpoint,heun,rk4,dopri5}", help="ODE solver (default: heun)")
+    integration.add_argument("--steps", type=int, metavar="N", help="number of equal steps (default: 16)")
+    integration.add_argument(
+        "--tolerance", type=float, metavar="E", help="largest error of one step of dopri5 (default: 1e-4)"
+    )
+    return decoding
 
 
 def chosen_plan(arguments: argparse.Namespace) -> "str | FixedSteps | AdaptiveSteps":
     """The plan that was asked for, as `Sampler.open` takes it.
 
     Raises:
-        UsageError: a plan and a solver, or what does not go together.
+        UsageError: a plan and a solver are given, or two values exclude each other.
     """
     from starflow.runtime.plans.integration_plan import integration_plan
 
@@ -64,11 +79,11 @@ def chosen_plan(arguments: argparse.Namespace) -> "str | FixedSteps | AdaptiveSt
     if given == (None, None, None):
         return str(arguments.plan)
     if arguments.plan != "auto":
-        raise UsageError(f"--plan {arguments.plan}: says how to integrate; leave out --solver, --steps and --tolerance")
+        raise UsageError(f"--plan {arguments.plan}: leave out --solver, --steps and --tolerance, or leave out --plan")
     return integration_plan(*given)
 
 
 def backend_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was chosen, as `Sampler.open` takes it."""
+    """What runs the bundle, as `Sampler.open` takes it."""
     shape = parse_shape(arguments.shape)
     return {"backend": arguments.backend, "provider": arguments.provider, "threads": arguments.threads, "shape": shape}

@@ -1,12 +1,13 @@
-"""Measure a bundle: time, images per second, bytes, per cent of the memory floor, error, memory.
+"""Measure a bundle: time, images per second, share of the memory bandwidth, error, memory.
 
-One table compares the variants, each decoded token by token and by its plan, if it has one. The floor is the time it takes
-to read a step's weights and valid caches once, at the bandwidth measured between the repetitions. All take turns in one
-process; figures are medians. Errors are those of one batch, relative to the most precise variant decoded token by token.
+One table compares the variants. An autoregressive flow is decoded token by token, and by its plan if it has one; a continuous
+flow is integrated by its plan. "35 % of memory bandwidth" means that reading the weights and valid caches that a token (or a
+pass) needs, at the bandwidth measured between the repetitions, would take 35 % of the time that it took. All rows take turns
+in one process, and figures are medians. Errors are relative to the most precise variant.
 
 Examples:
   starflow bench digits.bundle
-  starflow bench digits.bundle --variants cpu-fp32 cpu-int8 --repetitions 20 --plot bench.png
+  starflow bench digits.bundle --variant cpu-fp32 cpu-int8 --repetitions 20 --plot bench.png
   starflow bench digits.bundle --explain --blocks
   starflow bench continuous.bundle --solver midpoint --steps 8
 """
@@ -20,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from starflow.runtime.commands.backend_arguments import (
     add_backend_arguments,
-    add_integration_arguments,
-    add_plan_argument,
+    add_plan_arguments,
+    add_variant_argument,
     backend_options,
     chosen_plan,
 )
@@ -40,39 +41,41 @@ GUIDANCE = 1.0  # its value changes neither bytes nor time
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("bundle", type=Path, help="folder written by `starflow export`")
-    parser.add_argument(
-        "--variants", nargs="+", metavar="NAME", help="variants to compare (default: those made for the backend)"
+    output = parser.add_argument_group("output")
+    output.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the comparison (.png, .svg or .pdf)")
+    output.add_argument("--json", action="store_true", help="print all figures as JSON")
+    running = parser.add_argument_group("how it runs")
+    add_variant_argument(running, "variants to compare (default: all made for the CPU, or the first one)", several=True)
+    running.add_argument(
+        "--repetitions", type=int, default=5, metavar="N", help="number of timed repetitions (default: 5)"
     )
-    parser.add_argument("--repetitions", type=int, default=5, help="batches each decodes (default: 5)")
-    parser.add_argument("--blocks", action="store_true", help="show every flow block as well")
-    parser.add_argument(
-        "--explain", action="store_true", help="show which operators the time goes to (ONNX Runtime on the CPU)"
+    add_backend_arguments(running)
+    decoding = add_plan_arguments(parser)
+    decoding.add_argument("--blocks", action="store_true", help="show every flow block as well")
+    decoding.add_argument(
+        "--explain", action="store_true", help="show which operators take the time (ONNX Runtime on the CPU only)"
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the comparison")
-    add_backend_arguments(parser)
-    add_plan_argument(parser)
-    add_integration_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print all figures as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print."""
     from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
-    from starflow.runtime.commands.bench_continuous import run_continuous
     from starflow.runtime.diagnostics.benchmark import run_benchmark
+    from starflow.runtime.diagnostics.benchmark_plot import write_benchmark_plot
     from starflow.runtime.diagnostics.operator_profile import profile_steps, profiling_backend
     from starflow.runtime.plain.progress import progress_bar
+    from starflow.runtime.reports.plot import check_plot
 
     if arguments.repetitions < 1:
         raise UsageError(f"--repetitions {arguments.repetitions}: give a number of at least 1")
     if arguments.plot:
-        from starflow.runtime.diagnostics.benchmark_plot import check_plot, write_plot
-
         check_plot(arguments.plot)
     with ExitStack() as stack:
         samplers = _open(arguments, stack)
         if isinstance(samplers[0].manifest, ContinuousManifest):
-            return run_continuous(arguments, samplers)
+            for name in ("blocks", "explain"):
+                if getattr(arguments, name):
+                    raise UsageError(f"--{name}: is for autoregressive flows; this bundle holds a continuous one")
         if arguments.explain:
             profiling_backend(samplers[0])
         with progress_bar("measuring", enabled=not arguments.json) as bar:
@@ -82,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
             for sampler in (samplers if arguments.explain else ())
         ]
     if arguments.plot:
-        write_plot(benchmark, profiles, arguments.plot)
+        write_benchmark_plot(benchmark, profiles, arguments.plot)
     if arguments.json:
         print(json.dumps(_plain(benchmark, profiles)))
     else:
@@ -98,9 +101,9 @@ def _open(arguments: argparse.Namespace, stack: ExitStack) -> "list[Sampler]":
     def opened(name: str | None) -> Sampler:
         return stack.enter_context(Sampler.open(arguments.bundle, variant=name, **options))
 
-    samplers = [opened(name) for name in arguments.variants or [None]]
+    samplers = [opened(name) for name in arguments.variant or [None]]
     first = samplers[0]
-    if not arguments.variants and first.variant.lowering == "cpu":
+    if not arguments.variant and first.variant.lowering == "cpu":
         # On the CPU the question is which of its variants; elsewhere the default one is what runs.
         samplers += [opened(v.name) for v in first.manifest.variants if v.lowering == "cpu" and v != first.variant]
     return samplers
@@ -110,12 +113,18 @@ def _plain(benchmark: "Benchmark", profiles: "Sequence[StepProfile]") -> dict[st
     """All figures as plain values, those with them that follow from others."""
     figures = dataclasses.asdict(benchmark)
     for variant, timing in zip(figures["variants"], benchmark.variants, strict=True):
-        variant["image_milliseconds"] = timing.image_milliseconds
+        total = timing.total
+        variant |= {
+            "image_milliseconds": timing.image_milliseconds,
+            f"{benchmark.unit}_milliseconds": total.milliseconds,
+            **{name: getattr(total, name) for name in ("floor_milliseconds", "passes", "spread")},
+        }
         for row, block in zip(variant["rows"], timing.rows, strict=True):
-            row["percent_of_floor"] = block.percent_of_floor
+            row["memory_bandwidth_percent"] = row["percent_of_floor"] = block.memory_bandwidth_percent
     for memory, found in zip(figures["memory"], benchmark.memory, strict=True):
         memory["predicted"]["total"] = found.predicted.total
-    return figures | {"profiles": [dataclasses.asdict(profile) for profile in profiles]}
+    figures["profiles"] = [dataclasses.asdict(profile) for profile in profiles]
+    return figures if benchmark.unit == "token" else figures | {"timings": figures["variants"]}  # its name before
 
 
 def _print(benchmark: "Benchmark", profiles: "Sequence[StepProfile]", *, blocks: bool) -> None:
@@ -123,7 +132,7 @@ def _print(benchmark: "Benchmark", profiles: "Sequence[StepProfile]", *, blocks:
 
     from starflow.runtime.commands.bench_tables import print_blocks, print_comparison, print_memory, print_profile
 
-    console = Console()
+    console = Console(highlight=False, soft_wrap=True)
     print_comparison(console, benchmark)
     print_memory(console, benchmark.memory)
     for timing in benchmark.variants if blocks else ():

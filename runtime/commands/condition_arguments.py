@@ -1,4 +1,4 @@
-"""Options that say what images are sampled or scored with: labels, captions, condition tokens."""
+"""The options that say which images are sampled or scored: labels, captions, condition tokens."""
 
 import argparse
 from pathlib import Path
@@ -9,28 +9,31 @@ from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.input_files import load_array, load_captions
 
 
-def add_condition_arguments(parser: argparse.ArgumentParser) -> None:
+def add_condition_arguments(parser: argparse._ActionsContainer) -> None:
     """Declare --labels, --captions, --captions-file and --condition, one of which may be given."""
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--labels",
         metavar="L,L,..",
-        help="class labels, numbers or names, with ranges (0-9); one stands for all images",
+        help="class labels, numbers or names, with ranges (0-9); a single one applies to all images",
     )
     what.add_argument(
         "--captions",
         nargs="+",
         metavar="TEXT",
-        help="captions, for bundles with a text encoder; one stands for all images",
+        help="captions, for bundles with a text encoder; a single one applies to all images",
     )
     what.add_argument(
-        "--captions-file", type=Path, metavar="FILE.txt", help="a caption a line; empty lines are left out"
+        "--captions-file",
+        type=Path,
+        metavar="FILE.txt",
+        help="text file with one caption per line; empty lines do not count",
     )
     what.add_argument("--condition", type=Path, metavar="FILE.npy", help="condition tokens, float32 [N, tokens, width]")
 
 
 def given_condition(arguments: argparse.Namespace) -> tuple[Any, int]:
-    """The condition and how many there are (0: none given)."""
+    """The condition, and for how many images it is (0: none given)."""
     if arguments.labels is not None:
         labels = _labels(arguments.labels)
         return labels, len(labels)
@@ -63,7 +66,7 @@ def _labels(text: str) -> list[str]:
         first, dash, last = part.strip().partition("-")
         if dash and first.isdigit() and last.isdigit():
             if int(first) > int(last):
-                raise UsageError(f"--labels {part.strip()}: a range runs upwards, {last}-{first}")
+                raise UsageError(f"--labels {part.strip()}: the range runs backwards; give {last}-{first}")
             labels += [str(label) for label in range(int(first), int(last) + 1)]
         elif part.strip():
             labels.append(part.strip())

@@ -1,6 +1,6 @@
 """Tell what this machine can do, and what to install for the rest.
 
-Example:
+Examples:
   starflow doctor
   starflow doctor --json
 """
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Examine and print; always 0, because something missing is an answer and not a failure."""
+    """Examine and print; always 0, because a missing part is an answer and not a failure."""
     from starflow.runtime.diagnostics.doctor import examine
 
     diagnosis = examine()
@@ -42,10 +42,8 @@ def _print(diagnosis: "Diagnosis") -> None:
     for name, value in _facts(diagnosis):
         facts.add_row(f"[bold]{name}[/bold]", value)
     console.print(facts)
-    table = plain_table()
-    table.add_column("", no_wrap=True)
-    table.add_column("what you can do", no_wrap=True)
-    table.add_column("with what, or what is needed", overflow="fold")
+    last = "with what, or what is needed"
+    table = plain_table("", "what you can do", last, text=("what you can do", last))
     for ability in diagnosis.abilities:
         verdict = "[green]yes[/green]" if ability.possible else "[yellow]no[/yellow]"
         # Square brackets are markup to rich and extras to pip.

@@ -1,6 +1,6 @@
-"""Show what is in a bundle: model, blocks, shapes, bytes, caches, engines.
+"""Show what is in a bundle: model, plans, variants, quantisation, engines; check that it is whole.
 
-Example:
+Examples:
   starflow inspect digits.bundle
   starflow inspect digits.bundle --hashes --json
 """
@@ -8,22 +8,26 @@ Example:
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from starflow.runtime.commands.backend_arguments import add_variant_argument
 from starflow.runtime.commands.shape_argument import add_shape_argument, parse_shape
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("bundle", type=Path, help="folder written by `starflow export`")
-    parser.add_argument("--variant", help="show the blocks of this variant only")
+    add_variant_argument(parser, "show only this variant (default: all)")
     add_shape_argument(parser)
-    parser.add_argument("--hashes", action="store_true", help="compare every file with its digest as well")
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.add_argument("--hashes", action="store_true", help="also compare every file with its digest")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print; 0 when the bundle is whole."""
+    """Print; 0 if the bundle is whole."""
     from starflow.runtime.bundle.bundle import Bundle
     from starflow.runtime.diagnostics.bundle_summary import summarise
 
@@ -38,67 +42,82 @@ def run(arguments: argparse.Namespace) -> int:
     summary = summarise(bundle, variants)
     if arguments.json:
         print(json.dumps(summary))
-        return 0
-    _print(summary, hashes=arguments.hashes)
+    else:
+        _print(summary, hashes=arguments.hashes)
     return 0
 
 
 def _print(summary: dict[str, Any], *, hashes: bool) -> None:
     from rich.console import Console
 
-    from starflow.runtime.reports.tables import mebibytes, plain_table
+    from starflow.runtime.diagnostics.bundle_summary import SENTENCES
+    from starflow.runtime.reports.tables import mebibytes
 
-    console = Console(soft_wrap=True)
-    for key in (
-        "bundle",
-        "model",
-        "data",
-        "condition",
-        "text",
-        "decoder",
-        "guidance",
-        "denoisers",
-        "shapes",
-        "batch",
-        "plans",
-        "bytes",
-        "checkpoint",
-        "made",
-    ):
+    console = Console(soft_wrap=True, highlight=False)
+    for key in SENTENCES:
         if key in summary:
-            console.print(f"[bold]{key:<11}[/bold]{summary[key]}", highlight=False)
+            console.print(f"[bold]{key:<11}[/bold]", end="")
+            console.print(summary[key], markup=False)
+    console.print(f"[bold]{'bytes':<11}[/bold]{summary['bytes']:,}")
     for variant in summary["variants"]:
         console.print()
-        title = f"{variant['name']}: weights {mebibytes(variant['weight_file_bytes'])}, takes {mebibytes(variant['memory_bytes'])}"
-        if variant["largest_activation"]:
-            title += f", largest activation {variant['largest_activation']:g}"
-        if not variant["blocks"]:
-            read = mebibytes(variant["weight_bytes"])
-            console.print(f"[bold]{title}[/bold]", highlight=False)
-            console.print(f"{variant['rows']} rows, a pass reads {read} of weights", highlight=False)
-            continue
-        table = plain_table(title=title, dense=True)
-        for column in ("block", "order", "layers", "rows", "capacity", "prefix", "weights/step", "caches"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for block in variant["blocks"]:
-            table.add_row(
-                str(block["block"]) + (" deep" if block["top"] else ""),
-                "reversed" if block["reversed"] else "raster",
-                "identity" if block["identity"] else str(block["layers"]),
-                str(block["rows"]),
-                str(block["capacity"]),
-                str(block["prefix"]),
-                mebibytes(block["weight_bytes"]),
-                mebibytes(block["cache_bytes"]),
-            )
-        console.print(table)
+        _print_variant(console, variant)
+    _print_plans(console, summary["plans"])
     for build in summary["engines"]:
         tokens = ", ".join(map(str, build["profile_tokens"]))
         runs = f"runs of up to {tokens} tokens, " if tokens != "1" else ""
         console.print(
             f"[bold]engines[/bold]    {build['target']}, {build['variant']}: {mebibytes(build['bytes'])}, "
-            f"{runs}TensorRT {build['version']}, {build['created']}",
-            highlight=False,
+            f"{runs}TensorRT {build['version']}, {build['created']}"
         )
     if hashes:
-        console.print("every file has the digest the manifest states")
+        console.print("every file has the digest that the manifest states")
+
+
+def _print_variant(console: "Console", variant: dict[str, Any]) -> None:
+    from starflow.runtime.reports.tables import mebibytes, plain_table
+
+    title = f"{variant['name']}: weights {mebibytes(variant['weight_file_bytes'])}, takes {mebibytes(variant['memory_bytes'])}"
+    if variant["largest_activation"]:
+        title += f", largest activation {variant['largest_activation']:g}"
+    if variant["blocks"]:
+        columns = ("block", "order", "layers", "rows", "capacity", "prefix", "weights/step", "caches")
+        table = plain_table(*columns, title=title, dense=True)
+        for block in variant["blocks"]:
+            table.add_row(
+                str(block["block"]) + (" deep" if block["deep"] else ""),
+                "reversed" if block["reversed"] else "raster",
+                "identity" if block["identity"] else str(block["layers"]),
+                *(str(block[name]) for name in ("rows", "capacity", "prefix")),
+                *(mebibytes(block[name]) for name in ("weight_bytes", "cache_bytes")),
+            )
+        console.print(table)
+    else:
+        console.print(f"[bold]{title}[/bold]")
+        console.print(f"{variant['rows']} rows, a pass reads {mebibytes(variant['weight_bytes'])} of weights")
+    if quantization := variant["quantization"]:
+        became = ", ".join(f"{count} {treatment}" for treatment, count in sorted(quantization["matrices"].items()))
+        error, budget = quantization["error"], quantization["budget"]
+        measured = "error not measured"
+        if error is not None:
+            allowed = "" if budget is None else f" (budget {budget:g})"
+            measured = f"error {error:.1e}{allowed} on {quantization['images']} images"
+        console.print(f"quantised from {quantization['source']}: matrices {became}; {measured}")
+
+
+def _print_plans(console: "Console", plans: list[dict[str, Any]]) -> None:
+    from starflow.runtime.reports.tables import plain_table
+
+    if not plans:
+        console.print("[bold]plans[/bold]      none; `starflow calibrate --plan` makes one")
+        return
+    columns = ("variant", "backend", "plan", "passes", "ms/batch", "without", "error", "budget")
+    table = plain_table(*columns, text=("backend", "plan"), title="plans", dense=True)
+    for plan in plans:
+        table.add_row(
+            *(plan[name] for name in ("variant", "backend", "plan")),
+            f"{plan['passes']:.1f}",
+            *(f"{plan[name]:.1f}" for name in ("milliseconds", "without_plan_milliseconds")),
+            *(f"{plan[name]:.1e}" for name in ("error", "budget")),
+        )
+    console.print(table)

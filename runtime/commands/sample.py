@@ -1,7 +1,7 @@
 """Sample images from a bundle.
 
-Writes a grid (one PNG), single files (--out FOLDER/), or the latents themselves (--latents FILE.npy). The same seed gives
-the same images, however they are split into batches.
+Writes one PNG with all images (by default samples.png in the current folder), single files (--out FOLDER/), or the latents
+themselves (--latents FILE.npy). The same seed gives the same images, however they are split into batches.
 
 Examples:
   starflow sample digits.bundle --labels 0-9 --count 40 --guidance 2 --seed 7 --out digits.png
@@ -17,8 +17,8 @@ from pathlib import Path
 
 from starflow.runtime.commands.backend_arguments import (
     add_backend_arguments,
-    add_integration_arguments,
-    add_plan_argument,
+    add_plan_arguments,
+    add_variant_argument,
     backend_options,
     chosen_plan,
 )
@@ -30,57 +30,77 @@ from starflow.runtime.plain.input_files import load_array
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("bundle", type=Path, help="folder written by `starflow export`")
-    add_condition_arguments(parser)
-    parser.add_argument("--null-condition", type=Path, metavar="FILE.npy", help="null condition tokens [tokens, width]")
-    parser.add_argument("--count", type=int, help="number of images (default: one for each label or condition)")
-    parser.add_argument("--guidance", type=float, default=0.0, help="classifier-free guidance weight >= 0 (default: 0)")
-    parser.add_argument(
-        "--denoise",
-        metavar="HOW",
-        default="auto",
-        help="take out the noise that was on the training data: none, score, learned, or decoder; a bundle says which of them "
-        "it has (default: auto: its decoder for noisy latents, else none)",
+    what = parser.add_argument_group("what to sample")
+    add_condition_arguments(what)
+    what.add_argument("--null-condition", type=Path, metavar="FILE.npy", help="null condition tokens [tokens, width]")
+    what.add_argument(
+        "--count", type=int, metavar="N", help="number of images (default: one for each label, caption or condition)"
     )
-    parser.add_argument(
+    what.add_argument(
+        "--guidance",
+        type=float,
+        metavar="W",
+        default=0.0,
+        help="classifier-free guidance weight >= 0 (default: 0, none)",
+    )
+    what.add_argument(
+        "--denoise",
+        metavar="{auto,none,score,learned,decoder}",
+        default="auto",
+        help="how to remove the noise that was on the training data, of the ways that the bundle holds (default: auto, its "
+        "decoder for noisy latents if there is one, else none)",
+    )
+    what.add_argument(
         "--denoising-rate",
         type=float,
         metavar="R",
         default=1.0,
-        help="part of the way score and learned go (default: 1)",
+        help="how far `score` and `learned` go, from 0 (not at all) to 1 (the default)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="image i depends on the seed and i only (default: 0)")
-    parser.add_argument("--out", type=Path, default=Path("samples.png"), help="PNG grid, or a folder/ for single files")
-    parser.add_argument("--columns", type=int, help="images in a row of the grid (default: near a square)")
-    parser.add_argument(
-        "--latents", type=Path, metavar="FILE.npy", help="write the data as well, float32 [N, C, H, W] (points: [N, D])"
+    what.add_argument(
+        "--seed", type=int, default=0, help="random seed; image i depends on it and on i only (default: 0)"
     )
-    parser.add_argument("--variant", help="variant to run (default: the first one made for the backend)")
-    add_backend_arguments(parser)
-    add_plan_argument(parser)
-    add_integration_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--out",
+        type=Path,
+        metavar="PATH",
+        default=Path("samples.png"),
+        help="PNG file for all images, or a folder for single ones (default: samples.png in the current folder)",
+    )
+    output.add_argument(
+        "--columns", type=int, metavar="N", help="images in a row of the PNG (default: nearly a square)"
+    )
+    output.add_argument(
+        "--latents", type=Path, metavar="FILE.npy", help="also write the data, float32 [N, C, H, W] (points: [N, D])"
+    )
+    output.add_argument("--json", action="store_true", help="print a summary as JSON")
+    running = parser.add_argument_group("how it runs")
+    add_variant_argument(running)
+    add_backend_arguments(running)
+    add_plan_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Sample and write; 0 when everything was written."""
+    """Sample and write; 0 if everything was written."""
     import numpy as np
 
     from starflow.runtime.bundle.bundle import Bundle
-    from starflow.runtime.bundle.manifest_file import without_pictures
     from starflow.runtime.networks.caption_encoder import encode_once
     from starflow.runtime.networks.denoising import choose_denoising
-    from starflow.runtime.plain.atomic_write import atomic_file, check_file
+    from starflow.runtime.plain.atomic_write import check_file, write_array
     from starflow.runtime.plain.images import grid, write_png
     from starflow.runtime.plain.progress import progress_bar
     from starflow.runtime.sampler import Sampler
 
-    if arguments.count is not None and arguments.count < 1:
-        raise UsageError(f"--count {arguments.count}: give a number of at least 1")
     single_files = arguments.out.suffix.lower() != ".png"
     if single_files and arguments.out.suffix:
         raise UsageError(f"--out {arguments.out}: give a .png file, or a folder for single files")
     condition, given = given_condition(arguments)
-    count = arguments.count or given or 1
+    count = (given or 1) if arguments.count is None else arguments.count
+    if count < max(given, 1):
+        conditions = f"; there are conditions for {given} images" if given > 1 else ""
+        raise UsageError(f"--count {count}: give a number of at least {max(given, 1)}{conditions}")
     if given > 1 and count != given:
         condition = np.asarray(condition)[np.arange(count) % given]
     null = None if arguments.null_condition is None else load_array(arguments.null_condition)
@@ -93,38 +113,33 @@ def run(arguments: argparse.Namespace) -> int:
     with Sampler.open(arguments.bundle, variant=arguments.variant, **options) as sampler:
         manifest = sampler.manifest
         refuse_labels(arguments, manifest)
-        kind = "points" if len(manifest.model.data_shape) == 1 else "images"
+        kind = manifest.output
         pictures: list[Path] = []
-        made = without_pictures(manifest)
-        if made is None:
+        if kind == "images":
             names = [arguments.out / f"{index:05d}.png" for index in range(count)]
             pictures = names if single_files else [arguments.out]
         elif not arguments.latents:
-            raise UsageError(f"this model makes {made}; name a file with --latents")
+            raise UsageError(f"this bundle makes {kind}, not images; name a .npy file with --latents")
         files = [*([arguments.latents] if arguments.latents else []), *pictures]
         for path in files:
             check_file(path)
 
-        denoising = {
-            "denoise": choose_denoising(manifest, arguments.denoise),
-            "denoising_rate": arguments.denoising_rate,
-        }
+        denoise = choose_denoising(manifest, arguments.denoise)
+        how = {"guidance": arguments.guidance, "denoise": denoise, "denoising_rate": arguments.denoising_rate}
         noise = sampler.noise(count, arguments.seed)
         start = time.perf_counter()
         with progress_bar(f"sampling {count} {kind}", enabled=not arguments.json) as bar:
-            x = sampler.generate(noise, condition, null, guidance=arguments.guidance, progress=bar, **denoising)
+            x = sampler.generate(noise, condition, null, progress=bar, **how)
         seconds = time.perf_counter() - start
 
         if arguments.latents:
-            with atomic_file(arguments.latents) as temporary, temporary.open("wb") as file:
-                np.save(file, x)
+            write_array(arguments.latents, x)
         if pictures:
-            images = sampler.to_images(x, denoise=denoising["denoise"])
+            images = sampler.to_images(x, denoise=denoise)
             sheets = images if single_files else [grid(images, arguments.columns)]
             for path, image in zip(pictures, sheets, strict=True):
                 write_png(path, image)
-        variant, backend = sampler.variant.name, sampler.backend.name
-        decoding = sampler.decoding
+        variant, backend, decoding = sampler.variant.name, sampler.backend.name, sampler.decoding
     if arguments.json:
         outcome = {
             "images": count,
@@ -133,7 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
             "variant": variant,
             "backend": backend,
             "decoding": decoding,
-            "denoise": denoising["denoise"],
+            "denoise": denoise,
             "files": [str(path) for path in files],
         }
         print(json.dumps(outcome))

@@ -1,7 +1,7 @@
-"""Variants and decode plans against each other and against the memory floor.
+"""Variants and plans against each other and against memory bandwidth, for both families of flows.
 
-A single step has to read every weight of its block once and the valid part of the caches once. Floor = those bytes divided by
-the read bandwidth measured between the repetitions. Whatever is compared runs interleaved in one process; figures are medians.
+A single step of an autoregressive flow reads every weight of its block once and the valid part of the caches once; a pass of a
+continuous flow reads every weight once. Floor = those bytes divided by the read bandwidth measured between the repetitions.
 """
 
 import statistics
@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL
 from starflow.runtime.bundle.autoregressive_manifest import Block
+from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
 from starflow.runtime.bundle.graph_spec import GraphSpec
-from starflow.runtime.diagnostics.benchmark_timer import BatchTimer
+from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.diagnostics.memory_use import (
     MeasuredMemory,
     MemoryGauge,
@@ -23,23 +23,27 @@ from starflow.runtime.diagnostics.memory_use import (
     cache_bytes,
     predict_memory,
 )
+from starflow.runtime.diagnostics.take_turns import Lap, Times, spread, take_turns
+from starflow.runtime.plans.calibrated_decode_plan import predicted_milliseconds
 from starflow.runtime.plans.decode_plan import DecodePlan
-from starflow.runtime.plans.plan_spec import predicted_milliseconds
 from starflow.runtime.sampler import Sampler
 
 MOST_PRECISE_FIRST = ("fp32", "fp16", "bf16", "int8", "fp8", "int4")
 
+Unit = Literal["token", "pass"]
+
 
 @dataclass(frozen=True)
 class BlockTiming:
-    """Steps of one flow block: medians over the repetitions, one value per repetition being the mean over its tokens.
+    """One flow block, or the whole flow: medians over the repetitions.
 
     Attributes:
         block: Flow block, or None for the whole flow.
-        milliseconds: Time per token: of the block's whole sequence, prefill included, over the number of tokens.
+        milliseconds: Time per unit (see `Benchmark.unit`): that of a batch, prefill included, over the number of tokens or
+            passes.
         spread: Interquartile range over the median.
-        passes: Runs of the network in a sequence, prefill apart; the mean over the repetitions.
-        bytes: Weights and mean valid cache a token reads: of a step, times passes for each token.
+        passes: Runs of the network in a batch, prefill apart; the mean over the repetitions.
+        bytes: Weights and mean valid cache that a unit reads; with a plan, those of a step times passes per token.
         floor_milliseconds: bytes / bandwidth.
     """
 
@@ -51,29 +55,30 @@ class BlockTiming:
     floor_milliseconds: float
 
     @property
-    def percent_of_floor(self) -> float:
-        """100 is as fast as memory allows; more means the weights stayed in a cache."""
+    def memory_bandwidth_percent(self) -> float:
+        """Share of the memory bandwidth that is used; more than 100 means that weights stay in a processor cache."""
         return 100 * self.floor_milliseconds / self.milliseconds
 
 
 @dataclass(frozen=True)
 class VariantTiming:
-    """One variant, decoded in one way: its blocks from the top down, the whole flow last.
+    """One variant, decoded or integrated in one way.
 
     Attributes:
         variant: Its name.
-        decoding: Token by token, or by the sampler's plan.
-        batch: Images decoded together.
-        rows: What was measured.
+        decoding: `sequential` (token by token) or `plan`.
+        plan: The same in words; for a continuous flow its solver and steps.
+        batch: Images sampled together.
+        rows: The flow blocks of an autoregressive flow, the deep block first; the whole flow last.
         images_per_second: Whole batches, prefill included.
         batch_milliseconds: Time of a batch.
-        predicted_milliseconds: What the plan's calibration says it takes, where it was calibrated.
-        error: Of the batch against the exact sampler's (see `Benchmark.exact`), ||x - exact|| / ||exact||; None for that
-            one itself.
+        predicted_milliseconds: Time of a batch as the plan's calibration predicts it; None without such a prediction.
+        error: ||x - exact|| / ||exact|| of the batch against the exact one (see `Benchmark.exact`); None for that one itself.
     """
 
     variant: str
     decoding: Literal["sequential", "plan"]
+    plan: str
     batch: int
     rows: tuple[BlockTiming, ...]
     images_per_second: float
@@ -93,7 +98,7 @@ class VariantTiming:
 
 @dataclass(frozen=True)
 class VariantMemory:
-    """Memory of one variant, all blocks open, a batch decoded in every way it was timed.
+    """Memory of one variant, all its graphs open, a batch sampled in every way that was timed.
 
     Attributes:
         variant: Its name.
@@ -108,19 +113,21 @@ class VariantMemory:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What was measured, and the bandwidth beside it.
+    """What was measured, and the memory bandwidth measured beside it.
 
     Attributes:
         bandwidth: Bytes a second.
-        repetitions: Batches each decoded.
-        exact: The variant whose samples, decoded token by token, errors are relative to: the most precise of those compared,
-            the first of several.
+        repetitions: Number of timed batches of each row.
+        unit: What times and bytes are given for: a token of an autoregressive flow, a pass of a continuous one.
+        exact: The variant that errors are relative to: the most precise of those compared, the first of several; decoded token
+            by token, or integrated by its own plan.
         variants: Times.
         memory: Bytes, one entry for each sampler.
     """
 
     bandwidth: float
     repetitions: int
+    unit: Unit
     exact: str
     variants: tuple[VariantTiming, ...]
     memory: tuple[VariantMemory, ...]
@@ -139,34 +146,36 @@ def run_benchmark(
     repetitions: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Benchmark:
-    """Time samplers against each other, interleaved; one with a plan decodes by it and token by token.
+    """Time samplers in turns; one with a decode plan decodes by it and token by token.
 
     Args:
         samplers: One for each variant to compare, of one bundle and on one device; not used before.
-        guidance: Weight; time does not depend on its value, only on the exported rows.
-        repetitions: How often each decodes one batch.
+        guidance: Weight, for models that take one; time does not depend on its value.
+        repetitions: Number of timed batches.
         progress: Called with repetitions done and in total.
     """
-    timers, memory, bandwidths = [], [], []
+    contestants: list[_Contestant] = []
+    memory, bandwidths = [], list[float]()
     with samplers[0].backend.bandwidth_probe() as probe:
         for sampler in samplers:
-            own = [BatchTimer(sampler, SEQUENTIAL, guidance)]
-            if isinstance(sampler.plan, DecodePlan) and sampler.plan.blocks:
-                own.append(BatchTimer(sampler, sampler.plan, guidance))
+            own = _ways(sampler, guidance)
             memory.append(_open(sampler, own))
-            timers += own
-        for repetition in range(repetitions):
-            bandwidths.append(probe.measure())
-            for timer in timers:
-                timer.run()
-            progress(repetition + 1, repetitions)
+            contestants += own
+        times = take_turns(
+            contestants,
+            repetitions,
+            warm_up=False,
+            before_round=lambda: bandwidths.append(probe.measure()),
+            progress=progress,
+        )
     bandwidth = statistics.median(bandwidths)
     exact = min(
-        (timer for timer in timers if timer.plan == SEQUENTIAL),
-        key=lambda timer: MOST_PRECISE_FIRST.index(timer.sampler.variant.precision),
+        (contestant for contestant in contestants if not contestant.by_decode_plan),
+        key=lambda contestant: MOST_PRECISE_FIRST.index(contestant.sampler.variant.precision),
     )
-    timings = tuple(_timing(timer, exact, bandwidth) for timer in timers)
-    return Benchmark(bandwidth, repetitions, exact.sampler.variant.name, timings, tuple(memory))
+    timings = [_timing(each, taken, exact, bandwidth) for each, taken in zip(contestants, times, strict=True)]
+    unit: Unit = "pass" if isinstance(samplers[0].manifest, ContinuousManifest) else "token"
+    return Benchmark(bandwidth, repetitions, unit, exact.sampler.variant.name, tuple(timings), tuple(memory))
 
 
 def relative_error(found: NDArray, expected: NDArray) -> float:
@@ -174,46 +183,95 @@ def relative_error(found: NDArray, expected: NDArray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def _open(sampler: Sampler, timers: Sequence[BatchTimer]) -> VariantMemory:
-    """Open the sampler's blocks by decoding a batch in each way, and watch the memory that takes."""
+def some_condition(manifest: Manifest) -> tuple[NDArray | None, NDArray | None]:
+    """A condition and null condition of one batch: what they say does not change a step's time, and a plan's passes little."""
+    spec = manifest.conditioning
+    if spec.kind == "features":
+        zeros = np.zeros((spec.tokens, spec.width), np.float32)
+        return zeros, zeros
+    return np.arange(manifest.batch) % spec.num_classes if spec.num_classes else None, None
+
+
+class _Contestant:
+    """Samples the same batch over and over in one way.
+
+    Attributes:
+        sampler: What samples.
+        passes: How often each block's network ran, prefill apart; a value for each repetition.
+        sample: What came out last; noise and conditions are the same for all contestants.
+    """
+
+    sample: NDArray
+
+    def __init__(self, sampler: Sampler, guidance: float) -> None:
+        self.sampler, manifest = sampler, sampler.manifest
+        self.by_decode_plan = isinstance(sampler.plan, DecodePlan) and bool(sampler.plan.blocks)
+        self._guidance = guidance if manifest.guided else 0.0
+        self._inputs = (sampler.noise(manifest.batch), *some_condition(manifest))
+        self.passes: dict[int, list[int]] = {}
+
+    def __call__(self, lap: Lap) -> None:
+        self.sample = self.sampler.generate(
+            *self._inputs,
+            guidance=self._guidance,
+            on_block=lambda block, _: lap(
+                block if block in self.passes else None
+            ),  # one that is the identity has no passes
+            on_passes=lambda block, count: self.passes.setdefault(block, []).append(count),
+        )
+
+
+def _ways(sampler: Sampler, guidance: float) -> list[_Contestant]:
+    given = _Contestant(sampler, guidance)
+    if not given.by_decode_plan:
+        return [given]
+    return [_Contestant(Sampler(sampler.bundle, sampler.variant, sampler.backend, "sequential"), guidance), given]
+
+
+def _open(sampler: Sampler, contestants: Sequence[_Contestant]) -> VariantMemory:
+    """Sample a batch in each way, which opens the sampler's graphs, and watch the memory that takes."""
     bundle, variant = sampler.bundle, sampler.variant
     gauge = MemoryGauge([bundle.root / variant.weights.path])
-    for timer in timers:
-        timer.warm_up()
+    for contestant in contestants:
+        contestant(lambda part: None)
+        contestant.passes.clear()
     on_host = sampler.backend.name == "onnxruntime cpu"
     return VariantMemory(variant.name, predict_memory(bundle, variant), gauge.grown() if on_host else None)
 
 
-def _timing(timer: BatchTimer, exact: BatchTimer, bandwidth: float) -> VariantTiming:
-    sampler, manifest = timer.sampler, timer.sampler.bundle.autoregressive
-    tokens = manifest.decoded_tokens()
-    rows, total_bytes, total_passes = [], 0, 0.0
-    for index, seconds in timer.block_seconds.items():
-        passes = statistics.fmean(timer.passes[index])
-        count = step_bytes(sampler.bundle.graph(sampler.variant, index), manifest.blocks[index])
-        count = round(count * passes / tokens[index])
-        total_bytes, total_passes = total_bytes + count, total_passes + passes
-        rows.append(_row(index, seconds, manifest.model.tokens, passes, count, bandwidth))
-    rows.append(_row(None, timer.batch_seconds, manifest.model.tokens, total_passes, total_bytes, bandwidth))
-    median = statistics.median(timer.batch_seconds)
-    spec = manifest.plan_for(sampler.backend.name, sampler.variant.name)
+def _timing(contestant: _Contestant, times: Times, exact: _Contestant, bandwidth: float) -> VariantTiming:
+    sampler, manifest, predicted = contestant.sampler, contestant.sampler.manifest, None
+    passes = {block: statistics.fmean(counts) for block, counts in contestant.passes.items()}
+    rows: list[BlockTiming] = []
+    if isinstance(manifest, ContinuousManifest):
+        units = total_passes = sum(passes.values())
+        total_bytes = sampler.bundle.graph(sampler.variant, 0).weight_bytes
+    else:
+        units, decoded = float(manifest.model.tokens), manifest.decoded_tokens()
+        for index, count in passes.items():
+            step = step_bytes(sampler.bundle.graph(sampler.variant, index), manifest.blocks[index])
+            read = round(step * count / decoded[index])
+            rows.append(_row(index, times.parts[index], units, count, read, bandwidth))
+        total_passes, total_bytes = sum(passes.values()), sum(row.bytes for row in rows)
+        spec = manifest.plan_for(sampler.backend.name, sampler.variant.name)
+        if spec and isinstance(sampler.plan, DecodePlan):
+            predicted = predicted_milliseconds(sampler.plan, spec.costs, decoded)
+    rows.append(_row(None, times.whole, units, total_passes, total_bytes, bandwidth))
     return VariantTiming(
         variant=sampler.variant.name,
-        decoding="plan" if timer.plan.blocks else "sequential",
+        decoding="sequential" if sampler.decoding == "sequential" else "plan",
+        plan=sampler.decoding,
         batch=manifest.batch,
         rows=tuple(rows),
-        images_per_second=manifest.batch / median,
-        batch_milliseconds=1000 * median,
-        predicted_milliseconds=predicted_milliseconds(timer.plan, spec.costs, tokens) if spec else None,
-        error=None if timer is exact else relative_error(timer.sample, exact.sample),
+        images_per_second=1000 * manifest.batch / times.milliseconds,
+        batch_milliseconds=times.milliseconds,
+        predicted_milliseconds=predicted,
+        error=None if contestant is exact else relative_error(contestant.sample, exact.sample),
     )
 
 
 def _row(
-    block: int | None, seconds: Sequence[float], tokens: int, passes: float, count: int, bandwidth: float
+    block: int | None, seconds: Sequence[float], units: float, passes: float, read: int, bandwidth: float
 ) -> BlockTiming:
-    per_token = [1000 * value / tokens for value in seconds]
-    median = statistics.median(per_token)
-    quartiles = statistics.quantiles(per_token, n=4) if len(per_token) > 1 else [median] * 3
-    spread = (quartiles[2] - quartiles[0]) / median
-    return BlockTiming(block, median, spread, passes, count, 1000 * count / bandwidth)
+    milliseconds = 1000 * statistics.median(seconds) / units
+    return BlockTiming(block, milliseconds, spread(seconds), passes, read, 1000 * read / bandwidth)

@@ -1,86 +1,136 @@
-"""A bundle in a few facts, for `starflow inspect` and reports."""
+"""A bundle in a few facts, for `starflow inspect`: sentences for people, and the numbers in them for programs."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 from starflow.runtime.bundle.build_record import BuildRecord, read_builds
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, TextSpec
-from starflow.runtime.diagnostics.continuous_summary import continuous_facts, continuous_variant
 from starflow.runtime.diagnostics.memory_use import cache_bytes, predict_memory
 from starflow.runtime.plain.caption_template import CAPTION
+from starflow.runtime.plans.integration_plan import IntegrationSpec
+from starflow.runtime.plans.plan_spec import PlanSpec
+
+SENTENCES = (
+    "bundle", "model", "data", "condition", "text", "decoder", "guidance", "denoisers", "shapes", "batch", "checkpoint", "made",
+)  # fmt: skip
+"""Keys of a summary that are printed as they are, in this order."""
 
 
 def summarise(bundle: Bundle, variants: Sequence[Variant]) -> dict[str, Any]:
     """What a bundle holds, as plain values."""
-    manifest = bundle.manifest
-    continuous = isinstance(manifest, ContinuousManifest)
+    manifest, model = bundle.manifest, bundle.manifest.model
     return {
         "bundle": str(bundle.root),
-        **(continuous_facts(manifest) if isinstance(manifest, ContinuousManifest) else _facts(manifest)),
+        **_family(manifest),
         "condition": _condition(manifest),
-        **({"text": _text(manifest.text)} if manifest.text else {}),
-        **({"decoder": _decoder(manifest.autoencoder)} if manifest.autoencoder else {}),
+        **_side_networks(manifest),
         "batch": manifest.batch,
-        "bytes": f"{sum(file.bytes for file in bundle.files()):,}",
+        "bytes": sum(file.bytes for file in bundle.files()),
         "checkpoint": f"sha256 {manifest.provenance.checkpoint_sha256[:16]}",
         "made": f"{manifest.provenance.created}, "
         + ", ".join(f"{tool} {version}" for tool, version in manifest.provenance.tools.items()),
+        "family": model.family,
+        "parameters": model.parameters,
+        "data_shape": list(model.data_shape),
+        "guided": manifest.guided,
         "num_classes": manifest.conditioning.num_classes,
-        "variants": [(continuous_variant if continuous else _variant)(bundle, variant) for variant in variants],
+        "conditioning": manifest.conditioning.model_dump(mode="json"),
+        "plans": [_plan(spec) for spec in manifest.plans],
+        "variants": [_variant(bundle, variant) for variant in variants],
         "engines": [_build(record) for record in read_builds(bundle)],
     }
 
 
-def _facts(manifest: AutoregressiveManifest) -> dict[str, Any]:
-    model = manifest.model
-    shapes = [f"{height}x{width}" for height, width in manifest.sizes]
+def _family(manifest: Manifest) -> dict[str, Any]:
+    """What only one of the families has, or says in its own way."""
+    shape = "x".join(map(str, manifest.model.data_shape))
+    if isinstance(manifest, ContinuousManifest):
+        flow = manifest.model
+        return {
+            "model": f"{flow.family}, {flow.network}, {flow.parameters:,} parameters",
+            "data": f"{shape} {manifest.image.mode if len(flow.data_shape) > 1 else 'points'}",
+            "guidance": "linear rule" if manifest.guided else "none",
+        }
+    model, guidance = manifest.model, manifest.guidance
+    blocks = f"{guidance.rule} rule in flow blocks {', '.join(map(str, guidance.blocks))}" if guidance else "none"
     denoisers = [f"{spec.kind}-{spec.precision}" for spec in manifest.denoisers]
-    shape = "x".join(map(str, model.data_shape))
+    sizes = [f"{height}x{width}" for height, width in manifest.sizes]
     return {
         "model": f"{model.family}, {model.parameters:,} parameters, trained with noise of {model.noise_std:g}",
         "data": f"{shape} {manifest.image.mode}, {model.tokens} tokens of {model.token_dim} (patch {model.patch_size})",
-        "guidance": _guidance(manifest),
+        "guidance": blocks,
         **({"denoisers": ", ".join(denoisers)} if denoisers else {}),
-        **({"shapes": ", ".join(shapes)} if manifest.shapes else {}),
+        **({"shapes": ", ".join(sizes)} if manifest.shapes else {}),
+        "sizes": [list(size) for size in manifest.sizes],
+        **{name: getattr(model, name) for name in ("noise_std", "tokens", "token_dim", "patch_size")},
     }
+
+
+def _side_networks(manifest: Manifest) -> dict[str, Any]:
+    """The networks beside the flow, where the bundle holds them."""
+    text, autoencoder = manifest.text, manifest.autoencoder
+    facts: dict[str, Any] = {}
+    if text:
+        facts |= {"text": _text(text), "text_encoder_bytes": text.encoder.weights.bytes}
+    if autoencoder:
+        weights = autoencoder.decoders[0].network.weights
+        facts |= {"decoder": _decoder(autoencoder, weights.bytes), "decoder_bytes": weights.bytes}
+    return facts
+
+
+def _plan(spec: PlanSpec | IntegrationSpec) -> dict[str, Any]:
+    if isinstance(spec, IntegrationSpec):
+        words, without = str(spec.plan), spec.default_milliseconds
+    else:
+        blocks = [str(block.block) for block in spec.blocks]
+        words, without = f"flow block{'s' * (len(blocks) > 1)} {', '.join(blocks)}", spec.sequential_milliseconds
+    figures = ("backend", "variant", "budget", "error", "images", "guidance", "passes", "milliseconds")
+    return {"plan": words, "without_plan_milliseconds": without} | {name: getattr(spec, name) for name in figures}
 
 
 def _variant(bundle: Bundle, variant: Variant) -> dict[str, Any]:
-    manifest = bundle.autoregressive
-    graphs = {graph.block: graph for graph in variant.graphs}
-    blocks = []
-    for block in reversed(manifest.blocks):
-        graph = graphs.get(block.index)
-        caches = [spec for spec in graph.inputs if spec.role == "cache"] if graph else []
-        blocks.append(
-            {
-                "block": block.index,
-                "top": block.index == len(manifest.blocks) - 1,
-                "reversed": block.reversed,
-                "identity": block.identity,
-                "layers": len(caches) // 2,
-                "rows": block.rows,
-                "capacity": block.capacity,
-                "prefix": block.prefix,
-                "weight_bytes": graph.weight_bytes if graph else 0,
-                "cache_bytes": cache_bytes(graph) if graph else 0,
-                "cache_shape": list(caches[0].shape) if caches else [],
-                "graph": graph.file.path if graph else None,
-            }
-        )
-    peaks = variant.activation_peaks
-    return {
+    manifest, peaks, quantization = bundle.manifest, variant.activation_peaks, variant.quantization
+    facts: dict[str, Any] = {
         "name": variant.name,
+        "lowering": variant.lowering,
+        "precision": variant.precision,
         "weight_file_bytes": variant.weights.bytes,
         "memory_bytes": predict_memory(bundle, variant).total,
         "largest_activation": max(peaks.values()) if peaks else None,
-        "blocks": blocks,
+        "quantization": None,
     }
+    if quantization:
+        facts["quantization"] = quantization.model_dump(mode="json") | {
+            "matrices": dict(Counter(quantization.matrices.values()))
+        }
+    if isinstance(manifest, ContinuousManifest):  # one network, of which every pass reads all weights
+        graph, rows = bundle.graph(variant, 0), manifest.batch * (2 if manifest.guided else 1)
+        return facts | {"rows": rows, "weight_bytes": graph.weight_bytes, "graph": graph.file.path, "blocks": []}
+    graphs = {graph.block: graph for graph in variant.graphs}
+    facts["blocks"] = []
+    for block in reversed(manifest.blocks):
+        own = graphs.get(block.index)
+        caches = [spec for spec in own.inputs if spec.role == "cache"] if own else []
+        deep = block.index == len(manifest.blocks) - 1
+        facts["blocks"].append(
+            {
+                "block": block.index,
+                "deep": deep,
+                "top": deep,  # its name before
+                **block.model_dump(include={"reversed", "identity", "rows", "capacity", "prefix"}),
+                "layers": len(caches) // 2,
+                "weight_bytes": own.weight_bytes if own else 0,
+                "cache_bytes": cache_bytes(own) if own else 0,
+                "cache_shape": list(caches[0].shape) if caches else [],
+                "graph": own.file.path if own else None,
+            }
+        )
+    return facts
 
 
 def _build(record: BuildRecord) -> dict[str, Any]:
@@ -111,16 +161,8 @@ def _text(text: TextSpec) -> str:
     )
 
 
-def _decoder(autoencoder: AutoencoderSpec) -> str:
+def _decoder(autoencoder: AutoencoderSpec, count: int) -> str:
     shape = "x".join(map(str, autoencoder.pixel_shape))
     noisy = [f"{decoder.noise_std:g}" for decoder in autoencoder.decoders if decoder.noise_std]
     also = [f"one for latents with noise of {noisy[0]}" if noisy else "", "encoder" if autoencoder.encoder else ""]
-    mebibytes = autoencoder.decoders[0].network.weights.bytes / 2**20
-    return ", ".join(["latents to " + shape, *filter(None, also), f"{mebibytes:.1f} MiB"])
-
-
-def _guidance(manifest: AutoregressiveManifest) -> str:
-    if manifest.guidance is None:
-        return "none"
-    blocks = ", ".join(map(str, manifest.guidance.blocks))
-    return f"{manifest.guidance.rule} rule in flow blocks {blocks}"
+    return ", ".join(["latents to " + shape, *filter(None, also), f"{count / 2**20:.1f} MiB"])

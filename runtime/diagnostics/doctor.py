@@ -1,4 +1,4 @@
-"""What this machine can do with starflow, and what to install for the rest."""
+"""What this machine can do with starflow, and what to install for the rest: one table of probes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,6 @@ from starflow.runtime.backends.tensorrt.flavour import FLAVOUR_NAMES
 from starflow.runtime.bundle.build_record import FlavourName
 from starflow.runtime.diagnostics.machine import (
     CPU_PROVIDER,
-    DISTRIBUTION,
     GPU_PROVIDERS,
     Extra,
     Gpus,
@@ -15,22 +14,22 @@ from starflow.runtime.diagnostics.machine import (
     Package,
     Provider,
     TensorRT,
-    cuda_python_package,
     find_gpus,
+    imported_package,
     listed_providers,
-    onnxruntime_package,
     optional_extras,
     tensorrt_flavour,
     this_machine,
     torch_package,
 )
+from starflow.runtime.plain.install_hint import install_hint
 
 NO_GPU = "needs an NVIDIA GPU"
 
 
 @dataclass(frozen=True)
 class Ability:
-    """Something one may want to do: whether it works here, with what, or what would mend it."""
+    """Something one may want to do: whether it works here, with what, or what would make it work."""
 
     what: str
     possible: bool
@@ -38,8 +37,8 @@ class Ability:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
-    """Everything `starflow doctor` says."""
+class Facts:
+    """What was found on this machine."""
 
     machine: Machine
     packages: tuple[Package, ...]
@@ -47,106 +46,116 @@ class Diagnosis:
     tensorrt: tuple[TensorRT, ...]
     gpus: Gpus
     extras: tuple[Extra, ...]
+
+
+@dataclass(frozen=True)
+class Diagnosis(Facts):
+    """Everything `starflow doctor` says."""
+
     abilities: tuple[Ability, ...]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A row of the table.
+
+    Attributes:
+        what: What one may want to do.
+        found: Names what it works with here; empty if it does not work.
+        hint: Says what would make it work.
+        needs_gpu: Whether nothing helps without a GPU.
+    """
+
+    what: str
+    found: Callable[[Facts], list[str]]
+    hint: Callable[[Facts], str]
+    needs_gpu: bool = False
+
+    def try_on(self, facts: Facts) -> Ability:
+        """What the facts say about it."""
+        found = self.found(facts)
+        hint = NO_GPU if self.needs_gpu and not facts.gpus.found else self.hint(facts)
+        return Ability(self.what, bool(found), ", ".join(found) or hint)
 
 
 def examine() -> Diagnosis:
     """Look at this machine; never raises because something is missing."""
-    providers = tuple(listed_providers())
-    flavours = tuple(tensorrt_flavour(name) for name in FLAVOUR_NAMES)
-    cuda = cuda_python_package()
-    gpus = find_gpus(cuda)
-    extras = tuple(optional_extras())
-    packages = (onnxruntime_package(), torch_package(), cuda)
-    return Diagnosis(
+    cuda = imported_package("cuda-python", "cuda.bindings.runtime", "cuda-bindings")
+    facts = Facts(
         machine=this_machine(),
-        packages=packages,
-        providers=providers,
-        tensorrt=flavours,
-        gpus=gpus,
-        extras=extras,
-        abilities=(
-            _from_extra("train a model", extras, "train"),
-            _from_extra("export bundles and verify them", extras, "export"),
-            _from_extra("put encoders into bundles", extras, "encoders"),
-            _build_ahead(flavours),
-            _build_here(flavours, gpus),
-            _run_on_cpu(providers),
-            _from_extra("sample from captions", extras, "text"),
-            _run_on_gpu(providers, gpus),
-            _run_engines(flavours, gpus, cuda),
-        ),
+        packages=(imported_package("onnxruntime", "onnxruntime", "onnxruntime-gpu"), torch_package(), cuda),
+        providers=tuple(listed_providers()),
+        tensorrt=tuple(tensorrt_flavour(name) for name in FLAVOUR_NAMES),
+        gpus=find_gpus(cuda),
+        extras=tuple(optional_extras()),
     )
+    return Diagnosis(**vars(facts), abilities=tuple(probe.try_on(facts) for probe in PROBES))
 
 
-def _install(extra: str) -> str:
-    return f"pip install '{DISTRIBUTION}[{extra}]'"
+def _extra(what: str, name: str) -> Probe:
+    def missing(facts: Facts) -> list[str] | None:
+        return next((list(extra.missing) for extra in facts.extras if extra.name == name), None)
+
+    def hint(facts: Facts) -> str:
+        lacking = missing(facts)
+        return install_hint(name) + (f" (missing: {', '.join(lacking)})" if lacking else "")
+
+    return Probe(what, lambda facts: [f"[{name}] is installed"] if missing(facts) == [] else [], hint)
 
 
-def _from_extra(what: str, extras: tuple[Extra, ...], name: str) -> Ability:
-    extra = next((extra for extra in extras if extra.name == name), None)
-    if extra is None or extra.missing:
-        lacking = f" (missing: {', '.join(extra.missing)})" if extra else ""
-        return Ability(what, False, _install(name) + lacking)
-    return Ability(what, True, f"[{extra.name}] is installed")
+def _providers(*names: str) -> Callable[[Facts], list[str]]:
+    return lambda facts: [provider.name for provider in facts.providers if provider.name in names and provider.loads]
 
 
-def _build_ahead(flavours: tuple[TensorRT, ...]) -> Ability:
-    what = "build engines ahead of time for RTX cards"
-    able = next((flavour for flavour in flavours if flavour.capabilities), None)
-    if able is None:
-        return Ability(what, False, _reason(flavours, "tensorrt-rtx"))
-    return Ability(what, True, f"{able.name} {able.version}, for compute capability {', '.join(able.capabilities)}")
-
-
-def _build_here(flavours: tuple[TensorRT, ...], gpus: Gpus) -> Ability:
-    what = "build engines for this machine's GPU"
-    if not gpus.found:
-        return Ability(what, False, NO_GPU)
-    gpu = gpus.found[0]
-
-    def builds(flavour: TensorRT) -> bool:
-        # A flavour that names the capabilities it can build for builds for no other; one that names none takes any GPU.
-        return not flavour.problem and (not flavour.capabilities or gpu.compute_capability in flavour.capabilities)
-
-    return _first(what, flavours, builds, _reason(flavours, "tensorrt"))
-
-
-def _run_on_cpu(providers: tuple[Provider, ...]) -> Ability:
-    what = "run bundles on ONNX Runtime, CPU"
-    if any(provider.name == CPU_PROVIDER and provider.loads for provider in providers):
-        return Ability(what, True, CPU_PROVIDER)
-    return Ability(what, False, "pip install --force-reinstall onnxruntime")
-
-
-def _run_on_gpu(providers: tuple[Provider, ...], gpus: Gpus) -> Ability:
-    what = "run bundles on ONNX Runtime, GPU"
-    listed = [provider for provider in providers if provider.name in GPU_PROVIDERS]
-    loaded = [provider.name for provider in listed if provider.loads]
-    if loaded:
-        return Ability(what, True, ", ".join(loaded))
-    if not gpus.found:
-        return Ability(what, False, NO_GPU)
+def _gpu_provider_hint(facts: Facts) -> str:
+    listed = [provider.name for provider in facts.providers if provider.name in GPU_PROVIDERS]
     if not listed:
-        return Ability(what, False, "pip uninstall onnxruntime; pip install onnxruntime-gpu")
-    names = ", ".join(provider.name for provider in listed)
-    return Ability(what, False, f"{names} does not load: pip install 'onnxruntime-gpu[cuda,cudnn]'")
+        return "pip uninstall onnxruntime; pip install onnxruntime-gpu"
+    return f"{', '.join(listed)} does not load: pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
 
-def _run_engines(flavours: tuple[TensorRT, ...], gpus: Gpus, cuda: Package) -> Ability:
-    what = "run TensorRT engines"
-    if not gpus.found:
-        return Ability(what, False, NO_GPU)
+def _flavours(usable: Callable[[Facts, TensorRT], bool]) -> Callable[[Facts], list[str]]:
+    return lambda facts: [f"{each.name} {each.version}" for each in facts.tensorrt if usable(facts, each)]
+
+
+def _builds_here(facts: Facts, flavour: TensorRT) -> bool:
+    # A flavour that names the capabilities it can build for builds for no other; one that names none takes any GPU.
+    capability = facts.gpus.found[0].compute_capability if facts.gpus.found else None
+    return bool(capability and not flavour.problem and (not flavour.capabilities or capability in flavour.capabilities))
+
+
+def _runs_here(facts: Facts, flavour: TensorRT) -> bool:
+    return bool(facts.gpus.found) and flavour.problem is None and facts.packages[-1].version is not None
+
+
+def _builds_ahead(facts: Facts) -> list[str]:
+    able = (flavour for flavour in facts.tensorrt if flavour.capabilities)
+    return [f"{each.name} {each.version}, for compute capability {', '.join(each.capabilities)}" for each in able][:1]
+
+
+def _flavour_hint(name: FlavourName) -> Callable[[Facts], str]:
+    return lambda facts: next(each.problem or install_hint(name) for each in facts.tensorrt if each.name == name)
+
+
+def _engine_hint(facts: Facts) -> str:
+    cuda = facts.packages[-1]
     if cuda.version is None:
-        return Ability(what, False, f"cuda-python {cuda.note}: {_install('tensorrt')}")
-    return _first(what, flavours, lambda flavour: flavour.problem is None, _reason(flavours, "tensorrt"))
+        return f"cuda-python {cuda.note}: {install_hint('tensorrt')}"
+    return _flavour_hint("tensorrt")(facts)
 
 
-def _first(what: str, flavours: tuple[TensorRT, ...], fits: Callable[[TensorRT], bool], otherwise: str) -> Ability:
-    fitting = [f"{flavour.name} {flavour.version}" for flavour in flavours if fits(flavour)]
-    return Ability(what, bool(fitting), ", ".join(fitting) or otherwise)
-
-
-def _reason(flavours: tuple[TensorRT, ...], name: FlavourName) -> str:
-    problem = next(flavour.problem for flavour in flavours if flavour.name == name)
-    return problem or _install(name)
+PROBES = (
+    _extra("train a model", "train"),
+    _extra("export bundles and verify them", "export"),
+    _extra("put encoders into bundles", "encoders"),
+    Probe("build engines ahead of time for RTX cards", _builds_ahead, _flavour_hint("tensorrt-rtx")),
+    Probe("build engines for this machine's GPU", _flavours(_builds_here), _flavour_hint("tensorrt"), needs_gpu=True),
+    Probe(
+        "run bundles on ONNX Runtime, CPU",
+        _providers(CPU_PROVIDER),
+        lambda facts: "pip install --force-reinstall onnxruntime",
+    ),
+    _extra("sample from captions", "text"),
+    Probe("run bundles on ONNX Runtime, GPU", _providers(*GPU_PROVIDERS), _gpu_provider_hint, needs_gpu=True),
+    Probe("run TensorRT engines", _flavours(_runs_here), _engine_hint, needs_gpu=True),
+)

@@ -112,13 +112,22 @@ def _installed(distribution: str) -> str | None:
         return None
 
 
-def onnxruntime_package() -> Package:
-    """ONNX Runtime, imported."""
+def imported_package(name: str, module: str, *other_names: str) -> Package:
+    """A package, imported.
+
+    Args:
+        name: Of the distribution.
+        module: What is imported.
+        *other_names: Distributions that may bring the module instead.
+    """
     try:
-        import onnxruntime
-    except (ImportError, OSError) as error:
-        return Package("onnxruntime", None, f"does not load: {_line(error)}")
-    return Package("onnxruntime", onnxruntime.__version__, "")
+        importlib.import_module(module)
+    except ModuleNotFoundError:
+        return Package(name, None, "not installed")
+    except (ImportError, OSError, RuntimeError) as error:
+        return Package(name, None, f"does not load: {_line(error)}")
+    versions = filter(None, map(_installed, (name, *other_names)))
+    return Package(name, next(versions, None), "")
 
 
 def torch_package() -> Package:
@@ -129,17 +138,6 @@ def torch_package() -> Package:
     text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
     cuda = re.search(r"^cuda\b[^=]*= *'([^']+)'", text, re.MULTILINE)
     return Package("torch", found, f"CUDA {cuda[1]} build" if cuda else "CPU build")
-
-
-def cuda_python_package() -> Package:
-    """cuda-python, whose `cuda.bindings.runtime` the tensorrt backend works with."""
-    try:
-        importlib.import_module("cuda.bindings.runtime")
-    except ModuleNotFoundError:
-        return Package("cuda-python", None, "not installed")
-    except (ImportError, OSError, RuntimeError) as error:
-        return Package("cuda-python", None, f"does not load: {_line(error)}")
-    return Package("cuda-python", _installed("cuda-python") or _installed("cuda-bindings"), "")
 
 
 def listed_providers() -> Iterator[Provider]:

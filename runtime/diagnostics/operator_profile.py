@@ -20,8 +20,8 @@ from starflow.runtime.autoregressive.sampling_loop import block_inputs
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest, Block
-from starflow.runtime.diagnostics.benchmark import step_bytes
-from starflow.runtime.diagnostics.benchmark_timer import some_conditions
+from starflow.runtime.conditions import encode_conditions
+from starflow.runtime.diagnostics.benchmark import some_condition, step_bytes
 from starflow.runtime.plain.errors import BackendError, UsageError
 from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.sampler import Sampler
@@ -140,7 +140,8 @@ def _decode_middle(backend: Backend, manifest: AutoregressiveManifest, block: Bl
     shape = (manifest.batch, manifest.model.tokens, manifest.model.token_dim)
     noise = np.random.default_rng(0).standard_normal(shape, np.float32)
     runner = backend.block_runner(block.index)
-    runner.prefill(block_inputs(manifest, block, noise, some_conditions(manifest), guidance, 1.0))
+    conditions = encode_conditions(manifest.conditioning, manifest.batch, *some_condition(manifest), guided=True)
+    runner.prefill(block_inputs(manifest, block, noise, conditions, guidance, 1.0))
     start, steps = _middle(block)
     for _ in range(2):
         runner.seek(start)

@@ -1,8 +1,9 @@
-"""From captions to condition tokens, by the text encoder in a bundle."""
+"""Captions to condition tokens, by the text encoder in a bundle."""
 
 import logging
 import textwrap
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -11,49 +12,43 @@ from numpy.typing import ArrayLike, NDArray
 from starflow.runtime.backends.base import Provider
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.network_spec import TextSpec
-from starflow.runtime.networks.session import NetworkSession
+from starflow.runtime.networks.network_runner import NetworkRunner
 from starflow.runtime.plain.caption_template import fill_template
 from starflow.runtime.plain.errors import BundleError, UsageError
+from starflow.runtime.plain.install_hint import install_hint
 
 logger = logging.getLogger(__name__)
 
 
-class CaptionEncoder:
-    """Encodes captions one by one; the encoder is loaded with the first, and the empty caption encoded once.
+class CaptionEncoder(NetworkRunner):
+    """Encodes captions one by one, the empty caption only once.
 
     Args:
         bundle: A bundle with a text encoder.
-        text: What its manifest says of it.
-        provider: ONNX Runtime's execution provider.
-        threads: Threads within an operator on the CPU; 0 leaves the choice to ONNX Runtime.
-        lean: For a few captions: see `open_session`.
+        text: Its text encoder.
+        provider, threads, lean: See `NetworkRunner`.
 
     Raises:
         UsageError: the tokenizers library is not installed.
-        BundleError: tokenizer or graph cannot be read.
+        BundleError: the tokenizer cannot be read.
     """
 
     def __init__(
         self, bundle: Bundle, text: TextSpec, *, provider: Provider = "cpu", threads: int = 0, lean: bool = False
     ) -> None:
+        super().__init__(bundle, provider, threads, lean=lean)
         self._text = text
         self._tokenizer = _tokenizer(bundle, text)
-        self._session = NetworkSession(bundle, text.encoder, provider=provider, threads=threads, lean=lean)
         self._null: NDArray[np.float32] | None = None
 
-    def close(self) -> None:
-        """Free the encoder."""
-        self._session.close()
-
     def encode(self, captions: Sequence[str]) -> NDArray[np.float32]:
-        """Features [N, T, width] of N captions. One that is longer than T tokens is cut, which is logged as a warning."""
-        unique = dict.fromkeys(captions)
-        features = {caption: self._encoded(caption) for caption in unique}
+        """Features [N, T, width] of N captions. Captions of more than T tokens are cut, with a warning in the log."""
+        features = {caption: self._encoded(caption) for caption in dict.fromkeys(captions)}
         return np.stack([features[caption] for caption in captions])
 
     @property
     def null(self) -> NDArray[np.float32]:
-        """Features [T, width] of the empty caption, the null condition."""
+        """Features [T, width] of the empty caption, which are the null condition."""
         if self._null is None:
             self._null = self._encoded("")
         return self._null
@@ -64,29 +59,29 @@ class CaptionEncoder:
             start = textwrap.shorten(caption, 60, placeholder=" ...")
             logger.warning("caption %r is cut: it has more than %d tokens", start, self._text.tokens)
         ids, mask = (np.array([part], np.int64) for part in (tokens.ids, tokens.attention_mask))
-        features: NDArray[np.float32] = self._session.run({"ids": ids, "mask": mask})["features"][0]
+        features: NDArray[np.float32] = self.run(self._text.encoder, {"ids": ids, "mask": mask})[0]
         return features
 
 
 def encode_once(
     bundle: Bundle, captions: Sequence[str], *, provider: Provider = "cpu", threads: int = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Features [N, T, width] of captions and [T, width] of the empty one, by an encoder that is freed again.
+    """Features [N, T, width] of captions and [T, width] of the empty one, by an encoder that is freed afterwards.
 
-    A large encoder then needs no memory beside the flow, and little of its own: T5-XL stored in float16 takes 5.5 GiB, not 8.4.
+    So a large encoder takes no memory beside the flow. It also takes less of its own: T5-XL stored in float16 needs 5.5 GiB
+    instead of 8.4.
 
     Raises:
-        UsageError: the bundle holds no text encoder; see also `CaptionEncoder`.
+        UsageError: the bundle has no text encoder, or the tokenizers library is not installed.
+        BundleError: the tokenizer or the graph cannot be read.
     """
     encoder = CaptionEncoder(bundle, text_of(bundle), provider=provider, threads=threads, lean=True)
-    try:
+    with closing(encoder):
         return encoder.encode(captions), encoder.null
-    finally:
-        encoder.close()
 
 
 def text_of(bundle: Bundle) -> TextSpec:
-    """What a bundle's manifest says of its text encoder.
+    """The text encoder of a bundle, as its manifest describes it.
 
     Raises:
         UsageError: it has none.
@@ -98,13 +93,13 @@ def text_of(bundle: Bundle) -> TextSpec:
     if given.kind != "features":
         raise UsageError(f"this model takes no captions; its condition is {given.kind}")
     raise UsageError(
-        "this bundle holds no text encoder: give features as the condition, "
-        f"float32 [N, {given.tokens}, {given.width}], or export it with --text-encoder"
+        f"this bundle has no text encoder; give features float32 [N, {given.tokens}, {given.width}] as the condition, "
+        "or export it with --text-encoder"
     )
 
 
 def as_captions(condition: ArrayLike | Sequence[str] | None) -> list[str] | None:
-    """A condition that is text, as a list; None for any other.
+    """A condition that is text, as a list; None if the condition is anything else.
 
     Raises:
         UsageError: the list is empty.
@@ -113,7 +108,7 @@ def as_captions(condition: ArrayLike | Sequence[str] | None) -> list[str] | None
         return [condition]
     if isinstance(condition, Sequence | np.ndarray):
         if len(condition) == 0:
-            raise UsageError("the list of captions is empty; give at least one, which may be the empty text")
+            raise UsageError("the list of captions is empty; give at least one caption, which may be the empty text")
         if all(isinstance(caption, str) for caption in condition):
             return [str(caption) for caption in condition]
     return None
@@ -123,7 +118,7 @@ def _tokenizer(bundle: Bundle, text: TextSpec) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise UsageError("captions need tokenizers; pip install 'starflow-compiler[text]'") from None
+        raise UsageError(f"captions need the package tokenizers: {install_hint('text')}") from None
     path = bundle.root / text.tokenizer.path
     try:
         return Tokenizer.from_file(str(path))

@@ -1,6 +1,7 @@
 """The networks of a bundle beside the flow: text encoder, autoencoder and denoisers, each opened when it is first needed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
 
 from numpy.typing import ArrayLike, NDArray
 
@@ -12,52 +13,41 @@ from starflow.runtime.conditions import Conditions, encode_conditions
 from starflow.runtime.networks.autoencoder import Autoencoder
 from starflow.runtime.networks.caption_encoder import CaptionEncoder, as_captions, text_of
 from starflow.runtime.networks.denoising import Denoiser, Denoising, choose_denoiser
+from starflow.runtime.networks.network_runner import NetworkRunner
+
+Runner = TypeVar("Runner", bound=NetworkRunner)
 
 
 class SideNetworks:
-    """What a sampler runs before and after the flow, on ONNX Runtime.
+    """What a sampler runs before and after the flow.
 
     Args:
         bundle: The bundle.
-        variant: The variant its flow runs in, which a denoiser is chosen for.
-        provider: ONNX Runtime's execution provider.
-        threads: Threads within an operator on the CPU; 0 leaves the choice to ONNX Runtime.
+        variant: The variant of the flow; it decides between denoisers of several precisions.
+        provider, threads: See `NetworkRunner`.
     """
 
     def __init__(self, bundle: Bundle, variant: Variant, provider: Provider, threads: int) -> None:
         self._bundle, self._variant, self._provider, self._threads = bundle, variant, provider, threads
-        self._captions: CaptionEncoder | None = None
-        self._autoencoder: Autoencoder | None = None
-        self._denoisers: dict[Denoising, Denoiser] = {}
+        self._opened: dict[str, NetworkRunner] = {}
 
     def close(self) -> None:
-        """Free those that were opened."""
-        opened: list[CaptionEncoder | Autoencoder | Denoiser | None] = [
-            self._captions,
-            self._autoencoder,
-            *self._denoisers.values(),
-        ]
-        for network in opened:
-            if network:
-                network.close()
+        """Free the networks that were opened."""
+        for network in self._opened.values():
+            network.close()
 
     @property
     def captions(self) -> CaptionEncoder:
         """The text encoder.
 
         Raises:
-            UsageError: the bundle holds none, or the tokenizers library is not installed.
+            UsageError: the bundle has none, or the tokenizers library is not installed.
         """
-        if self._captions is None:
-            text = text_of(self._bundle)
-            self._captions = CaptionEncoder(self._bundle, text, provider=self._provider, threads=self._threads)
-        return self._captions
+        return self._open("captions", CaptionEncoder, text_of(self._bundle))
 
     def autoencoder(self, spec: AutoencoderSpec) -> Autoencoder:
-        """The bundle's autoencoder."""
-        if self._autoencoder is None:
-            self._autoencoder = Autoencoder(self._bundle, spec, provider=self._provider, threads=self._threads)
-        return self._autoencoder
+        """The autoencoder."""
+        return self._open("autoencoder", Autoencoder, spec)
 
     def conditions(
         self,
@@ -67,7 +57,7 @@ class SideNetworks:
         *,
         guided: bool = False,
     ) -> Conditions:
-        """What the caller says of N images as the graphs take it; captions are encoded, and so is the empty one.
+        """The conditions of N images as the graphs take them; captions are encoded.
 
         Args:
             count: N.
@@ -89,13 +79,11 @@ class SideNetworks:
         return encode_conditions(manifest.conditioning, count, condition, null_condition, guided=guided)
 
     def denoise(self, data: NDArray, conditions: Conditions, how: Denoising, rate: float) -> NDArray:
-        """Take the training noise out of data [N, C, H, W] by the denoiser `how`.
+        """Remove the noise of training from data [N, C, H, W] by the denoiser `how`; see `Denoiser`."""
+        spec = choose_denoiser(self._bundle.manifest, how, self._variant)
+        return self._open(how, Denoiser, spec)(data, conditions, rate)
 
-        Raises:
-            UsageError: the bundle has no such denoiser.
-            BackendError: the result is not finite.
-        """
-        if how not in self._denoisers:
-            spec = choose_denoiser(self._bundle.manifest, how, self._variant)
-            self._denoisers[how] = Denoiser(self._bundle, spec, provider=self._provider, threads=self._threads)
-        return self._denoisers[how](data, conditions, rate)
+    def _open(self, name: str, kind: Callable[..., Runner], spec: object) -> Runner:
+        if name not in self._opened:
+            self._opened[name] = kind(self._bundle, spec, provider=self._provider, threads=self._threads)
+        return cast(Runner, self._opened[name])

@@ -10,8 +10,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.errors import StarflowError, UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def check_file(destination: Path) -> None:
@@ -33,14 +37,25 @@ def _check_parent(destination: Path) -> Path:
     return parents[0]
 
 
-def _make_parent(destination: Path) -> Path:
+@contextmanager
+def _beside(destination: Path) -> Iterator[Path]:
+    """A free name beside `destination`, whose folder is made.
+
+    Raises:
+        UsageError: the folder cannot be written.
+        StarflowError: the system refuses to write.
+    """
     parent = _check_parent(destination)
-    parent.mkdir(parents=True, exist_ok=True)
-    return parent
-
-
-def _temporary_name(destination: Path) -> str:
-    return f".{destination.name}.{secrets.token_hex(4)}"
+    temporary = parent / f".{destination.name}.{secrets.token_hex(4)}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+    except OSError as error:
+        if isinstance(error.filename, str):
+            refused = Path(error.filename)
+            if not refused.is_relative_to(temporary) and not parent.is_relative_to(refused):
+                raise  # something else that was read or written meanwhile
+        raise StarflowError(f"{destination}: cannot be written ({error.strerror or error})") from error
 
 
 @contextmanager
@@ -49,20 +64,35 @@ def atomic_file(destination: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         UsageError: the folder cannot be created or written.
+        StarflowError: the system refuses to write: the disk is full, or fails.
     """
     destination = Path(destination)
     check_file(destination)
-    temporary = _make_parent(destination) / _temporary_name(destination)
-    try:  # before the file is there: Ctrl-C may come right after
-        temporary.touch(mode=0o600, exist_ok=False)
-        yield temporary
-        # A finished result gets the permissions any new file would have.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(destination)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _beside(destination) as temporary:
+        try:  # before the file is there: Ctrl-C may come right after
+            temporary.touch(mode=0o600, exist_ok=False)
+            yield temporary
+            # A finished result gets the permissions any new file would have.
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)
+            temporary.replace(destination)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(destination: str | os.PathLike[str], text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all; errors are those of `atomic_file`."""
+    with atomic_file(destination) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_array(destination: str | os.PathLike[str], array: "NDArray") -> None:
+    """Write a .npy file, whole or not at all; errors are those of `atomic_file`."""
+    import numpy as np
+
+    with atomic_file(destination) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
 
 
 @contextmanager
@@ -75,23 +105,23 @@ def atomic_folder(destination: str | os.PathLike[str], *, replace: bool) -> Iter
 
     Raises:
         UsageError: `destination` exists and may not be replaced, or its parent cannot be written.
+        StarflowError: the system refuses to write: the disk is full, or fails.
     """
     destination = Path(destination)
     if destination.exists() and (not destination.is_dir() or not replace):
         kind = "folder" if destination.is_dir() else "file"
         raise UsageError(f"{destination}: a {kind} of that name exists; remove it or pass --force (folders only)")
-    parent = _make_parent(destination)
-    temporary = parent / _temporary_name(destination)
-    try:
-        temporary.mkdir(mode=0o700)
-        yield temporary
-        temporary.chmod(0o755)
-        if destination.exists():
-            retired = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=parent))
-            destination.replace(retired)
-            temporary.replace(destination)
-            shutil.rmtree(retired)
-        else:
-            temporary.replace(destination)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with _beside(destination) as temporary:
+        try:
+            temporary.mkdir(mode=0o700)
+            yield temporary
+            temporary.chmod(0o755)
+            if destination.exists():
+                retired = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=temporary.parent))
+                destination.replace(retired)
+                temporary.replace(destination)
+                shutil.rmtree(retired)
+            else:
+                temporary.replace(destination)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -1,16 +1,20 @@
 """Arrays and captions from files that a user names."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from starflow.runtime.plain.errors import UsageError
 
 
 def load_captions(path: Path) -> list[str]:
-    """Captions from a text file, one a line; empty lines are left out.
+    """Captions from a text file, one per line; empty lines are left out.
 
     Raises:
-        UsageError: it cannot be read, or holds none.
+        UsageError: the file cannot be read, or holds no captions.
     """
     try:
         captions = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -18,7 +22,7 @@ def load_captions(path: Path) -> list[str]:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(f"{path}: cannot be read as captions: {reason}") from None
     if not captions:
-        raise UsageError(f"{path}: holds no captions; write one a line")
+        raise UsageError(f"{path}: holds no captions; write one per line")
     return captions
 
 
@@ -26,13 +30,31 @@ def load_array(path: Path) -> Any:
     """An array from a .npy file.
 
     Raises:
-        UsageError: it is missing or none.
+        UsageError: there is no such file, or it holds no array of numbers.
     """
-    import numpy as np
-
     try:
         return np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise UsageError(f"{path}: does not exist; name a .npy file") from None
     except (ValueError, OSError, EOFError):
         raise UsageError(f"{path}: is not a .npy array of numbers") from None
+
+
+def load_data(path: Path) -> tuple[NDArray, NDArray | None]:
+    """`x` [N, C, H, W] and, where there is one, `condition` (class ids [N], or features [N, m, width]) from an .npz file.
+
+    Raises:
+        UsageError: there is no such file, it holds other arrays, or values that are not finite numbers.
+    """
+    try:
+        with np.load(path) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise UsageError(f"{path}: does not exist; name an .npz file") from None
+    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile):
+        raise UsageError(f"{path}: is not an .npz file of numbers") from None
+    if "x" not in arrays or not set(arrays) <= {"x", "condition"}:
+        raise UsageError(f"{path}: holds {sorted(arrays)}; give x [N, C, H, W] and, for conditioned models, condition")
+    if any(array.dtype.kind not in "fiu" or not np.isfinite(array).all() for array in arrays.values()):
+        raise UsageError(f"{path}: its arrays must hold finite numbers")
+    return arrays["x"], arrays.get("condition")

@@ -1,4 +1,4 @@
-"""What the manifest says of every calibrated plan, whatever family of flows it is for."""
+"""What calibrated plans of both families have in common."""
 
 from pydantic import Field
 
@@ -6,17 +6,17 @@ from starflow.runtime.plain.validation import Part
 
 
 class CalibratedPlan(Part):
-    """A plan for one backend and variant. Every figure is for one batch of the exported size.
+    """A plan for one backend and variant. Passes and times are for one batch of the exported size.
 
     Attributes:
-        backend: What it was calibrated on, as a backend's `name` says it.
-        variant: The variant it was calibrated with.
-        budget: Largest error that was asked for.
-        error: Measured error of whole samples, ||x - reference|| / ||reference||.
-        images: How many samples the error was measured on.
+        backend: Name of the backend it was calibrated on, see `Backend`.
+        variant: Name of the variant it was calibrated with.
+        budget: Largest error allowed.
+        error: Measured error of finished samples, ||x - reference|| / ||reference||.
+        images: Number of samples the error was measured on.
         guidance: Guidance weight of these samples.
-        passes: Runs of a network, prefill apart, as measured.
-        milliseconds: Time as measured.
+        passes: Measured number of runs of a network, prefill not counted.
+        milliseconds: Measured time.
     """
 
     backend: str

@@ -1,8 +1,8 @@
-"""How a block's tokens are decoded: one by one, or several together, iterated to a fixed point.
+"""Decode plans: how the tokens of a block are decoded, one by one or several together by Jacobi iteration.
 
-Token t of a flow block depends on the tokens before it and on nothing behind it. So S tokens can be guessed, run together
-with the guess for their inputs, and run again with what came out: after k passes the first k are exact whatever the guess
-was, and S passes are the sequential answer. Jacobi iteration pays where far fewer passes come close enough.
+Token t of a flow block depends only on the tokens before it. So one can guess S tokens, run them together with the guess as
+input, and run them again with the output as input. After k passes the first k tokens are exact, whatever the guess was, and S
+passes give the sequential result. Jacobi iteration pays off if far fewer passes come close enough.
 """
 
 from collections.abc import Mapping
@@ -26,20 +26,20 @@ class Steps(Part):
 
 
 class Chunk(Part):
-    """Tokens iterated together from a guess until they stop changing.
+    """Tokens that are iterated together from a guess until they stop changing.
 
     Attributes:
-        tokens: Tokens decoded together, S.
-        passes: Passes it gets; with a tolerance, at most.
-        tolerance: Change between two passes below which it has converged; None runs all passes and looks at no value, so
-            nothing waits for a device.
-        norm: How change is measured: `mean-square`, mean((new - old)^2) / mean(new^2), or `max`, the largest |new - old|.
-        converged: Each `image` by itself, whose tokens stay as they are from then on while others go on; or the `batch` as
+        tokens: Number of tokens decoded together, S.
+        passes: Number of passes; with a tolerance, the largest number.
+        tolerance: Change between two passes below which the chunk has converged. None runs all passes and reads no value, so
+            the host never waits for a device.
+        norm: Measure of the change: `mean-square` is mean((new - old)^2) / mean(new^2), `max` is the largest |new - old|.
+        converged: Whether each `image` converges by itself and keeps its tokens while others go on, or the `batch` converges as
             a whole, as in the published sampler.
-        guess: What it starts from: the tokens' `noise`, the `previous` token repeated, or `zeros`.
-        caches: What later tokens see of it: `reference`, keys of the last pass's inputs, as in the published sampler; or
-            `exact`, keys of the accepted tokens, which takes one more pass unless the last one changed nothing.
-        expected: Passes that were counted when it was calibrated, on average. Nothing obeys it.
+        guess: First guess: the `noise` of the tokens, the `previous` token repeated, or `zeros`.
+        caches: Keys that later tokens see: `reference` keeps those of the last pass's inputs, as in the published sampler;
+            `exact` computes those of the accepted tokens, in one more pass unless the last one changed nothing.
+        expected: Average number of passes counted in calibration, for information only.
     """
 
     kind: Literal["chunk"] = "chunk"
@@ -54,17 +54,19 @@ class Chunk(Part):
 
 
 class Window(Part):
-    """Tokens iterated in a window that slides on as its first ones settle.
+    """Tokens that are iterated in a window, which moves on as its first tokens converge.
 
-    A chunk runs tokens that are final long since until its last one is. A window leaves them behind and takes in new ones
-    at every pass, so their passes overlap; and what it leaves has its final inputs, so caches need no pass of their own.
+    A chunk runs all of its tokens until the last one is final. A window leaves final tokens behind and takes in new ones at every
+    pass, so the passes of its tokens overlap. Tokens that it leaves had their final inputs, so caches need no further pass.
+
+    A window has either `advances` or a `tolerance`.
 
     Attributes:
-        tokens: Tokens it slides over.
-        width: Tokens of a pass (fewer at the end).
-        advances: By how many tokens it moves on after each pass, looking at no value. Or
-        tolerance: it moves past each token whose inputs changed less, as the root mean square over their channels. For a
-            single image only: several would have to wait for each other, and depend on each other.
+        tokens: Number of tokens the window moves over.
+        width: Number of tokens in a pass; fewer at the end.
+        advances: Number of tokens the window moves after each pass, whatever the values are.
+        tolerance: Change of a token's inputs, as the root mean square over channels, below which the window moves past it. This
+            is for a batch of one image: several would have to wait for each other and would depend on each other.
         guess, expected: See `Chunk`.
     """
 
@@ -79,16 +81,16 @@ class Window(Part):
     @model_validator(mode="after")
     def _one_rule(self) -> "Window":
         if (self.advances is None) == (self.tolerance is None):
-            raise ValueError("a window has either advances or a tolerance")
+            raise ValueError("a window needs either advances or a tolerance")
         if self.advances is not None:
             if sum(self.advances) != self.tokens:
-                raise ValueError(f"advances add up to {sum(self.advances)} of {self.tokens} tokens")
+                raise ValueError(f"advances add up to {sum(self.advances)}, the window has {self.tokens} tokens")
             if not all(1 <= advance <= self.width for advance in self.advances):
-                raise ValueError(f"advances must lie between 1 and the width, {self.width}")
+                raise ValueError(f"advances must be between 1 and the width, {self.width}")
         return self
 
     def schedule(self) -> tuple[tuple[int, int], ...]:
-        """(first token, number of tokens) of every pass of a window with fixed advances."""
+        """(first token, number of tokens) of each pass of a window with fixed advances."""
         passes, first = [], 0
         for advance in self.advances or ():
             passes.append((first, min(self.width, self.tokens - first)))
@@ -108,46 +110,45 @@ class BlockPlan(Part):
 
 
 class DecodePlan(Part):
-    """How each flow block is decoded; one that is not named is decoded token by token."""
+    """How each flow block is decoded. Blocks that are not named are decoded token by token."""
 
     blocks: tuple[BlockPlan, ...]
 
     def segments(self, block: int, tokens: int) -> tuple[Segment, ...]:
-        """The segments of a flow block of so many tokens."""
+        """The segments of a flow block with `tokens` tokens."""
         for plan in self.blocks:
             if plan.block == block:
                 return plan.segments
         return (Steps(tokens=tokens),)
 
     def misfit(self, tokens: Mapping[int, int], max_chunk: int, batch: int) -> str | None:
-        """What does not fit a bundle, or None.
+        """Why the plan does not fit a bundle, or None if it does.
 
         Args:
-            tokens: How many tokens are decoded in each flow block that has a graph.
-            max_chunk: Most tokens of one run.
-            batch: Images decoded together.
+            tokens: Number of tokens decoded in each flow block that has a graph.
+            max_chunk: Largest number of tokens in one run.
+            batch: Number of images decoded together.
         """
         blocks = [plan.block for plan in self.blocks]
         for plan in self.blocks:
             where = f"flow block {plan.block}"
             if plan.block not in tokens or blocks.count(plan.block) > 1:
-                return (
-                    f"{where} is planned {blocks.count(plan.block)} times; there are {sorted(tokens)} to plan once each"
-                )
+                times = blocks.count(plan.block)
+                return f"{where} occurs {times} times; the plan may name each of {sorted(tokens)} once"
             covered = sum(segment.tokens for segment in plan.segments)
             if covered != tokens[plan.block]:
-                return f"segments of {where} cover {covered} of its {tokens[plan.block]} tokens"
+                return f"the segments of {where} have {covered} tokens, the block has {tokens[plan.block]}"
             for segment in plan.segments:
                 width = _width(segment)
                 if width > max_chunk:
-                    return f"a run of {width} tokens in {where}; this bundle was exported for 1 to {max_chunk}"
+                    return f"{where} has a run of {width} tokens; this bundle was exported for 1 to {max_chunk}"
                 if batch > 1 and isinstance(segment, Window) and segment.tolerance is not None:
-                    return f"a window with a tolerance in {where} is for a single image; this bundle's batch is {batch}"
+                    return f"{where} has a window with a tolerance, which is for a batch of 1; this bundle has a batch of {batch}"
         return None
 
 
 def _width(segment: Steps | Chunk | Window) -> int:
-    """Tokens of the segment's widest run."""
+    """Number of tokens in the widest run of a segment."""
     if isinstance(segment, Steps):
         return 1
     return segment.tokens if isinstance(segment, Chunk) else min(segment.width, segment.tokens)
@@ -155,15 +156,15 @@ def _width(segment: Steps | Chunk | Window) -> int:
 
 @dataclass(frozen=True)
 class Jacobi:
-    """Block-wise Jacobi decoding with the published semantics, in every flow block alike.
+    """Jacobi decoding in chunks with the published semantics, the same in every flow block.
 
-    A chunk of tokens starts as its noise and is updated as a whole until its relative mean square change,
-    mean((new - old)^2) / mean(new^2), falls below `threshold`. The caches keep the last iteration's inputs.
+    A chunk of tokens starts from its noise and is updated as a whole until its relative mean square change,
+    mean((new - old)^2) / mean(new^2), falls below `threshold`. The caches keep the inputs of the last iteration.
 
     Attributes:
-        chunk: Tokens decoded together (the last chunk of a block may be shorter).
-        threshold: Relative mean square change that ends a chunk.
-        max_iterations: Passes a chunk gets at most.
+        chunk: Number of tokens decoded together; the last chunk of a block may be shorter.
+        threshold: Relative mean square change at which a chunk has converged.
+        max_iterations: Largest number of passes over a chunk.
     """
 
     chunk: int
@@ -171,15 +172,13 @@ class Jacobi:
     max_iterations: int = 32
 
     def plan(self, tokens: Mapping[int, int]) -> DecodePlan:
-        """The same as a plan for flow blocks of so many tokens.
+        """The same as a decode plan, for flow blocks with `tokens` tokens each.
 
         Raises:
             UsageError: a value is out of range.
         """
         if self.chunk < 1 or self.max_iterations < 1 or not self.threshold >= 0:
-            raise UsageError(
-                f"Jacobi in chunks of {self.chunk} with {self.max_iterations} iterations and threshold {self.threshold}"
-            )
+            raise UsageError(f"{self}: chunk and max_iterations must be at least 1, threshold at least 0")
         return DecodePlan(
             blocks=tuple(BlockPlan(block=block, segments=self._segments(count)) for block, count in tokens.items())
         )
@@ -200,7 +199,7 @@ def read_plan(path: Path) -> DecodePlan:
     """Read a plan's JSON file.
 
     Raises:
-        UsageError: it is missing, not JSON, or not a plan.
+        UsageError: the file is missing, not JSON, or not a decode plan.
     """
     return read_plan_file(path, DecodePlan.model_validate, instead="auto, sequential", known_fields=_FIELDS)
 

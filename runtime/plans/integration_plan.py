@@ -1,4 +1,4 @@
-"""How a continuous flow is integrated: solver and grid, or a tolerance. The decode plan of that family."""
+"""Integration plans: how a continuous flow is integrated, by a solver and a time grid or by a tolerance."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +9,6 @@ from starflow.runtime.ode.tableau import FIXED_STEP, fixed_step_tableau
 from starflow.runtime.ode.time_grid import grid_fault, uniform_grid
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.validation import Part, read_plan_file
-from starflow.runtime.plans.calibrated_plan import CalibratedPlan
 
 FixedSolver = Literal["euler", "midpoint", "heun", "rk4"]
 DEFAULT_SOLVER: FixedSolver = "heun"
@@ -18,7 +17,7 @@ DEFAULT_TOLERANCE = 1e-4
 
 
 class FixedSteps(Part):
-    """A solver of fixed steps over a grid of times from noise (0) to data (1)."""
+    """A solver with fixed steps over a grid of times from noise (0) to data (1)."""
 
     solver: FixedSolver
     times: tuple[float, ...]
@@ -29,7 +28,9 @@ class FixedSteps(Part):
         if fault:
             raise ValueError(fault)
         if self.times[0] != 0 or self.times[-1] != 1:
-            raise ValueError(f"times run from {self.times[0]:g} to {self.times[-1]:g}; noise is at 0, data at 1")
+            raise ValueError(
+                f"times run from {self.times[0]:g} to {self.times[-1]:g}; they must run from 0 (noise) to 1 (data)"
+            )
         return self
 
     @property
@@ -38,7 +39,7 @@ class FixedSteps(Part):
 
     @property
     def passes(self) -> int:
-        """Runs of the network."""
+        """Number of runs of the network."""
         return self.steps * FIXED_STEP[self.solver].stages
 
     def __str__(self) -> str:
@@ -47,7 +48,7 @@ class FixedSteps(Part):
 
 
 class AdaptiveSteps(Part):
-    """Dormand and Prince's solver with steps as long as a tolerance allows; see `runtime/ode/dormand_prince.py`."""
+    """The solver of Dormand and Prince, whose steps are as long as a tolerance allows; see `runtime/ode/dormand_prince.py`."""
 
     solver: Literal["dopri5"] = "dopri5"
     tolerance: float = Field(gt=0, lt=1)
@@ -59,36 +60,27 @@ class AdaptiveSteps(Part):
 IntegrationPlan = Annotated[FixedSteps | AdaptiveSteps, Field(discriminator="solver")]
 
 
-class IntegrationSpec(CalibratedPlan):
-    """A calibrated plan of a continuous flow; its error is against a fine integration.
-
-    Attributes:
-        default_error: Error of the plan that runs where none is stored, and
-        default_milliseconds: its time, measured in turn.
-        plan: The plan.
-    """
-
-    default_error: float = Field(ge=0)
-    default_milliseconds: float = Field(gt=0)
-    plan: IntegrationPlan
-
-
 def default_plan() -> FixedSteps:
-    """What runs where nothing is calibrated and nothing asked for."""
+    """The plan that runs if none is stored and none is asked for."""
     return FixedSteps(solver=DEFAULT_SOLVER, times=uniform_grid(DEFAULT_STEPS))
 
 
 def integration_plan(
     solver: str | None = None, steps: int | None = None, tolerance: float | None = None
 ) -> FixedSteps | AdaptiveSteps:
-    """A plan of equal steps, or of adaptive ones, as a user says it; what is left out takes its default.
+    """The plan for a user's choice of values; None takes the default.
+
+    Args:
+        solver: `euler`, `midpoint`, `heun` or `rk4`, which take equal steps, or `dopri5`, which chooses its steps.
+        steps: Number of equal steps.
+        tolerance: Error allowed in a step of `dopri5`; it implies that solver.
 
     Raises:
-        UsageError: there is no such solver, or two of the values exclude each other or are out of range.
+        UsageError: there is no such solver, two values exclude each other, or one is out of range.
     """
     if solver == "dopri5" or (solver is None and tolerance is not None):
         if steps is not None:
-            raise UsageError("dopri5 chooses its own steps; give it a tolerance in place of steps")
+            raise UsageError("dopri5 chooses its own steps; give a tolerance instead of steps")
         tolerance = DEFAULT_TOLERANCE if tolerance is None else tolerance
         if not 0 < tolerance < 1:
             raise UsageError(f"tolerance {tolerance:g}: give a number between 0 and 1, such as 1e-4")
@@ -96,7 +88,7 @@ def integration_plan(
     solver = DEFAULT_SOLVER if solver is None else solver
     fixed_step_tableau(solver)
     if tolerance is not None:
-        raise UsageError(f"{solver} takes steps and no tolerance; dopri5 has one")
+        raise UsageError(f"{solver} takes steps, not a tolerance; dopri5 takes a tolerance")
     return FixedSteps.model_validate(
         {"solver": solver, "times": uniform_grid(DEFAULT_STEPS if steps is None else steps)}
     )
@@ -106,7 +98,7 @@ def read_integration_plan(path: Path) -> FixedSteps | AdaptiveSteps:
     """Read a plan's JSON file.
 
     Raises:
-        UsageError: it is missing, not JSON, or not such a plan.
+        UsageError: the file is missing, not JSON, or not an integration plan.
     """
     adapter: TypeAdapter[FixedSteps | AdaptiveSteps] = TypeAdapter(IntegrationPlan)
     return read_plan_file(path, adapter.validate_python, instead="auto", known_fields=("solver", "times", "tolerance"))

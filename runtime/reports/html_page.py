@@ -10,7 +10,7 @@ from numpy import uint8
 from numpy.typing import NDArray
 from PIL import Image
 
-from starflow.runtime.plain.atomic_write import atomic_file
+from starflow.runtime.plain.atomic_write import write_text
 from starflow.runtime.plain.images import grid
 
 SMALLEST_IMAGE = 84  # pixels on the page; smaller ones are shown enlarged
@@ -68,8 +68,7 @@ def write_page(path: Path, title: str, body: Iterable[str], footer: str) -> None
         *body,
         f"<footer>{footer}</footer>\n</main>\n</body>\n</html>\n",
     )
-    with atomic_file(path) as temporary:
-        temporary.write_text("\n".join(lines), encoding="utf-8")
+    write_text(path, "\n".join(lines))
 
 
 def verdict(title: str, text: str, *, passed: bool = True) -> str:

@@ -25,7 +25,8 @@ def plain_table(*columns: str, text: Collection[str] = (), title: str | None = N
     )
     for index, column in enumerate(columns):
         on_left = index == 0 or column in text
-        table.add_column(column, justify="left" if on_left else "right", no_wrap=column not in text, overflow="fold")
+        overflow = "fold" if column in text else "ellipsis"
+        table.add_column(column, justify="left" if on_left else "right", no_wrap=column not in text, overflow=overflow)
     return table
 
 

@@ -10,8 +10,8 @@ from benchmarks import published_layout
 from benchmarks.published_layout import OPTIONS, published_buffers, write_flow, write_text_encoder
 
 from starflow.runtime.command_line import main
-from starflow.training.autoregressive.model import build_model
-from starflow.training.config import StarflowConfig
+from starflow.training.autoregressive.config import StarflowConfig
+from starflow.training.families import build_flow
 from starflow.training.text.text_encoder import load_encoder, load_tokenizer
 from tests.conformance.cases import Case
 
@@ -22,7 +22,7 @@ def test_buffers_are_those_of_the_published_code(repository: Path) -> None:
     config = StarflowConfig.model_validate(options)
     recorded = case.weights
     with torch.device("meta"):
-        parameters = build_model(config).state_dict().keys()
+        parameters = build_flow(config).state_dict().keys()
     expected = {name: tuple(value.shape) for name, value in recorded.items() if name not in parameters}
     found = published_buffers(config)
     assert {name: tuple(value.shape) for name, value in found.items()} == expected

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from starflow.training.autoregressive.model import FlowModel
+from starflow.training.autoregressive.model import AutoregressiveFlow
 from tests.conformance.bundle_calls import export_call, export_denoiser, run_denoising, run_sampling
 from tests.conformance.cases import Case
 from tests.conformance.torch_calls import load_model, run_call
@@ -15,7 +15,7 @@ ONNX_FACTOR = 10  # exported graphs may differ by ten times what PyTorch may
 
 
 @cache
-def model_before(case: Case, call_id: int) -> FlowModel:
+def model_before(case: Case, call_id: int) -> AutoregressiveFlow:
     """The model as the call finds it: earlier calls may have changed its state."""
     model = load_model(case)
     for call in case.config["calls"][:call_id]:

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plans.decode_plan import Jacobi
+from starflow.training.autoregressive.config import StarflowConfig, TarflowConfig
 from starflow.training.autoregressive.denoise import learned_denoise, score, score_denoise
-from starflow.training.autoregressive.model import FlowModel, JacobiTrace, build_model
+from starflow.training.autoregressive.model import AutoregressiveFlow, JacobiTrace
 from starflow.training.autoregressive.starflow import Starflow
-from starflow.training.autoregressive.state_check import check_tensors
-from starflow.training.config import StarflowConfig, TarflowConfig
+from starflow.training.families import build_flow
+from starflow.training.state_check import check_tensors
 from tests.conformance.cases import Case
 
 
@@ -20,8 +21,8 @@ def model_config(case: Case) -> StarflowConfig | TarflowConfig:
     return kind.model_validate(case.config["constructor"])
 
 
-def load_model(case: Case) -> FlowModel:
-    model = build_model(model_config(case))
+def load_model(case: Case) -> AutoregressiveFlow:
+    model = build_flow(model_config(case))
     check_tensors(case.name, {name: tuple(value.shape) for name, value in case.weights.items()}, model)
     expected = model.state_dict()
     model.load_state_dict({name: value for name, value in case.weights.items() if name in expected})
@@ -53,13 +54,13 @@ def attention_temperature(args: dict[str, Any]) -> float:
     return 1.0 if args.get("jacobi") else float(args.get("attn_temp", 1.0))
 
 
-def run_call(case: Case, model: FlowModel, call: dict[str, Any]) -> dict[str, Any]:
+def run_call(case: Case, model: AutoregressiveFlow, call: dict[str, Any]) -> dict[str, Any]:
     """Outputs of one call by their recorded keys."""
     inputs = {argument: case.tensors[name] for argument, name in call["inputs"].items()}
     return OPERATIONS[call["op"]](model, inputs, call["args"], case)
 
 
-def _rope(model: FlowModel, inputs: dict[str, Tensor], args: dict[str, Any], case: Case) -> dict[str, Any]:
+def _rope(model: AutoregressiveFlow, inputs: dict[str, Tensor], args: dict[str, Any], case: Case) -> dict[str, Any]:
     patch = model.config.patch_size
     grid = (inputs["x"].shape[-2] // patch, inputs["x"].shape[-1] // patch)
     outputs = {}
@@ -74,7 +75,7 @@ def _rope(model: FlowModel, inputs: dict[str, Tensor], args: dict[str, Any], cas
     return outputs
 
 
-def _forward(model: FlowModel, inputs: dict[str, Tensor], args: dict[str, Any], case: Case) -> dict[str, Any]:
+def _forward(model: AutoregressiveFlow, inputs: dict[str, Tensor], args: dict[str, Any], case: Case) -> dict[str, Any]:
     with torch.no_grad():
         out = model(inputs["x"], inputs.get("y"))
     patch = model.config.patch_size
@@ -98,7 +99,7 @@ def _forward(model: FlowModel, inputs: dict[str, Tensor], args: dict[str, Any], 
     return outputs
 
 
-def _reverse(model: FlowModel, inputs: dict[str, Tensor], args: dict[str, Any], case: Case) -> dict[str, Any]:
+def _reverse(model: AutoregressiveFlow, inputs: dict[str, Tensor], args: dict[str, Any], case: Case) -> dict[str, Any]:
     noise = inputs["noise"]
     y, y_null = split_condition(inputs.get("y"), noise.shape[0])
     sequence: list[Tensor] = []
@@ -124,7 +125,9 @@ def denoising_rate(args: dict[str, Any]) -> float:
     return float(args.get("lr", 1.0))
 
 
-def _score_denoise(model: FlowModel, inputs: dict[str, Tensor], args: dict[str, Any], case: Case) -> dict[str, Any]:
+def _score_denoise(
+    model: AutoregressiveFlow, inputs: dict[str, Tensor], args: dict[str, Any], case: Case
+) -> dict[str, Any]:
     x, y = inputs["x"], inputs.get("y")
     return {
         "x_denoised": score_denoise(model, x, y, noise_std=args["noise_std"], rate=denoising_rate(args)),
@@ -132,7 +135,7 @@ def _score_denoise(model: FlowModel, inputs: dict[str, Tensor], args: dict[str, 
     }
 
 
-def _denoiser(model: FlowModel, inputs: dict[str, Tensor], args: dict[str, Any], case: Case) -> dict[str, Any]:
+def _denoiser(model: AutoregressiveFlow, inputs: dict[str, Tensor], args: dict[str, Any], case: Case) -> dict[str, Any]:
     assert isinstance(model, Starflow)
     x, y = inputs["x"], inputs.get("y")
     with torch.no_grad():
@@ -141,11 +144,15 @@ def _denoiser(model: FlowModel, inputs: dict[str, Tensor], args: dict[str, Any],
     return {"prediction": prediction, "x_denoised": denoised}
 
 
-def _label_embedding(model: FlowModel, inputs: dict[str, Tensor], args: dict[str, Any], case: Case) -> dict[str, Any]:
+def _label_embedding(
+    model: AutoregressiveFlow, inputs: dict[str, Tensor], args: dict[str, Any], case: Case
+) -> dict[str, Any]:
     return {"y": model.encode_labels(inputs["ids"])}
 
 
-def _update_prior(model: FlowModel, inputs: dict[str, Tensor], args: dict[str, Any], case: Case) -> dict[str, Any]:
+def _update_prior(
+    model: AutoregressiveFlow, inputs: dict[str, Tensor], args: dict[str, Any], case: Case
+) -> dict[str, Any]:
     model.update_prior(inputs["z"])  # type: ignore[operator]
     return {"var": model.var}
 

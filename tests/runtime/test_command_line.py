@@ -12,6 +12,7 @@ import pytest
 
 from starflow.runtime import command_line
 from starflow.runtime.command_line import main
+from starflow.runtime.plain.install_hint import install_hint
 
 HELLO = '''"""Greet somebody.
 
@@ -161,8 +162,7 @@ def test_missing_package_names_the_extra(
     install("needy", body(statement))
     assert main(["needy"]) == 1
     assert capsys.readouterr().err == (
-        f"starflow needy: error: needs the package {package}, which is not installed: "
-        f"pip install 'starflow-compiler[{extra}]'\n"
+        f"starflow needy: error: needs the package {package}, which is not installed: {install_hint(extra)}\n"
     )
 
 

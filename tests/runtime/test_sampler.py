@@ -8,14 +8,14 @@ import torch
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Guidance, Jacobi, Sampler
-from starflow.training.autoregressive.model import FlowModel
+from starflow.training.autoregressive.model import AutoregressiveFlow
 from tests.models import features_config, tarflow_config, unconditional_config, write_checkpoint
 
 
 @pytest.mark.parametrize("variant", ["cpu-fp32", "portable-fp32"])
 @pytest.mark.parametrize("guidance", [0.0, 2.5])
 def test_generate_equals_pytorch_reverse(
-    tiny_bundle: Path, tiny_model: FlowModel, variant: str, guidance: float
+    tiny_bundle: Path, tiny_model: AutoregressiveFlow, variant: str, guidance: float
 ) -> None:
     with Sampler.open(tiny_bundle, variant=variant, threads=1) as sampler:
         noise = sampler.noise(3, seed=5)  # batch 2: one full part, one padded
@@ -26,7 +26,9 @@ def test_generate_equals_pytorch_reverse(
 
 
 @pytest.mark.parametrize(("variant", "tolerance"), [("cpu-fp16", 2e-2), ("portable-fp16", 5e-2)])
-def test_half_precision_stays_close(tiny_bundle: Path, tiny_model: FlowModel, variant: str, tolerance: float) -> None:
+def test_half_precision_stays_close(
+    tiny_bundle: Path, tiny_model: AutoregressiveFlow, variant: str, tolerance: float
+) -> None:
     with Sampler.open(tiny_bundle, variant=variant, threads=1) as sampler:
         noise = sampler.noise(2, seed=1)
         found = sampler.generate(noise, [1, 2], guidance=1.0)

@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from starflow.runtime.plain.errors import CheckpointError, RecipeError, StarflowError
-from starflow.training.autoregressive.model import FlowModel
-from starflow.training.checkpoint import load_model
+from starflow.training.autoregressive.model import AutoregressiveFlow
+from starflow.training.checkpoint import load_autoregressive
 from starflow.training.data.augmentation import shift_images
-from starflow.training.data.dataset import Dataset, load_dataset
-from starflow.training.recipe import Digits8Source, Recipe, Training
+from starflow.training.data.dataset import load_dataset
+from starflow.training.data.samples import Dataset
+from starflow.training.data.source import Digits8Source
+from starflow.training.recipe import Recipe, Training
 from starflow.training.runs.optimizer import average_decay_at, build_optimizer, learning_rate_at, update_average
 from starflow.training.runs.run import generator_for
 from starflow.training.trainer import Trainer, drop_conditions
@@ -138,7 +140,7 @@ def test_it_learns_and_leaves_a_checkpoint(tmp_path: Path, digits: Dataset, mode
     # Volume-preserving flows cannot shrink; they gain by their prior.
     assert outcome.test_bits_per_dim < before - 0.5
     assert (tmp_path / "samples" / "0000020.png").is_file()
-    config, loaded = load_model(tmp_path / "checkpoint")
+    config, loaded = load_autoregressive(tmp_path / "checkpoint")
     assert config.conditioning.kind == ("class" if model.get("num_classes", 1) else "none")
     assert config.image.mode == "L"
     assert config.noise_std == 0.1
@@ -153,7 +155,7 @@ def test_bits_of_the_loss_and_of_the_likelihood_agree(tmp_path: Path, digits: Da
     generator = torch.Generator().manual_seed(0)
     x, y = trainer.prepare(trainer.data.test.to(trainer.device), generator)
     model = trainer.model
-    assert isinstance(model, FlowModel)
+    assert isinstance(model, AutoregressiveFlow)
     expected = -float(model.log_likelihood(x, y).detach().mean()) / 64 / math.log(2) + math.log2(127.5)
     assert trainer._bits(model(x, y).loss.item()) == pytest.approx(expected, abs=1e-4)
 
@@ -266,8 +268,12 @@ def test_resume_refuses_what_is_not_its_own(tmp_path: Path, digits: Dataset) -> 
 @pytest.mark.parametrize(
     ("model", "training", "expected"),
     [
-        (STARFLOW | {"img_size": 16}, {}, r"model: takes 1 channel\(s\) of 16x16, the data has 1 channel\(s\) of 8x8"),
-        (STARFLOW | {"txt_dim": 12}, {}, r"model\.txt_dim: found 12, expected 11, because the data has 10 classes"),
+        (
+            STARFLOW | {"img_size": 16},
+            {},
+            r"model: takes 1 channel\(s\) of 16x16, but the data are 1 channel\(s\) of 8x8",
+        ),
+        (STARFLOW | {"txt_dim": 12}, {}, r"model\.txt_dim: found 12, expected 11, because the data have 10 classes"),
         (TARFLOW | {"num_classes": 9}, {}, r"model\.num_classes: found 9, expected 10"),
         (STARFLOW, {"batch_size": 5000}, r"training\.batch_size: found 5000, expected at most 1617"),
         (STARFLOW, {"precision": "fp16", "device": "cpu"}, "fp16 trains on CUDA only"),

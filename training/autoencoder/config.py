@@ -1,4 +1,4 @@
-"""What a recipe says of an autoencoder: its network, what it minimises, and how its decoder meets noise.
+"""The sections of a recipe for an autoencoder: its network, its objective, and its decoder for noisy latents.
 
 Fields of the networks have the names of diffusers' configurations.
 """
@@ -12,7 +12,7 @@ from starflow.training.frozen import Frozen
 
 
 class TinyConfig(Frozen):
-    """diffusers' AutoencoderTiny: plain residual convolutions, a deterministic encoder; made to be fast."""
+    """diffusers' AutoencoderTiny: plain residual convolutions and a deterministic encoder, made to be fast."""
 
     kind: Literal["tiny"]
     latent_channels: int = Field(4, gt=0)
@@ -77,22 +77,22 @@ AutoencoderConfig = Annotated[TinyConfig | KlConfig, Field(discriminator="kind")
 
 
 class ReconstructionConfig(Frozen):
-    """How pixels are compared: their distance and that of their differences, over several scales."""
+    """How pixels are compared: by their distance and that of their differences, over several scales."""
 
     distance: Literal["l1", "l2"] = "l1"
     gradient: float = Field(1.0, ge=0)  # weight of differences between neighbours: edges stay sharp
-    scales: int = Field(3, gt=0)  # halvings of the image that are compared as well, the image itself counted
+    scales: int = Field(3, gt=0)  # the image and its halvings that are compared
 
 
 class AutoencoderObjective(ReconstructionConfig):
-    """What training an autoencoder minimises: the reconstruction, and what keeps latents fit for a flow."""
+    """What training an autoencoder minimises: the reconstruction error, and a term that keeps latents fit for a flow."""
 
-    noise_std: float = Field(0.0, ge=0)  # most noise on latents of standard deviation 1; the flow's
+    noise_std: float = Field(0.0, ge=0)  # most noise on latents of standard deviation 1: that of the flow
     kl: float = Field(1e-4, ge=0)  # nats per latent dimension, against a standard normal
 
 
 class NoisyDecoderConfig(Frozen):
-    """A decoder that takes the flow's noise away: fine-tuned on noisy latents, behind a frozen encoder."""
+    """A decoder that removes the flow's noise: fine-tuned on noisy latents, with a frozen encoder."""
 
     autoencoder: Path  # a checkpoint of the first stage, or any diffusers folder
     noise_std: float = Field(gt=0)  # on latents of standard deviation 1: training.noise_std of the flow

@@ -14,17 +14,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor
+from safetensors.torch import load_file
 
-from starflow.runtime.plain.atomic_write import atomic_folder
 from starflow.runtime.plain.errors import CheckpointError
-from starflow.runtime.plain.validation import one_line
 from starflow.training.autoencoder.network import Autoencoder, decoder_state, load_autoencoder
+from starflow.training.checkpoint_folder import checkpoint_folder
 from starflow.training.config import LatentScaling
-from starflow.training.frozen import Frozen
+from starflow.training.frozen import Frozen, read_json
+from starflow.training.tensor_file import write_tensors
 
 WEIGHTS, RECORD, NOISY_DECODER = "diffusion_pytorch_model.safetensors", "starflow.json", "noisy_decoder.safetensors"
 
@@ -35,7 +34,7 @@ class AutoencoderRecord(Frozen):
     Attributes:
         pixel_shape: [C, H, W] of the images it was trained on.
         latent: Gives the latents of the training set mean 0 and standard deviation 1.
-        noisy_decoder_std: Standard deviation of the noise the noisy decoder takes away, on scaled latents.
+        noisy_decoder_std: Standard deviation of the noise that the noisy decoder removes, on scaled latents.
     """
 
     pixel_shape: tuple[int, int, int]
@@ -45,13 +44,11 @@ class AutoencoderRecord(Frozen):
 
 @dataclass(frozen=True)
 class AutoencoderFolder:
-    """An autoencoder that was read.
+    """An autoencoder read from its folder `path`, float32, in evaluation mode.
 
     Attributes:
-        path: Its folder.
-        autoencoder: The autoencoder, float32, in evaluation mode.
         noisy: The same encoder with the decoder for noisy latents; None if there is none.
-        record: None for a foreign folder.
+        record: None for a folder that starflow did not write.
     """
 
     path: Path
@@ -64,11 +61,11 @@ def open_autoencoder(folder: Path) -> AutoencoderFolder:
     """Read a folder.
 
     Raises:
-        CheckpointError: it is no autoencoder's folder, or damaged.
+        CheckpointError: it does not hold an autoencoder, or is damaged.
         UsageError: diffusers is not installed.
     """
     autoencoder = load_autoencoder(folder)
-    record = _read_record(folder / RECORD)
+    record = read_json(folder / RECORD, AutoencoderRecord) if (folder / RECORD).is_file() else None
     path, noisy = folder / NOISY_DECODER, None
     if record is not None and record.noisy_decoder_std is not None:
         try:
@@ -83,16 +80,6 @@ def open_autoencoder(folder: Path) -> AutoencoderFolder:
     return AutoencoderFolder(folder, autoencoder, noisy, record)
 
 
-def _read_record(path: Path) -> AutoencoderRecord | None:
-    if not path.is_file():
-        return None
-    try:
-        return AutoencoderRecord.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        what = one_line(error) if isinstance(error, ValidationError) else "is not text"
-        raise CheckpointError(f"{path}: {what}") from None
-
-
 def save_autoencoder(
     folder: Path,
     autoencoder: Autoencoder,
@@ -102,42 +89,28 @@ def save_autoencoder(
     extra_files: Mapping[str, str] | None = None,
     half: bool = False,
 ) -> None:
-    """Write a folder, whole or not at all.
+    """Write a folder, whole or not at all; an existing one gives way.
 
     Args:
-        folder: Destination; an existing one gives way.
-        autoencoder: The autoencoder.
-        record: Its `latent` is told to diffusers as well.
+        folder: Destination.
+        autoencoder: Holds the encoder and the plain decoder.
+        record: Its `latent` is written into diffusers' configuration as well.
         noisy: Holds the decoder for noisy latents.
-        extra_files: Text files to store beside it, such as recipe.yaml and metrics.json.
+        extra_files: Text files to store with it, such as recipe.yaml and metrics.json.
         half: Store the weights as float16.
 
     Raises:
-        CheckpointError: a weight does not fit into float16, or the disk is full.
+        CheckpointError: see `write_tensors`; or the disk is full.
     """
     network = autoencoder.network
     told = {"scaling_factor": record.latent.scale, "shift_factor": record.latent.shift, "_name_or_path": ""}
-    network.register_to_config(**told)  # the path it was read from is nobody's business
-    with atomic_folder(folder, replace=True) as temporary:
-        try:
-            network.save_config(temporary)
-            (temporary / WEIGHTS).write_bytes(save(_stored(network.state_dict(), half), {"format": "pt"}))
-            (temporary / RECORD).write_text(record.model_dump_json(indent=2, exclude_none=True) + "\n")
-            if noisy is not None:
-                (temporary / NOISY_DECODER).write_bytes(save(_stored(decoder_state(noisy), half), {"format": "pt"}))
-            for name, text in (extra_files or {}).items():
-                (temporary / name).write_text(text)
-        except OSError as error:
-            raise CheckpointError(f"{folder}: cannot be written: {error.strerror}") from None
-
-
-def _stored(state: Mapping[str, Tensor], half: bool) -> dict[str, Tensor]:
-    stored = {}
-    for name, value in state.items():
-        stored[name] = (value.half() if half else value).detach().cpu().contiguous()
-        if not stored[name].isfinite().all():
-            raise CheckpointError(f"{name} does not fit into float16; store this autoencoder in float32")
-    return stored
+    network.register_to_config(**told)  # leaves out the path it was read from
+    with checkpoint_folder(folder, extra_files) as temporary:
+        network.save_config(temporary)
+        write_tensors(temporary / WEIGHTS, network.state_dict(), half=half)
+        (temporary / RECORD).write_text(record.model_dump_json(indent=2, exclude_none=True) + "\n")
+        if noisy is not None:
+            write_tensors(temporary / NOISY_DECODER, decoder_state(noisy), half=half)
 
 
 def autoencoder_digest(folder: Path) -> str:

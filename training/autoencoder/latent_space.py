@@ -1,4 +1,4 @@
-"""Where a latent flow's data come from and go to."""
+"""The latent space that a flow works in."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,10 @@ from starflow.training.config import LatentScaling
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """An autoencoder, and the scale a flow sees its latents at.
+    """An autoencoder, and the scale at which a flow sees its latents: (latent - shift) * scale.
 
     Attributes:
-        source: The autoencoder.
         pixel_shape: [C, H, W] of the images.
-        scaling: What the flow sees is (latent - shift) * scale.
         key: Digest of autoencoder and images.
     """
 
@@ -25,10 +23,10 @@ class LatentSpace:
     key: str
 
     def scaled(self, latents: Tensor) -> Tensor:
-        """Latents to the flow's data, float32."""
+        """Turn latents into the flow's data, float32."""
         return (latents.float() - self.scaling.shift) * self.scaling.scale
 
     def decode(self, data: Tensor) -> Tensor:
-        """The flow's data [B, c, h, w] to pixels in [-1, 1], by the decoder for noisy latents where there is one."""
+        """Turn the flow's data [B, c, h, w] into pixels in [-1, 1], by the decoder for noisy latents if there is one."""
         autoencoder = (self.source.noisy or self.source.autoencoder).to(data.device)
         return autoencoder.decode(data.float() / self.scaling.scale + self.scaling.shift)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from starflow.runtime.plain.errors import CheckpointError, UsageError
+from starflow.runtime.plain.install_hint import install_hint
 from starflow.training.autoencoder.config import KlConfig, TinyConfig
 
 CLASSES = {"tiny": "AutoencoderTiny", "kl": "AutoencoderKL"}
@@ -26,7 +27,7 @@ class Autoencoder(nn.Module):
 
     @property
     def variational(self) -> bool:
-        """Whether the encoder gives a distribution."""
+        """Whether the encoder predicts a distribution."""
         return type(self.network).__name__ == CLASSES["kl"]
 
     @property
@@ -39,7 +40,7 @@ class Autoencoder(nn.Module):
 
     @property
     def factor(self) -> int:
-        """Pixels to a latent pixel, along one side."""
+        """Image pixels per latent pixel, along one side."""
         config = self.network.config
         stages = config.block_out_channels if self.variational else config.encoder_block_out_channels
         return int(2 ** (len(stages) - 1))
@@ -48,7 +49,7 @@ class Autoencoder(nn.Module):
         """[C, h, w] of an image [C, H, W].
 
         Raises:
-            UsageError: it does not take such an image.
+            UsageError: the autoencoder does not take such an image.
         """
         factor = self.factor
         channels, height, width = pixel_shape
@@ -61,10 +62,8 @@ class Autoencoder(nn.Module):
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean and log-variance of the latent's distribution, [B, C, h, w] each; no variance if it is deterministic."""
-        if not self.variational:
-            return self.network.encode(pixels, return_dict=False)[0], None
-        distribution = self.network.encode(pixels, return_dict=False)[0]
-        return distribution.mean, distribution.logvar
+        found = self.network.encode(pixels, return_dict=False)[0]
+        return (found.mean, found.logvar) if self.variational else (found, None)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Latents: the mean of their distribution."""
@@ -80,9 +79,9 @@ class Autoencoder(nn.Module):
         Args:
             pixels: A batch.
             noise: Standard normal, shaped as its latents.
-            noise_std: Noise a flow will leave in latents of standard deviation 1. It is scaled to these latents, so that
-                making them larger does not escape it. Under a bound on power, Gaussian latents carry the most through
-                Gaussian noise (Shannon, 1948): this is what draws them to the flow's prior.
+            noise_std: Noise that a flow will leave in latents of standard deviation 1. It is scaled to these latents, so
+                that larger latents do not escape it. Under a bound on power, Gaussian latents carry the most information
+                through Gaussian noise (Shannon, 1948), so training draws them to the flow's prior.
 
         Returns:
             The reconstruction, and nats per dimension of KL(latents || standard normal): of every image's distribution,
@@ -106,8 +105,8 @@ def _diffusers() -> Any:
         import diffusers
         from diffusers.utils import logging
     except ImportError:
-        raise UsageError("autoencoders need diffusers; pip install 'starflow-compiler[encoders]'") from None
-    logging.set_verbosity_error()  # it warns of fields that it wrote itself
+        raise UsageError(f"autoencoders need the package diffusers: {install_hint('encoders')}") from None
+    logging.set_verbosity_error()  # it warns about fields that it wrote itself
     return diffusers
 
 
@@ -124,7 +123,7 @@ def load_autoencoder(folder: Path) -> Autoencoder:
     """Read a diffusers folder, float32, in evaluation mode; nothing is fetched.
 
     Raises:
-        CheckpointError: it is not the folder of an AutoencoderKL or AutoencoderTiny, or is damaged.
+        CheckpointError: it does not hold an AutoencoderKL or AutoencoderTiny, or is damaged.
         UsageError: diffusers is not installed.
     """
     diffusers = _diffusers()

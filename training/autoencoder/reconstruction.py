@@ -8,11 +8,9 @@ from starflow.training.autoencoder.config import ReconstructionConfig
 
 
 def reconstruction_loss(found: Tensor, wanted: Tensor, config: ReconstructionConfig) -> Tensor:
-    """Mean distance of pixels and, weighted, of the differences between neighbours; averaged over scales.
+    """Mean distance of pixels and, weighted, of the differences between neighbours, averaged over scales.
 
-    Args:
-        found, wanted: [B, C, H, W] in [-1, 1].
-        config: The distance, the weight, and how many scales: each halves the one before.
+    Both images are [B, C, H, W] in [-1, 1]; each scale halves the one before.
     """
     distance = functional.l1_loss if config.distance == "l1" else functional.mse_loss
     total = torch.zeros((), device=found.device)

@@ -1,4 +1,4 @@
-"""Training an autoencoder, and fine-tuning its decoder on noisy latents: two runs that share pixels and judgement."""
+"""Training an autoencoder, and fine-tuning its decoder on noisy latents."""
 
 import copy
 from abc import abstractmethod
@@ -23,17 +23,16 @@ from starflow.training.autoencoder.latents import measured_scaling
 from starflow.training.autoencoder.network import DECODER_PARTS, Autoencoder, build_autoencoder
 from starflow.training.autoencoder.reconstruction import psnr, reconstruction_loss
 from starflow.training.config import LatentScaling
-from starflow.training.data.augmentation import mirror_images, shift_images
-from starflow.training.data.dataset import Batch, Dataset, to_float
+from starflow.training.data.samples import Batch, Dataset, to_float
 from starflow.training.recipe import AutoencoderRecipe, DecoderRecipe
 from starflow.training.runs.run import EVALUATION, TrainingRun, generator_for
 
-MEASURED = 4096  # images, at most, that latent scale and shift are measured on
+MEASURED = 4096  # most images that the scale and shift of latents are measured on
 SHOWN = 16  # images on a sheet
 
 
 class ReconstructionRun(TrainingRun):
-    """What both runs share. The checkpoint is the autoencoder's folder."""
+    """What both runs share. Their checkpoint is the autoencoder's folder."""
 
     UNITS: ClassVar = {"test_psnr": "dB", "test_noisy_psnr": "dB through noise"}
     recipe: AutoencoderRecipe | DecoderRecipe
@@ -44,7 +43,7 @@ class ReconstructionRun(TrainingRun):
         self, recipe: AutoencoderRecipe | DecoderRecipe, data: Dataset, folder: Path, model: Callable[[], Autoencoder]
     ) -> None:
         if data.kind != "images":
-            raise RecipeError("data: an autoencoder learns from images")
+            raise RecipeError(f"data: found {data.kind}, expected images: an autoencoder learns from them")
         self.data = data.without_conditions()
         channels, height, width = data.train.values.shape[1:]
         self.pixel_shape = (int(channels), int(height), int(width))
@@ -53,17 +52,17 @@ class ReconstructionRun(TrainingRun):
             self.latent_shape = self.model.latent_shape(self.pixel_shape)
         except UsageError as error:
             raise RecipeError(str(error)) from None
-        if self.device.type == "cuda":  # convolutions are faster so
+        if self.device.type == "cuda":  # which makes convolutions faster
             for model in (self.model, self.average):
                 model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub has no such overload
 
     @abstractmethod
     def scaling(self) -> LatentScaling:
-        """What gives the averaged encoder's latents mean 0 and standard deviation 1."""
+        """The scaling that gives the averaged encoder's latents mean 0 and standard deviation 1."""
 
     @torch.inference_mode()
     def measured(self, autoencoder: Autoencoder) -> LatentScaling:
-        """That scaling, measured on images trained on."""
+        """That scaling, measured on training images."""
         step = max(1, len(self.data.train) // MEASURED)
         parts = self.data.train.values[::step].split(self.part_size)
         return measured_scaling(torch.cat([autoencoder.encode(to_float(part.to(self.device))) for part in parts]))
@@ -71,24 +70,32 @@ class ReconstructionRun(TrainingRun):
     @property
     @abstractmethod
     def noise_std(self) -> float:
-        """Noise on scaled latents that the decoder is trained, and judged, against."""
+        """Standard deviation of the noise on scaled latents that the decoder is trained and judged with."""
+
+    @abstractmethod
+    def result(self) -> tuple[Autoencoder, Autoencoder | None]:
+        """The autoencoder, and the one that holds the decoder for noisy latents, if there is one."""
+
+    def write_checkpoint(self, extra_files: Mapping[str, str]) -> None:
+        autoencoder, noisy = self.result()
+        std = None if noisy is None else self.noise_std
+        record = AutoencoderRecord(pixel_shape=self.pixel_shape, latent=self.scaling(), noisy_decoder_std=std)
+        half = self.training.half_checkpoint
+        save_autoencoder(
+            self.folder / "checkpoint", autoencoder, record, noisy=noisy, extra_files=extra_files, half=half
+        )
 
     def pixels(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Augmented images, float32 in [-1, 1]."""
-        values, training = batch.values, self.training
-        if training.shift:
-            values = shift_images(values, training.shift, generator)
-        if training.flip:
-            values = mirror_images(values, values.flip(3), generator)
-        return to_float(values)
+        return to_float(self.augmented(batch, generator))
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
-        """Standard normal noise shaped as `count` latents."""
+        """Standard normal noise in the shape of `count` latents."""
         return torch.randn(count, *self.latent_shape, generator=generator, device=self.device)
 
     @torch.inference_mode()
     def judge(self) -> dict[str, float]:
-        """Mean PSNR of held-out images, and of those decoded from latents with the noise of the recipe."""
+        """Mean PSNR of held-out images, decoded from their latents and from latents with the recipe's noise."""
         generator = generator_for(self.training.seed, EVALUATION, 0, self.device)
         scale, plain, noisy = self.scaling().scale, [], []
         for values in self.data.test.values.split(self.part_size):
@@ -101,7 +108,7 @@ class ReconstructionRun(TrainingRun):
 
     @torch.inference_mode()
     def sample_sheet(self) -> NDArray[np.uint8]:
-        """Rows of some held-out images, their reconstructions, and those from noisy latents."""
+        """Three rows: held-out images, their reconstructions, and those from noisy latents."""
         generator = generator_for(self.training.seed, EVALUATION, 0, self.device)
         every = max(1, len(self.data.test) // SHOWN)
         images = to_float(self.data.test.values[::every][:SHOWN].to(self.device))
@@ -118,7 +125,6 @@ class AutoencoderTrainer(ReconstructionRun):
 
     def __init__(self, recipe: AutoencoderRecipe, data: Dataset, folder: Path) -> None:
         channels = data.train.values.shape[1]
-        self._kl = torch.zeros(())
         super().__init__(recipe, data, folder, lambda: build_autoencoder(recipe.autoencoder, channels))
 
     @property
@@ -128,30 +134,25 @@ class AutoencoderTrainer(ReconstructionRun):
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
         objective = self.recipe.objective
         images, noise = self.pixels(batch, generator), self.noise(len(batch.values), generator)
-        # Every level up to noise_std: this decoder meets denoised latents as well as noisy ones.
+        # Every level up to noise_std: this decoder will see denoised latents as well as noisy ones.
         noise = noise * torch.rand(len(images), 1, 1, 1, generator=generator, device=self.device)
-        self._kl = torch.zeros((), device=self.device)
+        self.figures["kl"] = torch.zeros((), device=self.device)
         for part, draw in zip(images.split(self.part_size), noise.split(self.part_size), strict=True):
             reconstruction, kl = self.forward(part, draw, objective.noise_std)
-            self._kl += kl.detach() / self.training.accumulate
+            self.figures["kl"] += kl.detach() / self.training.accumulate
             yield reconstruction_loss(reconstruction, part, objective) + objective.kl * kl
-
-    def figures(self) -> dict[str, Tensor]:
-        return {"kl": self._kl}
 
     def scaling(self) -> LatentScaling:
         return self.measured(self.average)
 
-    def write_checkpoint(self, extra_files: Mapping[str, str]) -> None:
-        record = AutoencoderRecord(pixel_shape=self.pixel_shape, latent=self.scaling())
-        half = self.training.half_checkpoint
-        save_autoencoder(self.folder / "checkpoint", self.average, record, extra_files=extra_files, half=half)
+    def result(self) -> tuple[Autoencoder, Autoencoder | None]:
+        return self.average, None
 
 
 class DecoderTrainer(ReconstructionRun):
-    """Fine-tune a decoder on latents with the noise a flow leaves in its samples; the encoder stays as it is.
+    """Fine-tune a decoder on latents with the noise that a flow leaves in its samples; the encoder stays as it is.
 
-    What STARFlow does in place of denoising (Gu et al., NeurIPS 2025, section 3.4): the decoder learns E[pixels | noisy latents],
+    STARFlow does this in place of denoising (Gu et al., NeurIPS 2025, section 3.4): the decoder learns E[pixels | noisy latents],
     or their median with `distance: l1`.
     """
 
@@ -182,28 +183,11 @@ class DecoderTrainer(ReconstructionRun):
     def scaling(self) -> LatentScaling:
         return self._scaling
 
-    def state(self) -> dict[str, Any]:
+    def digests(self) -> dict[str, str]:
         return {"autoencoder": self._digest}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        if state["autoencoder"] != self._digest:
-            raise RecipeError(
-                f"{self.folder / 'state.pt'}: belongs to another autoencoder than {self._source.path} holds now;"
-                " use another --out or --no-resume"
-            )
-
-    def write_checkpoint(self, extra_files: Mapping[str, str]) -> None:
-        """Both decoders: the plain one as it was, the fine-tuned one beside it."""
-        record = AutoencoderRecord(pixel_shape=self.pixel_shape, latent=self._scaling, noisy_decoder_std=self.noise_std)
-        half = self.training.half_checkpoint
-        save_autoencoder(
-            self.folder / "checkpoint",
-            self._source.autoencoder,
-            record,
-            noisy=self.average,
-            extra_files=extra_files,
-            half=half,
-        )
+    def result(self) -> tuple[Autoencoder, Autoencoder | None]:
+        return self._source.autoencoder, self.average
 
 
 def _with_frozen_encoder(autoencoder: Autoencoder) -> Autoencoder:

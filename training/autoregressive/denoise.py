@@ -1,4 +1,4 @@
-"""Denoising: from samples of the noised data, which a flow is trained on, back towards the data.
+"""Denoising: from samples of the noised data, on which a flow is trained, back towards the data.
 
 A flow trained on x + sigma n, n ~ N(0, I), samples noised images. *Score* denoising asks the flow itself (Tweedie's
 formula; TARFlow, section 2.4): one pass forward and one backward through it. *Learned* denoising asks a network trained
@@ -8,19 +8,19 @@ beside the flow (`learnable_self_denoiser` of STARFlow): one pass forward throug
 import torch
 from torch import Tensor
 
-from starflow.training.autoregressive.model import FlowModel
+from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.autoregressive.starflow import Starflow
 
 LEARNED_STD = 0.3  # the published constant; a denoiser is trained for it whatever the flow's noise_std
 
 
-def score(model: FlowModel, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """grad log p(x | y) of the likelihood as the published loss counts it: a learned prior is left out.
+def score(model: AutoregressiveFlow, x: Tensor, y: Tensor | None = None) -> Tensor:
+    """grad log p(x | y) of the likelihood as the published loss counts it: without a learned prior.
 
     Args:
-        model: The flow.
+        model: An autoregressive flow.
         x: [B, C, H, W] float32.
-        y: Condition of every sample, see `FlowModel.forward`. There is no guidance: it is no likelihood.
+        y: Condition of every sample, see `AutoregressiveFlow.forward`. There is no guidance: it has no likelihood.
 
     Returns:
         [B, C, H, W], nats per unit of x.
@@ -36,14 +36,14 @@ def score(model: FlowModel, x: Tensor, y: Tensor | None = None) -> Tensor:
 
 
 def score_denoise(
-    model: FlowModel, x: Tensor, y: Tensor | None = None, *, noise_std: float, rate: float = 1.0
+    model: AutoregressiveFlow, x: Tensor, y: Tensor | None = None, *, noise_std: float, rate: float = 1.0
 ) -> Tensor:
     """x + rate sigma^2 grad log p(x | y): the mean of the clean data given x, at rate 1 (Tweedie's formula).
 
     Args:
-        model: The flow.
-        x: [B, C, H, W] float32, samples of the noised data.
-        y: Condition of every sample.
+        model: See `score`, with `x` and `y`.
+        x: Samples of the noised data.
+        y: Condition.
         noise_std: sigma, the standard deviation of the noise the flow was trained with.
         rate: Part of the way to go (`self_denoising_lr` of the published code).
     """

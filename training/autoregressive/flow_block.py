@@ -1,19 +1,18 @@
 """One flow block: an autoregressive affine transform of a token sequence (the reference's MetaBlock).
 
-The sequence is given in block order; reversing it is the model's business.
+The sequence comes in block order; the model reverses it where needed.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from starflow.training.config import BlockConfig
-from starflow.training.layers.transformer import KVCache, Layer, RMSNorm
+from starflow.training.autoregressive.config import BlockConfig
+from starflow.training.layers.transformer import KVCache, Layer, rms_norm_if
 
-SOFTPLUS_SHIFT = 0.541324854612918  # softplus of it is 1: a = 0 leaves a token as it is
+SOFTPLUS_SHIFT = 0.541324854612918  # its softplus is 1, so a = 0 leaves a token as it is
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -34,14 +33,25 @@ class Normalised(NamedTuple):
     condition: Tensor | None
 
 
-@dataclass
-class DecodingState:
-    """Everything one block carries from step to step while it samples."""
+class Context(NamedTuple):
+    """What a block reads besides its tokens.
 
-    caches: list[KVCache]
-    rotation: Rotation | None
+    Attributes:
+        condition: [rows, m, width] condition tokens, for a block that has a prefix.
+        class_vector: [rows, 1, channels], for a block conditioned by class.
+        rotation: cos and sin, [m + T, head_dim / 2] each.
+        temperature: [rows]; attention logits are divided by it in decoding.
+    """
+
+    condition: Tensor | None
     class_vector: Tensor | None
-    temperature: Tensor | None
+    rotation: Rotation | None
+    temperature: Tensor | None = None
+
+    @property
+    def prefix(self) -> int:
+        """Number m of condition tokens."""
+        return 0 if self.condition is None else self.condition.shape[1]
 
 
 class FlowBlock(nn.Module):
@@ -62,8 +72,7 @@ class FlowBlock(nn.Module):
         if block.condition == "class":
             self.class_embed = nn.Parameter(torch.randn(block.condition_width, 1, block.channels) * 1e-2)
         self.attn_blocks = nn.ModuleList(Layer(block) for _ in range(block.layers))
-        if block.final_norm:
-            self.final_norm = RMSNorm(block.channels)
+        self.final_norm = rms_norm_if(block.final_norm, block.channels)
 
     def class_vectors(self, labels: Tensor | None, rows: int) -> Tensor:
         """Class embeddings, [rows, 1, channels]; the mean embedding where `labels` [rows] int64 is None or negative."""
@@ -85,13 +94,9 @@ class FlowBlock(nn.Module):
             h = h + table[first : first + tokens.shape[1]]
         return h if class_vector is None else h + class_vector
 
-    def _final(self, h: Tensor) -> Tensor:
-        final: Tensor = self.final_norm(h) if self.block.final_norm else h
-        return final
-
     def raw(self, h: Tensor) -> Tensor:
         """The network's output after soft clip, [..., 2D] (or D), float32."""
-        out: Tensor = self.proj_out(self._final(h)).float()
+        out: Tensor = self.proj_out(self.final_norm(h)).float()
         clip = self.block.soft_clip
         return clip * torch.tanh(out / clip) if clip > 0 else out
 
@@ -107,82 +112,52 @@ class FlowBlock(nn.Module):
         return functional.softplus(a + SOFTPLUS_SHIFT) if self.block.scale == "softplus" else torch.exp(a)
 
     def log_sigma(self, a: Tensor) -> Tensor:
-        """Logarithm of `sigma`, without the detour where it is a itself."""
+        """Logarithm of `sigma`: a itself, unless the scale is a softplus."""
         return torch.log(self.sigma(a)) if self.block.scale == "softplus" else a
 
-    def forward(
-        self, x: Tensor, condition: Tensor | None, class_vector: Tensor | None, rotation: Rotation | None
-    ) -> Normalised:
-        """Normalise a whole sequence in one pass.
-
-        Args:
-            x: [B, T, D] in block order.
-            condition: [B, m, width] condition tokens, for a block that has a prefix.
-            class_vector: [B, 1, channels], for a block conditioned by class.
-            rotation: cos and sin, [m + T, head_dim / 2] each.
-        """
+    def forward(self, x: Tensor, context: Context) -> Normalised:
+        """Normalise a whole sequence x [B, T, D], in block order, in one pass."""
         inputs = x
         if self.block.start_token:
             inputs = torch.cat([self.sos_embed.to(x.dtype).expand(x.shape[0], 1, -1), x[:, :-1]], dim=1)
-        raw, text = self.network(inputs, condition, class_vector, rotation)
+        raw, text = self.network(inputs, context)
         a, mu = self.scale_and_shift(raw)
         if not self.block.start_token:
             a, mu = (functional.pad(value[:, :-1], (0, 0, 1, 0)) for value in (a, mu))
-        return Normalised(
-            z=(x - mu) / self.sigma(a),
-            log_det=-self.log_sigma(a),
-            raw=raw,
-            condition=text,
-        )
+        return Normalised((x - mu) / self.sigma(a), -self.log_sigma(a), raw, text)
 
-    def network(
-        self, inputs: Tensor, condition: Tensor | None, class_vector: Tensor | None, rotation: Rotation | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Run the transformer over a whole sequence, without a cache.
-
-        Args:
-            inputs: [B, T, D], the start token included where there is one.
-            condition, class_vector, rotation: See `forward`.
+    def network(self, inputs: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+        """Run the transformer over a whole sequence [B, T, D], the start token included, without a cache.
 
         Returns:
             [B, T, output_dim] `raw`, and the final-normed condition tokens [B, m, channels] or None.
         """
-        h = self.embed_tokens(inputs, 0, class_vector)
-        prefix = 0
-        if condition is not None:
-            prefix = condition.shape[1]
-            h = torch.cat([self.embed_condition(condition), h], dim=1)
+        h, prefix = self.embed_tokens(inputs, 0, context.class_vector), context.prefix
+        if context.condition is not None:
+            h = torch.cat([self.embed_condition(context.condition), h], dim=1)
         for layer in self.attn_blocks:
-            h = layer(h, rotation)
-        return self.raw(h[:, prefix:]), self._final(h[:, :prefix]) if condition is not None else None
+            h = layer(h, context.rotation)
+        return self.raw(h[:, prefix:]), None if context.condition is None else self.final_norm(h[:, :prefix])
 
-    def begin(
-        self,
-        rows: int,
-        length: int,
-        condition: Tensor | None,
-        class_vector: Tensor | None,
-        rotation: Rotation | None,
-        temperature: Tensor | None,
-    ) -> DecodingState:
-        """Empty caches for `rows` sequences of `length` tokens, with the condition [rows, m, width] prefilled."""
-        prefix = 0 if condition is None else condition.shape[1]
-        caches = [KVCache.empty(self.block, rows, prefix + length, self.proj_in.weight) for _ in self.attn_blocks]
-        state = DecodingState(caches, rotation, class_vector, temperature)
-        if condition is not None:
-            self._layers(self.embed_condition(condition), 0, state)
-        return state
+    def caches(self, rows: int, length: int, context: Context) -> list[KVCache]:
+        """One cache a layer for `rows` sequences of `length` tokens, with the condition prefilled."""
+        caches = [
+            KVCache.empty(self.block, rows, context.prefix + length, self.proj_in.weight) for _ in self.attn_blocks
+        ]
+        if context.condition is not None:
+            self._decode(self.embed_condition(context.condition), 0, context, caches)
+        return caches
 
-    def _layers(self, h: Tensor, position: int, state: DecodingState) -> Tensor:
-        rotation = state.rotation
+    def step(self, previous: Tensor, index: int, context: Context, caches: list[KVCache]) -> tuple[Tensor, Tensor]:
+        """Predict a and mu from `previous` [rows, S, D], the inputs at sequence indices `index`.., [rows, S, D] each."""
+        h = self.embed_tokens(previous, index, context.class_vector)
+        return self.scale_and_shift(self.raw(self._decode(h, context.prefix + index, context, caches)))
+
+    def _decode(self, h: Tensor, position: int, context: Context, caches: list[KVCache]) -> Tensor:
+        rotation = context.rotation
         if rotation is not None:
             end = position + h.shape[1]
             rotation = (rotation[0][position:end], rotation[1][position:end])
-        for layer, cache in zip(self.attn_blocks, state.caches, strict=True):
-            h = layer(h, rotation, cache, position, state.temperature)
+        for layer, cache in zip(self.attn_blocks, caches, strict=True):
+            h = layer(h, rotation, cache, position, context.temperature)
         return h
-
-    def step(self, previous: Tensor, index: int, prefix: int, state: DecodingState) -> tuple[Tensor, Tensor]:
-        """Predict a and mu from `previous` [rows, S, D], the inputs at sequence indices `index`.., [rows, S, D] each."""
-        h = self.embed_tokens(previous, index, state.class_vector)
-        return self.scale_and_shift(self.raw(self._layers(h, prefix + index, state)))

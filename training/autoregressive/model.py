@@ -1,10 +1,10 @@
-"""The flow: a stack of flow blocks with alternating token order (deep-shallow STARFlow, or TARFlow).
+"""An autoregressive flow: a stack of flow blocks with alternating token order (deep-shallow STARFlow, or TARFlow).
 
 `forward` normalises, `reverse` samples in plain PyTorch. `reverse` is the truth the exported graphs are held to.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,15 +13,8 @@ from torch import Tensor, nn
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plans.decode_plan import Jacobi
-from starflow.training.autoregressive.flow_block import FlowBlock, Rotation
-from starflow.training.config import (
-    AutoregressiveConfig,
-    BlockConfig,
-    ModelConfig,
-    StarflowConfig,
-    TarflowConfig,
-    block_configs,
-)
+from starflow.training.autoregressive.config import AutoregressiveConfig, BlockConfig, block_configs
+from starflow.training.autoregressive.flow_block import Context, FlowBlock
 from starflow.training.flow import Flow
 from starflow.training.layers.likelihood import gaussian_log_density
 from starflow.training.layers.tokens import patchify, unpatchify
@@ -36,7 +29,7 @@ class FlowOutput:
         log_dets: Per block, [B, T, D] -log sigma in block order; identity blocks have zeros [B].
         activations: Tokens [B, T, D] in natural order: the patched input, then every block's output.
         raws: Per block, the network's [a, mu] before any shift; None for identity blocks.
-        condition: Final-normed condition tokens of the top block, or None.
+        condition: Final-normed condition tokens of the deep block, or None.
         loss: Scalar; mean(z^2) / 2 minus the mean log-determinant: nats per dimension less log(2 pi) / 2.
         loss_z, loss_log_det: Its two parts.
     """
@@ -61,7 +54,7 @@ class JacobiTrace:
     changes: tuple[float, ...]
 
 
-class FlowModel(Flow):
+class AutoregressiveFlow(Flow):
     """What STARFlow and TARFlow share: the blocks, the two directions, the likelihood."""
 
     channel_first: bool  # order of a patch vector
@@ -71,11 +64,17 @@ class FlowModel(Flow):
         super().__init__()
         self.config = config
         self.block_configs: tuple[BlockConfig, ...] = block_configs(config)
-        self.side = config.img_size // config.patch_size
+        self.side = config.side
         self.length_scale: int = getattr(config, "pt_seq_len", None) or self.side
         self.blocks = nn.ModuleList(
             FlowBlock(block, self.side**2) if block.layers else nn.Identity() for block in self.block_configs
         )
+
+    @property
+    def unused_buffers(self) -> Mapping[str, tuple[int, ...] | None]:
+        length = self.length_scale**2
+        rows = length + getattr(self.config, "txt_size", 0)
+        return {"var": (length, self.config.token_dim), "*.attn_mask": (rows, rows), "feat_rope.freqs_*": None}
 
     @abstractmethod
     def rotation(self, block: BlockConfig, height: int, width: int, prefix: int) -> Tensor | None:
@@ -90,21 +89,23 @@ class FlowModel(Flow):
         `weight` is [S, 1]: w of every token of the chunk.
         """
 
-    def _rotation(self, block: BlockConfig, grid: tuple[int, int], prefix: int) -> Rotation | None:
-        angles = self.rotation(block, *grid, prefix)
+    def context(
+        self,
+        block: BlockConfig,
+        grid: tuple[int, int],
+        condition: Tensor | None = None,
+        class_vector: Tensor | None = None,
+        temperature: Tensor | None = None,
+    ) -> Context:
+        """What a block over `grid` tokens reads besides them, its rotary angles included."""
+        angles = self.rotation(block, *grid, 0 if condition is None else condition.shape[1])
         if angles is None:
-            return None
+            return Context(condition, class_vector, None, temperature)
         angles = angles.to(self.device)
-        return angles.cos(), angles.sin()
+        return Context(condition, class_vector, (angles.cos(), angles.sin()), temperature)
 
     def _grid(self, x: Tensor) -> tuple[int, int]:
-        patch = self.config.patch_size
-        if x.ndim != 4 or x.shape[1] != self.config.in_channels or x.shape[2] % patch or x.shape[3] % patch:
-            raise UsageError(
-                f"data of shape {tuple(x.shape)} does not fit [B, {self.config.in_channels}, H, W]"
-                f" with H and W multiples of patch_size {patch}"
-            )
-        grid = (x.shape[2] // patch, x.shape[3] // patch)
+        grid = self.config.grid(x.shape)
         if grid[0] * grid[1] != self.side**2 and any(block.positions == "learned" for block in self.block_configs):
             raise UsageError(f"{grid[0]} x {grid[1]} tokens; this model's learned positions cover {self.side**2}")
         return grid
@@ -131,8 +132,7 @@ class FlowModel(Flow):
                 continue
             condition = y if config.condition == "prefix" else None
             vectors = block.class_vectors(y, x.shape[0]) if config.condition == "class" else None
-            rotation = self._rotation(config, grid, 0 if condition is None else condition.shape[1])
-            out = block(tokens.flip(1) if config.reversed else tokens, condition, vectors, rotation)
+            out = block(tokens.flip(1) if config.reversed else tokens, self.context(config, grid, condition, vectors))
             tokens = out.z.flip(1) if config.reversed else out.z
             text = out.condition
             activations.append(tokens)
@@ -174,7 +174,7 @@ class FlowModel(Flow):
         sequence: list[Tensor] | None = None,
         trace: list[JacobiTrace] | None = None,
     ) -> Tensor:
-        """Sample, token by token from the top block down.
+        """Sample, token by token, from the deep block down.
 
         Args:
             noise: Standard normal noise of `noise_shape`, float32.
@@ -217,7 +217,6 @@ class FlowModel(Flow):
         config = block.block
         batch, length, _ = z.shape
         guided = self._guides(config, guidance)
-        rows = 2 * batch if guided else batch
         condition, vectors = None, None
         if config.condition == "prefix" and y is not None:
             if guided and y_null is None:
@@ -228,13 +227,13 @@ class FlowModel(Flow):
             labels = y if y is None else y % config.condition_width
             vectors = block.class_vectors(labels, batch)
             vectors = torch.cat([vectors, block.class_vectors(None, batch)]) if guided else vectors
-        prefix = 0 if condition is None else condition.shape[1]
         temperature = self._temperature(attention_temperature, batch, guided)
-        state = block.begin(rows, length, condition, vectors, self._rotation(config, grid, prefix), temperature)
+        context = self.context(config, grid, condition, vectors, temperature)
+        caches = block.caches(2 * batch if guided else batch, length, context)
 
         def transform(previous: Tensor, index: int, noise: Tensor, first: int) -> Tensor:
             """One pass over S tokens: inputs `previous` at `index`.., outputs the tokens `first`.. from their noise."""
-            a, mu = block.step(torch.cat([previous, previous]) if guided else previous, index, prefix, state)
+            a, mu = block.step(torch.cat([previous, previous]) if guided else previous, index, context, caches)
             if guided:
                 t = torch.arange(first, first + noise.shape[1], device=z.device)[:, None]
                 anneal = t / (length - 1) if guidance.annealed else torch.ones_like(t)
@@ -268,11 +267,6 @@ class FlowModel(Flow):
                 trace.append(JacobiTrace(config.index, start, end - start, tuple(changes)))
         return x
 
-    def sample_labels(self, noise: Tensor, labels: Tensor, guidance: float = 0.0) -> Tensor:
-        classes = self.config.num_classes if isinstance(self.config, TarflowConfig) else self.config.txt_dim - 1
-        null = self.encode_labels(torch.full_like(labels, classes))
-        return self.reverse(noise, self.encode_labels(labels), null, guidance=guidance)
-
     def _image(self, tokens: Tensor, height: int, width: int) -> Tensor:
         return unpatchify(tokens, self.config.patch_size, height, width, channel_first=self.channel_first)
 
@@ -290,24 +284,3 @@ class FlowModel(Flow):
 
     @abstractmethod
     def _temperature(self, value: float, batch: int, guided: bool) -> Tensor | None: ...
-
-
-def build_model(config: ModelConfig) -> FlowModel:
-    """The autoregressive flow of a configuration, with the reference's initialisation.
-
-    Raises:
-        UsageError: it configures a continuous flow; `build_flow` takes either.
-    """
-    from starflow.training.autoregressive.starflow import Starflow
-    from starflow.training.autoregressive.tarflow import Tarflow
-
-    if isinstance(config, TarflowConfig):
-        return Tarflow(config)
-    if isinstance(config, StarflowConfig):
-        return Starflow(config)
-    raise UsageError(f"found a {config.family} model, expected starflow or tarflow")
-
-
-def parameter_count(modules: Sequence[nn.Module] | nn.Module) -> int:
-    """Number of trainable values."""
-    return sum(p.numel() for p in nn.ModuleList(modules if isinstance(modules, Sequence) else [modules]).parameters())

@@ -6,21 +6,22 @@ from torch.nn import functional
 
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.guidance import Guidance
+from starflow.training.autoregressive.config import BlockConfig, StarflowConfig, denoiser_config
 from starflow.training.autoregressive.flow_block import FlowBlock
-from starflow.training.autoregressive.model import FlowModel
-from starflow.training.config import BlockConfig, StarflowConfig, denoiser_config
+from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.layers.rotary import axis_angles, line_angles
 from starflow.training.layers.tokens import patchify
 
 
-class Starflow(FlowModel):
-    """Deep-shallow autoregressive flow; see `FlowModel` for the directions."""
+class Starflow(AutoregressiveFlow):
+    """Deep-shallow autoregressive flow; see `AutoregressiveFlow` for the directions."""
 
     config: StarflowConfig
     channel_first = False
 
     def __init__(self, config: StarflowConfig) -> None:
         super().__init__(config)
+        self.num_classes = config.txt_dim - 1
         if config.learnable_self_denoiser:
             self.learnable_self_denoiser = FlowBlock(denoiser_config(config), self.side**2)
 
@@ -41,9 +42,8 @@ class Starflow(FlowModel):
         if network.block.condition == "prefix":
             self._check_condition(y, len(x))
             condition = y
-        rotation = self._rotation(network.block, grid, 0 if condition is None else condition.shape[1])
         tokens = patchify(x, self.config.patch_size, channel_first=self.channel_first)
-        prediction, _ = network.network(tokens, condition, None, rotation)
+        prediction, _ = network.network(tokens, self.context(network.block, grid, condition))
         return self._image(prediction, x.shape[2], x.shape[3])
 
     def noise_shape(self, batch: int, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
@@ -51,7 +51,7 @@ class Starflow(FlowModel):
         return (batch, self.config.in_channels, height or size, width or size)
 
     def encode_labels(self, labels: Tensor) -> Tensor:
-        """One one-hot token, [B, 1, txt_dim] float32; id txt_dim - 1 is the null class."""
+        """One one-hot token, [B, 1, txt_dim] float32."""
         return functional.one_hot(labels.reshape(-1, 1), self.config.txt_dim).float()
 
     def rotation(self, block: BlockConfig, height: int, width: int, prefix: int) -> Tensor | None:
@@ -84,8 +84,8 @@ class Starflow(FlowModel):
     def _guides(self, block: BlockConfig, guidance: Guidance) -> bool:
         if guidance.annealed or not (guidance.scale and guidance.shift):
             raise UsageError("STARFlow's ratio guidance has a weight and top_only; the other options are TARFlow's")
-        top = block.index == len(self.block_configs) - 1
-        return guidance.weight > 0 and block.condition == "prefix" and (top or not guidance.top_only)
+        deep = block.index == len(self.block_configs) - 1
+        return guidance.weight > 0 and block.condition == "prefix" and (deep or not guidance.top_only)
 
     def _temperature(self, value: float, batch: int, guided: bool) -> Tensor | None:
         return None if value == 1.0 else torch.full(((2 if guided else 1) * batch,), value, device=self.device)

@@ -5,12 +5,12 @@ from torch import Tensor
 
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.guidance import Guidance
+from starflow.training.autoregressive.config import BlockConfig, TarflowConfig
 from starflow.training.autoregressive.flow_block import FlowBlock
-from starflow.training.autoregressive.model import FlowModel
-from starflow.training.config import BlockConfig, TarflowConfig
+from starflow.training.autoregressive.model import AutoregressiveFlow
 
 
-class Tarflow(FlowModel):
+class Tarflow(AutoregressiveFlow):
     """Transformer autoregressive flow; noise and z are tokens [B, T, D]."""
 
     config: TarflowConfig
@@ -19,7 +19,8 @@ class Tarflow(FlowModel):
 
     def __init__(self, config: TarflowConfig) -> None:
         super().__init__(config)
-        self.register_buffer("var", torch.ones(self.side**2, config.in_channels * config.patch_size**2))
+        self.num_classes = config.num_classes
+        self.register_buffer("var", torch.ones(self.side**2, config.token_dim))
 
     @property
     def sqrt_prior(self) -> Tensor:  # type: ignore[override]
@@ -36,7 +37,7 @@ class Tarflow(FlowModel):
 
     def encode_labels(self, labels: Tensor) -> Tensor:
         """Class ids [B] int64; the null class becomes -1, the mean embedding."""
-        return torch.where(labels == self.config.num_classes, -1, labels)
+        return torch.where(labels == self.num_classes, -1, labels)
 
     def rotation(self, block: BlockConfig, height: int, width: int, prefix: int) -> Tensor | None:
         return None

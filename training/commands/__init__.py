@@ -1,1 +1,1 @@
-"""Commands that make checkpoints: one module each, found by `starflow.runtime.command_line`."""
+"""Commands that write checkpoints: one module each, found by `starflow.runtime.command_line`."""

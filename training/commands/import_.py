@@ -1,9 +1,9 @@
 r"""Import published STARFlow or TARFlow weights as a checkpoint.
 
-Reads a .pth or .safetensors file and the configuration it was trained with (the YAML of apple/ml-starflow, a JSON file of
-constructor options, or --set alone), checks every tensor's name and shape, and writes a checkpoint folder for `starflow
-export`. A .pth file is read without running anything in it. Weights keep their number type unless --half is given; they
-are converted one tensor at a time, so a model may be as large as the memory.
+Reads a .pth or .safetensors file and the configuration it was trained with: the YAML file of apple/ml-starflow, a JSON file
+of constructor options, or --family and --set alone. Compares the name and shape of every tensor with that configuration,
+and writes a checkpoint folder for `starflow export`. No code in a .pth file is run. Weights keep their number type unless
+--half is given. They are converted one tensor at a time, so a model may be as large as the memory.
 
 Example:
   starflow import starflow_3B_t2i_256x256.pth --config starflow_3B_t2i_256x256.yaml -o t2i --half
@@ -20,40 +20,47 @@ from starflow.runtime.plain.errors import CheckpointError, UsageError
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("weights", type=Path, help=".pth or .safetensors file")
-    parser.add_argument("--config", type=Path, help="YAML or JSON; without it, --family and --set say everything")
+    parser.add_argument("weights", type=Path, help="weights file, .pth or .safetensors")
+    parser.add_argument(
+        "--config", type=Path, help="configuration file, YAML or JSON (default: --family and --set alone)"
+    )
     parser.add_argument("-o", "--out", type=Path, required=True, help="checkpoint folder to write")
-    parser.add_argument("--family", choices=("starflow", "tarflow"), help="where the configuration does not say it")
+    parser.add_argument(
+        "--family", choices=("starflow", "tarflow"), help="model family, if the configuration does not name it"
+    )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="OPTION=VALUE",
-        help="change or add an option, by its name in the published code or in config.json",
+        help="change or add an option, named as in the published code or in config.json; may be repeated",
     )
-    parser.add_argument("--classes", type=int, metavar="N", help="the model is conditioned on N classes")
+    parser.add_argument("--classes", type=int, metavar="N", help="number of classes of a class-conditional model")
     parser.add_argument(
-        "--class-names", nargs="+", metavar="NAME", help="names of the classes, or a text file with one a line"
+        "--class-names", nargs="+", metavar="NAME", help="names of the classes, or a text file with one name per line"
     )
-    parser.add_argument("--noise-std", type=float, metavar="X", help="standard deviation of the noise in training")
-    parser.add_argument("--half", action="store_true", help="store the weights in float16")
-    parser.add_argument("--force", action="store_true", help="replace an existing checkpoint")
-    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    parser.add_argument(
+        "--noise-std", type=float, metavar="X", help="standard deviation of the noise the model was trained with"
+    )
+    parser.add_argument("--half", action="store_true", help="store the weights as float16")
+    parser.add_argument("--force", action="store_true", help="replace an existing checkpoint folder")
+    parser.add_argument("--json", action="store_true", help="print a summary of the checkpoint as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Import; 0 when the checkpoint stands."""
+    """Import. Exit status 0 if the checkpoint was written."""
     import torch
 
     from starflow.runtime.plain.progress import progress_bar
-    from starflow.training.autoregressive.model import build_model, parameter_count
-    from starflow.training.autoregressive.state_check import check_tensors
+    from starflow.training.autoregressive.model import AutoregressiveFlow
     from starflow.training.checkpoint import save_checkpoint
+    from starflow.training.families import build_flow
     from starflow.training.published.config import read_config
     from starflow.training.published.weights import open_weights
+    from starflow.training.state_check import check_tensors
 
     if arguments.classes is not None and arguments.classes < 1:
-        raise UsageError(f"--classes: found {arguments.classes}, expected 1 or more")
+        raise UsageError(f"--classes: found {arguments.classes}, expected a number of at least 1")
     published = read_config(
         arguments.config,
         arguments.set,
@@ -65,8 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
     config = published.checkpoint
     weights = open_weights(arguments.weights)
     with torch.device("meta"):
-        model = build_model(config.model)
-    check_tensors(str(arguments.weights), {name: tuple(tensor.shape) for name, tensor in weights.items()}, model)
+        model = build_flow(config.model)
+    assert isinstance(model, AutoregressiveFlow)
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    check_tensors(str(arguments.weights), shapes, model, options="--config, --family and --set")
     state = {name: weights[name] for name in model.state_dict()}
     with progress_bar("importing", enabled=not arguments.json) as bar:
         try:
@@ -77,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     summary = {
         "checkpoint": str(arguments.out),
         "family": config.model.family,
-        "parameters": parameter_count(model),
+        "parameters": model.parameter_count,
         "layers": [block.layers for block in model.block_configs],
         "bytes": (arguments.out / "model.safetensors").stat().st_size,
         "conditioning": config.conditioning.model_dump(exclude_none=True),
@@ -101,4 +110,6 @@ def _class_names(values: list[str] | None) -> list[str] | None:
     try:
         return [line.strip() for line in Path(values[0]).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError):
-        raise UsageError(f"--class-names {values[0]}: cannot be read as text, one name a line") from None
+        raise UsageError(
+            f"--class-names {values[0]}: cannot be read; expected a text file with one name per line"
+        ) from None

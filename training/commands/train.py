@@ -1,8 +1,8 @@
 """Train a flow, an autoencoder or its decoder from a recipe.
 
-Reads one YAML recipe (model, autoencoder or decoder; data; training), trains, and writes a folder with checkpoint/ (the
-averaged weights: of a flow, ready for `starflow export`), state.pt, log.jsonl, samples/ and tensorboard/. A run that was
-stopped or killed continues where it was saved when the same command is given again.
+Reads a YAML recipe, trains, and writes a folder with checkpoint/ (the averaged weights; those of a flow are ready for
+`starflow export`), state.pt, log.jsonl, samples/ and tensorboard/. To continue a run that was stopped or killed, give the
+same command again.
 
 Example: starflow train examples/digits/recipe.yaml --out out/digits/run --set training.steps=2000
 """
@@ -20,21 +20,29 @@ from starflow.runtime.plain.errors import RecipeError, UsageError
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("recipe", type=Path, help="YAML file; its paths are relative to the working directory")
-    parser.add_argument("--out", type=Path, help="folder of the run (default: out/<name of the recipe>)")
+    parser.add_argument("recipe", type=Path, help="YAML file; paths in it are relative to the working directory")
+    parser.add_argument(
+        "--out", type=Path, help="folder to write the run to (default: out/NAME, with the recipe's name)"
+    )
     parser.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="continue from the state in the folder, if there is one (default: yes)",
+        help="continue the run in the folder, if there is one (default: yes)",
     )
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="change the recipe")
-    parser.add_argument("--max-steps", type=int, help="stop early, after this many steps of the run, and save")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.FIELD=VALUE",
+        help="change a field of the recipe; may be repeated",
+    )
+    parser.add_argument("--max-steps", type=int, metavar="N", help="stop and save after N steps of the run")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train; 0 when the run is complete (or reached --max-steps), 130 when it was interrupted."""
+    """Train. Exit status 0 if the run is complete or reached --max-steps, 130 if it was interrupted."""
     from starflow.training.autoencoder.trainer import AutoencoderTrainer, DecoderTrainer
     from starflow.training.data.dataset import load_dataset
     from starflow.training.recipe import AutoencoderRecipe, DecoderRecipe, Recipe, load_recipe
@@ -42,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow.training.trainer import Trainer
 
     if arguments.max_steps is not None and arguments.max_steps < 1:
-        raise UsageError(f"--max-steps: found {arguments.max_steps}, expected 1 or more")
+        raise UsageError(f"--max-steps: found {arguments.max_steps}, expected a number of at least 1")
     recipe = load_recipe(arguments.recipe, arguments.set)
     folder = arguments.out or Path("out") / arguments.recipe.stem
     data = load_dataset(recipe.data, cache=folder)
@@ -77,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({**dataclasses.asdict(outcome), "checkpoint": str(folder / "checkpoint")}))
     if outcome.interrupted:
-        print(f"stopped at step {outcome.step}; saved, give the same command again to continue", file=sys.stderr)
+        print(f"stopped and saved at step {outcome.step}; give the same command again to continue", file=sys.stderr)
         return 130
     if not arguments.json:
         print(f"{folder / 'checkpoint'}: step {outcome.step} of {outcome.total_steps}")

@@ -19,14 +19,8 @@ def transport(x0: Tensor, x1: Tensor) -> Tensor:
     """Rearrange noise so that the batch is paired at the least mean squared distance.
 
     Minibatch OT-CFM (Tong et al., TMLR 2024, algorithm 3). Between two batches of one size with equal weights, an optimal plan
-    is a permutation, which scipy's assignment solver finds exactly.
-
-    Args:
-        x0: Noise [B, ...].
-        x1: Data [B, ...], left in its order.
-
-    Returns:
-        [B, ...] the rows of x0 in their new order.
+    is a permutation, which scipy's assignment solver finds exactly. Data x1 [B, ...] keep their order; the rows of the noise
+    x0 [B, ...] are returned in their new one.
     """
     cost = torch.cdist(x0.flatten(1), x1.flatten(1)).square()
     sources, targets = linear_sum_assignment(cost.cpu().numpy())
@@ -52,16 +46,15 @@ def gibbs_log_weights(x0: Tensor, x1: Tensor, epsilon: float) -> Tensor:
 
 
 class WeightNormaliser:
-    """Log-weights to weights of mean one, over the batch or over a running mean of all batches.
+    """Turn log-weights into weights of mean one, over the batch or, with a decay, over a running mean of all batches.
 
     Over the batch, the loss is a self-normalised average: biased by O(1 / B), and with one scale at all times. The running mean
-    m <- decay * m + (1 - decay) * mean(w) begins with the first batch and is kept as a logarithm.
+    m <- decay * m + (1 - decay) * mean(w) begins with the first batch; `memory` keeps its logarithm.
     """
 
     def __init__(self, decay: float | None = None) -> None:
-        """Normalise over the batch, or with a `decay` over the running mean."""
         self.decay = decay
-        self.log_mean: Tensor | None = None
+        self.memory: dict[str, Tensor] = {}
 
     def __call__(self, log_weights: Tensor, epsilon: float) -> Tensor:
         """Weights [B] of log-weights [B].
@@ -71,9 +64,10 @@ class WeightNormaliser:
         """
         log_mean = torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
         if self.decay is not None:
-            if self.log_mean is not None:
-                log_mean = torch.logaddexp(self.log_mean + math.log(self.decay), log_mean + math.log1p(-self.decay))
-            self.log_mean = log_mean
+            before = self.memory.get("log_mean_weight")
+            if before is not None:
+                log_mean = torch.logaddexp(before + math.log(self.decay), log_mean + math.log1p(-self.decay))
+            self.memory["log_mean_weight"] = log_mean
         weights = torch.exp(log_weights - log_mean)
         if torch.count_nonzero(weights) < min(2, len(weights)) or not weights.isfinite().all():
             # With epsilon = the spread of the distances, log-weights have a standard deviation of one.

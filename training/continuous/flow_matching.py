@@ -23,7 +23,7 @@ from starflow.training.continuous.coupling import (
     transport,
 )
 from starflow.training.continuous.likelihood import flow_log_likelihood
-from starflow.training.continuous.model import VelocityNetwork
+from starflow.training.continuous.model import ContinuousFlow
 from starflow.training.continuous.objective_config import ObjectiveConfig, OtCfmConfig, WeightedCfmConfig
 from starflow.training.objective import Objective
 
@@ -45,7 +45,7 @@ class Regression:
     weights: Tensor | None
 
 
-class FlowMatching(Objective[VelocityNetwork]):
+class FlowMatching(Objective[ContinuousFlow]):
     """Any of the three objectives, by configuration."""
 
     def __init__(self, config: ObjectiveConfig) -> None:
@@ -54,6 +54,7 @@ class FlowMatching(Objective[VelocityNetwork]):
         self.judged = config.likelihood_samples
         running = isinstance(config, WeightedCfmConfig) and config.normalise == "running"
         self._normalise = WeightNormaliser(config.running_decay if running else None)  # type: ignore[union-attr]
+        self.memory = self._normalise.memory
 
     def regression(self, x0: Tensor, x1: Tensor, generator: torch.Generator) -> Regression:
         """Pair noise x0 [B, ...] with data x1 [B, ...] and draw a time for every pair.
@@ -67,7 +68,7 @@ class FlowMatching(Objective[VelocityNetwork]):
         elif isinstance(self.config, WeightedCfmConfig):
             epsilon = epsilon_of(self.config.kappa, x1[0].numel())
             weights = self._normalise(gibbs_log_weights(x0, x1, epsilon), epsilon)
-            self.figures = {"effective_sample_size": effective_sample_size(weights)}
+            self.figures["effective_sample_size"] = effective_sample_size(weights)
         t = torch.rand(len(x1), generator=generator, device=x1.device)
         place = t.view(-1, *[1] * (x1.ndim - 1))
         return Regression((1 - place) * x0 + place * x1, t, x1 - x0, weights)
@@ -94,14 +95,7 @@ class FlowMatching(Objective[VelocityNetwork]):
             error = (v - task.velocity[part]).square().flatten(1).mean(1)
             yield (error if task.weights is None else task.weights[part] * error).mean()
 
-    def log_likelihood(self, model: VelocityNetwork, x: Tensor, y: Tensor | None, generator: torch.Generator) -> Tensor:
+    def log_likelihood(self, model: ContinuousFlow, x: Tensor, y: Tensor | None, generator: torch.Generator) -> Tensor:
         return flow_log_likelihood(
             lambda state, t: model(state, t, y), x, steps=self.config.likelihood_steps, generator=generator
         )
-
-    def state(self) -> dict[str, Tensor]:
-        mean = self._normalise.log_mean
-        return {} if mean is None else {"log_mean_weight": mean}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        self._normalise.log_mean = state.get("log_mean_weight")

@@ -64,9 +64,9 @@ def flow_log_likelihood(
     Args:
         velocity: The field.
         x: Data [B, ...].
-        steps: Four evaluations of the field and its divergence each.
+        steps: Number of steps; each evaluates the field and its divergence four times.
         generator: Random numbers of Hutchinson's estimate.
-        exact: Take the exact trace; by default up to 4 dimensions.
+        exact: Take the exact trace; the default does so up to 4 dimensions.
         log_prior: log density of the noise, [B, ...] -> [B] nats.
 
     Returns:

@@ -11,17 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from starflow.runtime.plain.errors import UsageError
-from starflow.training.continuous.config import VelocityMlpConfig
-from starflow.training.continuous.model import TimeEmbedding, VelocityNetwork, time_features
+from starflow.training.continuous.config import ContinuousMlpConfig
+from starflow.training.continuous.model import ContinuousFlow, TimeEmbedding, time_features
 
 
-class VelocityMLP(VelocityNetwork):
+class ContinuousMlp(ContinuousFlow):
     """v(x, t) of points [B, dimensions]; the module's docstring has the forward pass, line by line."""
 
-    config: VelocityMlpConfig
-    num_classes = 0
+    config: ContinuousMlpConfig
 
-    def __init__(self, config: VelocityMlpConfig) -> None:
+    def __init__(self, config: ContinuousMlpConfig) -> None:
         super().__init__()
         self.config = config
         self.proj_in = nn.Linear(config.dimensions, config.channels)

@@ -34,13 +34,7 @@ class Tilt:
 
 @dataclass(frozen=True)
 class TiltCurve:
-    """The statistic over kappa, and where its elbow lies.
-
-    Attributes:
-        kappas: Increasing.
-        tilts: One for each kappa.
-        elbow: Index of the chosen kappa.
-    """
+    """The tilt at every kappa, increasing, and the index of the kappa at the elbow of the curve."""
 
     kappas: tuple[float, ...]
     tilts: tuple[Tilt, ...]
@@ -54,12 +48,12 @@ class TiltCurve:
 def marginal_tilt(x0: Tensor, x1: Tensor, epsilon: float) -> Tilt:
     """Estimate the tilt from N noise and N data samples, all pairs, in float64.
 
-    The mean over N partners is itself uncertain, which adds the mean of Var(w | x) / N to the variance between samples; it
-    is taken off again.
+    The mean over N partners is itself uncertain, which adds the mean of Var(w | x) / N to the variance between samples; this
+    part is subtracted.
 
     Args:
         x0, x1: [N, ...] independent samples.
-        epsilon: Of the Gibbs kernel.
+        epsilon: Width of the Gibbs kernel.
 
     Raises:
         UsageError: epsilon is not above 0.

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from starflow.runtime.plain.errors import UsageError
-from starflow.training.continuous.config import VelocityTransformerConfig
-from starflow.training.continuous.model import TimeEmbedding, VelocityNetwork, time_features
+from starflow.training.continuous.config import ContinuousTransformerConfig
+from starflow.training.continuous.model import ContinuousFlow, TimeEmbedding, time_features
 from starflow.training.layers.layer_config import LayerConfig
 from starflow.training.layers.rotary import axis_angles
 from starflow.training.layers.tokens import patchify, unpatchify
@@ -45,7 +45,7 @@ def _zero_linear(width: int, out: int) -> nn.Linear:
     return linear
 
 
-class VelocityLayer(nn.Module):
+class ModulatedLayer(nn.Module):
     """h += gate * attention(h); h += gate * mlp(h), with both norms modulated and both gates zero at first."""
 
     def __init__(self, layer: LayerConfig) -> None:
@@ -55,28 +55,21 @@ class VelocityLayer(nn.Module):
         self.modulation = _zero_linear(layer.channels, 6 * layer.channels)
 
     def forward(self, h: Tensor, c: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """Run the layer.
-
-        Args:
-            h: Residual stream [B, S, channels].
-            c: SiLU of time and condition [B, channels].
-            rotation: cos and sin, [S, head_dim / 2] each.
-        """
+        """Run the layer on h [B, S, channels], with c [B, channels] and cos and sin [S, head_dim / 2] of the rotation."""
         k1, b1, g1, k2, b2, g2 = self.modulation(c)[:, None].chunk(6, dim=-1)
         h = h + g1 * self.attention(h, rotation, modulation=(k1, b1))
         result: Tensor = h + g2 * self.mlp(h, (k2, b2))
         return result
 
 
-class VelocityTransformer(VelocityNetwork):
+class ContinuousTransformer(ContinuousFlow):
     """v(x, t, y) of images [B, C, H, W]; the module's docstring has the forward pass, line by line."""
 
-    config: VelocityTransformerConfig
+    config: ContinuousTransformerConfig
 
-    def __init__(self, config: VelocityTransformerConfig) -> None:
+    def __init__(self, config: ContinuousTransformerConfig) -> None:
         super().__init__()
-        self.config = config
-        self.side = config.img_size // config.patch_size
+        self.config, self.num_classes = config, config.num_classes
         width = config.channels
         self.time_embed = TimeEmbedding(width)
         if config.num_classes:
@@ -84,57 +77,39 @@ class VelocityTransformer(VelocityNetwork):
         if config.txt_size:
             self.proj_txt = nn.Linear(config.txt_dim, width)
         self.proj_in = nn.Linear(config.token_dim, width)
-        self.layers = nn.ModuleList(VelocityLayer(config.layer) for _ in range(config.layers))
+        self.layers = nn.ModuleList(ModulatedLayer(config.layer) for _ in range(config.layers))
         self.final_norm = RMSNorm(width)
         self.final_modulation = _zero_linear(width, 2 * width)
         self.proj_out = _zero_linear(width, config.token_dim)
-
-    @property
-    def num_classes(self) -> int:
-        return self.config.num_classes
 
     def noise_shape(self, batch: int, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
         size = self.config.img_size
         return (batch, self.config.in_channels, height or size, width or size)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        self._check(x, y)
-        patch = self.config.patch_size
-        height, width = x.shape[2:]
-        h = self.proj_in(patchify(x, patch, channel_first=False))
+        config = self.config
+        grid = config.grid(x.shape)
+        self._check_condition(y, len(x))
+        h = self.proj_in(patchify(x, config.patch_size, channel_first=False))
         e, prefix = self.time_embed(time_features(t)), 0
-        if self.config.num_classes and y is not None:
+        if config.num_classes and y is not None:
             e = e + self.class_embed[y]
         elif y is not None:
             text = self.proj_txt(y)
             e, prefix, h = e + text.mean(1), y.shape[1], torch.cat([text, h], dim=1)
         c = functional.silu(e)
-        rotation = self._rotation(height // patch, width // patch, prefix)
+        angles = axis_angles(
+            *grid, config.side, head_dim=config.head_dim, text_model=config.txt_size > 0, text_tokens=prefix
+        ).to(x.device)
+        rotation = angles.cos(), angles.sin()
         for layer in self.layers:
             h = layer(h, c, rotation)
         scale, shift = self.final_modulation(c)[:, None].chunk(2, dim=-1)
         tokens = self.proj_out(modulate(self.final_norm(h[:, prefix:]), (scale, shift))).float()
-        return unpatchify(tokens, patch, height, width, channel_first=False)
+        return unpatchify(tokens, config.patch_size, *x.shape[2:], channel_first=False)
 
-    def _rotation(self, rows: int, columns: int, prefix: int) -> tuple[Tensor, Tensor]:
-        angles = axis_angles(
-            rows,
-            columns,
-            self.side,
-            head_dim=self.config.head_dim,
-            text_model=self.config.txt_size > 0,
-            text_tokens=prefix,
-        ).to(self.device)
-        return angles.cos(), angles.sin()
-
-    def _check(self, x: Tensor, y: Tensor | None) -> None:
-        config, patch = self.config, self.config.patch_size
-        if x.ndim != 4 or x.shape[1] != config.in_channels or x.shape[2] % patch or x.shape[3] % patch:
-            raise UsageError(
-                f"data of shape {tuple(x.shape)} does not fit [B, {config.in_channels}, H, W]"
-                f" with H and W multiples of patch_size {patch}"
-            )
-        batch, found = len(x), "none" if y is None else f"{y.dtype} {tuple(y.shape)}"
+    def _check_condition(self, y: Tensor | None, batch: int) -> None:
+        config, found = self.config, "none" if y is None else f"{y.dtype} {tuple(y.shape)}"
         if config.num_classes:
             fits, wanted = y is not None and y.shape == (batch,), f"class ids [{batch}] up to {config.num_classes}"
         elif config.txt_size:

@@ -1,4 +1,4 @@
-"""Training data: images from folders and arrays, their labels and captions."""
+"""Training data: images from folders and arrays, with labels or captions; and points."""
 
 from starflow.training.data.dataset import load_dataset
 

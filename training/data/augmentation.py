@@ -1,4 +1,4 @@
-"""Random changes that leave an image what it is."""
+"""Random changes that leave an image what it is: it is moved a little, or mirrored."""
 
 import torch
 from torch import Tensor

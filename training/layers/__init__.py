@@ -1,1 +1,1 @@
-"""Transformer layers that both families are built of."""
+"""Transformer layers of both families."""

@@ -14,7 +14,7 @@ class LayerConfig:
         channels: Width of the residual stream.
         hidden: Width of the MLP's hidden layer.
         half_rotation: Pair component k with k + head_dim / 2 in rotary turns, in place of 2k with 2k + 1.
-        causal: Whether a token sees only itself and what stands before it.
+        causal: Whether a token sees only itself and the tokens before it.
     """
 
     channels: int
@@ -22,12 +22,12 @@ class LayerConfig:
     kv_heads: int
     head_dim: int
     hidden: int
-    norm: Literal["layer_norm", "rms_norm"]
-    gated_mlp: bool
-    qk_norm: bool
-    post_norm: bool
-    bias: bool
-    half_rotation: bool
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    gated_mlp: bool = False
+    qk_norm: bool = False
+    post_norm: bool = False
+    bias: bool = True
+    half_rotation: bool = False
     causal: bool = True
 
 
@@ -36,6 +36,5 @@ def head_dim_problem(head_dim: int, *, text_model: bool) -> str | None:
     spatial = head_dim // 2 - (THIRD_AXIS_ANGLES if text_model else 0)
     if head_dim % 2 == 0 and spatial >= 0 and spatial % 2 == 0:
         return None
-    return f"head_dim {head_dim} leaves no even number of spatial rotary angles; " + (
-        "with text it must be 16 + 4k" if text_model else "it must be a multiple of 4"
-    )
+    least = ", at least 16 in a model with text" if text_model else ""
+    return f"head_dim: found {head_dim}, expected a multiple of 4{least}"

@@ -1,4 +1,4 @@
-"""Densities that likelihoods are made of."""
+"""The density of the noise."""
 
 import math
 

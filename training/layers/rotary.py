@@ -1,7 +1,7 @@
 """Rotary position angles (Su et al., 2021) over image axes and over a line.
 
-STARFlow turns each pair of components of a head by angles made of row, column and a third axis shared by text tokens and
-video frames. Positions are always raster positions, in reversed blocks too.
+STARFlow turns each pair of components of a head by angles of row, column and a third axis that text tokens and video frames
+share. Positions are always raster positions, in reversed blocks too.
 """
 
 import torch
@@ -18,7 +18,7 @@ def axis_angles(height: int, width: int, side: int, *, head_dim: int, text_model
         side: Length L that positions are scaled to: index / sqrt(height * width) * L.
         head_dim: Size of a head; it holds head_dim / 2 angles.
         text_model: Whether the model has text at all.
-        text_tokens: Number m of text rows in front (token j sits at j / m * L on the third axis).
+        text_tokens: Number m of text rows in front; token j sits at j / m * L on the third axis.
 
     Returns:
         [text_tokens + height * width, head_dim / 2] float32, radians.
@@ -54,12 +54,10 @@ def _frequencies(count: int) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, half: bool) -> Tensor:
-    """Turn the component pairs of each head: (u, v) -> (u cos - v sin, v cos + u sin).
+    """Turn the component pairs of each head in x [..., S, head_dim]: (u, v) -> (u cos - v sin, v cos + u sin).
 
-    Args:
-        x: [..., S, head_dim].
-        cos, sin: [S, head_dim / 2].
-        half: Pair component k with k + head_dim / 2 (Hugging Face style) in place of 2k with 2k + 1.
+    `cos` and `sin` are [S, head_dim / 2]. `half` pairs component k with k + head_dim / 2 (Hugging Face style) in place of 2k
+    with 2k + 1.
     """
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     if half:

@@ -54,6 +54,11 @@ def _norm(layer: LayerConfig) -> nn.Module:
     return RMSNorm(layer.channels) if layer.norm == "rms_norm" else nn.LayerNorm(layer.channels)
 
 
+def rms_norm_if(wanted: bool, width: int) -> nn.Module:
+    """An `RMSNorm`, or nothing."""
+    return RMSNorm(width) if wanted else nn.Identity()
+
+
 class Attention(nn.Module):
     """Self-attention, causal or not, with grouped queries, rotary positions and an optional cache."""
 
@@ -63,11 +68,9 @@ class Attention(nn.Module):
         self.norm = _norm(layer)
         self.qkv = nn.Linear(layer.channels, (layer.heads + 2 * layer.kv_heads) * layer.head_dim, bias=layer.bias)
         self.proj = nn.Linear(layer.heads * layer.head_dim, layer.channels, bias=layer.bias)
-        if layer.qk_norm:
-            self.query_norm = RMSNorm(layer.head_dim)
-            self.key_norm = RMSNorm(layer.head_dim)
-        if layer.post_norm:
-            self.post_norm = RMSNorm(layer.channels)
+        self.query_norm = rms_norm_if(layer.qk_norm, layer.head_dim)
+        self.key_norm = rms_norm_if(layer.qk_norm, layer.head_dim)
+        self.post_norm = rms_norm_if(layer.post_norm, layer.channels)
 
     def forward(
         self,
@@ -83,8 +86,8 @@ class Attention(nn.Module):
         Args:
             h: Residual stream.
             rotation: cos and sin, [S, head_dim / 2] each, of the S positions.
-            cache: Written at `position` .. `position` + S, in place.
-            position: First position of `h` in the cache.
+            cache: Written in place from `position` on, the position of the first token of `h`.
+            position: See `cache`.
             temperature: [rows]; logits are divided by it.
             modulation: Applied after the norm.
         """
@@ -92,8 +95,7 @@ class Attention(nn.Module):
         rows, length, _ = h.shape
         heads = self.qkv(modulate(self.norm(h), modulation)).view(rows, length, -1, layer.head_dim).transpose(1, 2)
         q, k, v = heads.split([layer.heads, layer.kv_heads, layer.kv_heads], dim=1)
-        if layer.qk_norm:
-            q, k = self.query_norm(q), self.key_norm(k)
+        q, k = self.query_norm(q), self.key_norm(k)
         if rotation is not None:
             q = rotate(q, *rotation, half=layer.half_rotation)
             k = rotate(k, *rotation, half=layer.half_rotation)
@@ -110,8 +112,7 @@ class Attention(nn.Module):
         out = functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=layer.causal and cache is None, enable_gqa=layer.heads != layer.kv_heads
         )
-        out = self.proj(out.transpose(1, 2).reshape(rows, length, -1))
-        return cast(Tensor, self.post_norm(out)) if layer.post_norm else cast(Tensor, out)
+        return cast(Tensor, self.post_norm(self.proj(out.transpose(1, 2).reshape(rows, length, -1))))
 
 
 class MLP(nn.Module):
@@ -119,7 +120,7 @@ class MLP(nn.Module):
 
     def __init__(self, layer: LayerConfig) -> None:
         super().__init__()
-        self.gated, self.post = layer.gated_mlp, layer.post_norm
+        self.gated = layer.gated_mlp
         self.norm = _norm(layer)
         if layer.gated_mlp:
             self.gate_proj = nn.Linear(layer.channels, layer.hidden, bias=layer.bias)
@@ -131,8 +132,7 @@ class MLP(nn.Module):
                 nn.GELU(),
                 nn.Linear(layer.hidden, layer.channels, bias=layer.bias),
             )
-        if layer.post_norm:
-            self.post_norm = RMSNorm(layer.channels)
+        self.post_norm = rms_norm_if(layer.post_norm, layer.channels)
 
     def forward(self, h: Tensor, modulation: Modulation | None = None) -> Tensor:
         x = modulate(self.norm(h), modulation)
@@ -140,7 +140,7 @@ class MLP(nn.Module):
             x = self.down_proj(functional.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
         else:
             x = self.main(x)
-        return cast(Tensor, self.post_norm(x)) if self.post else cast(Tensor, x)
+        return cast(Tensor, self.post_norm(x))
 
 
 class Layer(nn.Module):

@@ -1,4 +1,4 @@
-"""Published weights files: `.pth` and `.safetensors`, memory-mapped, and never a line of code of them run."""
+"""Published weights files, `.pth` and `.safetensors`: memory-mapped, and without running any code in them."""
 
 import re
 import warnings
@@ -11,32 +11,30 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from starflow.runtime.plain.errors import CheckpointError
+from starflow.runtime.plain.errors import CheckpointError, UsageError
 
-# Where training scripts put the state dict, and what wrappers put in front of its names.
+# Keys under which training scripts save the state dict, and what wrappers put in front of its names.
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 PREFIXES = ("module.", "_orig_mod.")
 
 
 def open_weights(path: Path) -> dict[str, Tensor]:
-    """Open a weights file; the data is read from disk when it is used.
+    """Open a `.safetensors` file, or a file of `torch.save`; data are read from disk when they are used.
 
-    A `.pth` file is read by PyTorch's restricted unpickler, which makes tensors and plain containers and refuses all
-    else. A file from before PyTorch 1.6 cannot be mapped and is read whole.
-
-    Args:
-        path: `.safetensors`, or any other name for a file of `torch.save`: a state dict, or one under a key of
-            `WRAPPERS`.
+    A file of `torch.save` holds a state dict, or one under a key of `WRAPPERS`. PyTorch's restricted unpickler reads it,
+    which makes tensors and plain containers and refuses everything else. A file from before PyTorch 1.6 cannot be mapped
+    and is read whole.
 
     Returns:
         Name -> tensor on the CPU, without the prefixes of DistributedDataParallel and torch.compile.
 
     Raises:
-        CheckpointError: the file is missing, damaged, holds code, or holds no state dict.
+        UsageError: there is no such file.
+        CheckpointError: the file is damaged, holds code, or holds no state dict.
     """
     if not path.is_file():
         found = "is a folder" if path.exists() else "does not exist"
-        raise CheckpointError(f"{path}: {found}; name a .pth or .safetensors file")
+        raise UsageError(f"{path}: {found}; name a .pth or .safetensors file")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     return _without_prefixes(path, _state_dict(path, content))
 
@@ -56,7 +54,7 @@ def _read_torch(path: Path) -> object:
         with path.open("rb") as file:
             mappable = file.read(2) == b"PK"  # a zip archive; older files are bare pickles
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the restricted unpickler announces what it is about to refuse
+            warnings.simplefilter("ignore")  # the restricted unpickler warns of what it is going to refuse
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
     except UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))

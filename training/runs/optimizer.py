@@ -9,12 +9,9 @@ from starflow.training.recipe import RunSettings
 
 
 def learning_rate_at(step: int, total_steps: int, training: RunSettings) -> float:
-    """Linear warm-up, then a cosine from `learning_rate` to `final_learning_rate`.
+    """Linear warm-up, then a cosine from `learning_rate` to `final_learning_rate`, which the last update nearly reaches.
 
-    Args:
-        step: Updates done before this one, from 0.
-        total_steps: Updates of the whole run; the last of them runs at nearly `final_learning_rate`.
-        training: The recipe's section.
+    `step` counts the updates done before this one, `total_steps` those of the whole run.
     """
     if step < training.warmup_steps:
         return training.learning_rate * (step + 1) / training.warmup_steps
@@ -34,7 +31,7 @@ def build_optimizer(model: nn.Module, training: RunSettings) -> torch.optim.Adam
 
 
 def average_decay_at(step: int, decay: float) -> float:
-    """Decay of the moving average after `step` updates: shorter at first, so that early averages are of use."""
+    """Decay of the moving average after `step` updates: shorter at first, so that early averages are useful."""
     return min(decay, (1 + step) / (10 + step))
 
 

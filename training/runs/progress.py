@@ -1,4 +1,4 @@
-"""What a run tells: log.jsonl, TensorBoard, and one live line (plain lines where there is no terminal)."""
+"""What a run reports: log.jsonl, TensorBoard, and one live line (plain lines without a terminal)."""
 
 import json
 from datetime import timedelta
@@ -19,8 +19,8 @@ from starflow.runtime.plain.images import write_png
 class Journal:
     """Records a run in its folder and reports it on stderr, from `step` updates on.
 
-    log.jsonl holds one object a step. Lines past `step` come from a run that was killed after its last saved state;
-    they are dropped, since the steps are about to be run again.
+    log.jsonl holds one object for each step. Lines past `step` come from a run that was killed after its last saved state;
+    they are dropped, because these steps run again.
     """
 
     def __init__(self, folder: Path, step: int, total_steps: int) -> None:
@@ -29,7 +29,9 @@ class Journal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"{folder}: cannot be made a folder ({error.strerror}); name another with --out") from None
+            raise UsageError(
+                f"{folder}: cannot be created ({error.strerror}); name another folder with --out"
+            ) from None
         self.folder = folder
         self.total_steps = total_steps
         self._log_path = folder / "log.jsonl"
@@ -66,14 +68,14 @@ class Journal:
             temporary.write_text("".join(kept), encoding="utf-8")
 
     def record(self, step: int, **values: float) -> None:
-        """Write numbers of a step to log.jsonl and TensorBoard."""
+        """Write the figures of a step to log.jsonl and TensorBoard."""
         self._log.write(json.dumps({"step": step, **values}) + "\n")
         self._log.flush()
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def progress(self, step: int, figures: str, speed: float, batch_size: int) -> None:
-        """Report where the run stands; speed in images/s."""
+        """Report how far the run is; speed is in images/s."""
         figures = f"{figures}  {speed:.0f} images/s"
         self._progress.update(self._task, completed=step, figures=figures)
         if not self._console.is_terminal:

@@ -1,7 +1,7 @@
-"""What every training run is made of: the order of batches, the step, the journal, saving, and exact resume.
+"""What every training run shares: the order of batches, the step, the journal, saving, and exact resume.
 
-Everything random in a step is a function of (seed, step), and the order of images one of (seed, epoch). So a run that
-was stopped and resumed goes through the same numbers as one that was not.
+Everything random in a step is a function of (seed, step), and the order of images is one of (seed, epoch). So a run that
+was stopped and resumed sees the same numbers as one that was not.
 """
 
 import copy
@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from starflow.runtime.plain.atomic_write import atomic_file
-from starflow.runtime.plain.errors import CheckpointError, RecipeError, StarflowError, UsageError
-from starflow.training.data.dataset import Batch, Samples
+from starflow.runtime.plain.errors import CheckpointError, RecipeError, StarflowError
+from starflow.training.data.augmentation import mirror_images, shift_images
+from starflow.training.data.samples import Batch, Samples
 from starflow.training.recipe import AnyRecipe, changed_field
 from starflow.training.runs.optimizer import average_decay_at, build_optimizer, learning_rate_at, update_average
 from starflow.training.runs.progress import Journal
@@ -30,19 +31,19 @@ from starflow.training.runs.progress import Journal
 ORDER, STEP, EVALUATION, SAMPLES = range(4)  # streams of random numbers
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICE_SHARE = 0.25  # of the free memory of a GPU: data that take less are kept there
+ANOTHER = "use another --out, or --no-resume to start again"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a call of `TrainingRun.fit` ended. Numbers nothing was measured for are None.
+    """Where a call of `TrainingRun.fit` ended. Figures that were not measured are None.
 
     Attributes:
         step: Updates done, of `total_steps` in the recipe.
         loss: Mean over the last steps.
-        images_per_second: Mean over the call, evaluation and samples not counted.
-        test_step: When the averaged weights last met the held-out images.
-        test_bits_per_dim: How well a flow did.
-        test_psnr, test_noisy_psnr: How well an autoencoder did, in dB, on its own latents and on noisy ones.
+        images_per_second: Mean over the call, without the time of evaluations and samples.
+        test_step: Step of the last evaluation on held-out images.
+        test_psnr, test_noisy_psnr: Of an autoencoder, in dB, from its own latents and from noisy ones.
     """
 
     step: int
@@ -63,24 +64,19 @@ def generator_for(seed: int, stream: int, index: int, device: torch.device | str
 
 
 class TrainingRun(ABC):
-    """One run: a recipe, what it trains on, and a folder that holds state.pt, log.jsonl, samples/ and checkpoint/.
+    """One run: a recipe, its data, and a folder that holds state.pt, log.jsonl, samples/ and checkpoint/.
 
     Attributes:
-        model: What is trained.
-        average: Its moving average, which is judged, sampled and kept.
+        average: Moving average of the model; it is judged, sampled and kept.
+        figures: Scalars of the last step besides its loss, by their names in log.jsonl.
+        memory: What a resumed run needs to know beyond weights, average, optimiser and step.
         metrics: The last figures of `judge`, and the step they belong to.
     """
 
     UNITS: ClassVar[Mapping[str, str]]  # the figures of `judge`, and their units
 
     def __init__(self, recipe: AnyRecipe, samples: Samples, folder: Path, model: Callable[[], nn.Module]) -> None:
-        """Prepare a run.
-
-        Args:
-            recipe: What to do.
-            samples: The data trained on.
-            folder: Where results go; made when the run begins.
-            model: Builds it; torch's seed is the recipe's by then.
+        """Prepare a run; `model` builds the model once torch has the recipe's seed.
 
         Raises:
             RecipeError: the recipe does not fit the data or this machine.
@@ -107,9 +103,11 @@ class TrainingRun(ABC):
         self.optimizer = build_optimizer(self.model, training)
         self.scaler = torch.amp.GradScaler(enabled=training.precision == "fp16")
         self._order = (-1, torch.empty(0))
+        self.figures: dict[str, Tensor] = {}
+        self.memory: dict[str, Tensor] = {}
         self.metrics: dict[str, Any] = {}
 
-    # What a kind of run is
+    # What one kind of run does
 
     def trained_call(self) -> Callable[..., Any]:
         """The forward pass that is trained."""
@@ -117,39 +115,32 @@ class TrainingRun(ABC):
 
     @abstractmethod
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield the mean loss of every part of a batch; each is run backward before the next is asked for."""
+        """Yield the mean loss of every part of a batch; the backward pass of a part runs before the next is computed."""
 
     @abstractmethod
     def judge(self) -> dict[str, float]:
-        """The figures of UNITS: the averaged weights on the held-out samples, fp32."""
+        """The figures of UNITS: those of the averaged weights on held-out samples, in fp32."""
 
     @abstractmethod
     def sample_sheet(self) -> NDArray[np.uint8]:
-        """What the averaged weights make, uint8 [H, W, C]."""
+        """A sheet of what the averaged weights generate, uint8 [H, W, C]."""
 
     @abstractmethod
     def write_checkpoint(self, extra_files: Mapping[str, str]) -> None:
-        """Write checkpoint/, whole or not at all, with these text files beside the weights."""
-
-    def figures(self) -> dict[str, Tensor]:
-        """Scalars of the last step beside its loss, by the name they have in log.jsonl."""
-        return {}
+        """Write checkpoint/, whole or not at all, and these text files into it."""
 
     def described(self, means: Mapping[str, float]) -> str:
         """The mean figures of the last steps, for the live line."""
         return f"loss {means['loss']:.4f}"
 
-    def state(self) -> dict[str, Any]:
-        """What a resumed run needs to know beyond weights, average, optimiser and step."""
+    def digests(self) -> dict[str, str]:
+        """Digests of what the run reads besides its recipe, by name; a resumed run has to find the same."""
         return {}
-
-    def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027 (nothing, unless a run has something)
-        """Take up what `state` returned."""
 
     # One step
 
     def batch_at(self, step: int) -> Batch:
-        """The samples of a step, on the device; every epoch is a new order, and its incomplete last batch is left out."""
+        """The samples of a step, on the device; every epoch has a new order and leaves out its incomplete last batch."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
             generator = generator_for(self.training.seed, ORDER, epoch)
@@ -157,13 +148,23 @@ class TrainingRun(ABC):
         start = place * self.training.batch_size
         return self.samples[self._order[1][start : start + self.training.batch_size]].to(self.device)
 
+    def augmented(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """The images of a batch, shifted and mirrored at random as the recipe says."""
+        values = batch.values
+        if self.training.shift:
+            values = shift_images(values, self.training.shift, generator)
+        if self.training.flip:
+            mirrored = values.flip(3) if batch.mirrored is None else batch.mirrored
+            values = mirror_images(values, mirrored, generator)
+        return values
+
     @property
     def part_size(self) -> int:
         """Samples that go through the model at once."""
         return self.training.batch_size // self.training.accumulate
 
     def train_step(self) -> dict[str, Tensor]:
-        """Do one update; return loss, gradient norm and more as scalars on the device, so that nothing waits for them."""
+        """Do one update; return loss, gradient norm and more as scalars on the device, for which nothing has to wait."""
         training = self.training
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.step, self.total_steps, training)
@@ -180,10 +181,10 @@ class TrainingRun(ABC):
         self.scaler.update()
         self.step += 1
         update_average(self.average, self.model, average_decay_at(self.step, training.ema_decay))
-        return {"loss": loss, "gradient_norm": norm, **self.figures()}
+        return {"loss": loss, "gradient_norm": norm, **self.figures}
 
     def forward(self, *inputs: Any) -> Any:
-        """`trained_call` in the precision of the recipe, compiled if it says so."""
+        """`trained_call` in the precision of the recipe, compiled if the recipe says so."""
         dtype = AUTOCAST.get(self.training.precision)
         with torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             return self._network(*inputs)
@@ -191,10 +192,10 @@ class TrainingRun(ABC):
     # The run
 
     def fit(self, max_steps: int | None = None, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
-        """Train to the end of the recipe, to `max_steps`, or until `should_stop()`; save on the way and at the end.
+        """Train to the end of the recipe, to `max_steps`, or until `should_stop()`; save during the run and at its end.
 
         Raises:
-            StarflowError: The loss is not finite. The last saved state stays.
+            StarflowError: the loss is not finite; the last saved state stays.
         """
         training, last = self.training, min(self.total_steps, max_steps or self.total_steps)
         pending: list[dict[str, Tensor]] = []
@@ -270,7 +271,8 @@ class TrainingRun(ABC):
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "metrics": self.metrics,
-            **self.state(),
+            "objective": self.memory,
+            **self.digests(),
         }
         with atomic_file(self.folder / "state.pt") as temporary:
             torch.save(state, temporary)
@@ -282,45 +284,47 @@ class TrainingRun(ABC):
         )
 
     def resume(self) -> bool:
-        """Continue from state.pt if the folder holds one; say whether it did.
+        """Continue from state.pt if the folder holds one; return whether it did.
 
         Raises:
-            RecipeError: The recipe is another one.
-            CheckpointError: The file is damaged.
+            RecipeError: state.pt belongs to another recipe or other data.
+            CheckpointError: state.pt is damaged.
         """
         path = self.folder / "state.pt"
         if not path.exists():
             return False
         try:
             state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-            # Read as a recipe, so that fields that are new since have their defaults.
+            # Read as a recipe, so that fields added since then have their defaults.
             was = type(self.recipe).model_validate_json(state["recipe"]).model_dump(mode="json")
         except Exception as error:  # torch reports damage by many types
             reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{path}: damaged ({reason}); pass --no-resume to start again") from None
+            raise CheckpointError(f"{path}: damaged ({reason}); use --no-resume to start again") from None
         changed = changed_field(was, self.recipe.model_dump(mode="json"))
         if changed is not None:
-            raise RecipeError(f"{path}: belongs to another recipe: {changed} changed; use another --out or --no-resume")
+            raise RecipeError(f"{path}: belongs to another recipe: {changed} changed; {ANOTHER}")
+        for name, digest in self.digests().items():
+            if state.get(name, digest) != digest:
+                raise RecipeError(f"{path}: belongs to other data: the {name} changed; {ANOTHER}")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.load_state(state)
+        self.memory.update(state.get("objective", {}))
         self.step, self.metrics = state["step"], state.get("metrics", {})
         return True
 
 
 def device_named(name: str) -> torch.device:
-    """The device of a recipe: `auto` is CUDA where there is one.
+    """The device of a recipe: `auto` is CUDA if there is one, else the CPU.
 
     Raises:
         RecipeError: there is no such device.
-        UsageError: CUDA is asked for and there is none.
     """
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
     except RuntimeError:
         raise RecipeError(f"training.device: found {name!r}, expected auto, cpu or cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("training.device: found cuda, but torch sees no CUDA device; use auto or cpu")
+        raise RecipeError("training.device: found cuda, but torch sees no CUDA device; use auto or cpu")
     return device

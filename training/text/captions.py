@@ -1,34 +1,35 @@
-"""Captions beside their images, and the words the published code puts around them."""
+"""Captions of images, and the words that the published code writes around them."""
 
 import csv
 import json
 from pathlib import Path
 
 from starflow.runtime.plain.caption_template import CAPTION
-from starflow.runtime.plain.errors import DataError
+from starflow.runtime.plain.errors import DataError, UsageError
 
 
 def read_captions(path: Path, root: Path) -> dict[Path, str]:
     """Read captions as {image file: caption}, in the file's order.
 
     Args:
-        path: `.jsonl` with {"file": ..., "caption": ...} a line, or `.csv` with the columns file and caption.
-        root: Folder the image names are relative to.
+        path: `.jsonl` with {"file": ..., "caption": ...} on every line, or `.csv` with the columns file and caption.
+        root: Folder that image names are relative to.
 
     Raises:
-        DataError: The file cannot be read, a line lacks a field, or a named image is missing.
+        UsageError: the file cannot be read.
+        DataError: an entry lacks a field, or a named image is missing.
     """
     try:
         with path.open(encoding="utf-8", newline="") as lines:
             rows = list(csv.DictReader(lines)) if path.suffix == ".csv" else [json.loads(x) for x in lines if x.strip()]
     except OSError as error:
-        raise DataError(f"{path}: cannot read the captions: {error.strerror}") from None
+        raise UsageError(f"{path}: cannot read the captions: {error.strerror}") from None
     except (ValueError, csv.Error) as error:
-        raise DataError(f"{path}: found neither JSON lines nor .csv: {error}") from None
+        raise DataError(f"{path}: found neither JSON lines nor CSV: {error}") from None
     captions: dict[Path, str] = {}
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or not isinstance(row.get("file"), str) or not isinstance(row.get("caption"), str):
-            raise DataError(f"{path}: entry {number} lacks `file` or `caption`, both are texts")
+            raise DataError(f"{path}: entry {number} lacks `file` or `caption`; both are texts")
         file = root / row["file"]
         if not file.is_file():
             raise DataError(f"{path}: entry {number} names {row['file']}, which is not in {root}")
@@ -39,9 +40,7 @@ def read_captions(path: Path, root: Path) -> dict[Path, str]:
 
 
 def caption_template(aspect_ratio: str | None = None, fps: int | None = None, noise_level: int | None = None) -> str:
-    """The text a caption stands in, as the published code writes it (its `preprocess_text`).
-
-    The published code puts it around the empty caption, the null condition, as well.
+    """The text around a caption, as the published code writes it (its `preprocess_text`), around the empty one as well.
 
     Args:
         aspect_ratio: Width to height, such as "3:2", or the place where the export writes it (option `mix_aspect`).

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from starflow.runtime.plain.errors import DataError, UsageError
+from starflow.runtime.plain.install_hint import install_hint
 
 PACKAGE = "package:"  # before a folder inside an installed Python package
 BATCH = 64
 
 
 def encoder_folder(name: str) -> Path:
-    """Where a text encoder lies: a folder, or `package:NAME/FOLDER` for one inside an installed Python package.
+    """The folder of a text encoder; `package:NAME/FOLDER` names one inside an installed Python package.
 
     Raises:
-        DataError: There is no such folder or package, or no text encoder in it.
+        DataError: there is no such folder or package, or no text encoder in it.
     """
     folder = Path(name)
     if name.startswith(PACKAGE):
@@ -39,7 +40,7 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a text encoder's folder, as transformers' fast class; a sentencepiece file is converted.
 
     Raises:
-        DataError: There is none, or it pads on the left.
+        DataError: there is none, or it pads on the left.
         UsageError: transformers is not installed.
     """
     transformers = _transformers()
@@ -58,10 +59,10 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_encoder(folder: Path, tokens: int) -> Any:
-    """The transformers model of a folder, its weights in the type they are stored in, for texts of up to T tokens.
+    """The transformers model of a folder, in the number type of its file, for texts of up to T tokens.
 
     Raises:
-        DataError: The folder holds something else, or the encoder takes fewer tokens.
+        DataError: the folder holds something else, or the encoder takes fewer tokens.
         UsageError: transformers is not installed.
     """
     transformers = _transformers()
@@ -77,7 +78,7 @@ def load_encoder(folder: Path, tokens: int) -> Any:
         raise DataError(f"{folder}: {len(missing)} tensor(s) are missing, such as {missing[0]}")
     most = getattr(model.config, "max_position_embeddings", tokens)
     if tokens > most:
-        raise DataError(f"{folder}: takes up to {most} tokens, {tokens} are asked for")
+        raise DataError(f"{folder}: takes up to {most} tokens, but {tokens} are asked for")
     return model.eval().requires_grad_(False)
 
 
@@ -86,7 +87,7 @@ class Encoded:
     """Features of captions, without padding.
 
     Attributes:
-        features: One float32 [t, W] a caption, t of 1 .. T its tokens.
+        features: float32 [t, W] for each caption of t tokens, 1 to T.
         cut: How many captions had more than T tokens.
     """
 
@@ -96,12 +97,9 @@ class Encoded:
 
 @torch.inference_mode()
 def encode(texts: Sequence[str], folder: Path, tokens: int) -> Encoded:
-    """Encode texts as the published code does: cut to T tokens, special ones included, and the last hidden states taken.
+    """Encode texts, template included, as the published code does: the last hidden states of up to T = `tokens` tokens.
 
-    Args:
-        texts: What the tokenizer gets, template included.
-        folder: See `encoder_folder`.
-        tokens: T.
+    Special tokens count. For `folder` see `encoder_folder`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer, model = load_tokenizer(folder), load_encoder(folder, tokens)
@@ -134,7 +132,7 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError:
-        raise UsageError("text encoders need transformers; pip install 'starflow-compiler[encoders]'") from None
+        raise UsageError(f"text encoders need the package transformers: {install_hint('encoders')}") from None
     transformers.utils.logging.disable_progress_bar()
     return transformers
 

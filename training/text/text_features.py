@@ -45,7 +45,7 @@ class TextFeatures:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the features."""
+        """Memory of the features, in bytes."""
         return self.rows.nbytes
 
     def to(self, device: torch.device) -> "TextFeatures":
@@ -66,12 +66,12 @@ def caption_features(captions: Sequence[str], text: TextEncoding, tokens: int, c
 
     Args:
         captions: N captions, without the template.
-        text: The encoder, and what stands around a caption.
-        tokens: T; captions of more are cut, which is said on stderr.
-        cache: File the features are kept in; used again while captions, encoder and template stay the same.
+        text: The encoder, and the text around a caption.
+        tokens: T; longer captions are cut, with a note on stderr.
+        cache: File that keeps the features; it is used again while captions, encoder and template stay the same.
 
     Raises:
-        DataError: The encoder cannot be read.
+        DataError: the encoder cannot be read.
         UsageError: transformers is not installed.
     """
     folder = encoder_folder(text.encoder)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from starflow.runtime.plain.errors import BackendError, UsageError
+from starflow.runtime.plain.install_hint import install_hint
 
 ELSEWHERE = "use the onnxruntime backend, or see what this machine can do with `starflow doctor`"
 
@@ -259,9 +260,7 @@ def _load_cuda() -> ModuleType:
     try:
         return importlib.import_module("cuda.bindings.runtime")
     except ModuleNotFoundError:
-        raise BackendError(
-            "cuda-python is not installed: pip install 'starflow-compiler[tensorrt]' or 'starflow-compiler[tensorrt-rtx]'"
-        ) from None
+        raise BackendError(f"cuda-python is not installed: {install_hint('tensorrt')}") from None
     except (ImportError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BackendError(f"cuda-python is installed but does not load: {reason}; {ELSEWHERE}") from None

@@ -1,18 +1,19 @@
-"""ONNX Runtime: a velocity graph on the CPU or a device, two bindings taking turns.
+"""ONNX Runtime: a velocity graph on the CPU or a device, run through two bindings in turn.
 
-The state exists twice. A run reads one of the two and writes the other, the next run the other way round, so nothing is copied
-and no run reads memory that it writes.
+The state exists twice. One run reads the first copy and writes the second, and the next run does the reverse. So nothing is
+copied, and no run reads memory that it writes.
 """
 
-import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from starflow.runtime.backends.base import Provider
 from starflow.runtime.backends.continuous_runner import STATE, ContinuousRunner
-from starflow.runtime.backends.onnxruntime.session import input_memory, numpy_dtype, open_session
+from starflow.runtime.backends.onnxruntime.session import fill, input_memory, open_session, zeros
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec, fixed_shape
+from starflow.runtime.bundle.graph_spec import GraphSpec
+
+Values = dict[str, onnxruntime.OrtValue]
 
 
 class OnnxRuntimeContinuousRunner(ContinuousRunner):
@@ -20,31 +21,28 @@ class OnnxRuntimeContinuousRunner(ContinuousRunner):
 
     Args:
         bundle: The bundle.
-        graph: Its velocity graph; a portable one for other providers than `cpu`.
-        provider: What runs it.
-        threads: Threads within an operator on the CPU; 0 leaves the choice to ONNX Runtime.
+        graph: Its velocity graph; providers other than `cpu` need a portable one.
+        provider: The execution provider.
+        threads: Number of threads within an operator on the CPU; 0 lets ONNX Runtime choose.
     """
 
     def __init__(self, bundle: Bundle, graph: GraphSpec, provider: Provider, threads: int) -> None:
         super().__init__(graph)
         self._session = open_session(bundle, graph, provider, threads)
-        self._device = "cpu" if provider == "cpu" else "cuda"
-        self._memory = input_memory(self._session, self._device)
+        device = "cpu" if provider == "cpu" else "cuda"
+        memory = input_memory(self._session, device)
         self._specs = {spec.name: spec for spec in (*graph.inputs, *graph.outputs)}
-        self._fixed = {
-            name: self._new(spec)
-            for name, spec in self._specs.items()
-            if name not in STATE and not name.endswith("_next")
-        }
-        self._state = [{name: self._new(self._specs[name]) for name in STATE} for _ in range(2)]
+
+        def allocate(names: tuple[str, ...]) -> Values:
+            return {name: zeros(self._specs[name], memory.get(name, device)) for name in names}
+
+        fixed = (name for name in self._specs if name not in STATE and not name.endswith("_next"))
+        self._fixed, self._state = allocate(tuple(fixed)), [allocate(STATE), allocate(STATE)]
         self._bindings = [self._bind(*self._state), self._bind(*reversed(self._state))]
         self._turn = 0  # which state the next run reads
 
     def store(self, name: str, value: NDArray) -> None:
-        spec = self._specs[name]
-        self._value(name).update_inplace(
-            np.ascontiguousarray(np.broadcast_to(value, fixed_shape(spec)), numpy_dtype(spec))
-        )
+        fill(self._value(name), self._specs[name], value)
 
     def fetch(self, name: str) -> NDArray:
         array: NDArray = self._value(name).numpy()
@@ -56,16 +54,10 @@ class OnnxRuntimeContinuousRunner(ContinuousRunner):
             run(self._bindings[self._turn])
             self._turn = 1 - self._turn
 
-    def _new(self, spec: TensorSpec) -> onnxruntime.OrtValue:
-        zeros = np.zeros(fixed_shape(spec), numpy_dtype(spec))
-        return onnxruntime.OrtValue.ortvalue_from_numpy(zeros, self._memory.get(spec.name, self._device), 0)
-
     def _value(self, name: str) -> onnxruntime.OrtValue:
         return self._state[self._turn][name] if name in STATE else self._fixed[name]
 
-    def _bind(
-        self, source: dict[str, onnxruntime.OrtValue], target: dict[str, onnxruntime.OrtValue]
-    ) -> onnxruntime.IOBinding:
+    def _bind(self, source: Values, target: Values) -> onnxruntime.IOBinding:
         io = self._session.io_binding()
         for spec in self.graph.inputs:
             io.bind_ortvalue_input(spec.name, (source if spec.name in STATE else self._fixed)[spec.name])

@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions that are what was asked for: the manifest's graph, on the provider that was named."""
+"""ONNX Runtime sessions and tensors. A session runs the graph the manifest describes on the provider that was named, or not at all."""
 
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -7,25 +7,26 @@ from typing import get_args
 
 import numpy as np
 import onnxruntime
+from numpy.typing import ArrayLike
 
 from starflow.runtime.backends.base import Provider
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec
+from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec, fixed_shape
 from starflow.runtime.bundle.network_spec import NetworkSpec
 from starflow.runtime.plain.errors import BackendError, BundleError, UsageError
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
-# Every provider leaves the nodes it does not take to the ones after it.
+# Each provider leaves the nodes it cannot run to the next one.
 EXECUTION_PROVIDERS: dict[Provider, tuple[str, ...]] = {
     "cpu": (CPU,),
     "cuda": (CUDA, CPU),
     "tensorrt": ("TensorrtExecutionProvider", CUDA, CPU),
 }
-OPTIONS = {CUDA: {"use_tf32": "0"}}  # float32 is float32: its products with ten bits are off by 1e-3
+OPTIONS = {CUDA: {"use_tf32": "0"}}  # TF32 would compute float32 products with ten bits, an error of 1e-3
 
-# A worker waits awake for the next operator or step. ONNX Runtime's own 40 ms reach into the steps of the next flow block,
-# whose session has workers of its own, and take the core from them: measured in docs/performance.md.
+# How long a worker thread spins while it waits for the next operator or step. ONNX Runtime's default of 40 ms lasts into the
+# steps of the next flow block and takes cores from the workers of its session: measured in docs/performance.md.
 SPIN_MICROSECONDS = 1000
 
 
@@ -33,7 +34,7 @@ def check_provider(name: str) -> Provider:
     """The provider called `name`.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such provider.
         BackendError: the installed onnxruntime was built without it.
     """
     provider = next((known for known in get_args(Provider) if known == name), None)
@@ -41,19 +42,33 @@ def check_provider(name: str) -> Provider:
         raise UsageError(f"provider {name!r} is not known; choose {', '.join(EXECUTION_PROVIDERS)}")
     if EXECUTION_PROVIDERS[provider][0] not in onnxruntime.get_available_providers():
         raise BackendError(
-            f"this onnxruntime has no {EXECUTION_PROVIDERS[provider][0]}; "
-            "put the GPU build in its place: pip uninstall onnxruntime; pip install onnxruntime-gpu"
+            f"the installed onnxruntime has no {EXECUTION_PROVIDERS[provider][0]}; "
+            "replace it with the GPU build: pip uninstall onnxruntime; pip install onnxruntime-gpu"
         )
     if provider != "cpu":
-        onnxruntime.preload_dlls()  # CUDA's libraries where pip put them; they need not be on the loader's path
+        onnxruntime.preload_dlls()  # finds CUDA's libraries where pip put them, which need not be on the loader's path
     return provider
 
 
 def numpy_dtype(spec: TensorSpec) -> np.dtype:
-    """NumPy's type of a tensor of the manifest."""
+    """The NumPy type of a tensor.
+
+    Raises:
+        BackendError: it is bfloat16, which NumPy does not have.
+    """
     if spec.dtype == "bfloat16":
         raise BackendError(f"{spec.name} is bfloat16, which this backend cannot compute; use another variant")
     return np.dtype(spec.dtype)
+
+
+def zeros(spec: TensorSpec, device: str, count: int = 1) -> onnxruntime.OrtValue:
+    """A tensor of zeros for runs of `count` tokens, in the memory of a device."""
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(fixed_shape(spec, count), numpy_dtype(spec)), device, 0)
+
+
+def fill(target: onnxruntime.OrtValue, spec: TensorSpec, value: ArrayLike) -> None:
+    """Copy a value into a tensor, broadcasting."""
+    target.update_inplace(np.ascontiguousarray(np.broadcast_to(value, target.shape()), numpy_dtype(spec)))
 
 
 def open_session(
@@ -70,14 +85,15 @@ def open_session(
     Args:
         bundle: The bundle.
         graph: One of its graphs.
-        provider: What has to run it.
-        threads: Threads within an operator on the CPU; 0 leaves the choice to ONNX Runtime (one per physical core).
-        profile: Where ONNX Runtime's profiler writes when the session is gone: a path to which it adds the time of day.
-        lean: Leave weights as they are stored, neither widened nor laid out anew: opens sooner in less memory, runs slower.
+        provider: The execution provider that must run it.
+        threads: Number of threads within an operator on the CPU; 0 lets ONNX Runtime choose (one per physical core).
+        profile: Path prefix of the file that ONNX Runtime's profiler writes when the session ends; it appends the time of day.
+        lean: Keep weights as they are stored, without widening or repacking them. The session then opens faster and needs less
+            memory, but runs more slowly.
 
     Raises:
         BundleError: the graph does not load, or is not the one the manifest describes.
-        BackendError: ONNX Runtime fell back from the provider that was asked for.
+        BackendError: ONNX Runtime fell back to another provider.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -97,14 +113,14 @@ def open_session(
         session = onnxruntime.InferenceSession(
             path, options, providers=providers, enable_fallback=False, disabled_optimizers=disabled
         )
-    except Exception as error:  # ONNX Runtime raises a dozen types for one thing: it cannot load this graph
+    except Exception as error:  # ONNX Runtime raises a dozen types, all of which mean that it cannot load this graph
         reason = f"{path}: ONNX Runtime cannot load it ({_first_line(error)})"
         if provider != "cpu":
             raise BackendError(f"{reason} on {wanted[0]}; `starflow doctor` says what is missing") from None
         raise BundleError(f"{reason}; export the bundle again") from None
     if session.get_providers()[0] != wanted[0]:
         raise BackendError(
-            f"asked ONNX Runtime for {wanted[0]}, got {session.get_providers()[0]}: its libraries did not load; "
+            f"ONNX Runtime fell back from {wanted[0]} to {session.get_providers()[0]}: its libraries did not load; "
             "`starflow doctor` says what is missing"
         )
     _compare(path.name, "inputs", graph.inputs, session.get_inputs())
@@ -113,21 +129,23 @@ def open_session(
 
 
 def input_memory(session: onnxruntime.InferenceSession, device: str) -> dict[str, str]:
-    """Where a session reads each input: `device`, or `cpu` for what its provider leaves to the host.
+    """Where a session reads each input: `device`, or `cpu` for inputs that its provider leaves to the host.
 
-    A buffer has to lie there. A binding copies what lies elsewhere when it is bound, once: later changes would be lost.
+    A buffer must lie there: a binding copies a buffer that lies elsewhere once, when it is bound, and misses later changes.
     """
     places = zip(session.get_inputs(), session.get_input_memory_infos(), strict=True)
     return {value.name: device if place.name.lower() == device else "cpu" for value, place in places}
 
 
 def _compare(name: str, what: str, specs: Sequence[TensorSpec], found: Sequence[onnxruntime.NodeArg]) -> None:
-    """The graph on disk must be the one the manifest describes."""
+    """See that the graph on disk is the one the manifest describes."""
     expected = [f"{spec.name}{list(spec.shape)}" for spec in specs]
     actual = [f"{value.name}{value.shape}" for value in found]
     for one, other in zip_longest(expected, actual, fillvalue="nothing"):
         if one != other:
-            raise BundleError(f"{name}: among its {what} is {other}, the manifest says {one}; export the bundle again")
+            raise BundleError(
+                f"{name}: found {other} among its {what}, the manifest says {one}; export the bundle again"
+            )
 
 
 def _first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from typing import get_args
 
 from starflow.runtime.bundle.build_record import FlavourName
 from starflow.runtime.plain.errors import BackendError, UsageError
+from starflow.runtime.plain.install_hint import install_hint
 
 FLAVOUR_NAMES: tuple[FlavourName, ...] = get_args(FlavourName)
 
@@ -57,6 +58,6 @@ def load_flavour(name: str) -> Flavour:
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
-        raise BackendError(f"{module} is not installed: pip install 'starflow-compiler[{known}]'") from None
+        raise BackendError(f"{module} is not installed: {install_hint(known)}") from None
     except (ImportError, OSError) as error:
         raise BackendError(f"{module} is installed but does not load: {' '.join(str(error).split())[:200]}") from None

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from starflow.runtime.plain.atomic_write import atomic_file
-from starflow.runtime.plain.errors import BackendError
 
 
 class KernelCache:
@@ -43,14 +42,11 @@ class KernelCache:
         """Keep what was compiled.
 
         Raises:
-            BackendError: the disk is full or fails.
+            StarflowError: the disk is full or fails.
         """
         serialized = self._cache.serialize()
         content = b"" if serialized is None else bytes(serialized)
         if content in (b"", self._on_disk) or not os.access(self._path.parent, os.W_OK):
             return
-        try:
-            with atomic_file(self._path) as temporary:
-                temporary.write_bytes(content)
-        except OSError as error:
-            raise BackendError(f"{self._path}: cannot be written ({error.strerror}); free some space") from None
+        with atomic_file(self._path) as temporary:
+            temporary.write_bytes(content)

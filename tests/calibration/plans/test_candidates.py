@@ -5,8 +5,8 @@ import pytest
 
 from starflow.calibration.plans.candidates import BlockCandidates, block_curve, candidate_edges
 from starflow.calibration.plans.convergence import ChunkCurve, WindowTrial
+from starflow.runtime.plans.calibrated_decode_plan import BlockCost, RunCost
 from starflow.runtime.plans.decode_plan import Chunk, Steps, Window
-from starflow.runtime.plans.plan_spec import BlockCost, RunCost
 
 COST = BlockCost(
     block=2,

@@ -21,11 +21,11 @@ from starflow.runtime import Bundle, Sampler
 from starflow.runtime.backends.choice import open_backend
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plans.calibrated_decode_plan import BlockCost, RunCost
 from starflow.runtime.plans.decode_plan import Chunk, Steps, Window
-from starflow.runtime.plans.plan_spec import BlockCost, RunCost
 from starflow.runtime.traces.case import draw_case
-from starflow.training.autoregressive.model import build_model
 from starflow.training.checkpoint import save_checkpoint
+from starflow.training.families import build_flow
 from tests.models import class_config, contextless, randomise
 
 
@@ -56,7 +56,7 @@ def contextless_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first pass over a chunk is exact."""
     folder = tmp_path_factory.mktemp("contextless")
     config = class_config()
-    model = contextless(randomise(build_model(config.model)))
+    model = contextless(randomise(build_flow(config.model)))
     save_checkpoint(folder / "checkpoint", config, model.state_dict())
     export_checkpoint(folder / "checkpoint", folder / "bundle", ExportOptions(batch=1))
     return folder / "bundle"

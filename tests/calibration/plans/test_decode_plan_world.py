@@ -16,8 +16,8 @@ from starflow.calibration.plans.convergence import ChunkCurve, WindowTrial
 from starflow.calibration.plans.decode_plan import DecodeCalibration, calibrate_plan
 from starflow.calibration.plans.options import PlanOptions
 from starflow.calibration.plans.runs import PlanRuns
+from starflow.runtime.plans.calibrated_decode_plan import BlockCost, RunCost, segment_milliseconds, segment_passes
 from starflow.runtime.plans.decode_plan import BlockPlan, Chunk, DecodePlan, Guess, Segment, Steps, Window
-from starflow.runtime.plans.plan_spec import BlockCost, RunCost, segment_milliseconds, segment_passes
 from starflow.runtime.traces.case import Case
 
 TOKENS, WIDTHS, BATCH = 8, (2, 4, 8), 2

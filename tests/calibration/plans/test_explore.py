@@ -9,8 +9,8 @@ import pytest
 
 from starflow.calibration.plans.candidates import explore, paying_passes
 from starflow.calibration.plans.convergence import ChunkCurve, WindowTrial, envelope
+from starflow.runtime.plans.calibrated_decode_plan import BlockCost, RunCost
 from starflow.runtime.plans.decode_plan import Guess, Window
-from starflow.runtime.plans.plan_spec import BlockCost, RunCost
 
 
 @dataclass

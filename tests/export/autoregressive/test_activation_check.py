@@ -11,9 +11,10 @@ from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import ExportError
-from starflow.training.autoregressive.model import build_model
-from starflow.training.checkpoint import load_model, open_checkpoint, save_checkpoint
+from starflow.training.autoregressive.model import AutoregressiveFlow
+from starflow.training.checkpoint import load_autoregressive, open_checkpoint, save_checkpoint
 from starflow.training.config import CheckpointConfig
+from starflow.training.families import build_flow
 from tests.models import class_config, features_config, randomise, tarflow_config, unconditional_config
 
 LOUD = "blocks.1.attn_blocks.0.mlp.main.0.weight"
@@ -22,13 +23,14 @@ LOUD = "blocks.1.attn_blocks.0.mlp.main.0.weight"
 def peaks_of(folder: Path, data: ActivationData | None = None) -> dict[str, float]:
     config, tensors = open_checkpoint(folder)
     with torch.device("meta"):
-        model = build_model(config.model)
+        model = build_flow(config.model)
+        assert isinstance(model, AutoregressiveFlow)
     return activation_peaks(config, model, tensors, data)
 
 
 def write(folder: Path, config: CheckpointConfig, factor: float = 1.0) -> Path:
     """A random model, one layer of which is `factor` times louder."""
-    model = randomise(build_model(config.model))
+    model = randomise(build_flow(config.model))
     state = model.state_dict()
     state[LOUD] = state[LOUD] * factor
     save_checkpoint(folder, config, state)
@@ -46,7 +48,7 @@ def test_every_kind_of_model_can_draw_its_own_samples(tmp_path: Path, config: Ch
 def test_peaks_are_those_of_the_whole_model(tmp_path: Path) -> None:
     """On given data, streaming the layers changes nothing: compare with hooks on the ordinary model."""
     folder = write(tmp_path / "c", class_config())
-    _, model = load_model(folder)
+    _, model = load_autoregressive(folder)
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([1, 4, 10])
     seen: dict[str, float] = {}

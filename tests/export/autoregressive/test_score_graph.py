@@ -16,10 +16,12 @@ from starflow.export.onnx_graph.traced_graph import SharedWeights
 from starflow.export.onnx_graph.weight_file import WeightFile
 from starflow.export.tensorrt.parse import parse_graph
 from starflow.runtime.backends.tensorrt.flavour import load_flavour
+from starflow.training.autoregressive.config import StarflowConfig
 from starflow.training.autoregressive.denoise import score
-from starflow.training.autoregressive.model import FlowModel, build_model
+from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.autoregressive.starflow import Starflow
-from starflow.training.config import ModelConfig, StarflowConfig
+from starflow.training.config import ModelConfig
+from starflow.training.families import build_flow
 from tests.models import features_config, randomise, tarflow_config, unconditional_config
 
 OPTIONS = {"num_heads": 2, "num_kv_heads": 1, "norm_type": "rms_norm", "use_swiglu": True, "use_qk_norm": True}
@@ -38,11 +40,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(
-    model: FlowModel, path: Path, shape: DenoiserShape, *, learned: bool = False, dtype: type = np.float32
+    model: AutoregressiveFlow, path: Path, shape: DenoiserShape, *, learned: bool = False, dtype: type = np.float32
 ) -> Path:
     """A graph traced on the meta device, as an export does it, beside its weights of some type."""
     with torch.device("meta"):
-        shapes_only = build_model(model.config)
+        shapes_only = build_flow(model.config)
     tensors = {name: partial(value.numpy().astype, dtype) for name, value in model.state_dict().items()}
     with WeightFile(path.with_suffix(".safetensors")) as file:
         weights = SharedWeights(tensors, file, file.path.name)
@@ -64,12 +66,12 @@ def run(path: Path, **inputs: NDArray) -> NDArray:
 
 
 @pytest.fixture(scope="module")
-def models() -> dict[str, FlowModel]:
-    return {name: randomise(build_model(config)) for name, config in CONFIGS.items()}
+def models() -> dict[str, AutoregressiveFlow]:
+    return {name: randomise(build_flow(config)) for name, config in CONFIGS.items()}
 
 
 @pytest.fixture(scope="module")
-def graphs(folder: Path, models: dict[str, FlowModel]) -> dict[str, Path]:
+def graphs(folder: Path, models: dict[str, AutoregressiveFlow]) -> dict[str, Path]:
     """The score of every model, STARFlow's over images that are wider than high and with a text of five tokens."""
     shapes = {name: DenoiserShape(2, 4, 12, 5) for name in models} | {"tarflow": DenoiserShape(2, 8, 8)}
     return {name: write(model, folder / f"{name}.onnx", shapes[name]) for name, model in models.items()}
@@ -83,13 +85,15 @@ TEXT = np.random.default_rng(1).standard_normal((2, 5, 6), np.float32)
 
 
 @pytest.mark.parametrize("name", ["features", "unconditional"])
-def test_the_score_of_starflow(name: str, models: dict[str, FlowModel], graphs: dict[str, Path]) -> None:
+def test_the_score_of_starflow(name: str, models: dict[str, AutoregressiveFlow], graphs: dict[str, Path]) -> None:
     given = {"x": data(4, 12)} | ({"condition": TEXT} if name == "features" else {})
     expected = score(models[name], *map(torch.from_numpy, given.values())).numpy()
     np.testing.assert_allclose(run(graphs[name], **given), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
-def test_the_score_of_tarflow_drops_the_null_class(models: dict[str, FlowModel], graphs: dict[str, Path]) -> None:
+def test_the_score_of_tarflow_drops_the_null_class(
+    models: dict[str, AutoregressiveFlow], graphs: dict[str, Path]
+) -> None:
     x = data(8, 8)
     expected = score(models["tarflow"], torch.from_numpy(x), torch.tensor([2, -1])).numpy()
     for null in (3, -1):  # the number of classes, as bundles have it; a negative id, as the published code has it
@@ -100,7 +104,7 @@ def test_the_score_of_tarflow_drops_the_null_class(models: dict[str, FlowModel],
     np.testing.assert_array_equal(other[1], found[1])
 
 
-def test_the_learned_denoiser(folder: Path, models: dict[str, FlowModel]) -> None:
+def test_the_learned_denoiser(folder: Path, models: dict[str, AutoregressiveFlow]) -> None:
     model, x = models["features"], data(4, 12)
     assert isinstance(model, Starflow)
     path = write(model, folder / "learned.onnx", DenoiserShape(2, 4, 12, 5), learned=True)
@@ -112,7 +116,7 @@ def test_the_learned_denoiser(folder: Path, models: dict[str, FlowModel]) -> Non
 
 
 def test_smaller_weights_are_widened(folder: Path) -> None:
-    model = randomise(build_model(CONFIGS["tarflow"]))
+    model = randomise(build_flow(CONFIGS["tarflow"]))
     path = write(model, folder / "half.onnx", DenoiserShape(2, 8, 8), dtype=np.float16)
     model.half().float()
     x, label = data(8, 8), np.array([2, 0])
@@ -122,7 +126,7 @@ def test_smaller_weights_are_widened(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_weights_are_stored_once_and_as_the_checkpoint_has_them(
-    name: str, models: dict[str, FlowModel], graphs: dict[str, Path]
+    name: str, models: dict[str, AutoregressiveFlow], graphs: dict[str, Path]
 ) -> None:
     state = models[name].state_dict()
     stored = load_file(graphs[name].with_suffix(".safetensors"))

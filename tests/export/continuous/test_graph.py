@@ -18,9 +18,9 @@ from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.plans.integration_plan import integration_plan
 from starflow.runtime.sampler import Plan
-from starflow.training.checkpoint import load_velocity
+from starflow.training.checkpoint import load_continuous
 from starflow.training.config import CheckpointConfig
-from starflow.training.continuous.model import VelocityNetwork
+from starflow.training.continuous.model import ContinuousFlow
 from tests.models import points_config, velocity_config, write_velocity
 
 TEXT = {"num_classes": 0, "txt_size": 3, "txt_dim": 6, "head_dim": 32, "channels": 64}
@@ -33,11 +33,11 @@ CONFIGS = {
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[VelocityNetwork, Bundle]]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[ContinuousFlow, Bundle]]:
     return {name: written(config, tmp_path_factory.mktemp(name)) for name, config in CONFIGS.items()}
 
 
-def written(config: CheckpointConfig, folder: Path, **options: Any) -> tuple[VelocityNetwork, Bundle]:
+def written(config: CheckpointConfig, folder: Path, **options: Any) -> tuple[ContinuousFlow, Bundle]:
     network = write_velocity(folder / "checkpoint", config)
     export_checkpoint(
         folder / "checkpoint", folder / "bundle", ExportOptions(precisions=("fp32", "fp16"), batch=2, **options)
@@ -57,7 +57,7 @@ def conditions(config: CheckpointConfig, tokens: int = 3) -> tuple[ContinuousInp
     return ContinuousInputs(None, None, weights), None, None
 
 
-def in_torch(network: VelocityNetwork, x: NDArray, time: float, y: Any, null: Any, weights: NDArray) -> NDArray:
+def in_torch(network: ContinuousFlow, x: NDArray, time: float, y: Any, null: Any, weights: NDArray) -> NDArray:
     t = torch.full((len(x),), time)
     with torch.no_grad():
         v = network(torch.from_numpy(x), t, y)
@@ -193,7 +193,7 @@ def test_other_sizes_and_text_lengths_are_exported(tmp_path: Path) -> None:
 
 def test_without_guidance_half_the_rows_run(tmp_path: Path, velocity_checkpoint: Path) -> None:
     export_checkpoint(velocity_checkpoint, tmp_path / "plain", ExportOptions(batch=2, guidance=False))
-    _, network = load_velocity(velocity_checkpoint)
+    _, network = load_continuous(velocity_checkpoint)
     with Sampler.open(tmp_path / "plain", plan=integration_plan("midpoint", 10)) as sampler:
         assert not sampler.bundle.continuous.guided
         noise = sampler.noise(2)

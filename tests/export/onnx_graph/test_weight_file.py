@@ -15,7 +15,7 @@ from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.export.onnx_graph.weight_file import ALIGNMENT, PAGE, WeightFile
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.plain.errors import ExportError
-from starflow.training.autoregressive.model import FlowModel
+from starflow.training.autoregressive.model import AutoregressiveFlow
 from tests.models import class_config, write_checkpoint
 
 
@@ -48,7 +48,9 @@ def test_a_header_without_room_is_an_error(tmp_path: Path) -> None:
             file.add(f"a.rather.long.name.for.a.tensor.{index}", lambda: np.zeros(1, np.float32))
 
 
-def test_graphs_of_a_precision_share_one_copy_of_every_parameter(tiny_bundle: Path, tiny_model: FlowModel) -> None:
+def test_graphs_of_a_precision_share_one_copy_of_every_parameter(
+    tiny_bundle: Path, tiny_model: AutoregressiveFlow
+) -> None:
     for precision, size in (("fp32", 4), ("fp16", 2)):
         path = tiny_bundle / "graphs" / "weights" / f"{precision}.safetensors"
         names = [name for name in load_file(path) if not name.startswith("_padding")]
@@ -64,7 +66,7 @@ def test_graphs_of_a_precision_share_one_copy_of_every_parameter(tiny_bundle: Pa
         assert matrices * size < path.stat().st_size - header < matrices * size * 1.6
 
 
-def test_every_external_tensor_is_the_checkpoints(tiny_bundle: Path, tiny_model: FlowModel) -> None:
+def test_every_external_tensor_is_the_checkpoints(tiny_bundle: Path, tiny_model: AutoregressiveFlow) -> None:
     weights = load_file(tiny_bundle / "graphs" / "weights" / "fp32.safetensors")
     state = {name: value.numpy() for name, value in tiny_model.state_dict().items()}
     raw = (tiny_bundle / "graphs" / "weights" / "fp32.safetensors").read_bytes()
@@ -83,7 +85,7 @@ def test_every_external_tensor_is_the_checkpoints(tiny_bundle: Path, tiny_model:
     assert checked > 40
 
 
-def test_manifest_counts_the_bytes_a_step_reads(tiny_bundle: Path, tiny_model: FlowModel) -> None:
+def test_manifest_counts_the_bytes_a_step_reads(tiny_bundle: Path, tiny_model: AutoregressiveFlow) -> None:
     bundle = Bundle.open(tiny_bundle)
     for variant in bundle.manifest.variants:
         total = sum(graph.weight_bytes for graph in variant.graphs)

@@ -12,8 +12,8 @@ from starflow.runtime import DecodePlan, Jacobi, Sampler
 from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL
 from starflow.runtime.backends.block_runner import BlockRunner
 from starflow.runtime.plans.decode_plan import BlockPlan, Chunk, Iterated, Segment, Steps, Window
-from starflow.training.autoregressive.model import build_model
 from starflow.training.checkpoint import save_checkpoint
+from starflow.training.families import build_flow
 from tests.models import class_config, contextless, randomise
 
 TOKENS = 16
@@ -137,7 +137,7 @@ def test_the_exact_pass_is_left_out_where_it_would_change_nothing(sampler: Sampl
     assert passes(sampler, in_chunks(4, passes=3, caches="exact")) == 2 * 16
     assert passes(sampler, in_chunks(4, passes=3)) == 2 * 12
     config = class_config()
-    save_checkpoint(tmp_path / "c", config, contextless(randomise(build_model(config.model))).state_dict())
+    save_checkpoint(tmp_path / "c", config, contextless(randomise(build_flow(config.model))).state_dict())
     export_checkpoint(tmp_path / "c", tmp_path / "bundle", ExportOptions(batch=2))
     settled = {"passes": 8, "tolerance": 1e-30, "caches": "exact"}  # the second pass changes nothing at all
     with Sampler.open(tmp_path / "bundle", variant="cpu-fp32", threads=1) as independent:

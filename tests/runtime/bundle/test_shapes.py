@@ -15,10 +15,10 @@ from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManife
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import UsageError
+from starflow.training.autoregressive.config import StarflowConfig
 from starflow.training.autoregressive.denoise import learned_denoise, score_denoise
-from starflow.training.autoregressive.model import FlowModel
+from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.autoregressive.starflow import Starflow
-from starflow.training.config import StarflowConfig
 from tests.models import features_config, tarflow_config, write_checkpoint
 
 SHAPES = [(8, 8), (4, 12), (12, 4)]  # of the last two, tokens are as many and stand elsewhere
@@ -27,14 +27,14 @@ NULL = np.random.default_rng(2).standard_normal((3, 6), np.float32)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FlowModel]:
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AutoregressiveFlow]:
     """A checkpoint of a STARFlow with text, and its model."""
     folder = tmp_path_factory.mktemp("shapes") / "checkpoint"
     return folder, write_checkpoint(folder, features_config())
 
 
 @pytest.fixture(scope="module")
-def bundle(model: tuple[Path, FlowModel]) -> Path:
+def bundle(model: tuple[Path, AutoregressiveFlow]) -> Path:
     """All shapes, both lowerings, batches of two."""
     path = model[0].parent / "bundle"
     export_checkpoint(model[0], path, ExportOptions(batch=2, shape=SHAPES[0], other_shapes=SHAPES[1:]))
@@ -44,7 +44,7 @@ def bundle(model: tuple[Path, FlowModel]) -> Path:
 @pytest.mark.parametrize("variant", ["cpu-fp32", "portable-fp32"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_samples_are_those_of_pytorch(
-    bundle: Path, model: tuple[Path, FlowModel], shape: tuple[int, int], variant: str
+    bundle: Path, model: tuple[Path, AutoregressiveFlow], shape: tuple[int, int], variant: str
 ) -> None:
     with Sampler.open(bundle, variant=variant, shape=shape) as sampler:
         noise = sampler.noise(3, seed=5)
@@ -65,7 +65,7 @@ def test_no_shape_means_the_first(bundle: Path) -> None:
         assert first.bundle == named.bundle
 
 
-def test_weights_are_there_once(bundle: Path, model: tuple[Path, FlowModel]) -> None:
+def test_weights_are_there_once(bundle: Path, model: tuple[Path, AutoregressiveFlow]) -> None:
     """A further shape adds its rotary tables to the weight file and nothing else."""
     single = bundle.parent / "single"
     export_checkpoint(model[0], single, ExportOptions(batch=2, shape=SHAPES[0]))
@@ -81,7 +81,7 @@ def test_weights_are_there_once(bundle: Path, model: tuple[Path, FlowModel]) -> 
     )
 
 
-def test_the_manifest_of_one_shape_is_an_ordinary_one(bundle: Path, model: tuple[Path, FlowModel]) -> None:
+def test_the_manifest_of_one_shape_is_an_ordinary_one(bundle: Path, model: tuple[Path, AutoregressiveFlow]) -> None:
     """It states what an export of that shape alone would, but for the names of files."""
     alone = bundle.parent / "alone"
     expected = export_checkpoint(model[0], alone, ExportOptions(batch=2, shape=(4, 12))).model_dump(mode="json")
@@ -112,7 +112,7 @@ def test_a_shape_that_is_not_there(bundle: Path, velocity_bundle: Path, capsys: 
     Sampler.open(velocity_bundle, shape=(8, 8)).close()
 
 
-def test_commands_take_a_shape(bundle: Path, model: tuple[Path, FlowModel], tmp_path: Path, capsys) -> None:
+def test_commands_take_a_shape(bundle: Path, model: tuple[Path, AutoregressiveFlow], tmp_path: Path, capsys) -> None:
     np.save(tmp_path / "text.npy", TEXT)
     out = ["--latents", str(tmp_path / "x.npy"), "--out", str(tmp_path / "x.png")]
     given = ["--condition", str(tmp_path / "text.npy"), "--shape", "4x12"]
@@ -161,7 +161,11 @@ def test_a_plan_belongs_to_its_shape(bundle: Path, tmp_path: Path) -> None:
     ],
 )
 def test_shapes_that_cannot_be(
-    model: tuple[Path, FlowModel], tmp_path: Path, capsys: pytest.CaptureFixture, shapes: list[str], message: str
+    model: tuple[Path, AutoregressiveFlow],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    shapes: list[str],
+    message: str,
 ) -> None:
     asked = [word for shape in shapes for word in ("--shape", shape)]
     assert main(["export", str(model[0]), "-o", str(tmp_path / "b"), *asked]) == 2
@@ -185,7 +189,7 @@ def test_a_manifest_whose_shapes_do_not_add_up(bundle: Path) -> None:
         AutoregressiveManifest.model_validate(content)
     content = json.loads(manifest.model_dump_json())
     content["shapes"][1] = content["shapes"][0]
-    with pytest.raises(ValueError, match="shapes: one is stated twice"):
+    with pytest.raises(ValueError, match="shapes: a shape occurs twice"):
         AutoregressiveManifest.model_validate(content)
 
 

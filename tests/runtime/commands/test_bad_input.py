@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Bundle, Guidance, Jacobi, Sampler
@@ -124,9 +125,9 @@ def test_unknown_variant_and_backend(tiny_bundle: Path) -> None:
 def test_paths_that_are_no_bundle(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("not a folder")
-    with raises(BundleError, "is a file"):
+    with raises(UsageError, "is a file"):
         Bundle.open(file)
-    with raises(BundleError, "does not exist"):
+    with raises(UsageError, "does not exist"):
         Bundle.open(tmp_path / "nothing")
     with raises(BundleError, "no manifest.json"):
         Bundle.open(tmp_path)
@@ -203,10 +204,22 @@ def test_graphs_of_two_blocks_exchanged(copy: Path) -> None:
     ("arguments", "status", "words"),
     [
         (["--labels", "12"], 2, "0 to 9"),
-        (["--labels", "9-3"], 2, "runs upwards"),
+        (["--labels", "9-3"], 2, "runs backwards; give 3-9"),
         (["--labels", ","], 2, "at least one label"),
         (["--guidance", "-1"], 2, "guidance"),
-        (["--count", "0"], 2, "--count"),
+        (["--count", "0"], 2, "--count 0: give a number of at least 1"),
+        (
+            ["--labels", "3,4,5", "--count", "2"],
+            2,
+            "--count 2: give a number of at least 3; there are conditions for 3",
+        ),
+        (["--lables", "3"], 2, "unknown option --lables; did you mean --labels?"),
+        (["--zzz"], 2, "unknown option --zzz; see starflow sample --help"),
+        (["surplus"], 2, "unexpected: surplus; see starflow sample --help"),
+        (["--count", "many"], 2, "--count: found 'many', expected a whole number; see"),
+        (["--guidance", "strong"], 2, "--guidance: found 'strong', expected a number; see"),
+        (["--seed"], 2, "--seed: needs a value; see"),
+        (["--labels", "3", "--captions", "a"], 2, "exclude each other; leave one out; see"),
         (["--threads", "-1"], 2, "threads"),
         (["--out", "picture.gif"], 2, ".png"),
         (["--condition", "absent.npy"], 2, "does not exist"),
@@ -227,6 +240,66 @@ def test_command_line_says_it_in_one_line(
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1 and "Traceback" not in error
     assert not list(tmp_path.iterdir()), "nothing is written"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sample BUNDLE --threads 1 --out folder/OUTPUT.png",
+        "sample BUNDLE --threads 1 --latents folder/OUTPUT.npy",
+        "score BUNDLE image.png --labels 1 --threads 1 --latents folder/OUTPUT.npy",
+        "bench BUNDLE --threads 1 --repetitions 1 --variant cpu-fp32 --plot folder/OUTPUT.svg",
+        "calibrate BUNDLE --plan --threads 1 --repetitions 1 --variant cpu-fp32 --images 2 --plot folder/OUTPUT.png",
+        "calibrate BUNDLE --plan --threads 1 --repetitions 1 --variant cpu-fp32 --images 2 --plan-file folder/OUTPUT.json",
+        "verify BUNDLE --checkpoint CHECKPOINT --variant cpu-fp32 --report folder/OUTPUT.html",
+    ],
+)
+def test_an_output_that_the_system_refuses_is_one_line(
+    copy: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    """The name is too long for a file beside it, which only writing it tells."""
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Image.new("L", (8, 8)).save("image.png")
+    places = {"BUNDLE": str(copy), "CHECKPOINT": str(tiny_checkpoint), "OUTPUT": "x" * 245}
+    for place, path in places.items():
+        command = command.replace(place, path)
+    assert main(command.split()) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "cannot be written (File name too long)" in error and "x" * 245 in error
+    assert not list(Path("folder").iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_standard_output_that_is_full_is_one_line(tiny_bundle: Path) -> None:
+    command = [sys.executable, "-m", "starflow.runtime", "inspect", str(tiny_bundle), "--json"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "starflow inspect: error: output: No space left on device\n")
+
+
+def test_pixels_of_eight_bits_are_refused_with_the_mend(tiny_bundle: Path) -> None:
+    with Sampler.open(tiny_bundle, threads=1) as sampler:
+        pixels = np.full((1, 1, 8, 8), 255.0)
+        with raises(UsageError, "pixels lie in 255 to 255, expected -1 to 1", "give pixels / 127.5 - 1"):
+            sampler.encode_images(pixels)
+        assert sampler.encode_images(pixels / 127.5 - 1).max() == 1
+
+
+@pytest.mark.parametrize("call", ["generate", "invert", "sample", "encode_captions"])
+def test_a_closed_sampler_says_so(tiny_bundle: Path, call: str) -> None:
+    with Sampler.open(tiny_bundle, threads=1) as sampler:
+        noise = sampler.noise(2)
+        x = sampler.generate(noise, [1, 2])
+    arguments: dict[str, Any] = {"encode_captions": ["a"], "sample": [1, 2], "generate": noise}
+    with raises(UsageError, "this sampler is closed; open the bundle again"):
+        getattr(sampler, call)(arguments.get(call, x))
+    assert sampler.to_images(x).shape == (2, 8, 8, 1), "what was made stays"
 
 
 def test_unwritable_output_is_said_before_sampling(

@@ -60,6 +60,6 @@ def test_inspect_tells_blocks_bytes_and_caches(tiny_bundle: Path, capsys: Any) -
     assert (deep["block"], deep["top"], deep["layers"], deep["rows"], deep["capacity"]) == (1, True, 2, 4, 17)
     assert deep["cache_bytes"] == 2 * 2 * 4 * 17 * 32 * 2  # layers, k and v, rows, positions, head, bytes of a half
     assert (shallow["rows"], shallow["prefix"], shallow["cache_shape"]) == (2, 0, [2, 1, 16, 32])
-    assert int(told["bytes"].replace(",", "")) == sum(file.bytes for file in Bundle.open(tiny_bundle).files())
+    assert told["bytes"] == sum(file.bytes for file in Bundle.open(tiny_bundle).files())
     assert main(["inspect", str(tiny_bundle)]) == 0
     assert "portable-fp16" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from starflow.runtime.command_line import main
 from starflow.runtime.plain.bits_per_dim import bits_per_dim
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.sampler import Sampler
-from starflow.training.autoregressive.model import FlowModel
+from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.config import CheckpointConfig
 from tests.models import class_config, features_config, tarflow_config, unconditional_config, write_checkpoint
 
@@ -60,7 +60,7 @@ def test_noise_and_density_are_those_of_the_model(tmp_path: Path, name: str, var
     np.testing.assert_allclose(back, x, atol=1e-4)
 
 
-def test_determinant_by_token_is_that_of_the_jacobian(tiny_bundle: Path, tiny_model: FlowModel) -> None:
+def test_determinant_by_token_is_that_of_the_jacobian(tiny_bundle: Path, tiny_model: AutoregressiveFlow) -> None:
     """log |dz/dx| over all tokens against the determinant of the whole map, by automatic differentiation."""
     with Sampler.open(tiny_bundle, variant="cpu-fp32", threads=1) as sampler:
         x = 0.5 * np.random.default_rng(1).standard_normal((1, *sampler.noise_shape), np.float32)
@@ -73,8 +73,14 @@ def test_determinant_by_token_is_that_of_the_jacobian(tiny_bundle: Path, tiny_mo
     assert found.log_determinant.sum() == pytest.approx(log_determinant, abs=1e-3)
 
 
-def test_command_scores_images(
-    tiny_bundle: Path, tiny_model: FlowModel, tmp_path: Path, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize(("options", "std"), [([], 0.1), (["--noise-std", "0.3"], 0.3), (["--noise-std", "0"], 0.0)])
+def test_command_scores_images_with_the_noise_of_training_or_that_asked_for(
+    tiny_bundle: Path,
+    tiny_model: AutoregressiveFlow,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    options: list[str],
+    std: float,
 ) -> None:
     with Sampler.open(tiny_bundle, threads=1) as sampler:
         _, height, width = sampler.manifest.model.data_shape
@@ -83,24 +89,31 @@ def test_command_scores_images(
     for index, file in enumerate(files):
         pixels = np.random.default_rng(index).integers(0, 256, (height, width), np.uint8)
         Image.fromarray(pixels).convert(mode).save(file)
-    command = ["score", str(tiny_bundle), *files, "--labels", "1,2,3", "--threads", "1"]
+    command = ["score", str(tiny_bundle), *files, "--labels", "1,2,3", "--threads", "1", *options]
     assert main([*command, "--json", "--latents", str(tmp_path / "z.npy")]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [row["image"] for row in report["images"]] == files
+    assert report["noise_std"] == std
     assert np.load(tmp_path / "z.npy").shape[0] == 3
     assert all(row["round_trip_error"] < 1e-3 for row in report["images"])
     # The same by PyTorch, from the same noise.
     pictures = np.stack([np.asarray(Image.open(file)).reshape(height, width, -1) for file in files]).transpose(
         0, 3, 1, 2
     )
-    noise = np.random.default_rng(0).random(pictures.shape, np.float32) - 0.5
-    x = torch.from_numpy(pictures.astype(np.float32) / 127.5 - 1 + noise / 127.5)
+    draw = np.random.default_rng(0)
+    if std:
+        noise = std * draw.standard_normal(pictures.shape, np.float32)
+    else:  # uniform, of one grey level
+        noise = (draw.random(pictures.shape, np.float32) - 0.5) / 127.5
+    x = torch.from_numpy(pictures.astype(np.float32) / 127.5 - 1 + noise)
     with torch.no_grad():
         nats = tiny_model.log_likelihood(x, tiny_model.encode_labels(torch.tensor([1, 2, 3])))
     expected = bits_per_dim(nats, x[0].numel(), span=256 / 127.5).numpy()
     np.testing.assert_allclose([row["bits_per_dim"] for row in report["images"]], expected, atol=1e-4)
     assert main(command) == 0
-    assert "bits/dim" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "bits/dim" in printed
+    assert f"standard deviation {std:g}, as {'given' if options else 'in training'}" in printed
 
 
 @pytest.mark.parametrize(

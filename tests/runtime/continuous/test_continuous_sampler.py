@@ -176,8 +176,11 @@ def test_points_have_no_pixels(tmp_path: Path, capsys: Any) -> None:
     assert np.load(tmp_path / "x.npy").shape == (6, 2)
     assert "x.npy: 6 points in" in capsys.readouterr().out
     assert main(["sample", str(tmp_path / "bundle"), "--count", "6"]) == 2
-    assert "makes points; name a file with --latents" in capsys.readouterr().err
-    with Sampler.open(tmp_path / "bundle") as sampler, pytest.raises(UsageError, match="makes points; use generate"):
+    assert "makes points, not images; name a .npy file with --latents" in capsys.readouterr().err
+    with (
+        Sampler.open(tmp_path / "bundle") as sampler,
+        pytest.raises(UsageError, match="makes points, not images"),
+    ):
         sampler.sample(count=2)
     with Sampler.open(tmp_path / "bundle") as sampler, pytest.raises(UsageError, match="unconditional model"):
         sampler.generate(sampler.noise(1), guidance=1.0)
@@ -222,14 +225,14 @@ def test_a_damaged_manifest_is_refused(velocity_bundle: Path, tmp_path: Path) ->
 
     refused({"batch": 3}, "its graph must take")
     refused({"max_passes": 10}, "its graph must take")
-    refused({"guided": False}, "takes guidance or does not")
+    refused({"guided": False}, "its graph must not take guidance")
     refused({"solver": 1}, "unknown field solver")
     refused({"model": good["model"] | {"family": "discontinuous"}}, "model.family")
     graphs = [good["variants"][0] | {"graphs": good["variants"][0]["graphs"] * 2}]
     refused({"variants": graphs}, "must have one graph")
     spec = {"backend": "onnxruntime cpu", "variant": "gone", "budget": 0.1, "error": 0.1, "images": 1, "guidance": 0}
     spec |= {"passes": 2, "milliseconds": 1, "default_error": 0, "default_milliseconds": 1}
-    refused({"plans": [spec | {"plan": {"solver": "heun", "times": [0, 1]}}]}, "one is for a variant gone")
+    refused({"plans": [spec | {"plan": {"solver": "heun", "times": [0, 1]}}]}, "plans: found variant gone")
     refused({"plans": [spec | {"plan": {"solver": "heun", "times": [1, 0]}}]}, "must increase")
 
 

@@ -110,7 +110,7 @@ def test_finite_but_far_beyond_data_is_divergence() -> None:
     [
         (("rk5", None, None), "'rk5' is not known"),
         (("heun", 0, None), "0 steps"),
-        (("heun", 8, 1e-3), "takes steps and no tolerance"),
+        (("heun", 8, 1e-3), "takes steps, not a tolerance"),
         (("dopri5", 8, None), "chooses its own steps"),
         (("dopri5", None, 0.0), "between 0 and 1"),
         ((None, None, float("nan")), "between 0 and 1"),

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from starflow.runtime import Sampler
-from starflow.runtime.autoregressive.tokens import unpatchify
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.command_line import main
 from starflow.runtime.diagnostics.benchmark import step_bytes
+from starflow.runtime.plain.install_hint import install_hint
 
 QUICK = ["--repetitions", "1", "--threads", "1"]
 
@@ -27,7 +27,7 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[s
 
 def test_every_block_is_measured_against_its_floor(tiny_bundle: Path, capsys: Any) -> None:
     names = ["cpu-fp32", "portable-fp32"]
-    told = answer(capsys, "bench", tiny_bundle, "--repetitions", "2", "--threads", "1", "--variants", *names)
+    told = answer(capsys, "bench", tiny_bundle, "--repetitions", "2", "--threads", "1", "--variant", *names)
     bundle = Bundle.open(tiny_bundle)
     assert [variant["variant"] for variant in told["variants"]] == names
     for variant in told["variants"]:
@@ -37,6 +37,7 @@ def test_every_block_is_measured_against_its_floor(tiny_bundle: Path, capsys: An
             graph = bundle.graph(bundle.variant(variant["variant"], "cpu"), row["block"])
             assert row["bytes"] == step_bytes(graph, bundle.autoregressive.blocks[row["block"]])
             assert row["floor_milliseconds"] == pytest.approx(1000 * row["bytes"] / told["bandwidth"])
+            assert row["memory_bandwidth_percent"] == row["percent_of_floor"]
             assert row["percent_of_floor"] == pytest.approx(100 * row["floor_milliseconds"] / row["milliseconds"])
         assert total["bytes"] == sum(row["bytes"] for row in rows)
         assert variant["images_per_second"] == pytest.approx(1000 / variant["image_milliseconds"])
@@ -55,17 +56,14 @@ def test_step_bytes_are_weights_and_the_mean_valid_cache(tiny_bundle: Path) -> N
 
 def test_errors_are_relative_to_the_most_precise_variant(tiny_bundle: Path, capsys: Any) -> None:
     names = ["cpu-fp16", "portable-fp32", "cpu-fp32"]
-    told = answer(capsys, "bench", tiny_bundle, *QUICK, "--variants", *names)
+    told = answer(capsys, "bench", tiny_bundle, *QUICK, "--variant", *names)
     assert told["exact"] == "portable-fp32"  # the first of two that are equally precise
     half, exact, single = told["variants"]
     assert exact["error"] is None
     samples = {}
     for name in names:
         with Sampler.open(tiny_bundle, variant=name, threads=1) as sampler:
-            tokens = np.random.default_rng(0).standard_normal((2, 16, 4), np.float32)
-            samples[name] = sampler.generate(
-                unpatchify(tokens, sampler.bundle.autoregressive.model), [0, 1], guidance=1.0
-            )
+            samples[name] = sampler.generate(sampler.noise(2), [0, 1], guidance=1.0)
     reference = samples["portable-fp32"]
     for timing in (half, single):
         expected = np.linalg.norm(samples[timing["variant"]] - reference) / np.linalg.norm(reference)
@@ -98,9 +96,8 @@ def test_the_plot_is_drawn_and_checked_beforehand(tiny_bundle: Path, tmp_path: P
 def test_a_plot_without_matplotlib_names_the_extra(
     tiny_bundle: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "starflow.runtime.diagnostics.benchmark_plot", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["bench", str(tiny_bundle), "--plot", str(tmp_path / "bench.png")]) == 1
     refused = capsys.readouterr()
     assert refused.out == "" and refused.err.count("\n") == 1
-    assert "pip install 'starflow-compiler[export]'" in refused.err
+    assert install_hint("export") in refused.err

@@ -15,6 +15,7 @@ from starflow.runtime.backends.tensorrt.flavour import load_flavour
 from starflow.runtime.command_line import main
 from starflow.runtime.diagnostics.doctor import examine
 from starflow.runtime.diagnostics.machine import IDENTITY_MODEL
+from starflow.runtime.plain.install_hint import install_hint
 from tests.simulated_device.fixtures import Simulate
 
 RUN = """
@@ -77,7 +78,7 @@ def test_a_missing_package_is_an_answer_with_its_mend() -> None:
     said = doctor("tensorrt_rtx", "tensorrt")
     assert ability(said, "build engines ahead") == (
         False,
-        "tensorrt_rtx is not installed: pip install 'starflow-compiler[tensorrt-rtx]'",
+        f"tensorrt_rtx is not installed: {install_hint('tensorrt-rtx')}",
     )
     said = doctor("onnxruntime")
     assert said["providers"] == []
@@ -96,7 +97,7 @@ def test_nvidia_smi_is_asked_where_cuda_python_is_missing(tmp_path: Path, capabi
     assert said["gpus"]["driver"] == "580.65.06"
     possible, how = ability(said, "build engines for this")
     assert possible is rtx
-    assert how.startswith("tensorrt-rtx") if rtx else how.endswith("pip install 'starflow-compiler[tensorrt]'")
+    assert how.startswith("tensorrt-rtx") if rtx else how.endswith(install_hint("tensorrt"))
     possible, how = ability(said, "run TensorRT engines")
     assert not possible and how.startswith("cuda-python not installed")
     possible, how = ability(said, "run bundles on ONNX Runtime, GPU")

@@ -19,7 +19,7 @@ from starflow.runtime.plain.bits_per_dim import bits_per_dim
 from starflow.runtime.plain.errors import BundleError, ExportError, UsageError
 from starflow.runtime.plain.images import to_uint8
 from starflow.runtime.sampler import Sampler
-from starflow.training.checkpoint import load_model
+from starflow.training.checkpoint import load_autoregressive
 from starflow.training.config import ImageRange
 from tests.models import class_config, velocity_config, write_checkpoint, write_latent_checkpoint, write_velocity
 
@@ -133,7 +133,7 @@ def test_images_are_scored_through_the_encoder(
         x = (latents - 0.1) * 2 + 0.3 * torch.from_numpy(
             np.random.default_rng(4).standard_normal((2, 1, 8, 8), np.float32)
         )
-        model = load_model(checkpoint)[1]
+        model = load_autoregressive(checkpoint)[1]
         expected = bits_per_dim(model.log_likelihood(x, model.encode_labels(torch.tensor([1, 2]))), 64, span=256.0)
     bits = [row["bits_per_dim"] for row in found["images"]]
     np.testing.assert_allclose(bits, expected.numpy(), atol=1e-4)  # per latent dimension, no grey levels
@@ -193,11 +193,11 @@ def test_export_takes_another_autoencoder_or_none(checkpoint: Path, tmp_path: Pa
     with Sampler.open(tmp_path / "none") as sampler:
         assert sampler.manifest.image.mode == "latent"
         x = sampler.generate(sampler.noise(1), [1])
-        with pytest.raises(UsageError, match="the bundle holds no decoder"):
+        with pytest.raises(UsageError, match="latents without a decoder"):
             sampler.to_images(x)
-        with pytest.raises(UsageError, match="the bundle holds no encoder"):
+        with pytest.raises(UsageError, match="latents without a decoder"):
             sampler.encode_images(np.zeros((1, 3, 16, 16)))
-        with pytest.raises(UsageError, match="denoise 'decoder': this bundle has no denoising"):
+        with pytest.raises(UsageError, match="denoise 'decoder': this bundle has no way of denoising"):
             sampler.generate(sampler.noise(1), [1], denoise="decoder")
     foreign = tmp_path / "foreign"
     four: Any = AutoencoderTiny(**TINY | {"latent_channels": 4})

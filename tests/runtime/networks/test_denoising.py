@@ -22,7 +22,7 @@ from starflow.runtime.networks.denoising import choose_denoiser
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.traces.case import draw_case
 from starflow.training.autoregressive.denoise import learned_denoise, score_denoise
-from starflow.training.autoregressive.model import FlowModel
+from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.autoregressive.starflow import Starflow
 from starflow.training.checkpoint import open_checkpoint
 from tests.models import tarflow_config, write_checkpoint
@@ -32,7 +32,7 @@ TEXT = np.random.default_rng(1).standard_normal((3, 3, 6), np.float32)
 
 
 @pytest.fixture
-def model(denoising_model: tuple[Path, FlowModel]) -> tuple[Path, FlowModel]:
+def model(denoising_model: tuple[Path, AutoregressiveFlow]) -> tuple[Path, AutoregressiveFlow]:
     return denoising_model
 
 
@@ -41,7 +41,7 @@ def bundle(denoising_bundle: Path) -> Path:
     return denoising_bundle
 
 
-def test_samples_are_denoised_under_their_condition(bundle: Path, model: tuple[Path, FlowModel]) -> None:
+def test_samples_are_denoised_under_their_condition(bundle: Path, model: tuple[Path, AutoregressiveFlow]) -> None:
     text = torch.from_numpy(TEXT)
     with Sampler.open(bundle) as sampler:
         noise, null = sampler.noise(3, seed=2), np.zeros((3, 6), np.float32)
@@ -60,7 +60,7 @@ def test_samples_are_denoised_under_their_condition(bundle: Path, model: tuple[P
     assert np.abs(learned - samples).max() > 0.01
 
 
-def test_weights_are_shared_with_the_step_graphs(bundle: Path, model: tuple[Path, FlowModel]) -> None:
+def test_weights_are_shared_with_the_step_graphs(bundle: Path, model: tuple[Path, AutoregressiveFlow]) -> None:
     """What denoisers add is the learned one's network and what step graphs store in another form: small vectors."""
     plain = bundle.parent / "plain"
     export_checkpoint(model[0], plain, ExportOptions(batch=2, precisions=("fp16",), denoisers=()))
@@ -81,7 +81,7 @@ def test_which_denoiser_a_variant_takes(bundle: Path) -> None:
     assert taken == ["fp16", "fp32", "fp32"]
 
 
-def test_verify_compares_them_with_pytorch(bundle: Path, model: tuple[Path, FlowModel]) -> None:
+def test_verify_compares_them_with_pytorch(bundle: Path, model: tuple[Path, AutoregressiveFlow]) -> None:
     opened = Bundle.open(bundle)
     case = draw_case(opened)
 
@@ -114,7 +114,7 @@ def test_the_command_line(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("score", "has no denoising; `starflow export --denoise score` adds it"),
+        ("score", "has no way of denoising; `starflow export --denoise score` adds it"),
         ("learned", "`starflow export --denoise learned` adds it where the model has one"),
         ("decoder", "trained on noisy latents"),
         ("median", "choose auto, none, score, learned, decoder"),
@@ -131,20 +131,20 @@ def test_a_bundle_that_lacks_it_says_how_to_have_it(
 
 def test_what_a_bundle_has_is_named(bundle: Path) -> None:
     with Sampler.open(bundle) as sampler:
-        with pytest.raises(UsageError, match="has the denoising score, learned;"):
+        with pytest.raises(UsageError, match="this bundle has only score, learned;"):
             sampler.generate(sampler.noise(1), TEXT[:1], denoise="decoder")
         with pytest.raises(UsageError, match="denoising rate -1"):
             sampler.generate(sampler.noise(1), TEXT[:1], denoise="score", denoising_rate=-1)
 
 
 def test_continuous_flows_have_none(velocity_bundle: Path) -> None:
-    with Sampler.open(velocity_bundle) as sampler, pytest.raises(UsageError, match="samples the data without noise"):
+    with Sampler.open(velocity_bundle) as sampler, pytest.raises(UsageError, match="have no noise to remove"):
         sampler.sample(count=1, denoise="score")
 
 
 @pytest.mark.parametrize(("asked", "kinds"), [((), ()), (None, ("learned",)), (["score"], ("score",))])
 def test_what_an_export_writes(
-    model: tuple[Path, FlowModel], asked: list[DenoiserKind] | None, kinds: tuple[DenoiserKind, ...]
+    model: tuple[Path, AutoregressiveFlow], asked: list[DenoiserKind] | None, kinds: tuple[DenoiserKind, ...]
 ) -> None:
     config, tensors = open_checkpoint(model[0])
     assert FlowDenoisers(config, model[1], tensors, ExportOptions(denoisers=asked), 3).kinds == kinds

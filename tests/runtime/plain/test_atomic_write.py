@@ -1,12 +1,13 @@
 """Results appear whole or not at all."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from starflow.runtime.plain.atomic_write import atomic_file, atomic_folder
-from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.errors import StarflowError, UsageError
 
 
 class Stopped(BaseException):
@@ -34,11 +35,24 @@ def test_file_takes_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
 
-@pytest.mark.parametrize("failure", [OSError, Stopped])
-def test_failure_keeps_the_old_file_and_leaves_no_litter(tmp_path: Path, failure: type[BaseException]) -> None:
+@pytest.mark.parametrize(
+    ("failure", "raised", "message"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            StarflowError,
+            r"result.json: cannot be written \(No space left",
+        ),
+        (OSError(errno.EACCES, "Permission denied", "/elsewhere/data"), PermissionError, "/elsewhere/data"),
+        (Stopped("by somebody"), Stopped, "by somebody"),
+    ],
+)
+def test_failure_is_named_keeps_the_old_file_and_leaves_no_litter(
+    tmp_path: Path, failure: BaseException, raised: type[BaseException], message: str
+) -> None:
     destination = tmp_path / "result.json"
     destination.write_text("old")
-    with pytest.raises(failure), atomic_file(destination) as temporary:
+    with pytest.raises(raised, match=message), atomic_file(destination) as temporary:
         temporary.write_text("half")
         raise failure
     assert destination.read_text() == "old"
@@ -75,12 +89,14 @@ def test_existing_folder_gives_way_only_when_asked(tmp_path: Path) -> None:
     assert names(tmp_path) == ["bundle"]
 
 
-@pytest.mark.parametrize("failure", [OSError, Stopped])
-def test_failure_keeps_the_old_folder_and_leaves_no_litter(tmp_path: Path, failure: type[BaseException]) -> None:
+@pytest.mark.parametrize(("failure", "raised"), [(OSError("disk on fire"), StarflowError), (Stopped(), Stopped)])
+def test_failure_keeps_the_old_folder_and_leaves_no_litter(
+    tmp_path: Path, failure: BaseException, raised: type[BaseException]
+) -> None:
     destination = tmp_path / "bundle"
     destination.mkdir()
     (destination / "old").touch()
-    with pytest.raises(failure), atomic_folder(destination, replace=True) as temporary:
+    with pytest.raises(raised), atomic_folder(destination, replace=True) as temporary:
         (temporary / "half").touch()
         raise failure
     assert names(destination) == ["old"]

@@ -12,8 +12,13 @@ from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL
 from starflow.runtime.bundle.bundle import changing_manifest, replace_manifest
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import BundleError, UsageError
+from starflow.runtime.plans.calibrated_decode_plan import (
+    BlockCost,
+    CalibratedDecodePlan,
+    RunCost,
+    predicted_milliseconds,
+)
 from starflow.runtime.plans.decode_plan import BlockPlan, Chunk
-from starflow.runtime.plans.plan_spec import BlockCost, PlanSpec, RunCost, predicted_milliseconds
 
 GOOD = {"blocks": [{"block": 1, "segments": [{"kind": "chunk", "tokens": 16, "passes": 3}]}]}
 
@@ -26,7 +31,7 @@ def with_segments(*segments: dict[str, Any], block: int = 1) -> dict[str, Any]:
     ("content", "message"),
     [
         ("{", "is not JSON"),
-        (json.dumps([]), "valid dictionary"),
+        (json.dumps([]), "expected named fields"),
         (json.dumps({"block": []}), "blocks"),
         (json.dumps(GOOD | {"name": "x"}), "unknown field name"),
         (json.dumps(with_segments({"kind": "leap", "tokens": 16})), "leap"),
@@ -34,7 +39,7 @@ def with_segments(*segments: dict[str, Any], block: int = 1) -> dict[str, Any]:
             json.dumps(with_segments({"kind": "chunk", "tokens": 16, "passes": 3, "gess": "zeros"})),
             "did you mean guess",
         ),
-        (json.dumps(with_segments({"kind": "chunk", "tokens": 16, "passes": 0})), "greater than or equal to 1"),
+        (json.dumps(with_segments({"kind": "chunk", "tokens": 16, "passes": 0})), "found 0, expected 1 or more"),
         (json.dumps(with_segments({"kind": "steps", "tokens": 15})), "cover 15 of its 16 tokens"),
         (json.dumps(with_segments({"kind": "steps", "tokens": 16}, block=7)), "flow block 7"),
         (json.dumps({"blocks": 2 * GOOD["blocks"]}), "planned 2 times"),
@@ -57,7 +62,7 @@ def test_a_run_wider_than_the_bundle_allows_is_refused(tiny_bundle: Path, tmp_pa
     shutil.copytree(tiny_bundle, narrow)
     manifest = json.loads((narrow / "manifest.json").read_text())
     (narrow / "manifest.json").write_text(json.dumps(manifest | {"max_chunk": 8}))
-    with pytest.raises(UsageError, match="a run of 16 tokens in flow block 1; this bundle was exported for 1 to 8"):
+    with pytest.raises(UsageError, match="flow block 1 has a run of 16 tokens; this bundle was exported for 1 to 8"):
         Sampler.open(narrow, plan=DecodePlan.model_validate(GOOD))
 
 
@@ -75,7 +80,7 @@ def test_the_command_line_takes_files_and_refuses_bad_ones(
     assert "none.json: cannot be read" in capsys.readouterr().err
 
 
-def spec(**changes: Any) -> PlanSpec:
+def spec(**changes: Any) -> CalibratedDecodePlan:
     costs = tuple(
         BlockCost(
             block=block,
@@ -99,7 +104,7 @@ def spec(**changes: Any) -> PlanSpec:
         "costs": costs,
         "blocks": DecodePlan.model_validate(GOOD).blocks,
     }
-    return PlanSpec.model_validate(values | changes)
+    return CalibratedDecodePlan.model_validate(values | changes)
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 from pydantic import ValidationError
 
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plans.calibrated_integration_plan import CalibratedIntegrationPlan
 from starflow.runtime.plans.integration_plan import (
     AdaptiveSteps,
     FixedSteps,
-    IntegrationSpec,
     default_plan,
     integration_plan,
     read_integration_plan,
@@ -110,7 +110,7 @@ def test_a_stored_plan_states_what_it_replaces() -> None:
         "passes": 1.0, "milliseconds": 1.0, "default_error": 0.0, "default_milliseconds": 1.0,
         "plan": {"solver": "euler", "times": (0.0, 1.0)},
     }  # fmt: skip
-    assert IntegrationSpec.model_validate(values).plan == FixedSteps(solver="euler", times=(0.0, 1.0))
+    assert CalibratedIntegrationPlan.model_validate(values).plan == FixedSteps(solver="euler", times=(0.0, 1.0))
     for name, value in (("default_error", -1e-9), ("default_milliseconds", 0.0)):
         with pytest.raises(ValidationError, match=name):
-            IntegrationSpec.model_validate(values | {name: value})
+            CalibratedIntegrationPlan.model_validate(values | {name: value})

@@ -12,10 +12,12 @@ from starflow.runtime.plain.errors import CheckpointError, RecipeError
 from starflow.training.autoencoder.config import TinyConfig
 from starflow.training.autoencoder.folder import AutoencoderRecord, open_autoencoder, save_autoencoder
 from starflow.training.autoencoder.network import build_autoencoder
-from starflow.training.checkpoint import load_model
+from starflow.training.checkpoint import load_autoregressive
 from starflow.training.config import LatentScaling
-from starflow.training.data.dataset import Dataset, load_dataset, to_float
-from starflow.training.recipe import Digits8Source, Recipe
+from starflow.training.data.dataset import load_dataset
+from starflow.training.data.samples import Dataset, to_float
+from starflow.training.data.source import Digits8Source
+from starflow.training.recipe import Recipe
 from starflow.training.trainer import Trainer
 
 NETWORK = TinyConfig(
@@ -116,7 +118,7 @@ def test_scale_and_shift_are_given_or_recorded_or_measured(tmp_path: Path, digit
 def test_a_run_leaves_a_checkpoint_with_its_autoencoder(tmp_path: Path, digits: Dataset, autoencoder: Path) -> None:
     trainer = Trainer(recipe(autoencoder), digits, tmp_path)
     outcome = trainer.fit()
-    config, model = load_model(tmp_path / "checkpoint")
+    config, model = load_autoregressive(tmp_path / "checkpoint")
     assert config.autoencoder is not None
     assert config.autoencoder.pixel_shape == (1, 8, 8)
     assert config.image.mode == "L"
@@ -155,14 +157,16 @@ def test_a_run_keeps_its_autoencoder(tmp_path: Path, digits: Dataset, autoencode
     trainer.fit(max_steps=2)
     copied = tmp_path / "run" / "checkpoint" / "autoencoder" / "diffusion_pytorch_model.safetensors"
     assert copied.read_bytes() == (autoencoder / copied.name).read_bytes()
-    with pytest.raises(RecipeError, match="belongs to other latents: the autoencoder or the images changed"):
+    with pytest.raises(RecipeError, match="belongs to other data: the latents changed"):
         Trainer(recipe(named), digits, tmp_path / "run").resume()
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path, digits: Dataset, autoencoder: Path) -> None:
-    with pytest.raises(RecipeError, match=r"model: takes 1 channel\(s\) of 8x8, the data has 3 channel\(s\) of 4x4"):
+    with pytest.raises(
+        RecipeError, match=r"model: takes 1 channel\(s\) of 8x8, but the data are 3 channel\(s\) of 4x4"
+    ):
         Trainer(recipe(autoencoder, MODEL | {"in_channels": 1, "img_size": 8}), digits, tmp_path)
-    with pytest.raises(RecipeError, match=r"training\.shift: moves pixels"):
+    with pytest.raises(RecipeError, match=r"training\.shift: latents cannot be shifted"):
         Trainer(recipe(autoencoder, shift=1), digits, tmp_path)
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         Trainer(recipe(tmp_path / "nowhere"), digits, tmp_path)

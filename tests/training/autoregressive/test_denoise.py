@@ -8,11 +8,13 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from starflow.runtime.plain.errors import UsageError
+from starflow.training.autoregressive.config import StarflowConfig, TarflowConfig
 from starflow.training.autoregressive.denoise import LEARNED_STD, learned_denoise, score, score_denoise
 from starflow.training.autoregressive.flow_block import FlowBlock
-from starflow.training.autoregressive.model import FlowModel, build_model
+from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.autoregressive.starflow import Starflow
-from starflow.training.config import ModelConfig, StarflowConfig, TarflowConfig
+from starflow.training.config import ModelConfig
+from starflow.training.families import build_flow
 from tests.models import class_config, contextless, features_config, randomise, tarflow_config, unconditional_config
 
 CONFIGS: dict[str, ModelConfig] = {
@@ -23,7 +25,7 @@ CONFIGS: dict[str, ModelConfig] = {
 }
 
 
-def inputs(model: FlowModel, batch: int = 2) -> tuple[Tensor, Tensor | None]:
+def inputs(model: AutoregressiveFlow, batch: int = 2) -> tuple[Tensor, Tensor | None]:
     """Data, and a condition that differs from row to row."""
     generator = torch.Generator().manual_seed(1)
     config = model.config
@@ -35,7 +37,7 @@ def inputs(model: FlowModel, batch: int = 2) -> tuple[Tensor, Tensor | None]:
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 def test_score_is_the_slope_of_the_likelihood(config: ModelConfig) -> None:
-    model = randomise(build_model(config))
+    model = randomise(build_flow(config))
     x, y = inputs(model)
     slopes = score(model, x, y)
     step = 0.02
@@ -54,7 +56,7 @@ def test_score_is_the_slope_of_the_likelihood(config: ModelConfig) -> None:
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 def test_denoising_a_gaussian_gives_the_posterior_mean(config: ModelConfig) -> None:
     """A flow without context is a Gaussian; of clean data N(m, c^2) plus noise s n, E[clean | x] = (c^2 x + s^2 m) / (c^2 + s^2)."""
-    model = contextless(randomise(build_model(config)))
+    model = contextless(randomise(build_flow(config)))
     x, y = inputs(model)
     dimensions = x[0].numel()
     with torch.no_grad():
@@ -74,7 +76,7 @@ def test_denoising_a_gaussian_gives_the_posterior_mean(config: ModelConfig) -> N
 
 
 def test_samples_of_a_batch_are_denoised_each_for_itself() -> None:
-    model = randomise(build_model(CONFIGS["classes"]))
+    model = randomise(build_flow(CONFIGS["classes"]))
     x, y = inputs(model, batch=3)
     assert y is not None
     together = score(model, x, y)
@@ -83,7 +85,7 @@ def test_samples_of_a_batch_are_denoised_each_for_itself() -> None:
 
 
 def test_the_score_costs_the_weights_no_gradient() -> None:
-    model = randomise(build_model(CONFIGS["tarflow"]))
+    model = randomise(build_flow(CONFIGS["tarflow"]))
     x, y = inputs(model)
     found = score(model, x, y)
     assert not found.requires_grad
@@ -95,7 +97,7 @@ def test_the_score_costs_the_weights_no_gradient() -> None:
 def denoiser(**changes: Any) -> Starflow:
     """A flow with a learned denoiser that reads text, three tokens of six."""
     options = features_config().model.model_dump() | {"learnable_self_denoiser": True, "conditional_denoiser": True}
-    model = randomise(build_model(StarflowConfig(**options | changes)))
+    model = randomise(build_flow(StarflowConfig(**options | changes)))
     assert isinstance(model, Starflow)
     return model
 
@@ -148,14 +150,14 @@ def test_learned_denoising_takes_the_part_of_the_noise_that_is_asked_for() -> No
 def test_the_denoiser_leaves_the_flow_alone() -> None:
     model = denoiser()
     x, y = inputs(model)
-    plain = build_model(StarflowConfig(**model.config.model_dump() | {"learnable_self_denoiser": False})).eval()
+    plain = build_flow(StarflowConfig(**model.config.model_dump() | {"learnable_self_denoiser": False})).eval()
     plain.load_state_dict({name: value for name, value in model.state_dict().items() if name.startswith("blocks.")})
     with torch.no_grad():
         torch.testing.assert_close(model(x, y).z, plain(x, y).z, rtol=0, atol=0)
 
 
 def test_what_cannot_be_denoised_is_named() -> None:
-    plain = build_model(CONFIGS["features"])
+    plain = build_flow(CONFIGS["features"])
     assert isinstance(plain, Starflow)
     x, y = inputs(plain)
     with pytest.raises(UsageError, match="has no learned denoiser"):

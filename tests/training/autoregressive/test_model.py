@@ -12,9 +12,10 @@ from starflow.runtime.plain.bits_per_dim import bits_per_dim
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plans.decode_plan import Jacobi
+from starflow.training.autoregressive.config import StarflowConfig, TarflowConfig
 from starflow.training.autoregressive.flow_block import FlowBlock
-from starflow.training.autoregressive.model import FlowModel, build_model, parameter_count
-from starflow.training.config import StarflowConfig, TarflowConfig
+from starflow.training.autoregressive.model import AutoregressiveFlow
+from starflow.training.families import build_flow
 
 STARFLOW: dict[str, Any] = {
     "in_channels": 2,
@@ -56,10 +57,10 @@ CONFIGS: dict[str, StarflowConfig | TarflowConfig] = {
 }
 
 
-def make_model(config: StarflowConfig | TarflowConfig) -> FlowModel:
+def make_model(config: StarflowConfig | TarflowConfig) -> AutoregressiveFlow:
     """A model in which nothing is trivial."""
     torch.manual_seed(3)
-    model = build_model(config)
+    model = build_flow(config)
     for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, std=0.05 if "proj_out" in name else 0.25)  # sigma within reach of float32
     if isinstance(config, TarflowConfig) and not config.nvp:
@@ -67,9 +68,9 @@ def make_model(config: StarflowConfig | TarflowConfig) -> FlowModel:
     return model.eval()
 
 
-def identity_model(config: StarflowConfig | TarflowConfig) -> FlowModel:
+def identity_model(config: StarflowConfig | TarflowConfig) -> AutoregressiveFlow:
     """A model whose blocks all have a = 0 and mu = 0."""
-    model = build_model(config).eval()
+    model = build_flow(config).eval()
     for block in model.blocks:
         if isinstance(block, FlowBlock):
             torch.nn.init.zeros_(block.proj_out.bias)
@@ -233,7 +234,7 @@ def test_guidance_with_the_same_condition_twice_changes_nothing() -> None:
 
 def test_untrained_models_are_elementwise_affine() -> None:
     torch.manual_seed(1)
-    model = build_model(CONFIGS["starflow"]).eval()
+    model = build_flow(CONFIGS["starflow"]).eval()
     x = data(CONFIGS["starflow"], 1)
     jacobian = torch.autograd.functional.jacobian(lambda x: model(x).z.flatten(), x).reshape(x.numel(), x.numel())
     assert torch.equal(jacobian, jacobian.diagonal().diag())
@@ -249,8 +250,7 @@ def test_other_sizes_than_the_training_size() -> None:
 
 def test_parameters_are_counted_once() -> None:
     model = make_model(CONFIGS["tarflow"])
-    assert parameter_count(model) == sum(value.numel() for name, value in model.state_dict().items() if name != "var")
-    assert parameter_count(list(model.blocks)) == parameter_count(model)
+    assert model.parameter_count == sum(value.numel() for name, value in model.state_dict().items() if name != "var")
 
 
 @pytest.mark.parametrize(

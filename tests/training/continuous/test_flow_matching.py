@@ -8,10 +8,10 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from starflow.training.continuous.config import VelocityMlpConfig
+from starflow.training.continuous.config import ContinuousMlpConfig
 from starflow.training.continuous.flow_matching import FlowMatching
 from starflow.training.continuous.likelihood import flow_log_likelihood
-from starflow.training.continuous.mlp import VelocityMLP
+from starflow.training.continuous.mlp import ContinuousMlp
 from starflow.training.continuous.objective_config import ObjectiveConfig
 from tests.training.continuous.gaussian import plane
 
@@ -114,7 +114,7 @@ def test_a_trained_network_is_the_gaussian_oracle() -> None:
     flow = plane(torch.float32)
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    network = VelocityMLP(VelocityMlpConfig(dimensions=2, channels=64, layers=2))
+    network = ContinuousMlp(ContinuousMlpConfig(dimensions=2, channels=64, layers=2))
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1500)
     matching = objective("cfm")

@@ -9,23 +9,24 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from starflow.runtime.plain.errors import UsageError
-from starflow.training.continuous.config import VelocityMlpConfig, VelocityTransformerConfig
-from starflow.training.continuous.mlp import VelocityMLP
-from starflow.training.continuous.model import VelocityNetwork, build_velocity, time_features
-from starflow.training.continuous.transformer import VelocityTransformer
+from starflow.training.continuous.config import ContinuousMlpConfig, ContinuousTransformerConfig
+from starflow.training.continuous.mlp import ContinuousMlp
+from starflow.training.continuous.model import ContinuousFlow, time_features
+from starflow.training.continuous.transformer import ContinuousTransformer
+from starflow.training.families import build_flow
 
 SIZES: dict[str, Any] = {"in_channels": 2, "img_size": 8, "patch_size": 2, "channels": 64, "layers": 2, "head_dim": 32}
-MODELS: dict[str, VelocityTransformerConfig | VelocityMlpConfig] = {
-    "class": VelocityTransformerConfig(**SIZES, num_classes=5),
-    "text": VelocityTransformerConfig(**SIZES, txt_size=3, txt_dim=7),
-    "plain": VelocityTransformerConfig(**SIZES),
-    "mlp": VelocityMlpConfig(dimensions=2, channels=16, layers=2),
+MODELS: dict[str, ContinuousTransformerConfig | ContinuousMlpConfig] = {
+    "class": ContinuousTransformerConfig(**SIZES, num_classes=5),
+    "text": ContinuousTransformerConfig(**SIZES, txt_size=3, txt_dim=7),
+    "plain": ContinuousTransformerConfig(**SIZES),
+    "mlp": ContinuousMlpConfig(dimensions=2, channels=16, layers=2),
 }
 
 
-def random_network(name: str) -> VelocityNetwork:
+def random_network(name: str) -> ContinuousFlow:
     torch.manual_seed(0)
-    network = build_velocity(MODELS[name])
+    network = build_flow(MODELS[name])
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(std=1 / (parameter.shape[-1] if parameter.ndim > 1 else 16) ** 0.5)
@@ -39,7 +40,7 @@ def condition(name: str, batch: int) -> Tensor | None:
     return torch.randn(batch, 3, 7, generator=generator) if name == "text" else None
 
 
-def inputs(name: str, batch: int = 3) -> tuple[VelocityNetwork, Tensor, Tensor, Tensor | None]:
+def inputs(name: str, batch: int = 3) -> tuple[ContinuousFlow, Tensor, Tensor, Tensor | None]:
     network, generator = random_network(name), torch.Generator().manual_seed(2)
     x = torch.randn(network.noise_shape(batch), generator=generator)
     return network, x, torch.rand(batch, generator=generator), condition(name, batch)
@@ -87,7 +88,7 @@ def angles_of(rows: int, columns: int, prefix: int, side: int, head_dim: int, te
     return torch.tensor(table, dtype=torch.float64)
 
 
-def documented_transformer(network: VelocityTransformer, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+def documented_transformer(network: ContinuousTransformer, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
     config = network.config
     p = {name: value.double() for name, value in network.state_dict().items()}
     patch, (batch, channels, height, width) = config.patch_size, x.shape
@@ -134,7 +135,7 @@ def documented_transformer(network: VelocityTransformer, x: Tensor, t: Tensor, y
     return image
 
 
-def documented_mlp(network: VelocityMLP, x: Tensor, t: Tensor) -> Tensor:
+def documented_mlp(network: ContinuousMlp, x: Tensor, t: Tensor) -> Tensor:
     p = {name: value.double() for name, value in network.state_dict().items()}
     h = silu(linear(p, "proj_in", x.double()) + embedded_time(p, t))
     for index in range(network.config.layers):
@@ -147,10 +148,10 @@ def documented_mlp(network: VelocityMLP, x: Tensor, t: Tensor) -> Tensor:
 def test_forward_is_the_documented_one(name: str) -> None:
     network, x, t, y = inputs(name)
     found = network(x, t, y)
-    if isinstance(network, VelocityTransformer):
+    if isinstance(network, ContinuousTransformer):
         expected = documented_transformer(network, x, t, y)
     else:
-        assert isinstance(network, VelocityMLP)
+        assert isinstance(network, ContinuousMlp)
         expected = documented_mlp(network, x, t)
     assert found.dtype == torch.float32
     assert expected.std() > 0.05
@@ -160,7 +161,7 @@ def test_forward_is_the_documented_one(name: str) -> None:
 @torch.no_grad()
 def test_images_of_another_size_keep_the_extent_of_positions() -> None:
     network = random_network("class")
-    assert isinstance(network, VelocityTransformer)
+    assert isinstance(network, ContinuousTransformer)
     x, t, y = torch.randn(2, 2, 4, 12), torch.tensor([0.1, 0.9]), torch.tensor([0, 5])
     torch.testing.assert_close(
         network(x, t, y).double(), documented_transformer(network, x, t, y), rtol=1e-4, atol=2e-5
@@ -197,7 +198,7 @@ def test_attention_runs_both_ways() -> None:
 
 @torch.no_grad()
 def test_an_untrained_transformer_stands_still_and_its_layers_do_nothing() -> None:
-    network = VelocityTransformer(VelocityTransformerConfig(**SIZES, num_classes=5))
+    network = ContinuousTransformer(ContinuousTransformerConfig(**SIZES, num_classes=5))
     x, t, y = torch.randn(2, 2, 8, 8), torch.rand(2), torch.tensor([0, 1])
     assert torch.equal(network(x, t, y), torch.zeros_like(x))
     h, c = torch.randn(2, 16, 64), torch.randn(2, 64)
@@ -236,7 +237,7 @@ def test_time_features_are_the_closed_form() -> None:
             assert features[row, 32 + k].item() == pytest.approx(math.sin(t * 100 ** (k / 31)), abs=1e-5)
 
 
-class Oscillator(VelocityNetwork):
+class Oscillator(ContinuousFlow):
     """dx/dt = t x: x(1) = e^(1/2) x(0)."""
 
     num_classes = 0
@@ -278,12 +279,12 @@ def test_inputs_that_do_not_fit(name: str, shape: tuple[int, ...], y: Tensor | N
     [
         ({"patch_size": 3}, "img_size 8 is not a multiple of patch_size 3"),
         ({"head_dim": 48}, "channels 64 is not a multiple of head_dim 48"),
-        ({"head_dim": 2}, "must be a multiple of 4"),
-        ({"head_dim": 8, "txt_size": 3, "txt_dim": 7}, r"must be 16 \+ 4k"),
+        ({"head_dim": 2}, "head_dim: found 2, expected a multiple of 4"),
+        ({"head_dim": 8, "txt_size": 3, "txt_dim": 7}, "expected a multiple of 4, at least 16"),
         ({"txt_size": 3}, "txt_size and txt_dim belong together"),
         ({"txt_size": 3, "txt_dim": 7, "num_classes": 2}, "not on both"),
     ],
 )
 def test_configurations_that_do_not_fit(changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValidationError, match=expected):
-        VelocityTransformerConfig(**SIZES | changes)
+        ContinuousTransformerConfig(**SIZES | changes)

@@ -11,15 +11,18 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from starflow.runtime.plain.errors import CheckpointError, RecipeError, UsageError
-from starflow.training.checkpoint import load_model, load_velocity, open_checkpoint, save_checkpoint
+from starflow.training.checkpoint import load_autoregressive, load_continuous, open_checkpoint, save_checkpoint
 from starflow.training.config import CheckpointConfig, Conditioning
 from starflow.training.continuous.flow_matching import FlowMatching
 from starflow.training.continuous.objective_config import WeightedCfmConfig
-from starflow.training.data.dataset import Dataset, fit_data, load_dataset
-from starflow.training.flow import build_flow
-from starflow.training.recipe import Recipe, changed_field, load_flow_recipe
+from starflow.training.data.dataset import load_dataset
+from starflow.training.data.fit import fit_data
+from starflow.training.data.samples import Dataset
+from starflow.training.families import build_flow
+from starflow.training.recipe import Recipe, changed_field
 from starflow.training.trainer import Trainer
 from tests.models import CLASS_MODEL, class_config, write_checkpoint
+from tests.training.recipes import load_flow_recipe
 
 TRANSFORMER: dict[str, Any] = {
     "family": "continuous-flow",
@@ -62,7 +65,7 @@ def test_points_are_learned(tmp_path: Path, objective: dict[str, Any]) -> None:
     assert all(("effective_sample_size" in step) == (objective["kind"] == "w-cfm") for step in steps)
     if objective["kind"] == "w-cfm":
         assert all(1 < step["effective_sample_size"] < 64 for step in steps)
-    config, network = load_velocity(tmp_path / "checkpoint")
+    config, network = load_continuous(tmp_path / "checkpoint")
     assert config.image.mode == "latent"
     assert config.noise_std == 0
     for name, value in trainer.average.state_dict().items():
@@ -81,7 +84,7 @@ def test_images_are_learned(tmp_path: Path) -> None:
     assert outcome.test_bits_per_dim < before - 0.5
     losses = [entry["loss"] for entry in entries(tmp_path) if "loss" in entry]
     assert sum(losses[-20:]) < 0.6 * sum(losses[:20])
-    config, _ = load_velocity(tmp_path / "checkpoint")
+    config, _ = load_continuous(tmp_path / "checkpoint")
     assert config.conditioning.kind == "class"
     assert config.image.mode == "L"
 
@@ -130,18 +133,18 @@ def test_features_condition_a_text_model(tmp_path: Path) -> None:
     objective = {"kind": "ot-cfm", "likelihood_steps": 1, "likelihood_samples": 4}
     settings = recipe(model, {"kind": "npz", "path": str(tmp_path / "data.npz")}, objective, steps=3, batch_size=16)
     assert run(settings, tmp_path / "run").fit().step == 3
-    config, _ = load_velocity(tmp_path / "run" / "checkpoint")
+    config, _ = load_continuous(tmp_path / "run" / "checkpoint")
     assert (config.conditioning.kind, config.conditioning.tokens, config.conditioning.width) == ("features", 3, 5)
 
 
 @pytest.mark.parametrize(
     ("model", "data", "training", "expected"),
     [
-        (MLP | {"dimensions": 3}, POINTS, {}, "model: takes points of 3 dimensions, the data has points of 2"),
-        (MLP, {"kind": "digits8"}, {}, r"takes points of 2 dimensions, the data has 1 channel\(s\) of 8x8"),
-        (TRANSFORMER, POINTS, {}, r"takes 1 channel\(s\) of 8x8, the data has points of 2 dimensions"),
+        (MLP | {"dimensions": 3}, POINTS, {}, "model: takes points of 3 dimensions, but the data are points of 2"),
+        (MLP, {"kind": "digits8"}, {}, r"takes points of 2 dimensions, but the data are 1 channel\(s\) of 8x8"),
+        (TRANSFORMER, POINTS, {}, r"takes 1 channel\(s\) of 8x8, but the data are points of 2 dimensions"),
         (TRANSFORMER | {"num_classes": 9}, {"kind": "digits8"}, {}, r"model\.num_classes: found 9, expected 10"),
-        (MLP, POINTS, {"flip": True}, "augment images; the data are points"),
+        (MLP, POINTS, {"flip": True}, "augment images, but the data are points"),
     ],
 )
 def test_recipes_that_do_not_fit(
@@ -155,7 +158,9 @@ def test_a_text_model_refuses_classes() -> None:
     model = {k: v for k, v in TRANSFORMER.items() if k != "num_classes"} | {"txt_size": 3, "txt_dim": 5}
     settings = recipe(model, {"kind": "digits8"}, {"kind": "cfm"})
     data: Dataset = load_dataset(settings.data, Path())
-    with pytest.raises(RecipeError, match=r"model\.num_classes: found 0, expected 10, because the data has 10 classes"):
+    with pytest.raises(
+        RecipeError, match=r"model\.num_classes: found 0, expected 10, because the data have 10 classes"
+    ):
         fit_data(data, settings.model)
 
 
@@ -170,10 +175,10 @@ training: {steps: 10}
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("objective.kappa=0", r"objective\..*kappa.*greater than 0"),
+        ("objective.kappa=0", r"objective\..*kappa: found 0, expected more than 0"),
         ("objective.kapa=1", r"unknown field objective\..*kapa; did you mean kappa\?"),
         ("objective.kind=cfm", r"unknown field objective\.cfm\.kappa$"),  # which another kind has
-        ("objective.kappa=-1", r"objective\..*kappa.*greater than 0"),
+        ("objective.kappa=-1", r"objective\..*kappa: found -1, expected more than 0"),
         ("objective.kind=sinkhorn", r"objective.*'sinkhorn'"),
         ("model.network=cnn", r"model.*'cnn'"),
         ("data.shape=spiral", r"data.*shape.*'moons'"),
@@ -219,15 +224,21 @@ def checkpoint(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("edit", "expected"),
     [
-        (lambda t: t.pop("class_embed"), r"class_embed \[11, 32\] is missing; check num_classes or channels"),
-        (lambda t: t.update(extra=torch.zeros(2)), r"extra \[2\] is surplus"),
+        (
+            lambda t: t.pop("class_embed"),
+            r"class_embed: found no such tensor, expected shape \[11, 32\]; check config.json",
+        ),
+        (
+            lambda t: t.update(extra=torch.zeros(2)),
+            r"extra: found shape \[2\], expected no such tensor; check config.json",
+        ),
         (
             lambda t: t.update({"proj_in.weight": torch.zeros(32, 9)}),
-            r"proj_in\.weight is \[32, 9\].*makes it \[32, 4\]",
+            r"proj_in\.weight: found shape \[32, 9\], expected shape \[32, 4\]; check",
         ),
         (
             lambda t: t.pop("layers.1.mlp.main.0.bias"),
-            r"layers\.1\.mlp\.main\.0\.bias \[128\] is missing; check layers",
+            r"layers\.1\.mlp\.main\.0\.bias: found no such tensor, expected shape \[128\]",
         ),
     ],
 )
@@ -236,16 +247,16 @@ def test_tensors_that_do_not_fit_are_named(checkpoint: Path, edit: Any, expected
     edit(tensors)
     save_file(tensors, checkpoint / "model.safetensors")
     with pytest.raises(CheckpointError, match=expected):
-        load_velocity(checkpoint)
+        load_continuous(checkpoint)
 
 
 def test_families_are_not_mistaken(checkpoint: Path, tmp_path: Path) -> None:
     assert open_checkpoint(checkpoint)[0].model.family == "continuous-flow"
     with pytest.raises(CheckpointError, match="holds a continuous-flow model, expected starflow or tarflow"):
-        load_model(checkpoint)
+        load_autoregressive(checkpoint)
     write_checkpoint(tmp_path / "other", class_config())
     with pytest.raises(CheckpointError, match="holds a starflow model, expected continuous-flow"):
-        load_velocity(tmp_path / "other")
+        load_continuous(tmp_path / "other")
 
 
 def test_classes_have_to_agree_with_the_conditioning() -> None:

@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from starflow.runtime.plain.errors import DataError
+from starflow.runtime.plain.errors import DataError, UsageError
 from starflow.runtime.plain.images import to_uint8
-from starflow.training.data.dataset import load_dataset, to_float
-from starflow.training.recipe import Digits8Source, FolderSource, NpzSource
+from starflow.training.data.dataset import load_dataset
+from starflow.training.data.samples import to_float
+from starflow.training.data.source import Digits8Source, FolderSource, NpzSource
 from starflow.training.text.captions import read_captions
 
 
@@ -131,13 +132,13 @@ def test_damaged_npz(tmp_path: Path) -> None:
     source.path.write_bytes(source.path.read_bytes()[:100])
     with pytest.raises(DataError, match=r"a\.npz: cannot be read as \.npz"):
         load_dataset(source, tmp_path)
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(UsageError, match="does not exist"):
         load_dataset(NpzSource.model_validate({"kind": "npz", "path": tmp_path / "absent.npz"}), tmp_path)
 
 
 def test_bad_folders(tmp_path: Path) -> None:
     source = folder(tmp_path / "images")
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(UsageError, match="does not exist"):
         load_dataset(source, tmp_path)
     source.path.mkdir()
     with pytest.raises(DataError, match="holds no images"):
@@ -150,7 +151,7 @@ def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"b\.png: is 7x4, .*a\.png is 6x4; set data\.size"):
         load_dataset(source, tmp_path)
     picture(source.path / "class" / "b.png")
-    with pytest.raises(DataError, match=r"a\.png: lies beside class folders"):
+    with pytest.raises(DataError, match=r"a\.png: lies next to class folders"):
         load_dataset(source, tmp_path)
 
 

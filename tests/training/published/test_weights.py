@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from starflow.runtime.plain.errors import CheckpointError
+from starflow.runtime.plain.errors import CheckpointError, UsageError
 from starflow.training.published.weights import open_weights
 
 STATE = {"blocks.0.proj_in.weight": torch.arange(6.0).view(2, 3), "blocks.0.proj_in.bias": torch.ones(2).half()}
@@ -159,7 +159,7 @@ def test_tensors_that_are_no_state_dict(content: Any, expected: str, tmp_path: P
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"does not exist; name a .pth or .safetensors file"):
+    with pytest.raises(UsageError, match=r"does not exist; name a .pth or .safetensors file"):
         open_weights(tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match=r"is a folder; name a .pth or .safetensors file"):
+    with pytest.raises(UsageError, match=r"is a folder; name a .pth or .safetensors file"):
         open_weights(tmp_path)

@@ -12,8 +12,10 @@ from PIL import Image
 from starflow.runtime.plain.errors import DataError, StarflowError
 from starflow.training.checkpoint import open_checkpoint
 from starflow.training.config import TextEncoding
-from starflow.training.data.dataset import Dataset, load_dataset
-from starflow.training.recipe import FolderSource, NpzSource, Recipe
+from starflow.training.data.dataset import load_dataset
+from starflow.training.data.samples import Dataset
+from starflow.training.data.source import FolderSource, NpzSource
+from starflow.training.recipe import Recipe
 from starflow.training.text.captions import caption_template
 from starflow.training.text.text_encoder import encoder_folder, load_encoder, load_tokenizer
 from starflow.training.text.text_features import caption_features

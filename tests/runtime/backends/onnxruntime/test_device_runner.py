@@ -15,6 +15,7 @@ from starflow.runtime.backends.block_runner import BlockRunner
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.backends.onnxruntime.device_runner import DeviceBlockRunner
 from starflow.runtime.backends.onnxruntime.session import CPU, CUDA, check_provider
+from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec
 from starflow.runtime.command_line import main
@@ -22,10 +23,8 @@ from starflow.runtime.plain.errors import BackendError
 
 
 class DeviceBackendOnCpu(OnnxRuntimeBackend):
-    def _open(self, graph: GraphSpec) -> BlockRunner:
-        manifest = self._bundle.autoregressive
-        block = manifest.blocks[graph.block]
-        return DeviceBlockRunner(self._bundle, graph, block, manifest.max_chunk, "cpu", device="cpu")
+    def open_block(self, graph: GraphSpec, block: Block, max_chunk: int) -> BlockRunner:
+        return DeviceBlockRunner(self._bundle, graph, block, max_chunk, "cpu", device="cpu")
 
 
 @pytest.mark.parametrize("variant", ["portable-fp32", "portable-fp16"])
@@ -69,7 +68,7 @@ def test_a_silent_fallback_is_refused(tiny_bundle: Path, monkeypatch: pytest.Mon
     """onnxruntime-gpu lists CUDA everywhere and, without a GPU, gives a CPU session without a word."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     with (
-        pytest.raises(BackendError, match="asked ONNX Runtime for CUDAExecutionProvider, got CPUExecutionProvider"),
+        pytest.raises(BackendError, match="ONNX Runtime fell back from CUDAExecutionProvider to CPUExecutionProvider"),
         Sampler.open(tiny_bundle, provider="cuda") as sampler,
     ):
         sampler.sample([1])

@@ -12,7 +12,7 @@ import pytest
 
 from starflow.runtime.backends.tensorrt.backend import open_tensorrt
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.plain.errors import BackendError, BundleError, UsageError
+from starflow.runtime.plain.errors import BackendError, BundleError, StarflowError, UsageError
 from tests.simulated_device.fixtures import Simulate
 from tests.simulated_device.sampling import copy_of, generate
 from tests.simulated_device.tensorrt_runtime import Context
@@ -36,7 +36,7 @@ def test_without_a_driver_the_real_cuda_says_the_same(tiny_engines: Bundle) -> N
 
 def test_without_cuda_python_it_names_the_extra(tiny_engines: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    with pytest.raises(BackendError, match=r"pip install 'starflow-compiler\[tensorrt\]'"):
+    with pytest.raises(BackendError, match=r"pip install '\.\[tensorrt\]' in a clone of starflow"):
         open_tensorrt(tiny_engines)
 
 
@@ -292,6 +292,6 @@ def test_a_full_disk_is_said_after_everything_is_released(
     device = simulate()
     backend = open_tensorrt(bundle)
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(BackendError, match=r"runtime-cache: cannot be written \(No space left on device\)"), backend:
+    with pytest.raises(StarflowError, match=r"runtime-cache: cannot be written \(No space left on device\)"), backend:
         pass
     assert not device.memory.leaks()

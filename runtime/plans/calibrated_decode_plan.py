@@ -1,4 +1,4 @@
-"""A decode plan as a bundle keeps it: the plan, what it was chosen from, and what it was measured to do."""
+"""A decode plan as a bundle keeps it: the plan, the costs it was chosen by, and what was measured."""
 
 from collections.abc import Sequence
 
@@ -11,20 +11,20 @@ from starflow.runtime.plans.decode_plan import BlockPlan, Chunk, DecodePlan, Seg
 
 
 class RunCost(Part):
-    """Time of one pass over so many tokens."""
+    """Time of one pass over a number of tokens."""
 
     tokens: int = Field(ge=1)
     milliseconds: float = Field(ge=0)
 
 
 class BlockCost(Part):
-    """Times of one flow block, in the middle of its sequence.
+    """Times of one flow block, measured in the middle of its sequence.
 
     Attributes:
-        block: The flow block.
-        prefill_milliseconds: From one sequence to the next.
-        step_milliseconds: A token decoded alone.
-        runs: Passes over several tokens, by rising number.
+        block: Index of the flow block.
+        prefill_milliseconds: Time between two sequences.
+        step_milliseconds: Time of a token that is decoded alone.
+        runs: Times of passes over several tokens, in increasing order of tokens.
     """
 
     block: int = Field(ge=0)
@@ -33,7 +33,7 @@ class BlockCost(Part):
     runs: tuple[RunCost, ...]
 
     def run(self, tokens: int) -> float:
-        """Milliseconds of a pass over so many tokens, between two that were measured on a line."""
+        """Milliseconds of a pass over `tokens` tokens, interpolated linearly between measured ones."""
         if tokens == 1 or not self.runs:
             return self.step_milliseconds * tokens
         counts = [1, *(run.tokens for run in self.runs)]
@@ -41,14 +41,14 @@ class BlockCost(Part):
         return float(np.interp(tokens, counts, times))
 
 
-class PlanSpec(CalibratedPlan):
-    """A calibrated decode plan; its error is against sequential decoding.
+class CalibratedDecodePlan(CalibratedPlan):
+    """A calibrated decode plan. Its reference is sequential decoding.
 
     Attributes:
-        predicted_milliseconds: Time by `costs`.
-        sequential_milliseconds: Time of sequential decoding, measured beside the plan's.
-        costs: What passes cost where it was calibrated.
-        blocks: The plan.
+        predicted_milliseconds: Time that `costs` predict for the plan.
+        sequential_milliseconds: Time of sequential decoding, measured in turn with the plan.
+        costs: Times of passes on the machine it was calibrated on.
+        blocks: The blocks of the plan.
     """
 
     predicted_milliseconds: float = Field(gt=0)
@@ -62,7 +62,7 @@ class PlanSpec(CalibratedPlan):
 
 
 def segment_passes(segment: Segment) -> float | None:
-    """Passes a segment takes; None where that depends on the tokens and nobody has counted."""
+    """Number of passes of a segment; None if it depends on the tokens and was not counted."""
     if isinstance(segment, Steps):
         return segment.tokens
     if segment.expected is not None:
@@ -75,7 +75,7 @@ def segment_passes(segment: Segment) -> float | None:
 
 
 def segment_milliseconds(segment: Segment, cost: BlockCost) -> float | None:
-    """Predicted time of a segment, or None where its passes are not known."""
+    """Predicted time of a segment; None if its number of passes is not known."""
     if isinstance(segment, Steps):
         return segment.tokens * cost.step_milliseconds
     if isinstance(segment, Window) and segment.advances is not None:
@@ -86,7 +86,7 @@ def segment_milliseconds(segment: Segment, cost: BlockCost) -> float | None:
 
 
 def predicted_milliseconds(plan: DecodePlan, costs: Sequence[BlockCost], tokens: dict[int, int]) -> float | None:
-    """Predicted time of a batch, or None where costs or passes are not known."""
+    """Predicted time of a batch; None if costs or passes are not known."""
     if {cost.block for cost in costs} != set(tokens):
         return None
     total = 0.0

@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from starflow.runtime.plans.decode_plan import BlockPlan, Chunk, DecodePlan, Segment, Steps, Window
-from starflow.runtime.plans.plan_spec import (
+from starflow.runtime.plans.calibrated_decode_plan import (
     BlockCost,
-    PlanSpec,
+    CalibratedDecodePlan,
     RunCost,
     predicted_milliseconds,
     segment_milliseconds,
     segment_passes,
 )
+from starflow.runtime.plans.decode_plan import BlockPlan, Chunk, DecodePlan, Segment, Steps, Window
 
 COST = BlockCost(
     block=1,
@@ -66,13 +66,13 @@ def test_a_plan_adds_up_prefill_and_segments_of_every_block() -> None:
     assert predicted_milliseconds(unknown, (COST, other), {1: 9, 0: 4}) is None
 
 
-def spec(**changes: Any) -> PlanSpec:
+def spec(**changes: Any) -> CalibratedDecodePlan:
     values: dict[str, Any] = {
         "backend": "onnxruntime cpu", "variant": "cpu-fp32", "budget": 1e-3, "error": 0.0, "images": 1, "guidance": 0.0,
         "passes": 1.0, "predicted_milliseconds": 1.0, "milliseconds": 1.0, "sequential_milliseconds": 2.0,
         "costs": (COST,), "blocks": (BlockPlan(block=1, segments=(Steps(tokens=9),)),),
     }  # fmt: skip
-    return PlanSpec.model_validate(values | changes)
+    return CalibratedDecodePlan.model_validate(values | changes)
 
 
 def test_a_stored_plan_states_what_it_was_measured_to_do() -> None:

@@ -1,0 +1,63 @@
+"""What runs the networks of a bundle beside the flow: the base of autoencoder, caption encoder and denoiser."""
+
+import ctypes
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starflow.runtime.backends.base import Provider
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.network_spec import NetworkSpec
+from starflow.runtime.plain.batches import batches
+
+
+class NetworkRunner:
+    """Runs networks of a bundle on ONNX Runtime, whatever runs the flow. Each network is loaded when it first runs.
+
+    Args:
+        bundle: The bundle.
+        provider: ONNX Runtime's execution provider.
+        threads: Number of threads within an operator on the CPU; 0 lets ONNX Runtime choose.
+        lean: For a few runs, see `open_session`.
+    """
+
+    def __init__(self, bundle: Bundle, provider: Provider, threads: int, *, lean: bool = False) -> None:
+        self.bundle = bundle
+        self._provider, self._threads, self._lean = provider, threads, lean
+        self._sessions: dict[str, Any] = {}
+
+    def run(self, network: NetworkSpec, inputs: Mapping[str, NDArray]) -> NDArray[np.float32]:
+        """The output of a network for N samples, which run in batches of the exported size, the last one padded.
+
+        Args:
+            network: A network with one output.
+            inputs: [N, ...] for each input, by name; converted to the type the graph takes.
+
+        Raises:
+            BundleError: the graph does not load, or is not the one the manifest describes.
+            BackendError: the provider cannot run here.
+        """
+        # Imported here: a program that only reads bundles needs no ONNX Runtime.
+        from starflow.runtime.backends.onnxruntime.session import numpy_dtype, open_session
+
+        path = network.file.path
+        if path not in self._sessions:
+            self._sessions[path] = open_session(self.bundle, network, self._provider, self._threads, lean=self._lean)
+        given = {spec.name: np.ascontiguousarray(inputs[spec.name], numpy_dtype(spec)) for spec in network.inputs}
+        first = network.inputs[0]
+        count, size = len(given[first.name]), int(first.shape[0])
+        parts = (
+            self._sessions[path].run(None, {name: values[index] for name, values in given.items()})[0]
+            for _, index in batches(count, size)
+        )
+        return np.concatenate(list(parts))[:count]
+
+    def close(self) -> None:
+        """Free the sessions and return their memory to the system: what runs next may need as much."""
+        self._sessions.clear()
+        # glibc keeps freed memory for the process; other C libraries lack this function.
+        if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+            trim(0)

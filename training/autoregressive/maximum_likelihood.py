@@ -1,0 +1,38 @@
+"""Maximum likelihood: what training an autoregressive flow minimises."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from starflow.training.autoregressive.model import AutoregressiveFlow
+from starflow.training.autoregressive.tarflow import Tarflow
+from starflow.training.objective import Objective
+
+
+class MaximumLikelihood(Objective[AutoregressiveFlow]):
+    """The exact likelihood of an autoregressive flow: the loss is the model's own."""
+
+    loss_is_likelihood = True
+
+    def __init__(self, model: AutoregressiveFlow) -> None:
+        super().__init__()
+        # Without scales, the prior has to learn them.
+        self._learned_prior = model if isinstance(model, Tarflow) and not model.config.nvp else None
+
+    def losses(
+        self, network: Callable[..., Any], x: Tensor, y: Tensor | None, generator: torch.Generator, size: int
+    ) -> Iterator[Tensor]:
+        z = []
+        for part in torch.arange(len(x), device=x.device).split(size):
+            out = network(x[part], None if y is None else y[part])
+            z.append(out.z.detach())
+            yield out.loss
+        if self._learned_prior is not None:
+            self._learned_prior.update_prior(torch.cat(z))
+
+    def log_likelihood(
+        self, model: AutoregressiveFlow, x: Tensor, y: Tensor | None, generator: torch.Generator
+    ) -> Tensor:
+        return model.log_likelihood(x, y)

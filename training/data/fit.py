@@ -1,0 +1,49 @@
+"""Do the data fit a model."""
+
+from starflow.runtime.plain.errors import RecipeError
+from starflow.training.autoregressive.config import StarflowConfig
+from starflow.training.config import Conditioning, ModelConfig
+from starflow.training.continuous.config import ContinuousMlpConfig
+from starflow.training.data.samples import Dataset
+
+CONDITIONED = ("num_classes", "txt_size")  # the fields of a model that say whether it is conditioned
+
+
+def fit_data(data: Dataset, model: ModelConfig) -> Dataset:
+    """Return the data as a model takes them; an unconditional model gets no conditions.
+
+    Raises:
+        RecipeError: Images or conditions are not what the model takes.
+    """
+    if isinstance(model, ContinuousMlpConfig):
+        expected: tuple[int, ...] = (model.dimensions,)
+    else:
+        expected = (model.in_channels, model.img_size, model.img_size)
+    shape = tuple(data.train.values.shape[1:])
+    if shape != expected:
+        raise RecipeError(f"model: takes {_described(expected)}, but the data are {_described(shape)}")
+    if not any(getattr(model, field, 0) for field in CONDITIONED):
+        return data.without_conditions()
+    has, needs = _needs(data.conditioning, model)
+    for field, value in needs.items():
+        found = getattr(model, field, "a tarflow, which takes classes only")
+        if found != value:
+            raise RecipeError(f"model.{field}: found {found}, expected {value}, because the data have {has}")
+    return data
+
+
+def _needs(given: Conditioning, model: ModelConfig) -> tuple[str, dict[str, int]]:
+    """What conditions the data hold, and the fields of the model that have to agree."""
+    if given.kind == "none":
+        return "no labels or features", {field: 0 for field in CONDITIONED if hasattr(model, field)}
+    if given.kind == "features":
+        return f"features [{given.tokens}, {given.width}]", {"txt_size": given.tokens, "txt_dim": given.width}
+    if isinstance(model, StarflowConfig):
+        return f"{given.num_classes} classes", {"txt_size": 1, "txt_dim": given.num_classes + 1}
+    return f"{given.num_classes} classes", {"num_classes": given.num_classes}
+
+
+def _described(shape: tuple[int, ...]) -> str:
+    if len(shape) == 1:
+        return f"points of {shape[0]} dimensions"
+    return f"{shape[0]} channel(s) of {shape[2]}x{shape[1]}"

@@ -1,0 +1,84 @@
+"""Training data in a NumPy archive."""
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from starflow.runtime.plain.errors import DataError, UsageError
+
+
+class Archive:
+    """The arrays of an .npz file.
+
+    Attributes:
+        prefixes: How the names of each part's arrays begin: "", and "test_" if the file holds held-out samples.
+
+    Raises:
+        UsageError: the file does not exist.
+        DataError: the file is damaged. The methods raise it for an array that is missing or of another kind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise UsageError(f"{path}: does not exist; data.path names an .npz file with `images` and their conditions")
+        try:
+            if not zipfile.is_zipfile(path):
+                raise ValueError("it is not an archive, or is cut off")
+            with np.load(path, allow_pickle=False) as archive:
+                self.arrays: dict[str, NDArray[np.generic]] = {name: archive[name] for name in archive.files}
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f"{path}: cannot be read as .npz: {error}") from None
+        self.path = path
+        self.prefixes = ("", "test_") if "test_images" in self.arrays else ("",)
+
+    def images(self, prefix: str) -> Tensor:
+        """The images of a part, uint8 [N, C, H, W]."""
+        images = self.arrays.get(f"{prefix}images")
+        if images is None:
+            found = ", ".join(self.arrays) or "nothing"
+            raise DataError(f"{self.path}: found {found}, expected an array named {prefix}images")
+        if images.dtype != np.uint8 or images.ndim not in (3, 4):
+            raise self._wrong(f"{prefix}images", "uint8 [N, H, W(, C)]")
+        if not len(images):
+            raise DataError(f"{self.path}: {prefix}images holds no images")
+        return torch.from_numpy(images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)).contiguous()
+
+    def captions(self, prefix: str, count: int) -> list[str]:
+        """The captions of a part of `count` images."""
+        name = f"{prefix}captions"
+        captions = self.arrays.get(name)
+        if captions is None:
+            raise DataError(f"{self.path}: data.encoder needs captions, but there is no array named {name}")
+        if captions.dtype.kind != "U" or captions.shape != (count,):
+            raise self._wrong(name, f"str [N] with N = {count}")
+        return [str(caption) for caption in captions]
+
+    def condition(self, prefix: str, count: int) -> Tensor | None:
+        """The labels int64 [N] or features float32 [N, T, W] of a part of `count` images, or None."""
+        labels, features = (self.arrays.get(f"{prefix}{name}") for name in ("labels", "features"))
+        if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != (count,)):
+            raise self._wrong(f"{prefix}labels", f"integers [N] with N = {count}")
+        if features is not None and (features.dtype.kind != "f" or features.ndim != 3 or len(features) != count):
+            raise self._wrong(f"{prefix}features", f"float32 [N, T, W] with N = {count}")
+        if labels is not None and features is not None:
+            raise DataError(f"{self.path}: holds {prefix}labels and {prefix}features, expected one of them")
+        if labels is not None:
+            if labels.min() < 0:
+                raise DataError(f"{self.path}: {prefix}labels holds {labels.min()}, expected classes from 0")
+            return torch.from_numpy(labels.astype(np.int64))
+        return None if features is None else torch.from_numpy(features.astype(np.float32))
+
+    def check_agreement(self, name: str) -> None:
+        """Refuse parts whose arrays `name` differ in the shape of an entry, or of which only one has the array."""
+        shape, held_out = (self.arrays[key].shape[1:] if key in self.arrays else None for key in (name, f"test_{name}"))
+        if shape != held_out:
+            raise DataError(f"{self.path}: test_{name} holds entries of shape {held_out}, {name} of shape {shape}")
+
+    def _wrong(self, name: str, expected: str) -> DataError:
+        found = self.arrays[name]
+        return DataError(f"{self.path}: {name} is {found.dtype} {found.shape}, expected {expected}")

@@ -1,0 +1,105 @@
+"""What a model is trained on: samples and conditions in memory, images as uint8."""
+
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from starflow.training.autoencoder.latent_space import LatentSpace
+from starflow.training.config import Conditioning, TextEncoding
+from starflow.training.text.text_features import TextFeatures
+
+
+class Batch(NamedTuple):
+    """Samples on a device.
+
+    Attributes:
+        condition: int64 [B] class labels, float32 [B, T, W] text features, or None; the others are as in `Samples`.
+    """
+
+    values: Tensor
+    condition: Tensor | None
+    mirrored: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images, latents or points, and their conditions.
+
+    Attributes:
+        values: Images uint8 [N, C, H, W], unscaled latents of images float16 [N, C, h, w], or points float32 [N, D].
+        condition: Class labels int64 [N], features of N captions, any features float32 [N, T, W], or None.
+        mirrored: Latents of the mirror images, shaped as `values`, or None.
+    """
+
+    values: Tensor
+    condition: Tensor | TextFeatures | None
+    mirrored: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: Tensor) -> "Samples":
+        condition = None if self.condition is None else self.condition[index]
+        return Samples(self.values[index], condition, None if self.mirrored is None else self.mirrored[index])
+
+    def to(self, device: torch.device) -> Batch:
+        condition = self.condition.padded() if isinstance(self.condition, TextFeatures) else self.condition
+        return Batch(
+            self.values.to(device),
+            None if condition is None else condition.to(device),
+            None if self.mirrored is None else self.mirrored.to(device),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the samples, in bytes."""
+        return sum(part.nbytes for part in (self.values, self.condition, self.mirrored) if part is not None)
+
+    def resident(self, device: torch.device) -> "Samples":
+        """The same samples in a device's memory."""
+        condition = None if self.condition is None else self.condition.to(device)
+        mirrored = None if self.mirrored is None else self.mirrored.to(device)
+        return Samples(self.values.to(device), condition, mirrored)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples to train on, held-out samples, and the condition that stands for "no condition".
+
+    Attributes:
+        null: The null class (int64 []) or the features of an empty text (float32 [T, W]); None without conditions.
+        text: How captions became features; None without captions.
+        latents: The space of the latents; None if the values are images or points.
+    """
+
+    train: Samples
+    test: Samples
+    conditioning: Conditioning
+    null: Tensor | None
+    text: TextEncoding | None = None
+    latents: LatentSpace | None = None
+
+    @property
+    def kind(self) -> Literal["images", "latents", "points"]:
+        """What the values are."""
+        if self.latents is not None:
+            return "latents"
+        return "images" if self.train.values.dtype == torch.uint8 else "points"
+
+    def as_float(self, values: Tensor) -> Tensor:
+        """Values as a model takes them: images in [-1, 1], latents scaled, points as they are; float32."""
+        if self.latents is not None:
+            return self.latents.scaled(values)
+        return to_float(values) if self.kind == "images" else values
+
+    def without_conditions(self) -> "Dataset":
+        """The images alone."""
+        train, test = (replace(part, condition=None) for part in (self.train, self.test))
+        return replace(self, train=train, test=test, conditioning=Conditioning(), null=None, text=None)
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """uint8 0..255 to float32 [-1, 1]."""
+    return pixels.float() / 127.5 - 1.0

@@ -1,0 +1,116 @@
+"""Weights in a safetensors file: written one tensor at a time, and read by name."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from starflow.runtime.plain.errors import CheckpointError
+from starflow.runtime.plain.progress import Report, no_report
+from starflow.training.flow import Flow
+from starflow.training.state_check import check_tensors
+
+TYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+def write_tensors(path: Path, state: Mapping[str, Tensor], *, half: bool, progress: Report = no_report) -> None:
+    """Write a safetensors file without holding more than one tensor of it.
+
+    Args:
+        path: The new file.
+        state: Floating-point tensors; they may be mapped from another file.
+        half: Store them as float16.
+        progress: Called after every tensor.
+
+    Raises:
+        CheckpointError: a tensor is not floating-point, holds NaN or infinity, or does not fit into float16.
+    """
+    header: dict[str, dict[str, object]] = {"__metadata__": {"format": "pt"}}  # as diffusers and transformers write it
+    end = 0
+    # Widest numbers first: every tensor then begins at a multiple of its number's size.
+    names = sorted(state, key=lambda name: (-state[name].dtype.itemsize, name))
+    for name in names:
+        value = state[name]
+        if value.dtype not in TYPES:
+            raise CheckpointError(f"{name} holds {value.dtype}; a checkpoint holds floating-point numbers")
+        dtype = torch.float16 if half else value.dtype
+        start, end = end, end + value.numel() * dtype.itemsize
+        header[name] = {"dtype": TYPES[dtype], "shape": list(value.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for done, name in enumerate(names):
+            file.write(_stored(name, state[name], half=half).reshape(-1).view(torch.uint8).numpy().data)
+            progress(done + 1, len(names))
+
+
+def _stored(name: str, value: Tensor, *, half: bool) -> Tensor:
+    value = value.detach().cpu()
+    if not value.isfinite().all():
+        raise CheckpointError(f"{name} holds NaN or infinity; these weights cannot be used")
+    stored = value.half() if half else value
+    if half and not stored.isfinite().all():
+        raise CheckpointError(f"{name} does not fit into float16; store these weights in float32")
+    return stored.contiguous()
+
+
+class CheckpointTensors(Mapping[str, Callable[[], NDArray[np.float32]]]):
+    """A checkpoint's tensors by name: each value is a function that reads its tensor as float32.
+
+    The file is mapped anew for every read: a mapping that lasts would keep all that was ever read in memory.
+
+    Raises:
+        CheckpointError: the file is damaged or truncated.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with safe_open(path, framework="pt") as file:
+                self._shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: damaged or truncated ({error}); copy it again") from None
+
+    def __getitem__(self, name: str) -> Callable[[], NDArray[np.float32]]:
+        if name not in self._shapes:
+            raise KeyError(name)
+
+        def read() -> NDArray[np.float32]:
+            with safe_open(self.path, framework="pt") as file:
+                array: NDArray[np.float32] = file.get_tensor(name).float().numpy()
+            return array
+
+        return read
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._shapes))
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def check(self, model: Flow) -> None:
+        """Compare names and shapes with what `model` needs, without reading data.
+
+        Raises:
+            CheckpointError: a tensor is missing, surplus or mis-shaped.
+        """
+        check_tensors(str(self.path), self._shapes, model)
+
+    def load(self, model: Flow) -> dict[str, Tensor]:
+        """The state dict of `model`, float32; buffers it does not read are left out."""
+        self.check(model)
+        return {name: torch.from_numpy(self[name]()) for name in model.state_dict()}
+
+    def sha256(self) -> str:
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
