@@ -49,8 +49,8 @@ def test_a_window_with_a_tolerance_has_no_schedule() -> None:
     [
         ({}, "either advances or a tolerance"),
         ({"advances": (4, 4), "tolerance": 0.1}, "either advances or a tolerance"),
-        ({"advances": (4, 3)}, "add up to 7 of 8 tokens"),
-        ({"advances": (4, 4, 1)}, "add up to 9 of 8 tokens"),
+        ({"advances": (4, 3)}, "add up to 7.* 8 tokens"),
+        ({"advances": (4, 4, 1)}, "add up to 9.* 8 tokens"),
         ({"advances": (5, 3)}, "between 1 and the width, 4"),
         ({"advances": (4, 0, 4)}, "between 1 and the width, 4"),
         ({"advances": (4, 5, -1)}, "between 1 and the width, 4"),
@@ -99,11 +99,11 @@ def test_what_a_chunk_is_unless_told_otherwise() -> None:
         (plan(Window(tokens=16, width=8, tolerance=0.1)), 1, None),
         (plan(Window(tokens=16, width=8, advances=(8, 8))), 4, None),
         (plan(Window(tokens=16, width=64, tolerance=0.1)), 1, None),
-        (plan(Steps(tokens=16), block=7), 1, r"flow block 7 is planned 1 times; there are \[0, 1\] to plan once each"),
-        (DecodePlan(blocks=2 * plan(Steps(tokens=16)).blocks), 1, "flow block 1 is planned 2 times"),
-        (plan(Steps(tokens=15)), 1, "segments of flow block 1 cover 15 of its 16 tokens"),
-        (plan(Steps(tokens=9), Chunk(tokens=8, passes=1)), 1, "segments of flow block 1 cover 17 of its 16 tokens"),
-        (plan(Window(tokens=16, width=8, tolerance=0.1)), 2, "a single image; this bundle's batch is 2"),
+        (plan(Steps(tokens=16), block=7), 1, r"flow block 7 .*\[0, 1\]"),
+        (DecodePlan(blocks=2 * plan(Steps(tokens=16)).blocks), 1, "flow block 1 .* 2 times"),
+        (plan(Steps(tokens=15)), 1, "flow block 1 .* 15 .* 16"),
+        (plan(Steps(tokens=9), Chunk(tokens=8, passes=1)), 1, "flow block 1 .* 17 .* 16"),
+        (plan(Window(tokens=16, width=8, tolerance=0.1)), 2, "flow block 1 .*tolerance.* batch of 2"),
     ],
 )
 def test_what_fits_a_bundle(found: DecodePlan, batch: int, says: str | None) -> None:
@@ -128,7 +128,7 @@ def test_the_widest_run_must_be_one_the_bundle_has(segments: tuple[Segment, ...]
     assert found.misfit(TOKENS, width, 1) is None
     if width > 1:
         misfit = found.misfit(TOKENS, width - 1, 1)
-        assert misfit == f"a run of {width} tokens in flow block 1; this bundle was exported for 1 to {width - 1}"
+        assert misfit == f"flow block 1 has a run of {width} tokens; this bundle was exported for 1 to {width - 1}"
 
 
 def test_jacobi_chunks_cover_every_block() -> None:
@@ -145,7 +145,7 @@ def test_jacobi_chunks_cover_every_block() -> None:
 
 @pytest.mark.parametrize("values", [(0, 1e-3, 1), (4, 1e-3, 0), (4, -1e-3, 1), (4, float("nan"), 1)])
 def test_jacobi_values_out_of_range(values: tuple[int, float, int]) -> None:
-    with pytest.raises(UsageError, match=f"Jacobi in chunks of {values[0]} with {values[2]} iterations"):
+    with pytest.raises(UsageError, match=rf"Jacobi.*{values[0]}.*{values[2]}"):
         Jacobi(*values).plan({0: 8})
 
 

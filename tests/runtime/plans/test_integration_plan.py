@@ -23,7 +23,7 @@ from starflow.runtime.plans.integration_plan import (
     [
         ((0.0,), "holds no step"),
         ((0.0, 0.5, 0.5, 1.0), "must increase"),
-        ((0.1, 1.0), "times run from 0.1 to 1; noise is at 0, data at 1"),
+        ((0.1, 1.0), "times run from 0.1 to 1;"),
         ((0.0, 0.9), "times run from 0 to 0.9"),
         ((-0.1, 0.9), "times run from -0.1 to 0.9"),
     ],
@@ -76,8 +76,8 @@ def test_what_is_left_out_takes_its_default(asked: tuple[Any, ...], expected: st
     [
         (("dopri5", 4), "dopri5 chooses its own steps"),
         ((None, 4, 1e-3), "dopri5 chooses its own steps"),
-        (("heun", None, 1e-3), "heun takes steps and no tolerance"),
-        (("heun", 4, 1e-3), "heun takes steps and no tolerance"),
+        (("heun", None, 1e-3), "heun takes steps, not a tolerance"),
+        (("heun", 4, 1e-3), "heun takes steps, not a tolerance"),
         (("rk5",), "'rk5' is not known"),
         (("heun", 0), "0 steps from noise to data; give at least 1"),
     ],
