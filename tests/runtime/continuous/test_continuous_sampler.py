@@ -62,7 +62,10 @@ def test_conditions_and_guidance_reach_the_network(sampler: Sampler) -> None:
         (lambda s: s.generate(s.noise(1), [0], attention_temperature=2.0), "is for autoregressive flows"),
         (lambda s: s.generate(s.noise(1), [0], guidance=Guidance(1.0, annealed=True)), "takes a weight only"),
         (lambda s: s.generate(s.noise(1), [7]), "label 7 is not a class"),
-        (lambda s: s.generate(np.zeros((1, 8, 8))), "noise has shape [1, 8, 8]; this bundle takes float32 [N, 1, 8, 8]"),
+        (
+            lambda s: s.generate(np.zeros((1, 8, 8))),
+            "noise has shape [1, 8, 8]; this bundle takes float32 [N, 1, 8, 8]",
+        ),
         (lambda s: setattr(s, "plan", Jacobi(4)), "is for autoregressive flows"),
         (lambda s: setattr(s, "plan", "sequential"), "is for autoregressive flows"),
         (lambda s: setattr(s, "plan", "nowhere.json"), "cannot be read"),

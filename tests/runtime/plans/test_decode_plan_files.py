@@ -44,9 +44,15 @@ def with_segments(*segments: dict[str, Any], block: int = 1) -> dict[str, Any]:
         (json.dumps(with_segments({"kind": "steps", "tokens": 16}, block=7)), "flow block 7"),
         (json.dumps({"blocks": 2 * GOOD["blocks"]}), "occurs 2 times"),
         (json.dumps(with_segments({"kind": "window", "tokens": 16, "width": 4})), "either advances or a tolerance"),
-        (json.dumps(with_segments({"kind": "window", "tokens": 16, "width": 4, "advances": [4, 4]})), "add up to 8, the window has 16 tokens"),
+        (
+            json.dumps(with_segments({"kind": "window", "tokens": 16, "width": 4, "advances": [4, 4]})),
+            "add up to 8, the window has 16 tokens",
+        ),
         (json.dumps(with_segments({"kind": "window", "tokens": 16, "width": 4, "advances": [8, 8]})), "the width, 4"),
-        (json.dumps(with_segments({"kind": "window", "tokens": 16, "width": 4, "tolerance": 1e-3})), "for a batch of 1"),
+        (
+            json.dumps(with_segments({"kind": "window", "tokens": 16, "width": 4, "tolerance": 1e-3})),
+            "for a batch of 1",
+        ),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tiny_bundle: Path, tmp_path: Path, content: str, message: str) -> None:
