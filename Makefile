@@ -9,7 +9,7 @@ NAMESPACE := build/namespace/starflow
 BUNDLE ?= out/demo/bundle
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format schema docs gpu-check bench clean
+.PHONY: help install demo test test-slow mutation lint format schema docs gpu-check bench clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -25,6 +25,9 @@ test: $(VENV)/installed ## Run the fast tests
 
 test-slow: $(VENV)/installed ## Run the slow tests, and those that need a GPU where there is one
 	$(BIN)/python -m pytest -m "slow or gpu"
+
+mutation: $(VENV)/installed ## Break the modules whose errors would be silent and count what no test notices (at most an hour)
+	$(BIN)/python -m tests.mutation
 
 lint: $(VENV)/installed $(NAMESPACE) ## Check format, lint and types
 	$(BIN)/ruff format --check

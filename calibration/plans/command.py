@@ -2,62 +2,63 @@
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
-from starflow.runtime.commands.backend_arguments import add_backend_arguments
 from starflow.runtime.commands.shape_argument import parse_shape
 from starflow.runtime.plain.errors import UsageError
 
 if TYPE_CHECKING:
-    from starflow.calibration.cases import Cases
-    from starflow.runtime.backends.base import Backend
     from starflow.runtime.bundle.bundle import Bundle
-    from starflow.runtime.bundle.manifest import Variant
     from starflow.runtime.plans.calibrated_decode_plan import CalibratedDecodePlan
-    from starflow.runtime.plans.decode_plan import DecodePlan
-    from starflow.runtime.plans.integration_plan import AdaptiveSteps, CalibratedIntegrationPlan, FixedSteps
-
-Result = TypeVar("Result")
+    from starflow.runtime.plans.calibrated_integration_plan import CalibratedIntegrationPlan
 
 
 def configure_plan(parser: argparse._ActionsContainer) -> None:
-    """Declare the arguments of plans; those it shares with other calibrations are there."""
-    add_backend_arguments(parser)
+    """Declare the arguments of plans."""
     parser.add_argument(
-        "--condition", type=Path, metavar="FILE.npy", help="condition tokens [N, tokens, width] to sample"
+        "--variant", metavar="NAME", help="variant to plan for (default: the first one for the backend)"
     )
-    parser.add_argument("--null-condition", type=Path, metavar="FILE.npy", help="null condition tokens [tokens, width]")
-    parser.add_argument("--captions-file", type=Path, metavar="FILE.txt", help="captions to sample, one a line")
-    parser.add_argument("--widths", metavar="S,S,..", help="numbers of tokens in a pass to try (default: 2 to 64)")
+    parser.add_argument(
+        "--widths", metavar="S,S,..", help="numbers of tokens in a pass to try (default: 2 to 64; autoregressive flows)"
+    )
     parser.add_argument(
         "--fixed",
         action="store_true",
-        help="fixed numbers of passes only, which no device has to wait for (default on a GPU)",
+        help="allow only fixed numbers of passes, so that no device waits for the host (default on a GPU; "
+        "autoregressive flows)",
     )
-    parser.add_argument("--repetitions", type=int, default=7, help="of every timing (default: 7)")
-    parser.add_argument("--plan-file", type=Path, metavar="FILE.json", help="write the plan to a file as well")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="plot errors against passes")
+    parser.add_argument("--repetitions", type=int, default=7, help="number of timed repetitions (default: 7)")
+    parser.add_argument("--plan-file", type=Path, metavar="FILE.json", help="write the plan to this file as well")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="plot errors against passes into this file")
 
 
 def run_plan(arguments: argparse.Namespace) -> int:
     """Calibrate, store and report; 0 whether or not a plan pays."""
     from starflow.calibration.cases import draw_cases, read_conditions
+    from starflow.calibration.plans.families import PLAN_CALIBRATIONS
+    from starflow.calibration.plans.options import PlanOptions
+    from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL
     from starflow.runtime.backends.choice import open_backend
     from starflow.runtime.bundle.bundle import Bundle
-    from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
-    from starflow.runtime.plain.atomic_write import check_file
+    from starflow.runtime.plain.atomic_write import atomic_file, check_file
+    from starflow.runtime.plain.progress import progress_bar
+    from starflow.runtime.reports.plot import check_plot
 
-    for path in (arguments.plan_file, arguments.plot):
+    for path in (arguments.plan_file, arguments.report):
         if path:
             check_file(path)
+    if arguments.plot:
+        check_plot(arguments.plot)
     if arguments.repetitions < 1 or not arguments.budget > 0:
         raise UsageError("--repetitions and --budget take numbers above 0")
     bundle = Bundle.open(arguments.bundle).at_shape(parse_shape(arguments.shape))
-    continuous = isinstance(bundle.manifest, ContinuousManifest)
-    if continuous and (arguments.widths or arguments.fixed):
-        raise UsageError("--widths and --fixed: are for autoregressive flows; a continuous flow has solvers and steps")
+    family = PLAN_CALIBRATIONS[type(bundle.manifest)]
+    for option in ("widths", "fixed"):
+        if getattr(arguments, option) and option not in family.own_options:
+            raise UsageError(f"--{option} is for autoregressive flows; this bundle's flow is continuous: leave it out")
+    widths = parse_widths(arguments.widths) if arguments.widths else PlanOptions.widths
+    options = PlanOptions(arguments.budget, arguments.repetitions, widths, arguments.fixed)
     given = read_conditions(bundle, arguments.condition, arguments.null_condition, arguments.captions_file)
     cases = draw_cases(bundle, arguments.images, arguments.seed, arguments.guidance, given)
     variant, backend = open_backend(
@@ -67,92 +68,50 @@ def run_plan(arguments: argparse.Namespace) -> int:
         provider=arguments.provider,
         threads=arguments.threads,
     )
-    with backend:
-        return (_integration_plan if continuous else _decode_plan)(arguments, bundle, variant, backend, cases)
-
-
-def _decode_plan(
-    arguments: argparse.Namespace, bundle: "Bundle", variant: "Variant", backend: "Backend", cases: "Cases"
-) -> int:
-    from starflow.calibration.plans.decode_plan import PlanOptions, calibrate_plan
-    from starflow.calibration.plans.decode_plan_report import as_json, print_report, write_plot
-    from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL
-    from starflow.runtime.plain.progress import progress_bar
-
-    options = PlanOptions(
-        budget=arguments.budget,
-        widths=_widths(arguments.widths) if arguments.widths else PlanOptions.widths,
-        fixed=arguments.fixed or backend.name != "onnxruntime cpu",
-        repetitions=arguments.repetitions,
-    )
-    with progress_bar("calibrating", enabled=not arguments.json) as bar:
-        result = calibrate_plan(bundle, variant, backend, cases, options, progress=bar)
-    _store(bundle, backend.name, variant.name, result.spec)
-    _write_plan(arguments.plan_file, result.plan if result.spec else SEQUENTIAL)
-    return _report(arguments, result, write_plot, as_json, print_report)
-
-
-def _integration_plan(
-    arguments: argparse.Namespace, bundle: "Bundle", variant: "Variant", backend: "Backend", cases: "Cases"
-) -> int:
-    from starflow.calibration.plans.integration_plan import calibrate_integration
-    from starflow.calibration.plans.integration_plan_report import as_json, print_report, write_plot
-    from starflow.runtime.plain.progress import progress_bar
-
-    with progress_bar("calibrating", enabled=not arguments.json) as bar:
-        result = calibrate_integration(
-            bundle, variant, backend, cases, arguments.budget, arguments.repetitions, progress=bar
-        )
-    _store(bundle, backend.name, variant.name, result.spec)
-    _write_plan(arguments.plan_file, result.spec.plan)
-    return _report(arguments, result, write_plot, as_json, print_report)
-
-
-def _report(
-    arguments: argparse.Namespace,
-    result: Result,
-    write_plot: Callable[[Result, Path], None],
-    as_json: Callable[[Result], dict[str, Any]],
-    print_report: Callable[[Result], None],
-) -> int:
-    """Tell what was found in the forms that were asked for."""
+    with backend, progress_bar("calibrating", enabled=not arguments.json) as bar:
+        found = family.calibrate(bundle, variant, backend, cases, options, progress=bar)
+    _store(bundle, backend.name, variant.name, found.spec)
+    report = family.report(found)
+    if arguments.plan_file:
+        plan = found.spec.plan if found.spec else SEQUENTIAL
+        with atomic_file(arguments.plan_file) as temporary:
+            temporary.write_text(plan.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
     if arguments.plot:
-        write_plot(result, arguments.plot)
+        report.write_plot(arguments.plot)
+    if arguments.report:
+        report.write_page(arguments.report, bundle.root.name)
     if arguments.json:
-        print(json.dumps(as_json(result)))
+        print(json.dumps(report.values))
     else:
-        print_report(result)
+        report.print()
     return 0
 
 
 def _store(
     bundle: "Bundle", backend: str, variant: str, spec: "CalibratedDecodePlan | CalibratedIntegrationPlan | None"
 ) -> None:
-    """Put a plan in the place of the one for this backend and variant; None removes that."""
-    from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
+    """Put a plan in the place of the one for this backend and variant; None removes that one."""
     from starflow.runtime.bundle.bundle import Bundle, changing_manifest, replace_manifest
 
     with changing_manifest(bundle.root) as whole:
-        manifest = Bundle(bundle.root, whole).at_shape(bundle.shape).manifest
-        others = (other for other in manifest.plans if (other.backend, other.variant) != (backend, variant))
+        present = Bundle(bundle.root, whole).at_shape(bundle.shape).manifest.plans
+        others = (other for other in present if (other.backend, other.variant) != (backend, variant))
         plans = (*others, *([spec] if spec else []))
-        if plans == manifest.plans:
+        if plans == present:
             return
-        if isinstance(whole, AutoregressiveManifest):
-            replace_manifest(bundle.root, whole.replaced(bundle.shape, plans=plans))
+        if bundle.shape:  # not the default one, and only autoregressive flows have others
+            whole = Bundle(bundle.root, whole).autoregressive.replaced(bundle.shape, plans=plans)
         else:
-            replace_manifest(bundle.root, whole.model_copy(update={"plans": plans}))
+            whole = whole.model_copy(update={"plans": plans})
+        replace_manifest(bundle.root, whole)
 
 
-def _write_plan(path: Path | None, plan: "DecodePlan | FixedSteps | AdaptiveSteps") -> None:
-    from starflow.runtime.plain.atomic_write import atomic_file
+def parse_widths(text: str) -> tuple[int, ...]:
+    """Numbers of tokens in a pass, from the command line.
 
-    if path:
-        with atomic_file(path) as temporary:
-            temporary.write_text(plan.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
-
-
-def _widths(text: str) -> tuple[int, ...]:
+    Raises:
+        UsageError: they are no numbers, or too small.
+    """
     try:
         widths = tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:

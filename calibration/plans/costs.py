@@ -1,11 +1,10 @@
 """What a pass over several tokens costs on this backend, next to a single step."""
 
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from starflow.calibration.plans.convergence import BlockProbe
+from starflow.runtime.diagnostics.take_turns import Lap, Times, take_turns
 from starflow.runtime.plans.calibrated_decode_plan import BlockCost, RunCost
 from starflow.runtime.plans.decode_plan import Chunk
 
@@ -14,61 +13,40 @@ PASSES = 4  # passes timed together
 
 
 def measure_costs(probes: Mapping[int, BlockProbe], widths: Sequence[int], repetitions: int) -> tuple[BlockCost, ...]:
-    """Time single steps and passes of every width in every flow block: interleaved, medians.
+    """Time single steps, and passes of every width, in every flow block: in turns, medians.
 
     What is timed is what decoding does: getting inputs to a pass and outputs from it counts.
     """
-    timers = [_Timer(probe, [width for width in widths if 1 < width <= probe.count]) for probe in probes.values()]
-    for timer in timers:
-        timer.round()  # allocates
-        timer.clear()
-    for _ in range(repetitions):
-        for timer in timers:
-            timer.round()
-    return tuple(timer.cost() for timer in timers)
+    works = [partial(_round, probe, [w for w in widths if 1 < w <= probe.count]) for probe in probes.values()]
+    times = take_turns(works, repetitions)
+    return tuple(block_cost(probe, found) for probe, found in zip(probes.values(), times, strict=True))
 
 
-class _Timer:
-    """Times one flow block; a round times everything once."""
+def block_cost(probe: BlockProbe, times: Times) -> BlockCost:
+    """The costs of a flow block, from the times of its parts: `prefill`, `steps`, and a width for its passes."""
+    milliseconds = times.part_milliseconds
+    prefill, steps = milliseconds.pop("prefill"), milliseconds.pop("steps")
+    return BlockCost(
+        block=probe.block.index,
+        prefill_milliseconds=prefill,
+        step_milliseconds=steps / min(STEPS, probe.count),
+        runs=tuple(RunCost(tokens=width, milliseconds=time / PASSES) for width, time in milliseconds.items()),
+    )
 
-    def __init__(self, probe: BlockProbe, widths: Sequence[int]) -> None:
-        self._probe, self._widths = probe, widths
-        self.clear()
 
-    def clear(self) -> None:
-        self._prefill: list[float] = []
-        self._steps: list[float] = []
-        self._passes: dict[int, list[float]] = {width: [] for width in self._widths}
+def _round(probe: BlockProbe, widths: Sequence[int], lap: Lap) -> None:
+    """Run everything that is timed of a flow block once, in the middle of the sequence."""
+    runner, steps = probe.runner, min(STEPS, probe.count)
 
-    def round(self) -> None:
-        runner, count = self._probe.runner, self._probe.count
-        steps = min(STEPS, count)
-        self._prefill.append(self._seconds(count, lambda: runner.prefill(self._probe.inputs[0])))
-        self._steps.append(self._seconds(steps, lambda: runner.advance(steps)) / steps)
-        for width, times in self._passes.items():
-            chunk = Chunk(tokens=width, passes=PASSES)
-            times.append(self._seconds(width, partial(runner.iterate, chunk)) / PASSES)
-
-    def cost(self) -> BlockCost:
-        return BlockCost(
-            block=self._probe.block.index,
-            prefill_milliseconds=_milliseconds(self._prefill),
-            step_milliseconds=_milliseconds(self._steps),
-            runs=tuple(
-                RunCost(tokens=width, milliseconds=_milliseconds(times)) for width, times in self._passes.items()
-            ),
-        )
-
-    def _seconds(self, tokens: int, work: Callable[[], object]) -> float:
-        """Time of some work in the middle of the sequence; reading a token waits for a device."""
-        runner = self._probe.runner
-        runner.seek(self._probe.block.prefix + (self._probe.count - tokens) // 2)
-        runner.fetch("previous")
-        begin = time.perf_counter()
+    def timed(part: object, tokens: int, work: Callable[[], object]) -> None:
+        runner.seek(probe.block.prefix + (probe.count - tokens) // 2)
+        runner.fetch("previous")  # reading a token waits for a device
+        lap(None)
         work()
         runner.fetch("previous")
-        return time.perf_counter() - begin
+        lap(part)
 
-
-def _milliseconds(seconds: Sequence[float]) -> float:
-    return 1000 * statistics.median(seconds)
+    timed("prefill", probe.count, lambda: runner.prefill(probe.inputs[0]))
+    timed("steps", steps, lambda: runner.advance(steps))
+    for width in widths:
+        timed(width, width, partial(runner.iterate, Chunk(tokens=width, passes=PASSES)))

@@ -1,54 +1,62 @@
-"""What a calibration found, as a table, as JSON and as a plot."""
+"""The report of a decode plan's calibration."""
 
-import dataclasses
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
 
 from starflow.calibration.plans.candidates import BlockCandidates, block_curve
-from starflow.calibration.plans.decode_plan import Calibration, planned_milliseconds
-from starflow.runtime.plain.atomic_write import atomic_file
+from starflow.calibration.plans.decode_plan import DecodeCalibration
+from starflow.calibration.plans.plan_report import PlanReport, ReportTable, milliseconds
 from starflow.runtime.plans.decode_plan import Segment, Steps, Window
-from starflow.runtime.reports.tables import plain_table
+from starflow.runtime.reports.plot import COLOURS, GREY
 
-LEAST = 1e-8  # error drawn for none, which a logarithm does not have
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b4ea3", "#7a5c2e")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LEAST = 1e-8  # drawn for an error of 0, which a logarithmic axis does not have
 
 
-def print_report(result: Calibration) -> None:
-    """A table of the flow blocks, from the top down, and what came of the whole."""
-    table = plain_table()
-    table.add_column("block", justify="right")
-    table.add_column("plan")
-    for column in ("passes", "predicted", "measured", "sequential"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in block_rows(result):
-        predicted = row["predicted_milliseconds"]
-        table.add_row(
-            str(row["block"]),
-            "\n".join(row["segments"]),
-            f"{row['passes']:.1f}",
-            "" if predicted is None else f"{predicted:.2f} ms",
-            f"{row['milliseconds']:.2f} ms",
-            f"{row['sequential_milliseconds']:.2f} ms",
-        )
-    console = Console()
-    console.print(table)
+def decode_report(result: DecodeCalibration) -> PlanReport:
+    """Report a calibration, flow blocks in sampling order."""
+    rows, budget = block_rows(result), result.options.budget
     passes, tokens = sum(result.measured.passes.values()), sum(found.tokens for found in result.candidates)
-    times = result.sequential.milliseconds, result.planned.milliseconds
-    for line in (
+    planned, sequential = result.planned.milliseconds, result.sequential.milliseconds
+    values = {
+        "stored": result.spec is not None,
+        "reason": result.reason,
+        "budget": budget,
+        "error": result.measured.error,
+        "passes": passes,
+        "sequential_passes": tokens,
+        "milliseconds": planned,
+        "sequential_milliseconds": sequential,
+        "speedup": sequential / planned,
+        "plan": result.plan.model_dump(mode="json", exclude_none=True),
+        "costs": [cost.model_dump(mode="json") for cost in result.costs],
+        "blocks": rows,
+        "timing": {
+            name: {"milliseconds": times.milliseconds, "blocks": times.part_milliseconds}
+            for name, times in (("sequential", result.sequential), ("planned", result.planned))
+        },
+    }
+    facts = (
         f"network passes {passes:.1f} of {tokens}: {tokens / passes:.2f} times fewer",
-        f"time of a batch {times[1]:.1f} ms, sequential {times[0]:.1f} ms: {times[0] / times[1]:.2f} times faster",
-        f"error against sequential {result.measured.error:.1e}",
-        f"no plan stored: {result.reason}" if result.reason else "stored; `--plan auto` takes it",
-    ):
-        console.print(line, highlight=False)
+        f"time of a batch {planned:.1f} ms, sequential {sequential:.1f} ms: {sequential / planned:.2f} times faster",
+        f"error against sequential decoding {result.measured.error:.1e}, budget {budget:g}",
+    )
+    return PlanReport(
+        stored=result.spec is not None,
+        outcome=f"no plan stored: {result.reason}" if result.reason else "stored; `--plan auto` takes it",
+        facts=facts,
+        tables=(_plan_table(rows), _cost_table(result)),
+        values=values,
+        size=(max(3.6 * len(result.candidates), 7.2), 3.4),
+        draw=lambda figure: _draw(figure, result),
+    )
 
 
-def block_rows(result: Calibration) -> list[dict[str, Any]]:
-    """What came of each flow block, from the top down."""
+def block_rows(result: DecodeCalibration) -> list[dict[str, Any]]:
+    """The plan and the measurements of each flow block, in sampling order."""
     return [
         {
             "block": found.block,
@@ -56,9 +64,9 @@ def block_rows(result: Calibration) -> list[dict[str, Any]]:
             "segments": [describe(segment) for segment in result.plan.segments(found.block, found.tokens)],
             "guess": found.guess,
             "passes": result.measured.passes[found.block],
-            "predicted_milliseconds": planned_milliseconds(result, found.block),
-            "milliseconds": result.planned.blocks[found.block],
-            "sequential_milliseconds": result.sequential.blocks[found.block],
+            "predicted_milliseconds": result.predicted_milliseconds(found.block),
+            "milliseconds": result.planned.part_milliseconds[found.block],
+            "sequential_milliseconds": result.sequential.part_milliseconds[found.block],
             "error_by_pass": {str(width): block_curve(found.curves, width) for width in _widths(found)},
             "error_by_guess": found.guesses,
             "windows": [
@@ -75,46 +83,53 @@ def block_rows(result: Calibration) -> list[dict[str, Any]]:
     ]
 
 
-def as_json(result: Calibration) -> dict[str, Any]:
-    """Everything that was measured, for programs."""
-    passes, tokens = sum(result.measured.passes.values()), sum(found.tokens for found in result.candidates)
-    return {
-        "stored": result.spec is not None,
-        "reason": result.reason,
-        "error": result.measured.error,
-        "passes": passes,
-        "sequential_passes": tokens,
-        "milliseconds": result.planned.milliseconds,
-        "sequential_milliseconds": result.sequential.milliseconds,
-        "speedup": result.sequential.milliseconds / result.planned.milliseconds,
-        "plan": result.plan.model_dump(mode="json", exclude_none=True),
-        "costs": [cost.model_dump(mode="json") for cost in result.costs],
-        "blocks": block_rows(result),
-        "timing": {name: dataclasses.asdict(getattr(result, name)) for name in ("sequential", "planned")},
-    }
-
-
 def describe(segment: Segment) -> str:
     """A segment in words."""
     if isinstance(segment, Steps):
         return f"{segment.tokens} steps" if segment.tokens > 1 else "1 step"
     guess = "" if segment.guess == "noise" else f", from {segment.guess}"
-    if isinstance(segment, Window):
-        passes = f" in {len(segment.advances)}" if segment.advances else f", tolerance {segment.tolerance:.0e}"
-        return f"window {segment.width} over {segment.tokens}{passes}{guess}"
-    passes = f" in {segment.passes}" if segment.tolerance is None else f", tolerance {segment.tolerance:.0e}"
-    return f"chunk {segment.tokens}{passes}{guess}"
+    fixed = len(segment.advances or ()) if isinstance(segment, Window) else segment.passes
+    passes = f" in {fixed}" if segment.tolerance is None else f", tolerance {segment.tolerance:.0e}"
+    what = f"window {segment.width} over" if isinstance(segment, Window) else "chunk"
+    return f"{what} {segment.tokens}{passes}{guess}"
 
 
-def write_plot(result: Calibration, path: Path) -> None:
-    """Error against passes for each flow block: chunks by width, windows by passes for each token.
+def _plan_table(rows: list[dict[str, Any]]) -> ReportTable:
+    return ReportTable(
+        "Plan by flow block",
+        "Predicted times add up what a pass and a step cost; measured and sequential times are those of whole batches.",
+        ("flow block", "plan", "passes", "predicted", "measured", "sequential"),
+        tuple(
+            (
+                str(row["block"]),
+                "\n".join(row["segments"]),
+                f"{row['passes']:.1f}",
+                *(
+                    milliseconds(row[name])
+                    for name in ("predicted_milliseconds", "milliseconds", "sequential_milliseconds")
+                ),
+            )
+            for row in rows
+        ),
+        words=("plan",),
+    )
 
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.6 * len(result.candidates), 3.4), layout="constrained")
+def _cost_table(result: DecodeCalibration) -> ReportTable:
+    widths = sorted({run.tokens for cost in result.costs for run in cost.runs})
+    rows = []
+    for cost in result.costs:
+        runs = {run.tokens: run.milliseconds for run in cost.runs}
+        times = (cost.prefill_milliseconds, cost.step_milliseconds, *map(runs.get, widths))
+        rows.append((str(cost.block), *map(milliseconds, times)))
+    columns = ("flow block", "prefill", "1 token", *(f"{width} tokens" for width in widths))
+    return ReportTable(
+        "Costs", "Time of a pass over so many tokens, in the middle of the sequence.", columns, tuple(rows)
+    )
+
+
+def _draw(figure: "Figure", result: DecodeCalibration) -> None:
+    """Error against passes for each flow block: chunks by width, windows by passes per token."""
     panels = figure.subplots(1, len(result.candidates), sharey=True, squeeze=False)[0]
     for panel, found in zip(panels, result.candidates, strict=True):
         for number, width in enumerate(_widths(found)):
@@ -125,15 +140,12 @@ def write_plot(result: Calibration, path: Path) -> None:
             rate = [trial.passes / found.tokens for trial in found.windows]
             errors = np.maximum([trial.error**0.5 for trial in found.windows], LEAST)
             panel.plot(rate, errors, "kx", markersize=4, label="windows")
-        panel.axvline(1.0, color="#8a8f98", linewidth=1)
-        panel.set(title=f"flow block {found.block}, guess: {found.guess}", xlabel="passes for each token", yscale="log")
-        panel.set_xscale("log")
-        panel.grid(color="#eceef1")
+        panel.axvline(1.0, color=GREY, linewidth=1)
+        panel.set(title=f"flow block {found.block}, guess: {found.guess}", xlabel="passes per token")
+        panel.set(xscale="log", yscale="log")
     panels[0].set_ylabel("relative error of the block's tokens")
     fullest = max(panels, key=lambda panel: len(panel.get_lines()))
-    figure.legend(*fullest.get_legend_handles_labels(), loc="outside right upper", fontsize=7, frameon=False)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lstrip(".") or "png", dpi=120)
+    figure.legend(*fullest.get_legend_handles_labels(), loc="outside right upper")
 
 
 def _widths(found: BlockCandidates) -> list[int]:

@@ -1,49 +1,26 @@
-"""What a calibration of an integration found, as a table, as JSON and as a plot."""
+"""The report of an integration plan's calibration."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console
 
-from starflow.calibration.plans.decode_plan_report import COLOURS
-from starflow.calibration.plans.integration_plan import IntegrationCalibration, Trial
-from starflow.runtime.plain.atomic_write import atomic_file
+from starflow.calibration.plans.integration_plan import IntegrationCalibration
+from starflow.calibration.plans.integration_search import Trial
+from starflow.calibration.plans.plan_report import PlanReport, ReportTable, milliseconds
 from starflow.runtime.plans.integration_plan import default_plan
-from starflow.runtime.reports.tables import plain_table
+from starflow.runtime.reports.plot import COLOURS, LIMIT
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def print_report(result: IntegrationCalibration) -> None:
-    """For every solver and grid the fewest passes within the budget, what was timed, and what was chosen."""
+def integration_report(result: IntegrationCalibration) -> PlanReport:
+    """Report a calibration."""
     spec = result.spec
-    table = plain_table()
-    table.add_column("solver")
-    table.add_column("grid")
-    for column in ("passes", "error"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for trial in _fewest(result):
-        table.add_row(str(trial.plan), trial.grid or "its own", f"{trial.passes:g}", f"{trial.error:.1e}")
-    console = Console(highlight=False)
-    console.print(table)
-    for plan, milliseconds in result.timed:
-        console.print(f"{plan}: {milliseconds:.2f} ms a batch")
-    console.print(
-        f"chosen: {spec.plan}; {spec.passes:g} passes, {spec.milliseconds:.2f} ms, error {spec.error:.1e} against "
-        f"{result.reference}",
-        soft_wrap=True,
-    )
-    console.print(
-        f"without a plan ({default_plan()}): {spec.default_milliseconds:.2f} ms, error {spec.default_error:.1e}",
-        soft_wrap=True,
-    )
-    console.print("stored; `--plan auto` takes it")
-
-
-def as_json(result: IntegrationCalibration) -> dict[str, Any]:
-    """Everything that was measured, for programs."""
-    return {
-        **result.spec.model_dump(mode="json"),
+    values = {
+        "stored": True,
+        **spec.model_dump(mode="json"),
         "reference": result.reference.model_dump(mode="json"),
         "trials": [
             {
@@ -54,19 +31,38 @@ def as_json(result: IntegrationCalibration) -> dict[str, Any]:
             }
             for trial in result.trials
         ],
-        "timed": [{"plan": str(plan), "milliseconds": milliseconds} for plan, milliseconds in result.timed],
+        "timed": [{"plan": str(plan), "milliseconds": time} for plan, time in result.timed],
     }
+    facts = (
+        *(f"{plan}: {time:.2f} ms a batch" for plan, time in result.timed),
+        f"chosen: {spec.plan}; {spec.passes:g} passes, {spec.milliseconds:.2f} ms, error {spec.error:.1e} against "
+        f"{result.reference}, budget {spec.budget:g}",
+        f"without a plan ({default_plan()}): {spec.default_milliseconds:.2f} ms, error {spec.default_error:.1e}",
+    )
+    within = "For each solver and grid, the plan of fewest passes within the budget, on the samples of the search."
+    timed = tuple((str(plan), milliseconds(time)) for plan, time in result.timed)
+    return PlanReport(
+        stored=True,
+        outcome="stored; `--plan auto` takes it",
+        facts=facts,
+        tables=(
+            _table("Plans within the budget", within, _fewest(result)),
+            ReportTable("Times", "Of a batch, the default plan last.", ("plan", "measured"), timed),
+            _table("All trials", "In the order in which they were tried, on the samples of the search.", result.trials),
+        ),
+        values=values,
+        size=(6.4, 4.2),
+        draw=lambda figure: _draw(figure, result),
+    )
 
 
-def write_plot(result: IntegrationCalibration, path: Path) -> None:
-    """Error against passes, one line for each solver and kind of grid.
+def _table(title: str, text: str, trials: Iterable[Trial]) -> ReportTable:
+    rows = tuple((str(t.plan), t.grid or "its own", f"{t.passes:g}", f"{t.error:.1e}") for t in trials)
+    return ReportTable(title, text, ("solver", "grid", "passes", "error"), rows, words=("grid",))
 
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+def _draw(figure: "Figure", result: IntegrationCalibration) -> None:
+    """Error against passes, one line for each solver and kind of grid."""
     axes = figure.subplots()
     solvers: list[str] = list(dict.fromkeys(trial.plan.solver for trial in result.trials))
     for (solver, grid), trials in _curves(result).items():
@@ -79,13 +75,10 @@ def write_plot(result: IntegrationCalibration, path: Path) -> None:
             marker=".",
             label=f"{solver}, {grid} grid" if grid else solver,
         )
-    axes.axhline(result.spec.budget, color="#8a8f98", linewidth=1)
+    axes.axhline(result.spec.budget, color=LIMIT, linewidth=1, label="budget")
     axes.plot(result.spec.passes, result.spec.error, "ko", markersize=8, fillstyle="none", label="chosen")
     axes.set(xscale="log", yscale="log", xlabel="network passes", ylabel="relative error of samples")
-    axes.grid(color="#eceef1")
-    axes.legend(fontsize=8, frameon=False)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lstrip(".") or "png", dpi=120)
+    axes.legend()
 
 
 def _curves(result: IntegrationCalibration) -> dict[tuple[str, str | None], list[Trial]]:
@@ -95,9 +88,7 @@ def _curves(result: IntegrationCalibration) -> dict[tuple[str, str | None], list
     return curves
 
 
-def _fewest(result: IntegrationCalibration) -> Iterator[Trial]:
-    """Of every solver and grid, the fewest passes within the budget, if any are."""
-    for trials in _curves(result).values():
-        within = [trial for trial in trials if trial.error <= result.spec.budget]
-        if within:
-            yield min(within, key=lambda trial: trial.passes)
+def _fewest(result: IntegrationCalibration) -> list[Trial]:
+    """For each solver and grid, the trial of fewest passes within the budget, if there is one."""
+    within = ([t for t in trials if t.error <= result.spec.budget] for trials in _curves(result).values())
+    return [min(trials, key=lambda trial: trial.passes) for trials in within if trials]

@@ -1,10 +1,10 @@
-"""`starflow calibrate --weights`: a bundle gets variants whose weights are small and whose samples are still its samples.
+"""`starflow calibrate --weights`: a bundle gets variants whose weights are small and whose samples stay close.
 
     samples    drawn from the model with guidance, or inverted from data the user gives
     inputs     of every matrix product while these are made: x xᵀ summed, and some vectors
     matrices   scaled, rounded by GPTQ in every treatment of the ladder
     errors     each matrix in each treatment alone, on given tokens; each block as a whole, on whole samples
-    choice     one treatment a matrix, the least bytes under the budget; sampled, corrected, sampled again
+    choice     one treatment a matrix, the least bytes within the budget; sampled, corrected, sampled again
     caches     of 8 bits for the flow blocks where the budget bears that, too (cpu only)
     variant    written beside the others, then named in the manifest
 
@@ -14,16 +14,17 @@ not the weights' doing.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from starflow.calibration.cases import Cases
-from starflow.calibration.weights.cache_edit import quantize_caches
+from starflow.calibration.weights.budget_choice import ROUNDS, choose_within
 from starflow.calibration.weights.candidates import BlockCandidates, round_block
-from starflow.calibration.weights.graph_edit import EditedGraph, Replacement, edit_graph, simulate
 from starflow.calibration.weights.layer_inputs import InputRecorder
-from starflow.calibration.weights.precision_choice import Choice, Option, choose, predicted_error, total_cost
+from starflow.calibration.weights.precision_choice import Choice, Option, choose, predicted_error
+from starflow.calibration.weights.quantised_model import QuantisedModel, treatments_of
 from starflow.calibration.weights.results import (
     ALL,
     KEPT,
@@ -34,31 +35,22 @@ from starflow.calibration.weights.results import (
     WeightCalibration,
     WeightRequest,
 )
-from starflow.calibration.weights.sample_error import (
-    SampleError,
-    candidate,
-    error_given,
-    remove_abandoned,
-    sample,
-    sample_error,
-)
-from starflow.calibration.weights.step_graph_weights import Norm, StepGraphWeights, float_bytes
-from starflow.calibration.weights.treatment import SMALLEST, SOURCES, TREATMENTS, Lowering
+from starflow.calibration.weights.sample_error import SampleError, remove_abandoned, sample, sample_error
+from starflow.calibration.weights.sources import EXACT, find_sources, lacking
+from starflow.calibration.weights.step_graph_weights import StepGraphWeights
+from starflow.calibration.weights.treatment import SMALLEST, TREATMENTS, Lowering
 from starflow.calibration.weights.variant_writer import VariantWriter
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.lock import bundle_lock
 from starflow.runtime.bundle.manifest import Quantization, Variant
 from starflow.runtime.diagnostics.memory_use import cache_bytes
-from starflow.runtime.plain.errors import BundleError, ExportError, UsageError
+from starflow.runtime.plain.errors import ExportError, UsageError
 from starflow.runtime.plain.progress import Report, no_report
 from starflow.runtime.traces.autoregressive import RecordedTrace, sample_trace
 from starflow.runtime.traces.case import Case
 
-ROUNDS = 6  # of choosing and sampling
-MOST_ROUNDS = 12  # where none has kept the budget yet
-CLOSE = 0.8  # of the budget: an error between this and 1 is good enough to stop
-GIVEN_IMAGES = 16  # that single matrices are measured on
+MEASURED = "cpu-fp32"  # the variant that everything is measured on
 
 
 def calibrate_weights(
@@ -74,10 +66,10 @@ def calibrate_weights(
 
     Args:
         bundle: The bundle.
-        request: What to make.
-        cases: Samples to calibrate on and to measure on.
-        trace: Makes the samples to calibrate on, with what each flow block was given; None draws them from the model.
-        report: Told how far it is.
+        request: What is asked for.
+        cases: Weights are calibrated on the first and measured on the second.
+        trace: Returns the samples to calibrate on, with what each flow block was given; None draws them from the model.
+        report: Told of every step.
         waiting: Called before waiting for another process that changes the bundle.
 
     Raises:
@@ -87,13 +79,15 @@ def calibrate_weights(
     """
     if not (0 < request.budget < np.inf):
         raise UsageError(f"--budget {request.budget}: give a relative error above 0, such as 0.005")
-    lowerings = _lowerings(bundle, request)
+    if all(variant.name != MEASURED for variant in bundle.manifest.variants):
+        raise lacking(bundle, [MEASURED])
+    sources = find_sources(bundle, request.weights, request.lowerings, EXACT)
     # A plan approximates; what weights do is measured token by token.
     bundle = Bundle(bundle.root, bundle.autoregressive.model_copy(update={"plans": ()}))
     with bundle_lock(bundle.root, "work", waiting):
         remove_abandoned(bundle)
-        measured = bundle.variant(SOURCES["cpu"], "cpu")
-        steps = _Steps(report, bundle, len(lowerings))
+        measured = bundle.variant(MEASURED, "cpu")
+        steps = _Steps(report, bundle, len(sources))
         steps("sampling")
         if trace is None:
             with OnnxRuntimeBackend(bundle, measured, threads=request.threads) as backend:
@@ -102,31 +96,9 @@ def calibrate_weights(
             recorded = trace(bundle)
         exact = sample(bundle, measured, cases.check, request.threads)
         return [
-            _Calibration(bundle, measured, lowering, request, recorded, cases.check, exact, steps).run()
-            for lowering in lowerings
-        ]
-
-
-def _lowerings(bundle: Bundle, request: WeightRequest) -> list[Lowering]:
-    names = [variant.name for variant in bundle.manifest.variants]
-    if SOURCES["cpu"] not in names:
-        raise BundleError(
-            f"{bundle.root}: has no variant {SOURCES['cpu']}, which calibration runs; it has {', '.join(names)}: "
-            "export it again with --precision fp32 fp16"
-        )
-    possible = [lowering for lowering, kind in TREATMENTS if kind == request.weights]
-    found = [lowering for lowering in possible if SOURCES[lowering] in names]
-    for lowering in request.lowerings or ():
-        if lowering not in possible:
-            raise UsageError(f"--lowering {lowering}: {request.weights} is for engines; name portable")
-        if lowering not in found:
-            found = []
-    if not found:
-        raise BundleError(
-            f"{bundle.root}: has no variant {SOURCES['portable']}, which the portable {request.weights} one is made from; "
-            "export it again with --precision fp32 fp16"
-        )
-    return [lowering for lowering in found if request.lowerings is None or lowering in request.lowerings]
+            _Calibration(bundle, measured, bundle.variant(name, lowering), lowering, request, recorded, cases.check, exact, steps).run()
+            for lowering, name in sources.items()
+        ]  # fmt: skip
 
 
 class _Steps:
@@ -137,9 +109,21 @@ class _Steps:
         blocks = sum(not block.identity for block in bundle.autoregressive.blocks)
         self._total = 1 + variants * (4 * blocks + 2 + ROUNDS + 1)
 
-    def __call__(self, doing: str, count: int = 1) -> None:
+    def __call__(self, doing: str) -> None:
         self._report(min(self._done, self._total), self._total, doing)
-        self._done += count
+        self._done += 1
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """A choice as it was sampled."""
+
+    measured: Measured
+    samples: NDArray[np.float32]
+
+    @property
+    def error(self) -> float:
+        return self.measured.error.total
 
 
 class _Calibration:
@@ -149,6 +133,7 @@ class _Calibration:
         self,
         bundle: Bundle,
         measured: Variant,
+        source: Variant,
         lowering: Lowering,
         request: WeightRequest,
         trace: RecordedTrace,
@@ -156,226 +141,120 @@ class _Calibration:
         exact: NDArray,
         steps: _Steps,
     ) -> None:
-        self.bundle, self.measured, self.lowering, self.request = bundle, measured, lowering, request
+        self.bundle, self.measured, self.source, self.request = bundle, measured, source, request
         self.trace, self.case, self.exact, self.steps = trace, case, exact, steps
-        self.source = bundle.variant(SOURCES[lowering], lowering)
         self.treatments = TREATMENTS[lowering, request.weights]
         self.name = f"{lowering}-{request.weights}"
+        self.model = QuantisedModel(bundle, measured, source, lowering, {}, case, request.threads)
 
     def run(self) -> WeightCalibration:
-        blocks = [graph.block for graph in self.source.graphs]
-        self.blocks = {block: self._round(block) for block in reversed(blocks)}
-        options = {block: self._options(block) for block in self.blocks}
-        self.options = {name: each for block in self.blocks for name, each in options[block].items()}
-        if not self.options:
+        model, options = self.model, dict[str, list[Option]]()
+        for graph in reversed(self.source.graphs):
+            model.blocks[graph.block] = self._round(graph.block)
+        for block in model.blocks:
+            options |= self._options(block)
+        if not options:
             raise ExportError(f"{self.bundle.root}: has no weight matrix of {SMALLEST} values or more to quantise")
-        measured = [Measured(SOURCE, self._bytes({}), SampleError(0.0, 0.0, 0.0))]
         self.steps(f"{self.name}: sampling with plain rounding")
-        plain = self._sample(self._plain_graphs())
-        measured.append(Measured(PLAIN, self._bytes(self._all()), sample_error(plain, self.exact)))
+        plain = self._measure(PLAIN, model.smallest, model.sample_plainly())
         self.steps(f"{self.name}: sampling with calibrated rounding")
-        found = self._sample(self._edit(self._all()))
-        measured.append(Measured(ALL, self._bytes(self._all()), sample_error(found, self.exact)))
-        choice, tried, samples = self._choose()
-        measured += tried
+        calibrated = self._measure(ALL, model.smallest, model.sample(model.smallest))
+        numbers = iter(range(1, 100))
+        tried = choose_within(
+            options, self.request.budget, lambda choice: self._try(next(numbers), treatments_of(choice))
+        )
+        if not tried:
+            raise ExportError(
+                f"{self.bundle.root}: no matrix can be {self.request.weights} with an error of at most "
+                f"{self.request.budget:g}; allow more with --budget"
+            )
+        choice, taken = tried[-1].choice, tried[-1].found
         caches: frozenset[int] = frozenset()
-        if self.lowering == "cpu":
-            caches, measured[-1], samples = self._choose_caches(choice, measured[-1], samples)
-        variant = self._write(choice, caches, measured)
+        if model.lowering == "cpu":
+            caches, taken = self._choose_caches(treatments_of(choice), taken)
+        found = [plain, calibrated, *(each.found for each in tried[:-1]), taken]
+        exact = Measured(SOURCE, model.bytes({}), SampleError(0.0, 0.0, 0.0))
         return WeightCalibration(
-            variant=variant,
+            variant=self._write(choice, caches, plain.error, taken.error),
             request=self.request,
             images=len(self.case.noise),
             guidance=self.case.guidance,
-            matrices=tuple(self._result(name, choice[name]) for name in self.options),
-            measured=tuple(measured),
-            frontier=self._frontier(),
-            samples={SOURCE: self.exact, PLAIN: plain, self.name: samples},
+            matrices=tuple(
+                self._result(block, name, choice[name], options[name])
+                for block, candidates in model.blocks.items()
+                for name in candidates.calibrated
+            ),
+            measured=(exact, *(each.measured for each in found)),
+            frontier=self._frontier(options),
+            samples={SOURCE: self.exact, PLAIN: plain.samples, self.name: taken.samples},
         )
 
     def _round(self, block: int) -> BlockCandidates:
         self.steps(f"{self.name}: flow block {block}, looking at inputs")
         spec = self.bundle.graph(self.measured, block)
         weights = StepGraphWeights(self.bundle.root / spec.file.path)
-        recorder = InputRecorder(
-            weights, spec, self.bundle.autoregressive.blocks[block], self.trace, threads=self.request.threads
-        )
-        return round_block(weights, recorder, self.treatments, self.lowering)
-
-    # Errors
+        described = self.bundle.autoregressive.blocks[block]
+        recorder = InputRecorder(weights, spec, described, self.trace, threads=self.request.threads)
+        return round_block(weights, recorder, self.treatments, self.model.lowering)
 
     def _options(self, block: int) -> dict[str, list[Option]]:
-        """What each treatment of each matrix of a block costs, and what it does to the samples."""
+        """What each treatment of each matrix of a flow block costs, and what it does to the samples."""
         self.steps(f"{self.name}: flow block {block}, measuring every matrix")
-        names = self.blocks[block].calibrated
+        names = self.model.blocks[block].calibrated
         given = {
-            (name, treatment): self._error_given(block, {name: treatment})
+            (name, kind): self.model.error_given(block, {name: kind}, self.trace)
             for name in names
-            for treatment in names[name]
+            for kind in names[name]
         }
         self.steps(f"{self.name}: flow block {block}, sampling")
         growth = self._growth(block, given) if names else 0.0
-        treatments = {treatment.name: treatment for treatment in self.treatments}
-        options: dict[str, list[Option]] = {}
-        for name in names:
-            source = float_bytes(self.blocks[block].weights, name)
-            options[name] = [Option(KEPT, source if self.lowering == "cpu" else source // 2, 0.0)]
-            for kind, replacement in names[name].items():
-                cost = treatments[kind].cost(replacement.matrix.bytes)
-                options[name].append(Option(kind, cost, growth * given[name, kind]))
-        return options
-
-    def _error_given(self, block: int, chosen: Mapping[str, str]) -> float:
-        graph = self._measurable(
-            block, {name: self.blocks[block].calibrated[name][kind] for name, kind in chosen.items()}
-        )
-        with candidate(self.bundle, self.measured, {block: graph}) as variant:
-            return error_given(self.bundle, variant, block, self.trace, GIVEN_IMAGES, self.request.threads)
+        costs = {treatment.name: treatment.cost for treatment in self.treatments}
+        return {
+            name: [
+                Option(KEPT, self.model.source_bytes(block, name), 0.0),
+                *(Option(k, costs[k](each.matrix.bytes), growth * given[name, k]) for k, each in names[name].items()),
+            ]
+            for name in names
+        }
 
     def _growth(self, block: int, given: Mapping[tuple[str, str], float]) -> float:
         """How much larger an error on given tokens becomes once tokens are fed back and go through the blocks below.
 
         Measured with the block's most exact treatment throughout, near to where the choice will be.
         """
-        chosen = {name: list(kinds)[-1] for name, kinds in self.blocks[block].calibrated.items()}
-        error = sample_error(self._sample(self._edit(chosen)), self.exact).total
+        chosen = {name: list(kinds)[-1] for name, kinds in self.model.blocks[block].calibrated.items()}
+        error = sample_error(self.model.sample(chosen), self.exact).total
         return error / sum(given[name, kind] ** 2 for name, kind in chosen.items()) ** 0.5
 
-    def _choose(self) -> tuple[Choice, list[Measured], NDArray]:
-        """Choose, sample, and choose again with what sampling taught, until the budget is used well.
+    def _measure(self, what: str, chosen: Mapping[str, str], samples: NDArray, more: int = 0) -> _Sampled:
+        return _Sampled(Measured(what, self.model.bytes(chosen) + more, sample_error(samples, self.exact)), samples)
 
-        Predictions are off by a common factor: errors do not only grow, and a few images may carry most of them. So it is the
-        predicted error aimed for that is corrected, and halved in ratio once a good and a bad one are known. The choice
-        that is taken is measured last.
-        """
-        budget, aim = self.request.budget, self.request.budget
-        good, bad = 0.0, np.inf
-        best: tuple[Choice, Measured, NDArray] | None = None
-        tried: list[Measured] = []
-        seen: list[dict[str, str]] = []
-        while len(seen) < ROUNDS or (best is None and len(seen) < MOST_ROUNDS):
-            choice = choose(self.options, aim)
-            kinds = {name: option.name for name, option in choice.items() if option.name != KEPT}
-            if not kinds or kinds in seen:
-                break
-            seen.append(kinds)
-            self.steps(f"{self.name}: sampling choice {len(seen)}")
-            samples = self._sample(self._edit(kinds))
-            error = sample_error(samples, self.exact)
-            result = Measured(f"choice {len(seen)}", self._bytes(kinds), error)
-            if error.total <= budget:
-                if best is None or total_cost(choice) < total_cost(best[0]):
-                    tried += [best[1]] if best else []
-                    best = (choice, result, samples)
-                good = max(good, aim)
-                if error.total >= CLOSE * budget or kinds == self._all():
-                    break
-            else:
-                tried.append(result)
-                bad = min(bad, aim)
-            correction = budget / max(error.total, budget / 4) if np.isfinite(error.total) else 0.25
-            aim = (good * bad) ** 0.5 if 0 < good < bad < np.inf else aim * correction * 0.95
-        if best is None:
-            raise ExportError(
-                f"{self.bundle.root}: no matrix can be {self.request.weights} with an error of at most {budget:g}; "
-                "allow more with --budget"
-            )
-        return best[0], [*tried, best[1]], best[2]
+    def _try(self, number: int, chosen: Mapping[str, str]) -> _Sampled:
+        self.steps(f"{self.name}: sampling choice {number}")
+        return self._measure(f"choice {number}", chosen, self.model.sample(chosen))
 
-    def _choose_caches(
-        self, choice: Choice, result: Measured, samples: NDArray
-    ) -> tuple[frozenset[int], Measured, NDArray]:
-        """Caches of 8 bits for each flow block whose samples stay in the budget with them; the largest caches first."""
-        kinds = {name: option.name for name, option in choice.items() if option.name != KEPT}
-        caches: frozenset[int] = frozenset()
-        for block in sorted(self.blocks, key=lambda block: -cache_bytes(self.bundle.graph(self.source, block))):
+    def _choose_caches(self, chosen: Mapping[str, str], taken: _Sampled) -> tuple[frozenset[int], _Sampled]:
+        """Caches of 8 bits for each flow block whose samples stay within the budget with them; the largest caches first."""
+        model, caches, scales = self.model, frozenset[int](), 0
+        what = f"{taken.measured.what}, 8-bit caches"
+        for block in sorted(model.blocks, key=lambda block: -cache_bytes(self.bundle.graph(self.source, block))):
             self.steps(f"{self.name}: flow block {block}, sampling with caches of 8 bits")
-            found = self._sample(self._edit(kinds, caches | {block}))
-            error = sample_error(found, self.exact)
-            if error.total <= self.request.budget:
-                caches |= {block}
-                what = f"{result.what.partition(',')[0]}, 8-bit caches"
-                scales = sum(peak.nbytes for peak in self.blocks[block].cache_peaks.values())
-                rows = self.bundle.autoregressive.blocks[block].rows
-                result, samples = Measured(what, result.bytes + rows * scales, error), found
-        return caches, result, samples
+            peaks = sum(peak.nbytes for peak in model.blocks[block].cache_peaks.values())
+            more = scales + self.bundle.autoregressive.blocks[block].rows * peaks
+            found = self._measure(what, chosen, model.sample(chosen, caches | {block}), more)
+            if found.error <= self.request.budget:
+                caches, taken, scales = caches | {block}, found, more
+        return caches, taken
 
-    def _frontier(self) -> tuple[tuple[float, int], ...]:
+    def _frontier(self, options: Mapping[str, Sequence[Option]]) -> tuple[tuple[float, int], ...]:
         """Bytes for errors, as predicted before anything was corrected."""
-        points = []
-        most = predicted_error({name: max(some, key=lambda o: o.error) for name, some in self.options.items()})
-        for budget in np.geomspace(most / 1000, most, 25):
-            choice = choose(self.options, float(budget))
-            kinds = {name: option.name for name, option in choice.items() if option.name != KEPT}
-            points.append((predicted_error(choice), self._bytes(kinds)))
-        return tuple(points)
+        most = predicted_error({name: max(some, key=lambda o: o.error) for name, some in options.items()})
+        choices = (choose(options, float(budget)) for budget in np.geomspace(most / 1000, most, 25))
+        return tuple((predicted_error(choice), self.model.bytes(treatments_of(choice))) for choice in choices)
 
-    # Graphs
-
-    def _all(self) -> dict[str, str]:
-        """Every matrix in its smallest treatment."""
-        return {name: next(iter(kinds)) for block in self.blocks.values() for name, kinds in block.calibrated.items()}
-
-    def _edit(self, chosen: Mapping[str, str], caches: Collection[int] = ()) -> dict[int, EditedGraph]:
-        """Graphs to measure a choice with, of the blocks it changes."""
-        graphs = {}
-        for block, candidates in self.blocks.items():
-            replacements = {n: candidates.calibrated[n][k] for n, k in chosen.items() if n in candidates.calibrated}
-            if replacements or block in caches:
-                graphs[block] = self._measurable(block, replacements)
-            if block in caches:
-                self._quantize_caches(block, graphs[block])
-        return graphs
-
-    def _quantize_caches(self, block: int, graph: EditedGraph) -> None:
-        quantize_caches(graph, self.bundle.autoregressive.blocks[block], self.blocks[block].cache_peaks)
-
-    def _plain_graphs(self) -> dict[int, EditedGraph]:
-        return {
-            block: self._measurable(block, candidates.plain, scales={})
-            for block, candidates in self.blocks.items()
-            if candidates.plain
-        }
-
-    def _measurable(
-        self, block: int, replacements: Mapping[str, Replacement], scales: Mapping[Norm, NDArray] | None = None
-    ) -> EditedGraph:
-        candidates = self.blocks[block]
-        scales = candidates.scales if scales is None else scales
-        if self.lowering == "cpu":
-            return edit_graph(candidates.weights, "cpu", replacements, scales)
-        factors = {name: factor for norm, factor in scales.items() for name in norm.weights}
-        return simulate(
-            candidates.weights,
-            {
-                name: (replacement.matrix.dequantized() / factors.get(name, 1.0)).astype(np.float32)
-                for name, replacement in replacements.items()
-            },
-        )
-
-    def _sample(self, graphs: Mapping[int, EditedGraph]) -> NDArray[np.float32]:
-        with candidate(self.bundle, self.measured, graphs) as variant:
-            return sample(self.bundle, variant, self.case, self.request.threads)
-
-    # Results
-
-    def _bytes(self, chosen: Mapping[str, str]) -> int:
-        """Bytes of weights that a pass over all flow blocks reads."""
-        total = sum(graph.weight_bytes for graph in self.source.graphs)
-        for candidates in self.blocks.values():
-            for name, kinds in candidates.calibrated.items():
-                if name in chosen:
-                    total += kinds[chosen[name]].matrix.bytes - self._source_bytes(candidates, name)
-        return total
-
-    def _source_bytes(self, candidates: BlockCandidates, name: str) -> int:
-        stored = float_bytes(candidates.weights, name)
-        return stored if self.lowering == "cpu" else stored // 2
-
-    def _result(self, name: str, option: Option) -> MatrixResult:
-        block, candidates = next((b, c) for b, c in self.blocks.items() if name in c.calibrated)
+    def _result(self, block: int, name: str, option: Option, options: Sequence[Option]) -> MatrixResult:
+        candidates, source = self.model.blocks[block], self.model.source_bytes(block, name)
         linear = candidates.weights.linears[name]
-        source = self._source_bytes(candidates, name)
         kept = option.name == KEPT
         return MatrixResult(
             weight=name,
@@ -384,35 +263,30 @@ class _Calibration:
             treatment=option.name,
             plain_output_error=candidates.output_errors[name][0],
             output_error=candidates.output_errors[name][1],
-            sample_errors={each.name: each.error for each in self.options[name] if each.name != KEPT},
+            sample_errors={each.name: each.error for each in options if each.name != KEPT},
             bytes=source if kept else candidates.calibrated[name][option.name].matrix.bytes,
             source_bytes=source,
         )
 
-    def _write(self, choice: Choice, caches: Collection[int], measured: Sequence[Measured]) -> Variant:
+    def _write(self, choice: Choice, caches: Collection[int], plain_error: float, error: float) -> Variant:
         self.steps(f"{self.name}: writing")
-
-        def edit(source: StepGraphWeights, block: int) -> EditedGraph:
-            candidates = self.blocks[block]
-            chosen = {n: o.name for n, o in choice.items() if n in candidates.calibrated and o.name != KEPT}
-            replacements = {name: candidates.calibrated[name][kind] for name, kind in chosen.items()}
-            graph = edit_graph(source, self.lowering, replacements, candidates.scales)
-            if block in caches:
-                self._quantize_caches(block, graph)
-            return graph
-
-        plain = next(each.error.total for each in measured if each.what == PLAIN)
         record = Quantization(
             source=self.source.name,
             budget=self.request.budget,
-            error=measured[-1].error.total,
-            plain_error=plain if np.isfinite(plain) else None,
+            error=error,
+            plain_error=plain_error if np.isfinite(plain_error) else None,
             images=len(self.case.noise),
             guidance=self.case.guidance,
             matrices={name: option.name for name, option in choice.items()},
             caches=tuple(sorted(caches)),
         )
+        chosen = treatments_of(choice)
         writer = VariantWriter(self.bundle, self.name)
-        variants = writer.write(self.source.name, edit, self.request.weights, record)
+        variants = writer.write(
+            self.source.name,
+            lambda graph, block: self.model.edit(graph, block, chosen, caches),
+            self.request.weights,
+            record,
+        )
         writer.publish(variants)
         return variants[0]

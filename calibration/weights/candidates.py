@@ -18,7 +18,7 @@ from starflow.calibration.weights.number_format import (
     nearest_codes,
 )
 from starflow.calibration.weights.step_graph_weights import Linear, Norm, StepGraphWeights
-from starflow.calibration.weights.treatment import SMALLEST, Lowering, Treatment
+from starflow.calibration.weights.treatment import SCALE_TYPES, Lowering, Treatment
 
 HESSIAN_BYTES = 1 << 30  # of second moments held at a time
 
@@ -45,6 +45,15 @@ class BlockCandidates:
     output_errors: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
+def round_to_nearest(
+    weights: StepGraphWeights, linear: Linear, treatment: Treatment, lowering: Lowering
+) -> Replacement:
+    """A matrix whose every value becomes the nearest code."""
+    matrix, block = weights.array(linear.weight).astype(np.float32), treatment.block(linear.inputs) or linear.inputs
+    scales = largest_scales(matrix, treatment.format, block, SCALE_TYPES[lowering])
+    return Replacement(nearest_codes(matrix, scales, treatment.format))
+
+
 def round_block(
     weights: StepGraphWeights, recorder: InputRecorder, treatments: Sequence[Treatment], lowering: Lowering
 ) -> BlockCandidates:
@@ -54,7 +63,7 @@ def round_block(
         weights: The block's graph in float32.
         recorder: Shows what its products are given.
         treatments: The ladder, from the smallest to the most exact.
-        lowering: What the matrices are for: on `cpu` activations are rounded as well, and scales are float32.
+        lowering: What the matrices are for: on `cpu` activations are rounded as well.
     """
     return _Rounding(weights, recorder, treatments, lowering).run()
 
@@ -64,20 +73,17 @@ class _Rounding:
         self, weights: StepGraphWeights, recorder: InputRecorder, treatments: Sequence[Treatment], lowering: Lowering
     ) -> None:
         self.weights, self.recorder, self.treatments, self.lowering = weights, recorder, treatments, lowering
-        self.scale_type = np.dtype(np.float32 if lowering == "cpu" else np.float16)
         self.found = BlockCandidates(weights, recorder.cache_peaks() if lowering == "cpu" else {})
 
     def run(self) -> BlockCandidates:
-        linears = [linear for linear in self.weights.linears.values() if self._can(linear)]
+        first = self.treatments[0]
+        linears = [each for each in self.weights.linears.values() if first.takes(each.outputs, each.inputs)]
         for group in _groups(linears, self.weights.norms):
             inputs = self.recorder.record(group)
             scaled = self._scale(group, inputs)
             for linear in group:
                 self._round(linear, inputs[linear.weight], scaled.get(linear.weight))
         return self.found
-
-    def _can(self, linear: Linear) -> bool:
-        return linear.outputs * linear.inputs >= SMALLEST and self.treatments[0].block(linear.inputs) is not None
 
     def _scale(self, group: Sequence[Linear], inputs: Mapping[str, LayerInputs]) -> dict[str, NDArray]:
         """Choose scales for the norms before these matrices; by matrix, the scales of its inputs."""
@@ -111,12 +117,11 @@ class _Rounding:
                 continue
             key = (treatment.format, block)
             if key not in rounded:
-                steps = best_scales(scaled, treatment.format, block, self.scale_type, np.diagonal(hessian))
+                steps = best_scales(scaled, treatment.format, block, SCALE_TYPES[self.lowering], np.diagonal(hessian))
                 rounded[key] = gptq(scaled, hessian, steps, treatment.format)
             found.calibrated[name][treatment.name] = Replacement(rounded[key], treatment.wide)
         first = self.treatments[0]
-        steps = largest_scales(matrix, first.format, first.block(linear.inputs) or linear.inputs, self.scale_type)
-        found.plain[name] = Replacement(nearest_codes(matrix, steps, first.format))
+        found.plain[name] = round_to_nearest(self.weights, linear, first, self.lowering)
         calibrated = found.calibrated[name][first.name].matrix.dequantized() / factors
         found.output_errors[name] = (
             output_error(matrix, found.plain[name].matrix.dequantized(), inputs),

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from starflow.calibration.weights.number_format import FP8, INT4, INT8, WeightFormat
 
 WeightType = Literal["int8", "int4", "fp8"]
@@ -37,6 +39,10 @@ class Treatment:
             return inputs
         return next((block for block in self.blocks if inputs % block == 0), None)
 
+    def takes(self, outputs: int, inputs: int) -> bool:
+        """Whether a matrix is worth it, and of a shape that a block divides."""
+        return outputs * inputs >= SMALLEST and self.block(inputs) is not None
+
     def cost(self, stored: int) -> float:
         """Time of a product that reads `stored` bytes, in bytes."""
         return stored * (WIDE_TIME if self.wide else 1.0)
@@ -56,5 +62,5 @@ TREATMENTS: dict[tuple[Lowering, WeightType], tuple[Treatment, ...]] = {
     ("portable", "int4"): (PORTABLE_INT4, PORTABLE_INT8),
     ("portable", "fp8"): (PORTABLE_FP8,),
 }
-# What a variant is made from.
-SOURCES: dict[Lowering, str] = {"cpu": "cpu-fp32", "portable": "portable-fp16"}
+# What scales are stored in.
+SCALE_TYPES: dict[Lowering, np.dtype] = {"cpu": np.dtype(np.float32), "portable": np.dtype(np.float16)}

@@ -11,14 +11,12 @@ import torch
 
 from starflow.calibration.cases import draw_cases
 from starflow.calibration.plans.integration_plan import IntegrationCalibration, calibrate_integration
-from starflow.calibration.plans.time_density import acceleration, equidistributed
+from starflow.calibration.plans.options import PlanOptions
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.command_line import main
-from starflow.runtime.ode.fixed_step import pass_table, walk
-from starflow.runtime.ode.tableau import FIXED_STEP
 from starflow.runtime.plans.integration_plan import integration_plan
 from starflow.training.checkpoint import save_checkpoint
 from tests.models import velocity_config, write_velocity
@@ -43,7 +41,7 @@ def found(bundle_root: Path) -> IntegrationCalibration:
     bundle = Bundle.open(bundle_root)
     variant = bundle.variant("cpu-fp32", "cpu")
     with OnnxRuntimeBackend(bundle, variant, threads=1) as backend:
-        return calibrate_integration(bundle, variant, backend, draw_cases(bundle, 4, 0), BUDGET, 2)
+        return calibrate_integration(bundle, variant, backend, draw_cases(bundle, 4, 0), PlanOptions(BUDGET, 2))
 
 
 def test_the_choice_is_within_the_budget(found: IntegrationCalibration, bundle_root: Path) -> None:
@@ -89,6 +87,7 @@ def test_errors_fall_with_the_steps_and_the_fastest_has_few_passes(found: Integr
 
 def test_command_stores_a_plan_that_runs(bundle_root: Path, tmp_path: Path, capsys: Any) -> None:
     root, file, plot = tmp_path / "bundle", tmp_path / "plan.json", tmp_path / "plan.png"
+    page = tmp_path / "plan.html"
     shutil.copytree(bundle_root, root)
     command = [
         "calibrate",
@@ -103,10 +102,11 @@ def test_command_stores_a_plan_that_runs(bundle_root: Path, tmp_path: Path, caps
         "--threads",
         "1",
     ]
-    assert main([*command, "--plan-file", str(file), "--plot", str(plot), "--json"]) == 0
+    assert main([*command, "--plan-file", str(file), "--plot", str(plot), "--report", str(page), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["error"] <= 0.01 and told["trials"] and plot.stat().st_size > 1000
     (stored,) = Bundle.open(root).continuous.plans
+    assert str(stored.plan) in page.read_text() and "<svg" in page.read_text()
     assert stored.plan.model_dump(mode="json") == told["plan"] == json.loads(file.read_text())
     assert (stored.backend, stored.variant) == ("onnxruntime cpu", "cpu-fp32")
     with Sampler.open(root, threads=1) as auto, Sampler.open(root, threads=1, plan=file) as given:
@@ -133,23 +133,3 @@ def test_what_cannot_be(bundle_root: Path, arguments: list[str], status: int, sa
     told = capsys.readouterr().err
     assert says in told and "Traceback" not in told
     assert (bundle_root / "manifest.json").read_bytes() == before
-
-
-def test_equidistributed_steps_are_short_where_paths_bend() -> None:
-    """x' = f(t) that turns quickly around t = 0.2: steps there, and a smaller error than with equal steps."""
-
-    def velocity(x: np.ndarray, t: float) -> np.ndarray:
-        return np.full_like(x, np.tanh((t - 0.2) * 40))
-
-    fine = np.linspace(0, 1, 65)
-    start = np.zeros((1, 1))
-    states = [start, *walk(velocity, start, pass_table(FIXED_STEP["rk4"], fine.tolist()))]
-    times = equidistributed(acceleration(np.stack(states, axis=1)), order=1, steps=12)
-    assert len(times) == 13 and times[0] == 0 and times[-1] == 1 and all(np.diff(times) > 0)
-    assert 0.1 < times[int(np.argmin(np.diff(times)))] < 0.3
-    exact = (np.log(np.cosh(40 * 0.8)) - np.log(np.cosh(40 * 0.2))) / 40
-    errors = []
-    for grid in (times, np.linspace(0, 1, 13).tolist()):
-        *_, end = walk(velocity, start, pass_table(FIXED_STEP["euler"], grid))
-        errors.append(abs(float(end[0, 0]) - exact))
-    assert errors[0] < errors[1] / 2

@@ -1,0 +1,115 @@
+"""What the calibration of a plan found: printed as a table, written as one HTML file, drawn as a plot, or given as JSON."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from starflow.runtime.reports.html_page import row, section, table, verdict, write_page
+from starflow.runtime.reports.plot import svg_plot, write_plot
+from starflow.runtime.reports.tables import plain_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportTable:
+    """A table of a report; cells are plain text.
+
+    Attributes:
+        title: Its heading.
+        text: What its columns say, in a sentence or two.
+        columns: Their heads. The first one and those in `words` hold words, all others numbers.
+        rows: Its cells.
+        words: Heads of further columns of words.
+    """
+
+    title: str
+    text: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanReport:
+    """What was found, whatever the family.
+
+    Attributes:
+        stored: Whether the bundle got a plan.
+        outcome: One line: what was chosen, or why nothing was.
+        facts: Further lines: error against budget, times, passes.
+        tables: The first one is printed; an HTML file holds them all.
+        values: Everything that was measured, for programs.
+        size: Width and height of the plot in inches.
+        draw: Draws the plot.
+    """
+
+    stored: bool
+    outcome: str
+    facts: tuple[str, ...]
+    tables: tuple[ReportTable, ...]
+    values: dict[str, Any]
+    size: tuple[float, float]
+    draw: Callable[["Figure"], None]
+
+    def print(self) -> None:
+        """Print the first table and what came of the whole."""
+        first = self.tables[0]
+        printed = plain_table(*first.columns, text=first.words)
+        for cells in first.rows:
+            printed.add_row(*cells)
+        console = Console(highlight=False)
+        console.print(printed)
+        for line in (*self.facts, self.outcome):
+            console.print(line, soft_wrap=True)
+
+    def write_plot(self, path: Path) -> None:
+        """Write the plot.
+
+        Raises:
+            UsageError: the file cannot be written.
+        """
+        write_plot(path, self.size, self.draw)
+
+    def write_page(self, path: Path, name: str) -> None:
+        """Write an HTML file about the bundle of this name.
+
+        Raises:
+            UsageError: the file cannot be written.
+        """
+        write_page(path, f"starflow calibrate --plan: {name}", self._body(name), FOOTER)
+
+    def _body(self, name: str) -> Iterator[str]:
+        yield verdict(f"Plan of {escape(name)}", escape(self.outcome), passed=self.stored)
+        yield from section("Result", (f"<div>{escape(fact)}</div>" for fact in self.facts))
+        yield from section("Error against passes", [svg_plot("plan", self.size, self.draw)])
+        for each in self.tables:
+            numbers = [i for i, column in enumerate(each.columns) if i and column not in each.words]
+            yield from section(each.title, table(each.columns, map(_row(numbers), each.rows), numbers), each.text)
+
+
+FOOTER = (
+    "Times are medians; what is compared took turns in one process. Errors are relative: ||x - reference|| / ||reference|| over "
+    "samples that the search had not seen, except where a table says otherwise."
+)
+
+
+def _row(numbers: list[int]) -> Callable[[tuple[str, ...]], str]:
+    """Writes a row whose columns of words stand before, between and behind one block of numbers."""
+    first, last = numbers[0], numbers[-1] + 1
+
+    def write(cells: tuple[str, ...]) -> str:
+        html = [escape(cell).replace("\n", "<br>") for cell in cells]
+        return row(html[:first], html[first:last], html[last:])
+
+    return write
+
+
+def milliseconds(value: float | None) -> str:
+    """A time for a table; empty where it is not known."""
+    return "" if value is None else f"{value:.2f} ms"

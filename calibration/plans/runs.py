@@ -1,0 +1,59 @@
+"""Plans as they run on given samples: what comes out, how often the networks run, and how long that takes."""
+
+import statistics
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starflow.runtime.backends.base import Backend
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.manifest import Variant
+from starflow.runtime.diagnostics.take_turns import Lap, Times, take_turns
+from starflow.runtime.plans.decode_plan import DecodePlan
+from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSteps
+from starflow.runtime.sampler import Sampler
+from starflow.runtime.traces.case import Case
+
+Plan = DecodePlan | FixedSteps | AdaptiveSteps
+
+
+class PlanRuns:
+    """Runs plans of either family on the samples of a case."""
+
+    def __init__(self, bundle: Bundle, variant: Variant, backend: Backend, case: Case) -> None:
+        self.bundle, self.variant, self.backend, self.case = bundle, variant, backend, case
+
+    def sample(self, plan: Plan, count: int | None = None, lap: Lap | None = None) -> tuple[NDArray, dict[int, float]]:
+        """Sample the first `count` images (by default all).
+
+        Args:
+            plan: How.
+            count: Number of images.
+            lap: Ends the time of each flow block.
+
+        Returns:
+            Samples [count, *data_shape], and by flow block the passes of a batch, on average.
+        """
+        case, passes = self.case, dict[int, list[int]]()
+        x = Sampler(self.bundle, self.variant, self.backend, plan).generate(
+            case.noise[:count],
+            None if case.condition is None else case.condition[:count],
+            case.null_condition,
+            guidance=case.guidance,
+            on_block=None if lap is None else lambda block, _: lap(block),
+            on_passes=lambda block, number: passes.setdefault(block, []).append(number),
+        )
+        return x, {block: statistics.fmean(numbers) for block, numbers in passes.items()}
+
+    def time(self, plans: Sequence[Plan], repetitions: int) -> list[Times]:
+        """Time one batch by each plan, in turns."""
+        return take_turns([partial(self.sample, plan, self.bundle.manifest.batch) for plan in plans], repetitions)
+
+
+def relative_error(x: NDArray, reference: NDArray) -> float:
+    """||x - reference|| / ||reference||, infinite where x is not finite."""
+    wide = reference.astype(np.float64)
+    error = float(np.linalg.norm(x - wide) / np.linalg.norm(wide))
+    return error if np.isfinite(error) else float("inf")
