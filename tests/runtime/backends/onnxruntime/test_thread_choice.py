@@ -1,4 +1,4 @@
-"""How many threads a flow block gets: the faster choice, and the same numbers whichever it is."""
+"""The number of threads of a flow block: the faster choice is taken, and either gives the same samples."""
 
 import os
 import time
@@ -18,7 +18,7 @@ CORES = len(os.sched_getaffinity(0))
 
 
 class TimedRunner(BlockRunner):
-    """Takes a given time for a step."""
+    """A runner whose steps take a given time."""
 
     def __init__(self, bundle: Bundle, seconds: float) -> None:
         block = bundle.autoregressive.blocks[0]
