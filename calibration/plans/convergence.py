@@ -65,7 +65,6 @@ class BlockProbe:
 
     Args:
         runner: Runs the block.
-        block: The block.
         inputs: What the block was given, batch by batch.
         tokens: [N, T, D] in block order, decoded token by token.
     """

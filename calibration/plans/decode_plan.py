@@ -46,7 +46,6 @@ class DecodeCalibration:
     """The result of a calibration.
 
     Attributes:
-        options: What was asked for.
         spec: The plan as a bundle keeps it, or None where none was faster than sequential decoding.
         reason: Why there is none.
         plan: The best plan that was found, kept or not.
@@ -102,9 +101,7 @@ def calibrate_plan(
     Args:
         bundle: The bundle of an autoregressive flow.
         variant: The variant to plan for.
-        backend: Runs it.
         cases: Convergence is measured on the first, plans are judged on the second.
-        options: What is asked for.
         costs: Times of passes, where they are known.
         progress: Told of every stage.
     """
@@ -159,7 +156,6 @@ def refusal(plan: DecodePlan, error: float, budget: float, planned: float, seque
     """Why a plan is not stored, or None.
 
     Args:
-        plan: What was found.
         error: Its measured error.
         budget: Largest error that is allowed.
         planned, sequential: Milliseconds of a batch by the plan, and token by token.

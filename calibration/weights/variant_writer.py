@@ -30,7 +30,6 @@ class VariantWriter:
     deleted by the next one.
 
     Args:
-        bundle: The bundle.
         name: Of the variant; one of that name gives way.
     """
 
