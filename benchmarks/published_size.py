@@ -1,7 +1,7 @@
 """The published 3B text-to-image model's layout, at full size, through the commands a user would run; what every one cost.
 
 Writes files as they are published with random weights (`benchmarks.published_layout`): .pth and YAML, T5-XL's encoder, SD-VAE.
-Then: import, export in fp16 for engines, int8 weights for the CPU, inspect, bench (time per token and per cent of the floor) and
+Then: import, export in fp16 for engines, int8 weights for the CPU, inspect, bench (time per token and per cent of memory bandwidth) and
 sample: a caption in, a picture of 256x256 out. Prints time and peak memory of each. A stage that went well is not run again
 but read from stages.json in the folder, unless --again. Needs 45 GB of disk; with --target also builds RTX engines.
 
@@ -173,7 +173,8 @@ def main() -> None:
             )
         print(
             f"{VARIANT}: {found['weight_gib']:.2f} GiB of weights; {found['milliseconds_per_token']:.0f} ms a token, which reads "
-            f"{found['gigabytes_per_token']:.2f} GB: {found['percent_of_floor']:.0f} % of the floor at {found['bandwidth_gb_s']:.1f} GB/s"
+            f"{found['gigabytes_per_token']:.2f} GB: {found['percent_of_floor']:.0f} % of the memory bandwidth, "
+            f"{found['bandwidth_gb_s']:.1f} GB/s"
         )
         print(
             f"a picture: {found['image_seconds']:.0f} s, {SECONDS} allowed; peak {found['peak_gib']:.2f} GiB, "

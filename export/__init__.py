@@ -1,1 +1,1 @@
-"""Checkpoints to bundles: step graphs, ONNX, the weight file."""
+"""From checkpoints to bundles and engines, and the check that all of them give the same numbers."""

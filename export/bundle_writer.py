@@ -1,173 +1,149 @@
-"""What writing a bundle takes, whatever is in it: variants over shared weights, graphs that are checked, where it comes from."""
+"""Writes a bundle: a family's graphs over shared weights, the networks beside the flow, and where it comes from."""
 
 import datetime
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 
-from starflow.export.autoregressive.lowering import LOWERINGS
+from starflow.export.activations import refuse_overflow
+from starflow.export.bundle_folder import BundleFolder
+from starflow.export.export_options import ExportOptions
+from starflow.export.flow_family import FlowFamily
+from starflow.export.networks.autoencoder import find_autoencoder
+from starflow.export.networks.text_encoder import find_text_encoder, for_shape
 from starflow.export.onnx_graph.builder import GraphBuilder
-from starflow.export.onnx_graph.tensor_roles import graph_tensors
-from starflow.export.onnx_graph.weight_file import WeightFile
-from starflow.runtime.bundle.bundle import sha256
-from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
+from starflow.export.onnx_graph.traced_graph import TracedGraph, traced_weights
+from starflow.export.precision import DTYPES, Precision, lowerings
+from starflow.runtime.bundle.graph_spec import GraphSpec
 from starflow.runtime.bundle.manifest import ImageSpec, Provenance, Variant
 from starflow.runtime.bundle.manifest_file import Manifest
-from starflow.runtime.bundle.network_spec import DenoiserKind, DenoiserSpec, NetworkSpec
+from starflow.runtime.bundle.network_spec import AutoencoderSpec, DenoiserKind, DenoiserSpec
 from starflow.runtime.plain.progress import Report
 from starflow.training.config import CheckpointConfig
 from starflow.training.tensor_file import CheckpointTensors
 
-if TYPE_CHECKING:
-    from starflow.export.networks.autoencoder import AutoencoderExporter
-
-Precision = Literal["fp32", "fp16", "bf16"]
-DTYPES: dict[Precision, np.dtype] = {
-    "fp32": np.dtype(np.float32),
-    "fp16": np.dtype(np.float16),
-    "bf16": np.dtype(ml_dtypes.bfloat16),
-}
 TOOLS = ("starflow-compiler", "torch", "onnx", "numpy")
 
 
-class BundleWriter(ABC):
-    """Writes every file of a bundle into a folder, which the caller makes appear atomically.
+class BundleWriter:
+    """Writes every file of a bundle into `root`, an empty folder, which the caller makes appear atomically.
 
-    Args:
-        folder: An empty folder.
-        config: The checkpoint's.
-        tensors: Its tensors.
-        precisions: What to write.
-        progress: Told of every graph.
+    `config` and `tensors` are the checkpoint's; `progress` is told of every graph.
+
+    Raises:
+        ExportError, UsageError: the options do not fit the model.
     """
 
     def __init__(
         self,
-        folder: Path,
+        root: Path,
         config: CheckpointConfig,
         tensors: CheckpointTensors,
-        precisions: tuple[Precision, ...],
+        options: ExportOptions,
+        family: FlowFamily,
         progress: Report,
     ) -> None:
-        self.folder, self.config, self.tensors, self.precisions = folder, config, tensors, precisions
-        self.shapes: tuple[object, ...] = ("",)
-        self.variants: list[list[Variant]] = []
-        self.denoisers: list[list[DenoiserSpec]] = []
-        self.autoencoder: AutoencoderExporter | None = None
-        self.other_steps = 0  # what a subclass reports with `step`
-        self._progress, self._done = progress, 0
-
-    @property
-    @abstractmethod
-    def blocks(self) -> tuple[int, ...]:
-        """The blocks that have a graph, in the order they are written."""
-
-    @abstractmethod
-    def build_graph(
-        self, graph: GraphBuilder, block: int, lowering: str, precision: Precision, shape: int
-    ) -> onnx.ModelProto:
-        """Write the graph of a block at a shape, by its place in `shapes`."""
-
-    def build_denoisers(
-        self, weights: WeightFile, location: str, precision: Precision, shape: int
-    ) -> Mapping[DenoiserKind, onnx.ModelProto]:
-        """Write the graphs of the denoisers over a precision's weights; only autoregressive flows have any."""
-        return {}
-
-    @abstractmethod
-    def activation_peaks(self) -> dict[str, float]:
-        """What float16 has to hold.
-
-        Raises:
-            ExportError: it does not.
-        """
-
-    @abstractmethod
-    def manifest(self) -> Manifest:
-        """The manifest over finished variants."""
+        self._config, self._tensors, self._options, self._family = config, tensors, options, family
+        self._folder = BundleFolder(root, progress)
+        # What tells the graphs of a further shape from those of the default shape.
+        self._suffixes = ["", *(f".{height}x{width}" for _, height, width in family.data_shapes[1:])]
+        self._variants: list[list[Variant]] = [[] for _ in family.data_shapes]
+        self._denoisers: list[list[DenoiserSpec]] = [[] for _ in family.data_shapes]
+        self._traced: dict[tuple[int, DenoiserKind], TracedGraph] = {}
+        checkpoint = tensors.path.parent
+        self._text = find_text_encoder(
+            checkpoint, config, family.conditioning, options.text_encoder, options.text_precision
+        )
+        self._autoencoder = find_autoencoder(checkpoint, config, family.data_shapes[0], options.autoencoder)
 
     def run(self) -> Manifest:
-        """Write everything."""
-        (self.folder / "graphs").mkdir()
-        self.variants, self.denoisers = [[] for _ in self.shapes], [[] for _ in self.shapes]
-        for precision in self.precisions:
+        """Write everything.
+
+        Raises:
+            ExportError: weights or activations do not fit a precision.
+        """
+        self._folder.total = self._steps()
+        for shape, suffix in enumerate(self._suffixes):
+            for kind, trace in self._family.denoisers.items():
+                self._folder.step(f"{kind} denoiser{suffix}")
+                self._traced[shape, kind] = trace(shape)
+        for precision in self._options.precisions:
             self._write_precision(precision)
-        manifest = self.manifest()
-        (self.folder / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
+        autoencoders = self._write_autoencoders()
+        text = self._text.write(self._folder) if self._text else None
+        at_shapes = [
+            {
+                "variants": tuple(self._variants[place]),
+                "text": for_shape(text, *shape[1:]) if text else None,
+                "autoencoder": autoencoders[place],
+                "denoisers": tuple(self._denoisers[place]),
+            }
+            for place, shape in enumerate(self._family.data_shapes)
+        ]
+        manifest = self._family.manifest(self._folder, self._common(), at_shapes)
+        (self._folder.root / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
         return manifest
 
-    def file(self, path: Path) -> FileSpec:
-        """A file of the bundle as the manifest names it."""
-        return FileSpec(path=path.relative_to(self.folder).as_posix(), bytes=path.stat().st_size, sha256=sha256(path))
+    def _steps(self) -> int:
+        """How many steps there will be: whatever is written is checked, too."""
+        shapes, precisions = len(self._suffixes), self._options.precisions
+        graphs = shapes * len(self._family.blocks) * sum(len(lowerings(precision)) for precision in precisions)
+        denoisers = shapes * len(self._family.denoisers) * (1 + len(precisions))
+        autoencoders = shapes * self._autoencoder.steps if self._autoencoder else 0
+        return 2 * graphs + ("fp16" in precisions) + denoisers + autoencoders + 2 * bool(self._text)
 
-    def network(self, model: onnx.ModelProto, weights: FileSpec, name: str) -> NetworkSpec:
-        """Save and describe a graph that runs once for a batch, in float32, over a finished weight file."""
-        path = self.folder / "graphs" / f"{name}.onnx"
-        self.step(f"checking {path.name}")
-        onnx.save(model, path)
-        onnx.checker.check_model(path, full_check=True)
-        inputs, outputs = graph_tensors(model)
-        read = sum(4 * int(np.prod(tensor.dims)) for tensor in model.graph.initializer if tensor.external_data)
-        return NetworkSpec(file=self.file(path), weights=weights, inputs=inputs, outputs=outputs, weight_bytes=read)
-
-    def image(self) -> ImageSpec:
-        """How data become pixels."""
-        latent, mode = self.config.latent, self.config.image.mode
-        if self.autoencoder:
-            mode = self.autoencoder.mode
-        elif self.config.autoencoder:
+    def _common(self) -> Mapping[str, Any]:
+        """The fields that every manifest has once."""
+        mode, latent = self._config.image.mode, self._config.latent
+        if self._autoencoder:
+            mode = self._autoencoder.mode
+        elif self._config.autoencoder:
             mode = "latent"
-        return ImageSpec(mode=mode, scale=latent.scale, shift=latent.shift)
+        return {
+            "schema_version": 1,
+            "image": ImageSpec(mode=mode, scale=latent.scale, shift=latent.shift),
+            "conditioning": self._family.conditioning,
+            "batch": self._options.batch,
+            "provenance": Provenance(
+                checkpoint_sha256=self._tensors.sha256(),
+                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                tools={tool: _version(tool) for tool in TOOLS},
+            ),
+        }
 
-    def provenance(self) -> Provenance:
-        """Where the bundle comes from."""
-        return Provenance(
-            checkpoint_sha256=self.tensors.sha256(),
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            tools=_tool_versions(),
-        )
-
-    def step(self, doing: str) -> None:
-        """Report what is done next."""
-        self._done += 1
-        graphs = len(self.shapes) * len(self.blocks) * sum(len(lowerings(precision)) for precision in self.precisions)
-        self._progress(self._done, 2 * graphs + ("fp16" in self.precisions) + self.other_steps, doing)
-
-    def suffix(self, shape: int) -> str:
-        """What tells the graphs of a shape, by its place in `shapes`, from those of the default shape."""
-        return f".{self.shapes[shape]}" if shape else ""
+    def _write_autoencoders(self) -> Sequence[AutoencoderSpec | None]:
+        """The autoencoder at each shape, if there is one."""
+        if self._autoencoder is None:
+            return [None] * len(self._suffixes)
+        sizes = {
+            suffix: (height, width)
+            for suffix, (_, height, width) in zip(self._suffixes, self._family.data_shapes, strict=True)
+        }
+        return self._autoencoder.write(self._folder, self._options.batch, sizes)
 
     def _write_precision(self, precision: Precision) -> None:
         """All lowerings of one precision at all shapes, over one weight file."""
-        location = f"weights/{precision}.safetensors"
-        path = self.folder / "graphs" / location
+        family, tensors = self._family, traced_weights(self._tensors, DTYPES[precision])
         graphs: dict[tuple[int, str], list[tuple[int, GraphBuilder, onnx.ModelProto]]] = {}
-        denoisers: list[tuple[int, DenoiserKind, onnx.ModelProto]] = []
-        with WeightFile(path, header_room=1024 * (len(self.tensors) + 48 + 16 * len(self.shapes))) as weights:
-            for shape in range(len(self.shapes)):
-                for block in self.blocks:
+        with self._folder.shared_weights(precision, tensors, 48 + 16 * len(self._suffixes)) as weights:
+            for shape, suffix in enumerate(self._suffixes):
+                for block in family.blocks:
                     for lowering in lowerings(precision):
-                        name = f"block{block}.{lowering}-{precision}{self.suffix(shape)}"
-                        self.step(name)
-                        graph = GraphBuilder(name, weights, location)
-                        model = self.build_graph(graph, block, lowering, precision, shape)
+                        name = f"block{block}.{lowering}-{precision}{suffix}"
+                        self._folder.step(name)
+                        graph = GraphBuilder(name, weights.file, weights.location)
+                        model = family.build_graph(graph, block, lowering, precision, shape)
                         graphs.setdefault((shape, lowering), []).append((block, graph, model))
-                made = self.build_denoisers(weights, location, precision, shape)
-                denoisers += [(shape, kind, model) for kind, model in made.items()]
-        file = self.file(path)
-        for shape, kind, model in denoisers:
-            network = self.network(model, file, f"{model.graph.name}.{precision}{self.suffix(shape)}")
-            self.denoisers[shape].append(DenoiserSpec(kind=kind, precision=precision, network=network))
-        peaks: Mapping[str, float] | None = None
-        if precision == "fp16":
-            self.step("checking activations")
-            peaks = {name: float(f"{peak:.4g}") for name, peak in self.activation_peaks().items()}
+            denoisers = {key: traced.over(weights) for key, traced in self._traced.items()}
+        file = self._folder.file(self._folder.weights(precision))
+        for (shape, kind), model in denoisers.items():
+            network = self._folder.network(model, file, f"{model.graph.name}.{precision}{self._suffixes[shape]}")
+            self._denoisers[shape].append(DenoiserSpec(kind=kind, precision=precision, network=network))
+        peaks = self._activation_peaks() if precision == "fp16" else None
         for (shape, lowering), entries in graphs.items():
             ordered = sorted(entries, key=lambda entry: entry[0])
             variant = {
@@ -178,34 +154,27 @@ class BundleWriter(ABC):
                 "activation_peaks": peaks,
                 "graphs": tuple(self._write_graph(*entry, lowering, precision) for entry in ordered),
             }
-            self.variants[shape].append(Variant.model_validate(variant))
+            self._variants[shape].append(Variant.model_validate(variant))
+
+    def _activation_peaks(self) -> dict[str, float]:
+        self._folder.step("checking activations")
+        peaks = self._family.activation_peaks()
+        refuse_overflow(peaks)
+        return {name: float(f"{peak:.4g}") for name, peak in peaks.items()}
 
     def _write_graph(
         self, block: int, graph: GraphBuilder, model: onnx.ModelProto, lowering: str, precision: Precision
     ) -> GraphSpec:
-        path = self.folder / "graphs" / f"{graph.name}.onnx"
-        self.step(f"checking {path.name}")
-        onnx.save(model, path)
-        onnx.checker.check_model(path, full_check=True)
-        inputs, outputs = graph_tensors(model)
         wide = 4 if lowering == "cpu" else DTYPES[precision].itemsize
         read = sum(
             int(np.prod(t.shape)) * (wide if t.dtype == DTYPES[precision] else t.dtype.itemsize)
             for t in graph.used_weights.values()
         )
-        return GraphSpec(block=block, file=self.file(path), inputs=inputs, outputs=outputs, weight_bytes=read)
+        return GraphSpec(block=block, **self._folder.graph(model, graph.name), weight_bytes=read)
 
 
-def lowerings(precision: Precision) -> tuple[str, ...]:
-    """The lowerings a precision is written in. bf16 is for engines: ONNX Runtime's CPU kernels do not compute in it."""
-    return ("portable",) if precision == "bf16" else tuple(LOWERINGS)
-
-
-def _tool_versions() -> dict[str, str]:
-    versions = {}
-    for tool in TOOLS:
-        try:
-            versions[tool] = version(tool)
-        except PackageNotFoundError:
-            versions[tool] = "source"
-    return versions
+def _version(tool: str) -> str:
+    try:
+        return version(tool)
+    except PackageNotFoundError:
+        return "source"

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from starflow.export.autoregressive.activation_check import ActivationData
-from starflow.export.bundle_writer import Precision
-from starflow.export.networks.text_encoder import TextPrecision
+from starflow.export.activations import ActivationData
+from starflow.export.precision import Precision, TextPrecision
 from starflow.runtime.bundle.network_spec import DenoiserKind
+from starflow.runtime.plain.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -15,16 +15,16 @@ class ExportOptions:
 
     Attributes:
         precisions: Types of weights, activations and caches.
-        batch: Images decoded together; the runtime splits and pads any number of images.
+        batch: Images sampled together; the runtime splits and pads any number of images.
         shape: Height and width of the data in (latent) pixels; None takes the training size.
-        other_shapes: Further ones that the bundle holds as well.
+        other_shapes: Further shapes that the bundle holds as well.
         max_chunk: Most tokens of one run; None allows any number up to the capacity.
-        guidance: Whether the conditioned blocks run [conditional, null] rows.
+        guidance: Whether conditioned networks run [conditional, null] rows.
         attention_temperature: Whether graphs take the attention temperature as an input.
-        condition_tokens: Tokens of a feature condition; None takes the configured number.
-        denoisers: Which ones to write; None takes the learned one where the model has it.
+        condition_tokens: Tokens of a feature condition; None takes the trained number.
+        denoisers: Denoisers to write; None takes the learned one where the model has it.
         text_encoder: Folder of a text encoder, or `none`; None takes the one the checkpoint has or names.
-        text_precision: Type its weights are stored in; None takes that of the folder.
+        text_precision: Type the text encoder's weights are stored in; None takes that of the folder.
         autoencoder: Folder of an autoencoder, or `none`; None takes the one in the checkpoint, if its data are latents.
         activations: Data whose activations must fit into fp16; None draws samples from the model.
     """
@@ -42,6 +42,44 @@ class ExportOptions:
     text_precision: TextPrecision | None = None
     autoencoder: str | None = None
     activations: ActivationData | None = None
+
+    def sizes(self, trained: int, patch: int) -> tuple[tuple[int, int], ...]:
+        """Height and width of every shape of the bundle, the default one first.
+
+        Args:
+            trained: Side of the images the model was trained on.
+            patch: Side of a patch; sides of a shape are multiples of it.
+
+        Raises:
+            UsageError: a shape is named twice or does not consist of whole patches.
+        """
+        sizes = (self.shape or (trained, trained), *self.other_shapes)
+        if len(set(sizes)) < len(sizes):
+            raise UsageError(
+                f"--shape {' '.join(f'{height}x{width}' for height, width in sizes)}: name every shape once"
+            )
+        for height, width in sizes:
+            if height < 1 or width < 1 or height % patch or width % patch:
+                raise UsageError(f"--shape {height}x{width}: give sides that are multiples of the patch size {patch}")
+        return sizes
+
+    def tokens(self, trained: int, *, features: bool) -> int:
+        """Condition tokens of the bundle.
+
+        Args:
+            trained: The number the model was trained on.
+            features: Whether its condition is features, which may have another number of tokens.
+
+        Raises:
+            UsageError: the model cannot take the number that was asked for.
+        """
+        if self.condition_tokens is None:
+            return trained
+        if not features:
+            raise UsageError("--condition-tokens: only models conditioned on features take another number of tokens")
+        if self.condition_tokens < 1:
+            raise UsageError(f"--condition-tokens {self.condition_tokens}: give a number of at least 1")
+        return self.condition_tokens
 
 
 DEFAULTS = ExportOptions()

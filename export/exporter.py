@@ -1,12 +1,15 @@
 """From a checkpoint to a bundle."""
 
 import os
+from collections.abc import Callable
 
 import torch
 
-from starflow.export.autoregressive.exporter import FlowExporter
-from starflow.export.continuous.exporter import VelocityExporter
+from starflow.export.autoregressive.family import AutoregressiveFamily
+from starflow.export.bundle_writer import BundleWriter
+from starflow.export.continuous.family import ContinuousFamily
 from starflow.export.export_options import DEFAULTS, ExportOptions
+from starflow.export.flow_family import FlowFamily
 from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.plain.atomic_write import atomic_folder
 from starflow.runtime.plain.errors import UsageError
@@ -17,6 +20,11 @@ from starflow.training.continuous.model import ContinuousFlow
 from starflow.training.families import build_flow
 
 __all__ = ["ExportOptions", "export_checkpoint"]
+
+FAMILIES: dict[type, Callable[..., FlowFamily]] = {
+    AutoregressiveFlow: AutoregressiveFamily,
+    ContinuousFlow: ContinuousFamily,
+}
 
 
 def export_checkpoint(
@@ -39,8 +47,7 @@ def export_checkpoint(
     with torch.device("meta"):
         model = build_flow(config.model)
     tensors.check(model)
+    family = next(family for kind, family in FAMILIES.items() if isinstance(model, kind))
     with atomic_folder(bundle, replace=replace) as folder:
-        if isinstance(model, ContinuousFlow):
-            return VelocityExporter(folder, config, model, tensors, options, progress).run()
-        assert isinstance(model, AutoregressiveFlow)
-        return FlowExporter(folder, config, model, tensors, options, progress).run()
+        made = family(config, model, tensors, options)
+        return BundleWriter(folder, config, tensors, options, made, progress).run()

@@ -169,7 +169,7 @@ def _run(entry: EntryPoint, arguments: Sequence[str]) -> int:
 
 def _usage(parser: argparse.ArgumentParser) -> str:
     """What has to be given; the options are listed below it."""
-    words = []
+    words: list[str] = []
     for action in parser._actions:
         name = action.metavar or action.dest.upper()
         if not action.option_strings:

@@ -1,4 +1,4 @@
-"""What the caller says it wants, as the arrays the step graphs take."""
+"""Conditions of a caller as the arrays that graphs take."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from starflow.runtime.bundle.manifest import ConditioningSpec
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.finite_array import finite_array
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Conditions:
     null_label: int = 0
 
     def part(self, index: NDArray) -> "Conditions":
-        """The conditions of some images."""
+        """The conditions of the images in `index`."""
         tokens, null, labels = (None if v is None else v[index] for v in (self.tokens, self.null_tokens, self.labels))
         return Conditions(tokens, null, labels, self.null_label)
 
@@ -40,14 +41,14 @@ def encode_conditions(
     *,
     guided: bool,
 ) -> Conditions:
-    """Check a condition and bring it into the form the graphs take.
+    """Check a condition and convert it to the arrays that graphs take.
 
     Args:
-        spec: What the bundle is conditioned on.
+        spec: What the model is conditioned on.
         count: Number of images N.
-        condition: Class labels [N] (numbers or names); condition tokens [N, m, width] (or [m, width] for all); None for
-            the null class, or for a model without conditions.
-        null_condition: Null condition tokens [m, width] or [N, m, width], needed for guided feature models.
+        condition: Class labels [N] (numbers or names), condition tokens [N, m, width] (or [m, width] for all images), or None
+            for the null class and for models without conditions.
+        null_condition: Null condition tokens [m, width] or [N, m, width], for guided models conditioned on features.
         guided: Whether guidance is on.
 
     Raises:
@@ -75,13 +76,13 @@ def _labels(spec: ConditioningSpec, count: int, condition: ArrayLike | Sequence[
     values = np.atleast_1d(np.asarray(condition))
     names = spec.class_names or ()
     if list(names) == [str(index) for index in range(spec.num_classes)]:
-        names = ()  # numbers by another name
+        names = ()  # the names are just the numbers
     known = f"0 to {spec.num_classes - 1}" + (f", or {', '.join(names)}" if names else "")
     if values.dtype.kind in "US":
         values = np.array([_label(str(value), names, known) for value in values], np.int64)
     if values.ndim != 1 or values.dtype.kind not in "iu":
         raise UsageError(
-            f"labels of shape {list(values.shape)} and type {values.dtype}; give one label an image: {known}"
+            f"labels have shape {list(values.shape)} and type {values.dtype}; give one label for each image: {known}"
         )
     outside = values[(values < 0) | (values >= spec.num_classes)]
     if outside.size:
@@ -105,31 +106,18 @@ def _features(
     tokens = _tokens(spec, count, condition, "condition")
     if null_condition is None:
         if guided:
-            raise UsageError(f"guidance needs the null condition as well: float32 [{spec.tokens}, {spec.width}]")
-        return Conditions(tokens=tokens, null_tokens=tokens)  # half the rows are spare, and the weight is 0
+            raise UsageError(f"guidance also needs the null condition: float32 [{spec.tokens}, {spec.width}]")
+        return Conditions(tokens=tokens, null_tokens=tokens)  # half of the rows have no effect, since the weight is 0
     return Conditions(tokens=tokens, null_tokens=_tokens(spec, count, null_condition, "null condition"))
 
 
 def _tokens(spec: ConditioningSpec, count: int, value: object, what: str) -> NDArray:
-    try:
-        array = np.asarray(value, np.float32)
-    except (TypeError, ValueError):
-        raise UsageError(
-            f"the {what} is not an array of numbers; this model takes [N, {spec.tokens}, {spec.width}]"
-        ) from None
-    array = array[None] if array.ndim == 2 else array
-    if array.ndim != 3 or array.shape[1:] != (spec.tokens, spec.width):
-        raise UsageError(
-            f"the {what} has shape {list(array.shape)}; this bundle takes [N, {spec.tokens}, {spec.width}]"
-        )
-    if not np.isfinite(array).all():
-        raise UsageError(f"the {what} holds NaN or infinite values")
-    return _for_each(array, count, what)
+    return _for_each(finite_array(value, (spec.tokens, spec.width), f"the {what}", single=True), count, what)
 
 
 def _for_each(array: NDArray, count: int, what: str) -> NDArray:
     if len(array) == 1:
         return np.broadcast_to(array, (count, *array.shape[1:]))
     if len(array) != count:
-        raise UsageError(f"{len(array)} {what} for {count} images; give one for all or one each")
+        raise UsageError(f"{len(array)} {what} for {count} images; give one for all images, or one for each")
     return array

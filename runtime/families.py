@@ -1,4 +1,4 @@
-"""The families of flows the runtime knows. A further one is a manifest, a loop, and a row here."""
+"""The families of flows that the runtime knows. Adding a family is a manifest, a loop, and a row here."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.continuous.loop import ContinuousLoop, resolve_integration_plan
 from starflow.runtime.family import FamilyLoop
 
-# By the type of the manifest: how a plan is read, and what runs it.
+# By type of manifest: what reads a plan, and the loop that runs it.
 FAMILIES: dict[type, tuple[Callable[[Any, object], Any], Callable[[Bundle, Variant, Backend, Any], FamilyLoop]]] = {
     AutoregressiveManifest: (resolve_decode_plan, AutoregressiveLoop),
     ContinuousManifest: (resolve_integration_plan, ContinuousLoop),
@@ -21,26 +21,20 @@ FAMILIES: dict[type, tuple[Callable[[Any, object], Any], Callable[[Bundle, Varia
 
 
 def resolve_plan(manifest: Manifest, plan: object) -> Any:
-    """A plan that fits a bundle, from whatever `Sampler.open` takes; None for `auto`.
+    """The plan for a value that `Sampler.open` takes; None for `auto`.
 
     Raises:
-        UsageError: it does not fit, or is a plan of the other family.
+        UsageError: it does not fit the bundle, or belongs to another family.
     """
     resolve, _ = FAMILIES[type(manifest)]
     return resolve(manifest, plan)
 
 
 def open_loop(bundle: Bundle, variant: Variant, backend: Backend, plan: object) -> FamilyLoop:
-    """The loop of a bundle's family.
-
-    Args:
-        bundle: The bundle.
-        variant: The variant that runs.
-        backend: Runs it.
-        plan: See `Sampler.open`.
+    """The loop that samples from a bundle; see `Sampler.open` for `plan`.
 
     Raises:
-        UsageError: the plan does not fit.
+        UsageError: the plan does not fit the bundle.
     """
     _, loop = FAMILIES[type(bundle.manifest)]
     return loop(bundle, variant, backend, resolve_plan(bundle.manifest, plan))

@@ -1,6 +1,6 @@
-"""The seam between the sampler and a family of flows: one batch of the exported size at a time.
+"""The interface between the sampler and a family of flows: one batch of the exported size at a time.
 
-`runtime/families.py` names the families there are.
+`runtime/families.py` lists the families.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from starflow.runtime.bundle.manifest import FlowManifest
 from starflow.runtime.conditions import Conditions
+from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.guidance import Guidance
 
 OnBlock = Callable[[int, NDArray], None]
@@ -19,7 +21,7 @@ OnPasses = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Request:
-    """How images shall be sampled; see `Sampler.generate`."""
+    """Options of sampling; see `Sampler.generate`."""
 
     guidance: Guidance
     attention_temperature: float = 1.0
@@ -29,10 +31,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Inverted:
-    """Data, seen from the noise.
+    """The noise and the density of data.
 
     Attributes:
-        noise: [N, *noise_shape] float32: what `Sampler.generate` makes the data of, without guidance.
+        noise: [N, *noise_shape] float32, which `Sampler.generate` turns into the data, without guidance.
         log_likelihood: [N] float64 nats, log p(data | condition).
         log_determinant: [N, T] float64, log |dz/dx| by token in raster order, summed over flow blocks and channels.
     """
@@ -43,11 +45,11 @@ class Inverted:
 
 
 class FamilyLoop(Protocol):
-    """Turns noise into data, and data into noise where the family can."""
+    """Turns noise into data, and data into noise if the family can."""
 
     @property
     def plan(self) -> Any:
-        """How tokens are decoded, or how the velocity is integrated."""
+        """The decode plan or integration plan."""
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -55,11 +57,11 @@ class FamilyLoop(Protocol):
 
     @property
     def work(self) -> int:
-        """What a batch counts in progress reports."""
+        """Number of units of progress in one batch."""
 
     @property
     def decoding(self) -> str:
-        """How images are sampled, in a few words."""
+        """The plan in a few words."""
 
     def check(self, request: Request) -> None:
         """See that the bundle can do what is asked for.
@@ -75,22 +77,29 @@ class FamilyLoop(Protocol):
 
         Args:
             noise: [B, *noise_shape] float32, standard normal.
-            conditions: Of the B images.
-            request: What is asked for.
-            count: How many of the B are wanted; the others pad.
-            on_work: Called with the part of `work` just done.
+            conditions: Conditions of the B images.
+            request: Options of sampling.
+            count: Number of images that are wanted; the others pad the batch.
+            on_work: Called with the number of units just done, see `work`.
 
         Returns:
             [B, *data_shape] float32.
 
         Raises:
-            BackendError, IntegrationError: values are not finite.
+            BackendError, IntegrationError: a value is not finite.
         """
 
     def invert(self, x: NDArray, conditions: Conditions) -> Inverted:
         """Find the noise of one batch of data [B, *data_shape], and its density.
 
         Raises:
-            UsageError: this family cannot, from a bundle.
-            BackendError: values are not finite.
+            UsageError: bundles of this family cannot invert data.
+            BackendError: a value is not finite.
         """
+
+
+def no_guidance(manifest: FlowManifest, guidance: Guidance) -> UsageError:
+    """The error for guidance of a bundle that takes none."""
+    if manifest.conditioning.kind == "none":
+        return UsageError(f"guidance {guidance.weight} on an unconditional model; leave it out")
+    return UsageError("this bundle was exported with --no-guidance; export it again without that option")

@@ -19,6 +19,7 @@ from starflow.runtime.networks.denoising import DENOISERS, Denoise, check_rate, 
 from starflow.runtime.networks.side_networks import SideNetworks
 from starflow.runtime.plain.batches import batches
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.finite_array import finite_array
 from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plain.images import to_uint8
 from starflow.runtime.plans.decode_plan import DecodePlan, Jacobi
@@ -197,11 +198,18 @@ class Sampler:
         loop.check(request)
         denoise = choose_denoising(manifest, denoise)
         check_rate(denoising_rate)
-        z = _finite_array(noise, loop.noise_shape, "noise")
+        z = finite_array(noise, loop.noise_shape, "noise")
         count, batch = len(z), manifest.batch
         conditions = beside.conditions(count, condition, null_condition, guided=guidance.weight > 0)
         parts = batches(count, batch)
-        report = _Progress(progress, len(parts) * loop.work)
+        done = 0
+
+        def report(work: int) -> None:
+            nonlocal done
+            done += work
+            if progress:
+                progress(done, len(parts) * loop.work)
+
         out = np.empty((count, *manifest.model.data_shape), np.float32)
         for part, index in parts:
             x = loop.run(z[index], conditions.part(index), request, part.stop - part.start, report)
@@ -231,7 +239,7 @@ class Sampler:
         manifest, beside = self.manifest, self._running.beside
         how = choose_denoising(manifest, how)
         check_rate(rate)
-        data = _finite_array(x, manifest.model.data_shape, "data")
+        data = finite_array(x, manifest.model.data_shape, "data")
         if how not in DENOISERS:
             return data
         return beside.denoise(data, beside.conditions(len(data), condition), how, rate)
@@ -255,7 +263,7 @@ class Sampler:
             BackendError: a flow block produced NaN or infinity.
         """
         manifest, loop, beside = self.manifest, self._running.loop, self._running.beside
-        data = _finite_array(x, manifest.model.data_shape, "data")
+        data = finite_array(x, manifest.model.data_shape, "data")
         count, batch = len(data), manifest.batch
         conditions = beside.conditions(count, condition)
         found: list[Inverted] = []
@@ -329,12 +337,12 @@ class Sampler:
             UsageError: the bundle lacks the decoder that x needs, or x does not fit.
             BackendError: the decoder produced NaN or infinity.
         """
-        manifest, beside = self.manifest, self._running.beside
+        manifest = self.manifest
         self._check_images()
         how = choose_denoising(manifest, denoise)
-        data = _finite_array(x, manifest.model.data_shape, "data")
+        data = finite_array(x, manifest.model.data_shape, "data")
         if manifest.autoencoder:
-            return to_uint8(beside.autoencoder(manifest.autoencoder).decode(data, noisy=how == "decoder"))
+            return to_uint8(self._running.beside.autoencoder(manifest.autoencoder).decode(data, noisy=how == "decoder"))
         return to_uint8(data / manifest.image.scale + manifest.image.shift)
 
     def encode_images(self, pixels: ArrayLike) -> NDArray[np.float32]:
@@ -344,15 +352,15 @@ class Sampler:
             UsageError: the bundle lacks an encoder for its latents, or the images have another size or values outside [-1, 1].
             BackendError: the encoder produced NaN or infinity.
         """
-        manifest, beside = self.manifest, self._running.beside
-        values = _finite_array(pixels, self.pixel_shape, "pixels")
+        manifest = self.manifest
+        values = finite_array(pixels, self.pixel_shape, "pixels")
         if np.abs(values).max() > 1 + PIXEL_ROUNDING:
             low, high = values.min(), values.max()
             raise UsageError(
-                f"pixels lie in {low:g} to {high:g}, expected -1 to 1; of 8-bit images give pixels / 127.5 - 1"
+                f"pixels range from {low:g} to {high:g}, expected -1 to 1; for 8-bit images give pixels / 127.5 - 1"
             )
         if manifest.autoencoder:
-            return beside.autoencoder(manifest.autoencoder).encode(values)
+            return self._running.beside.autoencoder(manifest.autoencoder).encode(values)
         return (values - np.float32(manifest.image.shift)) * np.float32(manifest.image.scale)
 
     @property
@@ -383,34 +391,6 @@ class _Open:
     backend: Backend
     beside: SideNetworks
     loop: FamilyLoop
-
-
-class _Progress:
-    """Adds up the work of all batches."""
-
-    def __init__(self, report: Callable[[int, int], None] | None, total: int) -> None:
-        self._report, self._total, self._done = report, total, 0
-
-    def __call__(self, work: int) -> None:
-        self._done += work
-        if self._report:
-            self._report(self._done, self._total)
-
-
-def _finite_array(values: ArrayLike, shape: tuple[int, ...], what: str) -> NDArray[np.float32]:
-    """The values as a finite array [N, *shape] float32.
-
-    Raises:
-        UsageError: they have another shape, or contain NaN or infinity.
-    """
-    array = np.asarray(values, np.float32)
-    if array.shape[1:] != shape or not len(array):
-        raise UsageError(
-            f"{what} has shape {list(array.shape)}; this bundle was exported for [N, {', '.join(map(str, shape))}]"
-        )
-    if not np.isfinite(array).all():
-        raise UsageError(f"{what} holds NaN or infinite values")
-    return array
 
 
 def _implied_count(condition: ArrayLike | Sequence[str] | None) -> int:

@@ -1,9 +1,15 @@
-"""The manual names everything a manifest holds, the recipe reference every field with its default, and links lead somewhere."""
+"""The manual names everything a manifest holds, the recipe reference every field with its default, and links lead somewhere.
 
+The generated pages show every command, package and module.
+"""
+
+import importlib.util
 import json
 import re
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -96,3 +102,55 @@ def test_links_of_the_readme_lead_somewhere(repository: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)", text) + re.findall(r'src="([^"]+)"', text)
     assert len(targets) > 5
     assert [target for target in targets if not (repository / target).exists()] == []
+
+
+@pytest.fixture(scope="module")
+def generator(repository: Path) -> ModuleType:
+    """The MkDocs hook that makes pages from the sources."""
+    spec = importlib.util.spec_from_file_location("generate_api", repository / "docs/generate_api.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_command_is_on_the_page_with_its_summary(repository: Path, generator: ModuleType) -> None:
+    page = generator.fill((repository / "docs/api/command_line.md").read_text(encoding="utf-8"))
+    commands = entry_points(group="starflow.commands")
+    assert len(commands) > 5
+    for command in commands:
+        (summary,) = re.findall(rf"\| \[`starflow {command.name}`\]\(#starflow-{command.name}\) \| (.+) \|", page)
+        assert summary == (command.load().__doc__ or "").partition("\n")[0]
+        assert re.search(rf"### starflow {command.name}\n.+?```console\nstarflow {command.name}\b", page, re.DOTALL)
+
+
+def test_every_public_module_is_on_one_page_of_the_api(repository: Path, generator: ModuleType) -> None:
+    overview = generator.fill((repository / "docs/api/index.md").read_text(encoding="utf-8"))
+    shown = []
+    for package in generator.packages():
+        assert f"[`{package}`]({Path(generator.page_of(package)).name})" in overview
+        shown += re.findall("^::: (.+)$", generator.package_page(package), re.MULTILINE)
+    folders = ("calibration", "export", "runtime", "training")
+    files = [file.relative_to(repository) for folder in folders for file in (repository / folder).rglob("*.py")]
+    public = [file for file in files if not file.stem.startswith("_") and "commands" not in file.parts]
+    assert sorted(shown) == sorted(".".join(("starflow", *file.with_suffix("").parts)) for file in public)
+
+
+def test_links_to_the_glossary_name_its_entries(repository: Path) -> None:
+    entries = re.findall("^###? (.+)$", (repository / "docs/glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
+    anchors = {entry.lower().replace(" ", "-") for entry in entries}
+    linked = {
+        anchor
+        for page in (repository / "README.md", *(repository / "docs").glob("*.md"))
+        for anchor in re.findall(r"glossary\.md#([\w-]+)", page.read_text(encoding="utf-8"))
+    }
+    assert len(linked) > 10
+    assert linked <= anchors
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/bundle.md"])
+def test_paths_that_pages_name_exist(repository: Path, page: str) -> None:
+    folders = "runtime|export|calibration|training|tests|benchmarks|examples|docs"
+    paths = [name for name in names_in(repository / page) if re.fullmatch(rf"({folders})/[\w./-]*", name)]
+    assert paths
+    assert [path for path in paths if not (repository / path).exists()] == []

@@ -30,6 +30,17 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("runtime.commands",),
         ("runtime",),
     ),
+    "export": (
+        ("export.precision", "export.streamed_model", "export.onnx_graph"),
+        ("export.activations", "export.bundle_folder"),
+        ("export.export_options",),
+        ("export.flow_family", "export.networks"),
+        ("export.autoregressive", "export.continuous", "export.bundle_writer"),
+        ("export.exporter", "export.tensorrt"),
+        ("export.verification",),
+        ("export.commands",),
+        ("export",),
+    ),
 }
 
 # Rooms of other packages that a package may import, beside its own.
@@ -177,6 +188,8 @@ def test_a_circle_is_seen_wherever_the_import_stands() -> None:
         ("training.model", "from starflow.runtime.bundle import Bundle"),
         ("training.model", "import starflow.export.bundle"),
         ("export.exporter", "from starflow.calibration.plans import choose"),
+        ("export.networks.autoencoder", "from starflow.export.bundle_writer import BundleWriter"),
+        ("export.continuous.family", "from starflow.export.autoregressive.lowering import LOWERINGS"),
     ],
 )
 def test_the_rule_sees_what_it_forbids(module: str, source: str) -> None:

@@ -1,5 +1,6 @@
 """What every configuration is: typed, checked and unchanging; and how a file of one is read."""
 
+import json
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,11 +23,11 @@ def read_json(path: Path, kind: type[Kind]) -> Kind:
     """Read a JSON file of one value.
 
     Raises:
-        CheckpointError: it is not such a value.
+        CheckpointError: the file does not hold such a value.
     """
     try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise CheckpointError(f"{path}: is not text") from None
+        return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         raise CheckpointError(f"{path}: {one_line(error)}") from None
+    except ValueError as error:  # of JSON, or of its text
+        raise CheckpointError(f"{path}: is not JSON ({error}); copy the folder again") from None

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import numpy_helper
 
 from starflow.calibration.weights.graph_edit import EditedGraph
 from starflow.calibration.weights.step_graph_weights import StepGraphWeights
-from starflow.export.onnx_graph.tensor_roles import graph_tensors
-from starflow.export.onnx_graph.weight_file import StoredTensor, WeightFile
+from starflow.export.bundle_folder import file_spec, write_graph
+from starflow.export.onnx_graph.external_data import refer
+from starflow.export.onnx_graph.weight_file import WeightFile
 from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
-from starflow.runtime.bundle.bundle import Bundle, changing_manifest, replace_manifest, sha256
-from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
+from starflow.runtime.bundle.bundle import Bundle, changing_manifest, replace_manifest
+from starflow.runtime.bundle.graph_spec import GraphSpec
 from starflow.runtime.bundle.manifest import Quantization, Variant
 from starflow.runtime.plain.atomic_write import atomic_file
 
@@ -66,7 +66,7 @@ class VariantWriter:
                 edited = edit(weights, block)
                 read = _point_into(edited, file, location, self._folder)
                 written.append((bundle, block, edited.model, read))
-        described = self._describe(path)
+        described = file_spec(path, self._bundle.root)
         return [
             Variant.model_validate(
                 {
@@ -98,16 +98,8 @@ class VariantWriter:
 
     def _write_graph(self, bundle: Bundle, block: int, model: onnx.ModelProto, read: int) -> GraphSpec:
         shape = f".{bundle.shape[0]}x{bundle.shape[1]}" if bundle.shape else ""
-        path = self._folder / f"block{block}.{self._stem}{shape}.onnx"
-        with atomic_file(path) as temporary:
-            onnx.save(model, temporary)
-            onnx.checker.check_model(temporary, full_check=True)
-        inputs, outputs = graph_tensors(model)
-        return GraphSpec(block=block, file=self._describe(path), inputs=inputs, outputs=outputs, weight_bytes=read)
-
-    def _describe(self, path: Path) -> FileSpec:
-        name = path.relative_to(self._bundle.root).as_posix()
-        return FileSpec(path=name, bytes=path.stat().st_size, sha256=sha256(path))
+        written = write_graph(model, self._folder / f"block{block}.{self._stem}{shape}.onnx", self._bundle.root)
+        return GraphSpec(block=block, **written, weight_bytes=read)
 
     def _free_stem(self) -> str:
         """The variant's name, with a number where the bundle's present variant of that name has it."""
@@ -135,25 +127,8 @@ def _point_into(graph: EditedGraph, weights: WeightFile, location: str, folder: 
         new = graph.arrays.get(tensor.name)
         if new is None and not tensor.external_data:
             continue  # a small constant
-        load = partial(_read, tensor, folder) if new is None else partial(np.asarray, new.content)
+        load = partial(numpy_helper.to_array, tensor, str(folder)) if new is None else partial(np.asarray, new.content)
         stored = weights.add(tensor.name, load)
-        _refer(tensor, stored, location)
+        refer(tensor, stored, location)
         total += stored.length
     return total
-
-
-def _refer(tensor: TensorProto, stored: StoredTensor, location: str) -> None:
-    del tensor.external_data[:]
-    tensor.data_location = TensorProto.EXTERNAL
-    fields = {"location": location, "offset": str(stored.offset), "length": str(stored.length)}
-    for key, value in fields.items():
-        tensor.external_data.add(key=key, value=value)
-
-
-def _read(tensor: TensorProto, folder: Path) -> NDArray:
-    """An initializer that points into a file."""
-    place = {entry.key: entry.value for entry in tensor.external_data}
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    with (folder / place["location"]).open("rb") as file:
-        file.seek(int(place["offset"]))
-        return np.frombuffer(file.read(int(place["length"])), dtype).reshape(tuple(tensor.dims))

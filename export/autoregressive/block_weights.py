@@ -13,11 +13,7 @@ from starflow.training.autoregressive.model import AutoregressiveFlow
 class BlockWeights(NetworkWeights):
     """Read access to one block's parameters, by their names inside the block.
 
-    Args:
-        block: The block.
-        model: The model it belongs to, for its rotary angles; its own parameters may be on the meta device.
-        tensors: The checkpoint's tensors, float32 or float16, read one at a time.
-        dtype: Type matrices and biases are stored in.
+    Args as of `NetworkWeights`; `model` gives the rotary angles, and may be on the meta device.
     """
 
     def __init__(self, block: BlockConfig, model: AutoregressiveFlow, tensors: Tensors, dtype: np.dtype) -> None:
@@ -28,7 +24,7 @@ class BlockWeights(NetworkWeights):
         """Learned positions in block order, cut to the network's inputs, [T or T - 1, channels] float32."""
         table = self["pos_embed"]
         if len(table) != geometry.tokens:
-            raise ExportError(f"learned positions cover {len(table)} tokens; {geometry.tokens} are asked for")
+            raise ExportError(f"the learned positions cover {len(table)} tokens, but the shape has {geometry.tokens}")
         return (table[::-1] if self.block.reversed else table)[: geometry.capacity - geometry.prefix]
 
     def class_table(self) -> NDArray:

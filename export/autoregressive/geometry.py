@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from starflow.training.autoregressive.config import BlockConfig
-
 
 @dataclass(frozen=True)
 class StepGeometry:
@@ -17,18 +15,21 @@ class StepGeometry:
     Attributes:
         batch: Images B decoded together.
         rows: Rows of the network: 2B where guidance needs [conditional, null] halves, else B.
-        tokens: Sequence length T.
         prefix: Condition tokens m in front.
         height, width: Image size in tokens.
     """
 
     batch: int
     rows: int
-    tokens: int
     prefix: int
     height: int
     width: int
     start_token: bool
+
+    @property
+    def tokens(self) -> int:
+        """Length T of the sequence."""
+        return self.height * self.width
 
     @property
     def first_token(self) -> int:
@@ -43,18 +44,3 @@ class StepGeometry:
     @property
     def guided(self) -> bool:
         return self.rows == 2 * self.batch
-
-
-def step_geometry(
-    block: BlockConfig, *, batch: int, guided: bool, condition_tokens: int, height: int, width: int
-) -> StepGeometry:
-    """Sizes of `block` for images of `height` x `width` tokens."""
-    return StepGeometry(
-        batch=batch,
-        rows=2 * batch if guided else batch,
-        tokens=height * width,
-        prefix=condition_tokens if block.condition == "prefix" else 0,
-        height=height,
-        width=width,
-        start_token=block.start_token,
-    )

@@ -25,7 +25,7 @@ class StepValues:
     """Values every layer of a step shares.
 
     Attributes:
-        position: [1] int64, position of the first of the S tokens.
+        position: [1] int64, of the first of the S tokens.
         positions: [S] int64.
         count: [1] int64, S.
         rotary: Names of the cos and sin tables [capacity, head_dim / 2], or None.

@@ -46,26 +46,9 @@ class StepGraphOptions:
         return np.dtype(np.float32) if self.lowering == "cpu" else self.dtype
 
 
-def build_step_graph(
-    graph: GraphBuilder,
-    block: BlockConfig,
-    weights: BlockWeights,
-    geometry: StepGeometry,
-    options: StepGraphOptions,
-) -> onnx.ModelProto:
-    """Write the step graph of one block.
+class StepGraph:
+    """Writes the step graph of a block, which is not an identity, into an empty builder over the variant's weight file."""
 
-    Args:
-        graph: An empty builder over the variant's weight file.
-        block: The block; not an identity.
-        weights: Its parameters in the variant's type.
-        geometry: Static sizes.
-        options: Lowering and number type.
-    """
-    return _StepGraph(graph, block, weights, geometry, options).build()
-
-
-class _StepGraph:
     def __init__(
         self,
         graph: GraphBuilder,
@@ -83,9 +66,8 @@ class _StepGraph:
         write = self.write
         return write.narrow(write.layer_norm(value, name) if kind == "layer_norm" else write.rms_norm(value, name))
 
-    # The step
-
     def build(self) -> onnx.ModelProto:
+        """The finished graph."""
         graph, block, geometry, lowering = self.graph, self.block, self.geometry, self.lowering
         batch, rows, dim, capacity = geometry.batch, geometry.rows, block.token_dim, geometry.capacity
         position = graph.input("position", np.int64, [1])

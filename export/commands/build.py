@@ -1,8 +1,8 @@
 """Build TensorRT engines from a bundle's portable graphs.
 
-A target is a TensorRT and the GPUs to build for. `tensorrt-rtx` builds for RTX cards on any machine, with or without a
-GPU, for the compute capabilities that are named; `tensorrt` builds for the GPU that is present. Engines lie in the
-bundle, under engines/. What has not changed since the last build is not built again.
+A target is a TensorRT and the GPUs to build for. `tensorrt-rtx` builds for RTX cards, by their compute capabilities, on any
+machine with or without a GPU; `tensorrt` builds for the GPU of this machine. Engines are written into the bundle, under
+engines/. Engines that have not changed since the last build are not built again.
 
 Examples:
   starflow build digits.bundle --target tensorrt-rtx:8.9,12.0
@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from starflow.runtime.commands.backend_arguments import add_variant_argument
 from starflow.runtime.plain.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,43 +30,46 @@ UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("bundle", type=Path, help="folder written by `starflow export`")
-    parser.add_argument(
+    what = parser.add_argument_group("what to build")
+    what.add_argument(
         "--target",
         required=True,
-        help="tensorrt-rtx:CC,CC... for these compute capabilities (8.9: RTX 40, 12.0: RTX 50); tensorrt for this machine's GPU",
+        help="tensorrt-rtx:CC,CC... for GPUs of these compute capabilities (8.9: RTX 40, 12.0: RTX 50), or tensorrt for this "
+        "machine's GPU",
     )
-    parser.add_argument(
-        "--variant", nargs="+", metavar="NAME", help="variants to build (default: every portable one of 16 bits)"
-    )
-    parser.add_argument(
+    add_variant_argument(what, "variants to build (default: every portable 16-bit variant)", several=True)
+    what.add_argument(
         "--shape",
         metavar="HxW",
-        help="build for this height and width of the data only (default: for all the bundle holds)",
+        help="build for this height and width of the data only (default: for all that the bundle holds)",
     )
-    parser.add_argument(
-        "--workspace",
-        metavar="SIZE",
-        help="most scratch memory an engine may need on the GPU, such as 2GiB (default: all)",
-    )
-    parser.add_argument(
-        "--optimization-level",
-        type=int,
-        choices=range(6),
-        help="how long TensorRT searches for fast kernels; RTX chooses them on the GPU later (default: 3)",
-    )
-    parser.add_argument(
+    what.add_argument("--force", action="store_true", help="build again even what has not changed")
+    tuning = parser.add_argument_group("tuning")
+    tuning.add_argument(
         "--profile-tokens",
         metavar="S,S,...",
         default="1,16,128",
-        help="numbers of tokens in one run to tune for; 1 is always among them, the last is the most a run may have, "
-        "none exceeds the bundle's own limit; prefills longer than that take several runs (default: %(default)s)",
+        help="numbers of tokens in one run to tune for (default: %(default)s); 1 is always included, larger numbers are cut to the "
+        "bundle's own limit, and a prefill longer than the largest takes several runs",
     )
-    parser.add_argument("--force", action="store_true", help="build again what has not changed, too")
-    parser.add_argument("--json", action="store_true", help="print what was built as JSON")
+    tuning.add_argument(
+        "--workspace",
+        metavar="SIZE",
+        help="limit on an engine's scratch memory on the GPU, such as 2GiB (default: no limit)",
+    )
+    tuning.add_argument(
+        "--optimization-level",
+        type=int,
+        choices=range(6),
+        metavar="0-5",
+        help="effort TensorRT spends on finding fast kernels (default: 3); TensorRT RTX chooses kernels on the GPU later",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print what was built as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Build; 0 when all engines are there."""
+    """Exit status 0 if all engines are in the bundle."""
     from starflow.export.tensorrt.build import BuildRequest, build_bundle
     from starflow.export.tensorrt.target import parse_target
     from starflow.runtime.bundle.build_record import BuildOptions
@@ -95,14 +99,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _shapes(bundle: "Bundle", shape: tuple[int, int] | None, variants: list[str] | None) -> "list[Bundle]":
     """The bundle at the shape to build for; by default at every shape that has the variants."""
-    from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
-
-    default = bundle.at_shape(shape)
-    if shape or not isinstance(bundle.manifest, AutoregressiveManifest):
-        return [default]
-    others = [bundle.at_shape(size) for size in bundle.manifest.sizes[1:]]
+    others = [] if shape else [bundle.at_shape(size) for size in bundle.manifest.sizes[1:]]
     named = set(variants or ())
-    return [default, *(other for other in others if named <= {variant.name for variant in other.manifest.variants})]
+    fitting = (other for other in others if named <= {variant.name for variant in other.manifest.variants})
+    return [bundle.at_shape(shape), *fitting]
 
 
 def _plain(engine: "BuiltEngine") -> dict[str, object]:
@@ -123,10 +123,8 @@ def _print(built: "list[BuiltEngine]", target: "Target") -> None:
 
     from starflow.runtime.reports.tables import plain_table
 
-    table = plain_table(title=f"{target.name}, {target.flavour.name} {target.flavour.version}")
-    table.add_column("variant", no_wrap=True)
-    for column in ("flow block", "engine MiB", "weights MiB", "seconds"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ("variant", "flow block", "engine MiB", "weights MiB", "seconds")
+    table = plain_table(*columns, title=f"{target.name}, {target.flavour.name} {target.flavour.version}")
     for engine in built:
         table.add_row(
             " ".join((engine.variant, *(["x".join(map(str, engine.shape))] if engine.shape else []))),

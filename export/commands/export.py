@@ -1,9 +1,9 @@
 """Export a checkpoint as a bundle of per-step ONNX graphs.
 
-A bundle needs no torch to run and holds two lowerings of every flow block: *cpu* (ONNX Runtime's fastest) and *portable*
-(TensorRT and every other provider).
+A bundle runs without torch and holds two lowerings of every flow block: *cpu*, the fastest on ONNX Runtime, and *portable*, for
+TensorRT and all other providers.
 
-Example:
+Examples:
   starflow export out/digits/run/checkpoint -o digits.bundle --batch 8
   starflow export t2i/ -o t2i.bundle --precision fp16 --shape 32x32 --shape 24x40
 """
@@ -22,73 +22,87 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("checkpoint", type=Path, help="folder written by `starflow train` or `starflow import`")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="bundle folder to write")
-    parser.add_argument(
+    output = parser.add_argument_group("output")
+    output.add_argument("-o", "--out", type=Path, required=True, help="bundle folder to write")
+    output.add_argument("--force", action="store_true", help="replace an existing bundle")
+    output.add_argument("--json", action="store_true", help="print what was written as JSON")
+    graphs = parser.add_argument_group("graphs")
+    graphs.add_argument(
         "--precision",
         nargs="+",
         choices=("fp32", "fp16", "bf16"),
         default=["fp32"],
-        help="type of weights, activations and caches; fp16 on the cpu lowering stores half and computes in fp32; "
-        "bf16 is for TensorRT only",
+        metavar="{fp32,fp16,bf16}",
+        help="number types of weights, activations and caches (default: fp32); with fp16 the cpu lowering stores weights in half "
+        "precision and computes in fp32; bf16 runs on TensorRT only",
     )
-    parser.add_argument("--batch", type=int, default=1, help="images decoded together (default: 1)")
-    parser.add_argument(
+    graphs.add_argument("--batch", type=int, default=1, help="number of images sampled together (default: 1)")
+    graphs.add_argument(
         "--shape",
         metavar="HxW",
         action="append",
-        help="height and width of the data; of latents, where the model makes them (default: the training size). Given "
-        "several times, the bundle holds all of these shapes over the same weights, the first one as its default",
+        help="height and width of the data, which are latents if the model was trained on latents (default: the training size); "
+        "give it several times and the bundle of an autoregressive flow holds all these shapes over the same weights, the first "
+        "one as its default",
     )
-    parser.add_argument("--max-chunk", type=int, metavar="S", help="most tokens of one run (default: no limit)")
-    parser.add_argument("--condition-tokens", type=int, metavar="M", help="text tokens (default: the trained number)")
-    parser.add_argument(
+    graphs.add_argument(
         "--guidance",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="run [conditional, null] rows in conditioned blocks; without it they cost half and take no guidance",
+        help="run conditioned networks with and without the condition, which guidance needs (default); without it a step costs "
+        "half as much and takes no guidance",
     )
-    parser.add_argument(
-        "--attention-temperature", action="store_true", help="make the attention temperature an input of the graphs"
+    graphs.add_argument(
+        "--condition-tokens",
+        type=int,
+        metavar="M",
+        help="number of text tokens (default: the number the model was trained on)",
     )
-    parser.add_argument(
-        "--denoise",
-        nargs="+",
-        choices=("score", "learned", "none"),
-        help="denoisers to write: the flow's own score (traced, which takes seconds to minutes), the one trained beside it "
-        "(default: the learned one, where the model has it)",
-    )
-    parser.add_argument(
-        "--text-encoder",
-        metavar="FOLDER",
-        help="Hugging Face folder of the text encoder that goes into the bundle, package:NAME/FOLDER for one inside a Python "
-        "package, or none (default: the one the checkpoint holds or names)",
-    )
-    parser.add_argument(
-        "--text-precision",
-        choices=("fp32", "fp16"),
-        help="type its weights are stored in; it computes in fp32 (default: as in its folder)",
-    )
-    parser.add_argument(
-        "--autoencoder",
-        metavar="FOLDER",
-        help="diffusers folder (AutoencoderKL or AutoencoderTiny) whose decoder and encoder go into the bundle of a model of "
-        "latents, or none (default: the one in the checkpoint)",
-    )
-    parser.add_argument(
+    graphs.add_argument(
         "--activations",
         type=Path,
         metavar="FILE.npz",
-        help="check that fp16 holds the activations on this data (x [N, C, H, W] as trained on, and condition: features or "
-        "class ids) instead of on samples drawn from the model",
+        help="check with this data that activations fit into fp16, instead of with samples drawn from the model: arrays x "
+        "[N, C, H, W], scaled as in training, and condition (features or class ids)",
     )
-    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
-    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    autoregressive = parser.add_argument_group("autoregressive flows")
+    autoregressive.add_argument(
+        "--max-chunk", type=int, metavar="S", help="largest number of tokens that one run may take (default: no limit)"
+    )
+    autoregressive.add_argument(
+        "--attention-temperature", action="store_true", help="let the attention temperature be chosen when sampling"
+    )
+    autoregressive.add_argument(
+        "--denoise",
+        nargs="+",
+        choices=("score", "learned", "none"),
+        metavar="{score,learned,none}",
+        help="denoisers to write: the flow's own score, whose graph takes seconds to minutes to trace; or the denoiser trained "
+        "beside the flow (default: the learned one, if the model has one)",
+    )
+    networks = parser.add_argument_group("networks beside the flow")
+    networks.add_argument(
+        "--text-encoder",
+        metavar="FOLDER",
+        help="Hugging Face folder of the text encoder to put into the bundle, package:NAME/FOLDER for a folder inside a Python "
+        "package, or none (default: the one that the checkpoint holds or names)",
+    )
+    networks.add_argument(
+        "--text-precision",
+        choices=("fp32", "fp16"),
+        help="number type in which the text encoder's weights are stored; it computes in fp32 (default: the type in its folder)",
+    )
+    networks.add_argument(
+        "--autoencoder",
+        metavar="FOLDER",
+        help="diffusers folder (AutoencoderKL or AutoencoderTiny) of the autoencoder to put into the bundle, or none; for models "
+        "trained on latents (default: the one in the checkpoint)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Export; 0 when the bundle stands."""
-    from starflow.export.autoregressive.activation_check import FLOAT16_MAX
-    from starflow.export.autoregressive.activation_data import load_activation_data
+    """Exit status 0 if the bundle was written."""
+    from starflow.export.activations import FLOAT16_MAX, load_activation_data
     from starflow.export.exporter import ExportOptions, export_checkpoint
     from starflow.runtime.bundle.bundle import Bundle
     from starflow.runtime.commands.shape_argument import parse_shape
@@ -132,5 +146,5 @@ def _denoisers(names: list[str] | None) -> "list[DenoiserKind] | None":
     if names is None:
         return None
     if "none" in names and len(names) > 1:
-        raise UsageError(f"--denoise {' '.join(names)}: give none, or names of denoisers")
+        raise UsageError(f"--denoise {' '.join(names)}: give none alone, or names of denoisers")
     return [name for name in ("score", "learned") if name in names]

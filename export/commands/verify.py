@@ -1,72 +1,95 @@
 """Check that every way of running a bundle gives the same numbers.
 
-The reference is the checkpoint in PyTorch where --checkpoint names it, else the bundle's float32 variant on ONNX Runtime.
-Exit status: 0 everything that ran agrees, 1 something does not, 2 wrong use. What could not run here is listed, never counted
-as passed.
+The reference is the checkpoint in PyTorch if --checkpoint names it, else the bundle's float32 variant on ONNX Runtime. Exit
+status: 0 if everything that ran agrees with the reference, 1 if something does not, 2 for wrong use. What could not run on this
+machine is listed and never counts as passed.
 
 Examples:
   starflow verify digits.bundle --checkpoint examples/digits/checkpoint --report report.html
   starflow verify digits.bundle --network
-  starflow verify digits.bundle --backend tensorrt --variants portable-fp16 --images 16 --json
+  starflow verify digits.bundle --backend tensorrt --variant portable-fp16 --images 16 --json
+  starflow verify digits.bundle --backend onnxruntime --provider cpu cuda
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from starflow.runtime.commands.backend_arguments import add_variant_argument
 from starflow.runtime.commands.shape_argument import add_shape_argument
+from starflow.runtime.plain.errors import UsageError
+
+if TYPE_CHECKING:
+    from starflow.export.verification.routes import BackendName
+
+
+PROVIDERS = ("cpu", "cuda", "tensorrt")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("bundle", type=Path, help="folder written by `starflow export`")
-    parser.add_argument(
-        "--checkpoint", type=Path, help="compare with this checkpoint, which the bundle was exported from"
-    )
-    parser.add_argument(
+    running = parser.add_argument_group("what runs")
+    running.add_argument(
         "--backend",
         nargs="+",
-        choices=("onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "network", "tensorrt"),
-        help="what to run (default: onnxruntime, and tensorrt where there is a GPU)",
+        choices=("onnxruntime", "network", "tensorrt", *(f"onnxruntime-{provider}" for provider in PROVIDERS[1:])),
+        metavar="{onnxruntime,network,tensorrt}",
+        help="backends to run the bundle on (default: onnxruntime and tensorrt)",
     )
-    parser.add_argument(
+    running.add_argument(
+        "--provider",
+        nargs="+",
+        choices=PROVIDERS,
+        default=["cpu"],
+        metavar="{cpu,cuda,tensorrt}",
+        help="execution providers of ONNX Runtime to run it on (default: cpu); the others need onnxruntime-gpu",
+    )
+    running.add_argument(
         "--network",
         action="store_true",
-        help="also run the portable variants as TensorRT's parser reads them, interpreted in NumPy; needs no GPU",
+        help="also run the portable variants as TensorRT's parser reads them, in NumPy; needs tensorrt-rtx but no GPU",
     )
-    parser.add_argument(
+    add_variant_argument(running, "variants to run (default: all)", several=True)
+    add_shape_argument(running)
+    running.add_argument(
+        "--hashes", action="store_true", help="first compare every file with its digest in the manifest"
+    )
+    reference = parser.add_argument_group("what it is compared with")
+    reference.add_argument("--checkpoint", type=Path, help="checkpoint that the bundle was exported from")
+    reference.add_argument(
         "--text-encoder",
         metavar="FOLDER",
-        help="compare the bundle's text encoder with this one (default: the one the checkpoint holds or names)",
+        help="text encoder that the bundle was exported with (default: the one that the checkpoint holds or names)",
     )
-    parser.add_argument(
+    reference.add_argument(
         "--autoencoder",
         type=Path,
         metavar="FOLDER",
-        help="compare the bundle's encoder and decoders with this one's (default: the one in the checkpoint)",
+        help="autoencoder that the bundle was exported with (default: the one in the checkpoint)",
     )
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help="variants to run (default: all)")
-    add_shape_argument(parser)
-    parser.add_argument(
-        "--images", type=int, metavar="N", help="images to sample, in whole batches (default: one batch)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of noise and conditions (default: 0)")
-    parser.add_argument(
-        "--guidance", type=float, metavar="W", help="guidance weight (default: 1 where the model takes it)"
-    )
-    parser.add_argument(
+    reference.add_argument(
         "--tolerance",
         nargs="+",
         default=[],
         metavar="PRECISION.KIND=VALUE",
-        help="replace a tolerance, such as fp16.sample=0.05; kinds: given, block, sample, denoise, text, pixels",
+        help="replace a tolerance, such as fp16.sample=0.05; kinds are given, block, sample, denoise, text and pixels",
     )
-    parser.add_argument("--hashes", action="store_true", help="compare every file with its digest first")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write a report as one HTML file")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    sampled = parser.add_argument_group("what is sampled")
+    sampled.add_argument(
+        "--images", type=int, metavar="N", help="number of images, rounded up to whole batches (default: one batch)"
+    )
+    sampled.add_argument("--seed", type=int, default=0, help="seed of the noise and the conditions (default: 0)")
+    sampled.add_argument(
+        "--guidance", type=float, metavar="W", help="guidance weight (default: 1 if the model takes guidance)"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--report", type=Path, metavar="FILE", help="write a report to this HTML file")
+    output.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Verify, print, and write the report."""
+    """Exit status 0 if everything that ran agrees with the reference, 1 if not."""
     import json
 
     from starflow.export.verification.autoencoder import autoencoder_folder
@@ -77,12 +100,11 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow.export.verification.routes import NotRun, Reference, choose_variants, default_reference, find_routes
     from starflow.export.verification.text_encoder import text_encoder_folder
     from starflow.export.verification.tolerances import tolerances
-    from starflow.export.verification.torch_reference import torch_reference
+    from starflow.export.verification.torch_reference import TorchReference
     from starflow.export.verification.verify import verify
     from starflow.runtime.bundle.bundle import Bundle
     from starflow.runtime.commands.shape_argument import parse_shape
     from starflow.runtime.plain.atomic_write import check_file
-    from starflow.runtime.plain.errors import UsageError
     from starflow.runtime.plain.progress import progress_bar
     from starflow.runtime.traces.case import draw_case
 
@@ -95,17 +117,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.hashes:
         bundle.verify_hashes()
     bundle = bundle.at_shape(parse_shape(arguments.shape))
-    backends = [*(arguments.backend or ("onnxruntime", "tensorrt")), *(["network"] if arguments.network else [])]
-    variants = choose_variants(bundle, arguments.variants)
-    routes, not_run = find_routes(bundle, backends, variants)
+    variants = choose_variants(bundle, arguments.variant)
+    routes, not_run = find_routes(bundle, _backends(arguments), variants)
     if not arguments.checkpoint:
         not_run += without_reference(bundle)
     text_encoder = text_encoder_folder(bundle, arguments.checkpoint, arguments.text_encoder)
     autoencoder = autoencoder_folder(bundle, arguments.checkpoint, arguments.autoencoder)
     not_run += [part for part in (text_encoder, autoencoder) if isinstance(part, NotRun)]
-    reference: Reference = (
-        torch_reference(arguments.checkpoint, bundle) if arguments.checkpoint else default_reference(bundle)
-    )
+    checkpoint = arguments.checkpoint
+    reference: Reference = TorchReference(checkpoint, bundle) if checkpoint else default_reference(bundle)
     case = draw_case(bundle, arguments.images, arguments.seed, arguments.guidance)
     with progress_bar("verifying", enabled=not arguments.json) as bar:
         result = verify(
@@ -127,3 +147,17 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print_table(result)
     return 0 if result.passed else 1
+
+
+def _backends(arguments: argparse.Namespace) -> "list[BackendName]":
+    """What is run, as `find_routes` names it: ONNX Runtime once for each provider."""
+    asked: list[Any] = [
+        *(arguments.backend or ("onnxruntime", "tensorrt")),
+        *(["network"] if arguments.network else []),
+    ]
+    if "onnxruntime" not in asked and arguments.provider != ["cpu"]:
+        raise UsageError(
+            f"--provider {' '.join(arguments.provider)}: only --backend onnxruntime has providers; leave it out"
+        )
+    providers: list[Any] = ["onnxruntime" if name == "cpu" else f"onnxruntime-{name}" for name in arguments.provider]
+    return [name for backend in asked for name in (providers if backend == "onnxruntime" else [backend])]

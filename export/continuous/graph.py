@@ -38,7 +38,6 @@ class VelocityGraphOptions:
         batch: Images B integrated together.
         guided: Whether the network runs 2B rows [conditional, null].
         data_shape: Shape of noise, states and data: [C, H, W], or [D] for points.
-        condition_tokens: Tokens of a feature condition.
     """
 
     lowering: str
@@ -61,10 +60,7 @@ class VelocityGraphOptions:
 class VelocityGraph(ABC):
     """Writes a velocity graph; what kind of network it holds is decided by its subclasses.
 
-    Args:
-        graph: An empty builder over the variant's weight file.
-        weights: The network's parameters.
-        options: Sizes, lowering and number type.
+    `graph` is an empty builder over the variant's weight file.
     """
 
     def __init__(self, graph: GraphBuilder, weights: NetworkWeights, options: VelocityGraphOptions) -> None:

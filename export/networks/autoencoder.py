@@ -1,6 +1,6 @@
 """The autoencoder of a latent model as graphs: pixels to latents, and latents back by one decoder or two."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from starflow.export.bundle_writer import BundleWriter
+from starflow.export.bundle_folder import BundleFolder
 from starflow.export.onnx_graph.network_weights import Tensors
-from starflow.export.onnx_graph.traced_graph import SharedWeights, trace_graph
-from starflow.export.onnx_graph.weight_file import WeightFile
+from starflow.export.onnx_graph.traced_graph import trace
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, DecoderSpec
 from starflow.runtime.plain.errors import ExportError, UsageError
 from starflow.training.autoencoder.folder import WEIGHTS, open_autoencoder
@@ -29,8 +28,8 @@ class AutoencoderExporter:
 
     Args:
         folder: A diffusers folder of an AutoencoderKL or AutoencoderTiny.
-        config: The checkpoint's; says how latents are scaled.
-        channels: Of the latents the bundle makes.
+        config: Says how the checkpoint's latents are scaled.
+        channels: Channels of the flow's data.
 
     Raises:
         CheckpointError: the folder cannot be read.
@@ -42,11 +41,11 @@ class AutoencoderExporter:
         plain = found.autoencoder
         if plain.latent_channels != channels:
             raise ExportError(
-                f"{folder}: its latents have {plain.latent_channels} channels, the model's data {channels}; "
-                "name the autoencoder it was trained with by --autoencoder"
+                f"{folder}: its latents have {plain.latent_channels} channels, but the flow's data have {channels}; "
+                "name the autoencoder that the flow was trained with: --autoencoder FOLDER"
             )
         if plain.pixel_channels not in (1, 3):
-            raise ExportError(f"{folder}: makes images of {plain.pixel_channels} channels, expected 1 or 3")
+            raise ExportError(f"{folder}: its images have {plain.pixel_channels} channels, expected 1 or 3")
         self._plain, self._channels = plain, channels
         self._networks = nn.ModuleDict({"autoencoder": plain})
         self._noise = {"autoencoder": 0.0}
@@ -70,40 +69,36 @@ class AutoencoderExporter:
         """What `write` reports for every size."""
         return 2 * (1 + len(self._networks))
 
-    def write(self, writer: BundleWriter, batch: int, sizes: Sequence[tuple[int, int]]) -> tuple[AutoencoderSpec, ...]:
-        """Write graphs of `batch` images for latents of each height and width, over one file of weights.
+    def write(self, folder: BundleFolder, batch: int, sizes: Mapping[str, tuple[int, int]]) -> list[AutoencoderSpec]:
+        """Write graphs of `batch` images, over one file of weights.
 
         Weights are stored in the type of the folder; the graphs compute in float32.
+
+        `sizes` are heights and widths of the latents, by what the names of their graphs end in.
         """
-        location = "weights/autoencoder.safetensors"
-        path = writer.folder / "graphs" / location
-        tensors = self._tensors()
-        graphs: list[dict[str, onnx.ModelProto]] = []
-        with WeightFile(path, header_room=1024 * (len(tensors) + 64)) as file:
-            shared = SharedWeights(tensors, file, location)
-            for size in sizes:
-                pixels = {"pixels": torch.zeros(batch, *self.pixel_shape(size))}
+        graphs: dict[str, list[onnx.ModelProto]] = {}
+        with folder.shared_weights("autoencoder", self._tensors()) as weights:
+
+            def traced(name: str, function: Callable[..., Tensor], inputs: dict[str, Tensor], output: str) -> None:
+                folder.step(name.replace("_", " "))
+                graphs[suffix].append(trace(name, self._networks, function, inputs, output).over(weights))
+
+            for suffix, size in sizes.items():
+                graphs[suffix] = []
+                traced("encoder", _encode, {"pixels": torch.zeros(batch, *self.pixel_shape(size))}, "latent")
                 latent = {"latent": torch.zeros(batch, self._channels, *size)}
-                writer.step("encoder")
-                graphs.append({"encoder": trace_graph("encoder", self._networks, _encode, pixels, "latent", shared)})
                 for name in self._networks:
-                    graph = "decoder" if name == "autoencoder" else name
-                    writer.step(graph.replace("_", " "))
-                    decode = partial(_decode, name)
-                    graphs[-1][graph] = trace_graph(graph, self._networks, decode, latent, "pixels", shared)
-        weights = writer.file(path)
+                    traced("decoder" if name == "autoencoder" else name, partial(_decode, name), latent, "pixels")
+        file = folder.file(weights.file.path)
         specs = []
-        for place, size in enumerate(sizes):
-            networks = [
-                writer.network(graph, weights, f"{name}.fp32{writer.suffix(place)}")
-                for name, graph in graphs[place].items()
-            ]
+        for suffix, size in sizes.items():
+            encoder, *networks = (folder.network(g, file, f"{g.graph.name}.fp32{suffix}") for g in graphs[suffix])
             decoders = tuple(
                 DecoderSpec(network=network, noise_std=noise)
-                for network, noise in zip(networks[1:], self._noise.values(), strict=True)
+                for network, noise in zip(networks, self._noise.values(), strict=True)
             )
-            specs.append(AutoencoderSpec(encoder=networks[0], decoders=decoders, pixel_shape=self.pixel_shape(size)))
-        return tuple(specs)
+            specs.append(AutoencoderSpec(encoder=encoder, decoders=decoders, pixel_shape=self.pixel_shape(size)))
+        return specs
 
     def pixel_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """[C, H, W] of the images of latents [h, w]."""
@@ -134,14 +129,8 @@ def find_autoencoder(
 ) -> AutoencoderExporter | None:
     """The autoencoder of a checkpoint: the one asked for, or the one in its folder.
 
-    Args:
-        checkpoint: The checkpoint's folder.
-        config: Its configuration.
-        data_shape: [C, h, w] of the bundle's data, or of a point.
-        asked: A folder, `none`, or None.
-
-    Returns:
-        None where data are pixels or points, or nobody asks for an autoencoder.
+    `data_shape` is [C, h, w], or [D] of points; `asked` is a folder, `none`, or None. Returns None where data are pixels or
+    points, or where `none` was asked for.
 
     Raises:
         CheckpointError, ExportError: the autoencoder is not there, or does not fit.
@@ -154,11 +143,11 @@ def find_autoencoder(
         return None
     if len(data_shape) != 3 or (config.autoencoder is None and config.image.mode != "latent"):
         raise UsageError(
-            f"--autoencoder {asked or inside}: this model makes {config.image.mode} images or points, not latents"
+            f"--autoencoder {asked or inside}: the data of this model are {config.image.mode} images or points, not latents"
         )
     if asked is None and not inside.is_dir():
         raise ExportError(
-            f"{checkpoint}: its data are latents, and there is no {AUTOENCODER}/ to decode them; "
-            "name the autoencoder by --autoencoder, or leave it out: --autoencoder none"
+            f"{checkpoint}: its data are latents, but it has no {AUTOENCODER}/ to decode them; "
+            "name one with --autoencoder, or export without: --autoencoder none"
         )
     return AutoencoderExporter(Path(asked) if asked else inside, config, data_shape[0])

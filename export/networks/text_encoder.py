@@ -5,17 +5,17 @@ from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from starflow.export.bundle_writer import DTYPES, BundleWriter
+from starflow.export.bundle_folder import BundleFolder
 from starflow.export.onnx_graph.network_weights import NetworkWeights, Tensors
-from starflow.export.onnx_graph.traced_graph import SharedWeights, trace_graph
-from starflow.export.onnx_graph.weight_file import WeightFile
+from starflow.export.onnx_graph.traced_graph import trace
+from starflow.export.precision import DTYPES, TextPrecision
 from starflow.runtime.bundle.manifest import ConditioningSpec
 from starflow.runtime.bundle.network_spec import TextSpec
 from starflow.runtime.plain.caption_template import ASPECT_RATIO, CAPTION
@@ -23,14 +23,11 @@ from starflow.runtime.plain.errors import DataError, ExportError, UsageError
 from starflow.training.config import CheckpointConfig
 from starflow.training.text.text_encoder import encoder_folder, load_encoder, load_tokenizer
 
-TextPrecision = Literal["fp32", "fp16"]
 STORED: dict[torch.dtype, np.dtype] = {
     torch.float32: DTYPES["fp32"],
     torch.float16: DTYPES["fp16"],
     torch.bfloat16: DTYPES["bf16"],
 }
-
-
 # Width to height, as captions name it.
 RATIOS = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "9:21", "21:9")
 
@@ -41,7 +38,7 @@ class TextEncoderExporter:
     Args:
         folder: A Hugging Face folder with an encoder and its tokenizer.
         template: What stands around a caption.
-        conditioning: The model's; says how many tokens of which width there are to be.
+        conditioning: The model's: how many tokens of which width there are to be.
         precision: Type weights are stored in; None takes that of the folder. The graph computes in float32 always: the
             activations of T5 outgrow float16.
 
@@ -60,24 +57,22 @@ class TextEncoderExporter:
         found = self._model.config.hidden_size
         if found != self._width:
             raise ExportError(
-                f"{folder}: makes features of width {found}, the model takes {self._width}; "
-                "name the text encoder it was trained with by --text-encoder"
+                f"{folder}: its features have width {found}, but the model takes width {self._width}; "
+                "name the text encoder that the model was trained with: --text-encoder FOLDER"
             )
 
-    def write(self, writer: BundleWriter) -> TextSpec:
+    def write(self, folder: BundleFolder) -> TextSpec:
         """Write graph, weights and tokenizer."""
-        writer.step("text encoder")
-        location = "weights/text_encoder.safetensors"
-        path = writer.folder / "graphs" / location
+        folder.step("text encoder")
         tensors = self._tensors()
         _drop_values(self._model)
         ids = torch.zeros(1, self._tokens, dtype=torch.int64)
-        with WeightFile(path, header_room=1024 * (len(tensors) + 64)) as file:
-            shared = SharedWeights(tensors, file, location)
-            graph = trace_graph("text_encoder", self._model, _features, {"ids": ids, "mask": ids}, "features", shared)
+        with folder.shared_weights("text_encoder", tensors) as weights:
+            traced = trace("text_encoder", self._model, _features, {"ids": ids, "mask": ids}, "features")
+            graph = traced.over(weights)
         return TextSpec(
-            tokenizer=writer.file(self._write_tokenizer(writer.folder / "text" / "tokenizer.json")),
-            encoder=writer.network(graph, writer.file(path), "text_encoder.fp32"),
+            tokenizer=folder.file(self._write_tokenizer(folder.root / "text" / "tokenizer.json")),
+            encoder=folder.network(graph, folder.file(weights.file.path), "text_encoder.fp32"),
             tokens=self._tokens,
             template=self._template,
         )
@@ -110,13 +105,11 @@ class TextEncoderExporter:
         return path
 
 
-def for_shape(text: TextSpec | None, height: int, width: int) -> TextSpec | None:
+def for_shape(text: TextSpec, height: int, width: int) -> TextSpec:
     """A text encoder's entry for images of a height and width: the template names their aspect ratio, if it names any.
 
     The published code trains on images of given ratios, whose sides it rounds; so the nearest ratio is the one meant.
     """
-    if text is None:
-        return None
     distance = {ratio: abs(math.log(width / height) - math.log(Fraction(ratio.replace(":", "/")))) for ratio in RATIOS}
     nearest = min(RATIOS, key=distance.__getitem__)
     return text.model_copy(update={"template": text.template.replace(ASPECT_RATIO, nearest)})
@@ -131,15 +124,7 @@ def find_text_encoder(
 ) -> TextEncoderExporter | None:
     """The text encoder of a checkpoint: the one asked for, the one in its folder, or the one its configuration names.
 
-    Args:
-        checkpoint: The checkpoint's folder.
-        config: Its configuration.
-        conditioning: What the bundle is conditioned on.
-        asked: A folder, `none`, or None.
-        precision: See `TextEncoderExporter`.
-
-    Returns:
-        None where the caller gives features, or no condition.
+    `asked` is a folder, `none`, or None. Returns None where the caller of the bundle gives features, or no condition.
 
     Raises:
         DataError, ExportError: the encoder is not there, or does not fit.
@@ -157,10 +142,8 @@ def find_text_encoder(
     try:
         folder = encoder_folder(name)
     except DataError as error:
-        mend = (
-            "" if asked else "; name the text encoder's folder by --text-encoder, or leave it out: --text-encoder none"
-        )
-        raise DataError(f"{error}{mend}") from None
+        mend = "; name the text encoder's folder with --text-encoder, or export without: --text-encoder none"
+        raise DataError(f"{error}{'' if asked else mend}") from None
     return TextEncoderExporter(folder, config.text.template if config.text else CAPTION, conditioning, precision)
 
 

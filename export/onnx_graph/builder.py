@@ -1,6 +1,7 @@
 """Writing ONNX graphs by hand, legibly: one call per node, weights by reference."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from zlib import crc32
 
@@ -10,6 +11,7 @@ import onnx
 from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from starflow.export.onnx_graph.external_data import external_tensor
 from starflow.export.onnx_graph.weight_file import StoredTensor, WeightFile
 
 OPSET = 24  # TensorScatter; Attention with grouped queries
@@ -26,16 +28,6 @@ ONNX_TYPES = {
 }
 
 Dims = Sequence[int | str]
-
-
-def external_tensor(stored: StoredTensor, location: str) -> TensorProto:
-    """An initializer whose data lies in a weight file, at `location` relative to the graph's folder."""
-    tensor = TensorProto(name=stored.name, data_type=ONNX_TYPES[stored.dtype], dims=stored.shape)
-    tensor.data_location = TensorProto.EXTERNAL
-    fields = {"location": location, "offset": str(stored.offset), "length": str(stored.length)}
-    for key, value in fields.items():
-        tensor.external_data.add(key=key, value=value)
-    return tensor
 
 
 class GraphBuilder:
@@ -62,9 +54,12 @@ class GraphBuilder:
 
     # Names
 
-    def scope(self, name: str) -> "_Scope":
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
         """Prefix the names of everything made inside `with`."""
-        return _Scope(self._scope, name)
+        self._scope.append(name)
+        yield
+        self._scope.pop()
 
     def _fresh(self, kind: str) -> str:
         base = "/".join([*self._scope, kind])
@@ -135,14 +130,3 @@ class GraphBuilder:
         model.ir_version = IR_VERSION
         helper.set_model_props(model, metadata)
         return model
-
-
-class _Scope:
-    def __init__(self, stack: list[str], name: str) -> None:
-        self._stack, self._name = stack, name
-
-    def __enter__(self) -> None:
-        self._stack.append(self._name)
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.pop()

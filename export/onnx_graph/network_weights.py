@@ -15,7 +15,7 @@ class NetworkWeights:
 
     Args:
         tensors: The checkpoint's tensors, float32 or float16, read one at a time.
-        dtype: Type matrices and biases are stored in.
+        dtype: Type that matrices and biases are stored in.
         prefix: What precedes the names in the checkpoint.
     """
 

@@ -13,11 +13,7 @@ from starflow.export.onnx_graph.network_weights import NetworkWeights
 class NetworkWriter:
     """Writes linear layers and norms by the names of their parameters.
 
-    Args:
-        graph: The graph under construction.
-        weights: The network's parameters.
-        stored: Type its matrices are stored in.
-        computed: Type it is computed in: the same, or float32.
+    Matrices are stored in the type `stored` and computed with in `computed`: the same, or float32.
     """
 
     def __init__(self, graph: GraphBuilder, weights: NetworkWeights, stored: np.dtype, computed: np.dtype) -> None:

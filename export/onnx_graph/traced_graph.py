@@ -24,7 +24,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from starflow.export.onnx_graph.builder import IR_VERSION, OPSET, external_tensor
+from starflow.export.onnx_graph.builder import IR_VERSION, OPSET
+from starflow.export.onnx_graph.external_data import external_tensor
 from starflow.export.onnx_graph.network_weights import NetworkWeights, Tensors
 from starflow.export.onnx_graph.weight_file import WeightFile
 from starflow.training.tensor_file import CheckpointTensors
@@ -58,13 +59,7 @@ def traced_weights(tensors: CheckpointTensors, dtype: np.dtype) -> Tensors:
 
 @dataclass(frozen=True)
 class TracedGraph:
-    """A function that was traced, without weights.
-
-    Attributes:
-        name: Name of the graph.
-        inputs: Names of its inputs, apart from weights.
-        exported: What PyTorch made of it; weights are inputs.
-    """
+    """A function as PyTorch exported it: its weights are inputs beside `inputs`."""
 
     name: str
     inputs: tuple[str, ...]
@@ -75,18 +70,6 @@ class TracedGraph:
         return _with_weights(self.name, deepcopy(self.exported), self.inputs, weights)
 
 
-def trace_graph(
-    name: str,
-    model: nn.Module,
-    function: Callable[..., Tensor],
-    inputs: Mapping[str, Tensor],
-    output: str,
-    weights: SharedWeights,
-) -> onnx.ModelProto:
-    """`trace` a function, and put its weights in place."""
-    return trace(name, model, function, inputs, output).over(weights)
-
-
 def trace(
     name: str, model: nn.Module, function: Callable[..., Tensor], inputs: Mapping[str, Tensor], output: str
 ) -> TracedGraph:
@@ -95,9 +78,9 @@ def trace(
     Args:
         name: Name of the graph.
         model: May be on the meta device: only shapes count.
-        function: Of the model and the inputs, in their order; what it returns is the one output.
+        function: Takes the model and the inputs, in their order; returns the one output.
         inputs: Their names, and a tensor of each one's shape and type.
-        output: Its name.
+        output: Name of the output.
     """
     owner = _Owner(model, function)
     state_dict = owner.state_dict() | dict(owner.named_buffers())  # those that are not saved as well

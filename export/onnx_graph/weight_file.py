@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 import ml_dtypes
@@ -41,9 +40,9 @@ class StoredTensor:
 
 
 class WeightFile:
-    """Collects tensors in memory-light fashion: data goes to disk at once, the header when the file is closed.
+    """Writes tensors one at a time: their data go to disk at once, the header when the file is closed.
 
-    A header's size is known only at the end, so `header_room` bytes are kept free for it; it is padded with spaces, as
+    The size of the header is known only at the end, so `header_room` bytes are kept free for it; it is padded with spaces, as
     the format allows.
     """
 
@@ -61,11 +60,9 @@ class WeightFile:
         self._file.seek(self._data_start)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         assert self._file is not None
-        if kind is None:
+        if error is None:
             header = json.dumps(self._entries).encode()
             room = self._data_start - 8
             if len(header) > room:

@@ -1,4 +1,4 @@
-"""Builds the engines of a bundle: which, whether anew, and what is written about them."""
+"""Builds the engines of a bundle, unless they are up to date, and records what they are."""
 
 import datetime
 import time
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from starflow.export.bundle_folder import file_spec
 from starflow.export.tensorrt.build_monitor import PARTS
 from starflow.export.tensorrt.build_resources import check_room
 from starflow.export.tensorrt.engine_builder import build_engine
@@ -73,12 +74,7 @@ def build_bundle(
     What was finished before an error, Ctrl-C or a crash is kept and found again by the next build. Until all engines of a
     variant are there, its `build.json` names the previous ones, which stay.
 
-    Args:
-        bundle: The bundle.
-        target: What to build for.
-        request: What to build.
-        report: Told how far all of it is.
-        waiting: Called before waiting for another build of the bundle to end.
+    `report` is told how far all of it is; `waiting` is called before waiting for another build of the bundle to end.
 
     Raises:
         UsageError: a variant cannot be built for the target, or the bundle cannot be written.
@@ -115,7 +111,7 @@ def _variants(bundle: Bundle, names: Sequence[str] | None) -> list[Variant]:
         return [bundle.variant(name, "portable") for name in dict.fromkeys(names)]
     found = [each for each in bundle.manifest.variants if each.lowering == "portable" and each.precision != "fp32"]
     if not found:
-        raise UsageError(f"{bundle.root}: has no portable variant of 16 bits; export it with --precision fp16")
+        raise UsageError(f"{bundle.root}: has no portable 16-bit variant; export it with --precision fp16")
     return found
 
 
@@ -152,7 +148,7 @@ class _VariantBuilder:
             started = time.perf_counter()
             self._build(graph, path, report)
             seconds = time.perf_counter() - started
-            file = self._describe(path)
+            file = file_spec(path, self.bundle.root)
         report(PARTS, PARTS)
         spec = EngineSpec(block=graph.block, file=file, key=key)
         return BuiltEngine(self.bundle.shape, self.variant.name, spec, graph.weight_bytes, seconds)
@@ -190,14 +186,10 @@ class _VariantBuilder:
         """
         if not path.is_file():
             return None
-        file = self._describe(path)
+        file = file_spec(path, self.bundle.root)
         recorded = self.recorded.get(key)
         whole = recorded.file == file if recorded else begins_like_engine(self.flavour, path)
         return file if whole else None
-
-    def _describe(self, path: Path) -> FileSpec:
-        name = path.relative_to(self.bundle.root).as_posix()
-        return FileSpec(path=name, bytes=path.stat().st_size, sha256=sha256(path))
 
     def _build(self, graph: GraphSpec, path: Path, report: Report) -> None:
         self._check_source(graph.file)
@@ -211,7 +203,7 @@ class _VariantBuilder:
         build_engine(parse_graph(self.flavour, source, graph.block), self.config, longest, path, report)
 
     def _check_source(self, file: FileSpec) -> None:
-        """An engine's key states the digests of what it was built from, so they had better be true."""
+        """Check a file that goes into an engine, because the engine's key states the digest of it."""
         path = self.bundle.root / file.path
         if sha256(path) != file.sha256:
-            raise BundleError(f"{path}: its content is not what was exported; copy or export it again")
+            raise BundleError(f"{path}: changed since it was exported; copy or export the bundle again")

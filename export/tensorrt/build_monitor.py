@@ -74,13 +74,8 @@ class BuildMonitor:
 def _interface(flavour: Flavour, monitor: BuildMonitor) -> Any:
     # A subclass of this flavour's own class, so it cannot exist before a flavour is chosen.
     class Interface(flavour.trt.IProgressMonitor):  # type: ignore[name-defined]
-        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            monitor.start(name, parent, steps)
-
-        def step_complete(self, name: str, index: int) -> bool:
-            return monitor.step(name, index)
-
-        def phase_finish(self, name: str) -> None:
-            monitor.finish(name)
+        phase_start = staticmethod(monitor.start)
+        step_complete = staticmethod(monitor.step)
+        phase_finish = staticmethod(monitor.finish)
 
     return Interface()

@@ -1,4 +1,4 @@
-"""Is there room for a build: an estimate, before minutes go into it."""
+"""Estimates whether memory and disk suffice for a build, before minutes go into it."""
 
 import shutil
 from pathlib import Path
@@ -41,12 +41,7 @@ def container_memory(group: Path) -> int | None:
 
 
 def check_room(block: int, weight_bytes: int, folder: Path) -> None:
-    """See that memory and disk hold the build of a flow block.
-
-    Args:
-        block: Index of the flow block.
-        weight_bytes: Bytes of its weights.
-        folder: Where the engine will be written.
+    """Check that memory, and the disk of `folder`, hold the build of a flow block with so many bytes of weights.
 
     Raises:
         ExportError: they do not.
@@ -54,13 +49,13 @@ def check_room(block: int, weight_bytes: int, folder: Path) -> None:
     needed, available = needed_memory(weight_bytes), available_memory()
     if available is not None and available < needed:
         raise ExportError(
-            f"flow block {block}: building takes about {_gibibytes(needed)} of memory ({WEIGHT_COPIES} x {_gibibytes(weight_bytes)} "
-            f"of weights and {_gibibytes(FIXED_BYTES)}), {_gibibytes(available)} are available; build on a larger machine"
+            f"flow block {block}: the build needs about {_gibibytes(needed)} of memory ({WEIGHT_COPIES} x {_gibibytes(weight_bytes)} "
+            f"of weights and {_gibibytes(FIXED_BYTES)}), but only {_gibibytes(available)} are available; build on a larger machine"
         )
     free = shutil.disk_usage(folder).free
     if free < weight_bytes:  # an engine holds all weights, and more
         raise ExportError(
-            f"{folder}: the engine of flow block {block} takes more than {_gibibytes(weight_bytes)}, {_gibibytes(free)} are free; "
+            f"{folder}: the engine of flow block {block} needs more than {_gibibytes(weight_bytes)}, but only {_gibibytes(free)} are free; "
             "free some space"
         )
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from starflow.export.tensorrt.build_monitor import BuildMonitor
 from starflow.export.tensorrt.engine_header import begins_like_engine
-from starflow.export.tensorrt.engine_writer import EngineWriter
+from starflow.export.tensorrt.engine_writer import engine_writer
 from starflow.export.tensorrt.parse import ParsedGraph
-from starflow.export.tensorrt.timing_cache import TimingCache
+from starflow.export.tensorrt.timing_cache import timing_cache
 from starflow.runtime.backends.tensorrt.flavour import Flavour
 from starflow.runtime.bundle.build_record import BuildConfig, Profile
 from starflow.runtime.plain.atomic_write import atomic_file
@@ -35,33 +35,30 @@ def build_engine(
         config: What to build for, and how.
         longest: Most tokens of one run; no profile takes more.
         destination: The engine file; one that exists is replaced.
-        report: Told how far the build is, in parts.
+        report: Told how far the build is, in `PARTS`.
 
     Raises:
         ExportError: TensorRT cannot build it, memory or disk ran out.
     """
     monitor = BuildMonitor(parsed.flavour, report)
-    cache = TimingCache(parsed.flavour, destination.parent.parent / "timing.cache")
     _allow_decomposition(parsed)
     settings = _settings(parsed, config, longest)
     settings.progress_monitor = monitor.interface
-    cache.attach(settings)
-    with atomic_file(destination) as temporary:
+    cache = destination.parent.parent / "timing.cache"
+    with timing_cache(parsed.flavour, cache, settings), atomic_file(destination) as temporary:
         try:
             with temporary.open("wb") as file:
-                writer = EngineWriter(parsed.flavour, file)
+                writer = engine_writer(parsed.flavour, file)
                 built = _build(parsed, settings, writer, monitor)
-                writer.flush()
         except OSError as error:  # closing is the last chance to learn of a full disk
             writer.error = writer.error or error
         if writer.error:
             raise ExportError(f"{destination}: cannot be written ({writer.error.strerror}); free some space") from None
         if not built or not begins_like_engine(parsed.flavour, temporary):
             raise ExportError(_failure(parsed))
-    cache.save()
 
 
-def _build(parsed: ParsedGraph, settings: Any, writer: EngineWriter, monitor: BuildMonitor) -> bool:
+def _build(parsed: ParsedGraph, settings: Any, writer: Any, monitor: BuildMonitor) -> bool:
     """Run the builder in a thread of its own, so that this one hears signals meanwhile."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         # A signal may come at any point, also between the start of a thread and the note that it has to be waited for; so
@@ -69,7 +66,7 @@ def _build(parsed: ParsedGraph, settings: Any, writer: EngineWriter, monitor: Bu
         thread.submit(int).result()
         build = parsed.builder.build_serialized_network_to_stream
         try:
-            return bool(thread.submit(build, parsed.network, settings, writer.interface).result())
+            return bool(thread.submit(build, parsed.network, settings, writer).result())
         except BaseException:
             monitor.cancel()  # leaving the context waits for the builder
             raise
@@ -126,7 +123,6 @@ def _ranges(parsed: ParsedGraph, profile: Profile) -> Any:
 
 
 def _failure(parsed: ParsedGraph) -> str:
-    where = str(parsed.path) if parsed.block is None else f"{parsed.path}: flow block {parsed.block}"
     said = parsed.log.last_error()
     advice = next((mend for pattern, mend in ADVICE.items() if re.search(pattern, said)), None)
-    return f"{where}: {parsed.flavour.name} cannot build it: {said[:300]}" + (f"; {advice}" if advice else "")
+    return f"{parsed.place}: {parsed.flavour.name} cannot build it: {said[:300]}" + (f"; {advice}" if advice else "")

@@ -1,4 +1,4 @@
-"""What TensorRT makes of an engine's first bytes, where it can be asked without loading the engine."""
+"""Does a file begin like an engine? TensorRT RTX says so without loading it."""
 
 from pathlib import Path
 

@@ -14,8 +14,6 @@ class ParsedGraph:
     """A parsed graph and everything that has to live as long as it.
 
     Attributes:
-        flavour: The TensorRT whose parser read it.
-        path: The ONNX file.
         block: Index of its flow block, for messages; None for a graph that is not a step graph.
         builder: `trt.Builder` the network belongs to.
         network: `trt.INetworkDefinition`, strongly typed.
@@ -30,6 +28,16 @@ class ParsedGraph:
     network: Any
     parser: Any
     log: MessageLog
+
+    @property
+    def place(self) -> str:
+        """File and flow block, for messages."""
+        return graph_place(self.path, self.block)
+
+
+def graph_place(path: Path, block: int | None) -> str:
+    """A graph's file and, where it is known, flow block, for messages."""
+    return f"{path}" if block is None else f"{path}: flow block {block}"
 
 
 def parse_graph(flavour: Flavour, path: Path, block: int | None = None) -> ParsedGraph:
@@ -49,7 +57,7 @@ def parse_graph(flavour: Flavour, path: Path, block: int | None = None) -> Parse
         said = f" ({readable(log.entries[0][1])})" if log.entries else ""
         raise BackendError(
             f"{flavour.name} cannot build on this machine{said}; it needs an NVIDIA GPU and driver, "
-            "the tensorrt-rtx flavour builds without"
+            "but --target tensorrt-rtx builds without one"
         ) from None
     network = builder.create_network(_creation_flags(trt))
     parser = trt.OnnxParser(network, log.logger)
@@ -65,7 +73,7 @@ def _creation_flags(trt: Any) -> int:
 
 
 def _refusal(flavour: Flavour, path: Path, block: int | None, parser: Any) -> str:
-    where = str(path) if block is None else f"{path}: flow block {block}"
+    where = graph_place(path, block)
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     # An error without a node is about the file; it only repeats itself where there is one with a node.
     named = [error for error in errors if error.node_operator()]
@@ -78,4 +86,7 @@ def _refusal(flavour: Flavour, path: Path, block: int | None, parser: Any) -> st
     said = readable(first.desc())
     reason = code if said in ("", "false") else said
     more = f", and {len(named) - 1} more" if len(named) > 1 else ""
-    return f"{where}: {flavour.name} refuses {node}: {reason}{more}; only portable graphs can be built"
+    return (
+        f"{where}: {flavour.name} refuses {node}: {reason}{more}; only portable graphs can be built "
+        f"(polygraphy inspect model {path} --show layers lists the nodes)"
+    )

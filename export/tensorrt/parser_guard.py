@@ -1,6 +1,6 @@
-"""Refuses graphs that TensorRT would take and compute something else from.
+"""Refuses graphs that TensorRT accepts but computes wrongly.
 
-The parser and the builder report what they do not support. What stands here they accept without a word, or refuse so late and
+The parser and the builder report what they do not support. They accept the following without a word, or refuse it so late and
 in such terms that nobody finds the cause:
 
 * `nonpad_kv_seqlen`, input 6 of Attention, is ignored: the whole padded cache is attended to.
@@ -25,6 +25,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import NodeProto, TensorProto, helper
 
+from starflow.export.tensorrt.parse import graph_place
 from starflow.runtime.plain.errors import ExportError
 
 DOUBLE_WIDTH = (TensorProto.INT64, TensorProto.UINT64, TensorProto.DOUBLE, TensorProto.COMPLEX128)
@@ -55,11 +56,9 @@ class Misreading:
 
 
 def guard_graph(path: str | os.PathLike[str], block: int | None = None) -> None:
-    """See that TensorRT understands a graph as it is meant. Weights are not read.
+    """Check that TensorRT understands a graph as it is meant. Weights are not read.
 
-    Args:
-        path: The ONNX file.
-        block: Index of its flow block, for messages.
+    `block` is the index of its flow block, for messages.
 
     Raises:
         ExportError: it does not; the message names the file, the flow block and the first such node.
@@ -70,7 +69,7 @@ def guard_graph(path: str | os.PathLike[str], block: int | None = None) -> None:
         reason = " ".join(str(error).split())
         raise ExportError(f"{path}: cannot be read as ONNX ({reason}); export the bundle again") from None
     if found:
-        where = f"{path}" if block is None else f"{path}: flow block {block}"
+        where = graph_place(Path(path), block)
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise ExportError(f"{where}: {found[0]}{more}")
 

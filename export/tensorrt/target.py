@@ -32,19 +32,21 @@ class Target:
         return target_name(self.flavour.name, self.compute_capabilities)
 
     def check_variant(self, variant: Variant) -> None:
-        """See that a variant can be computed on every GPU of the target.
+        """Check that a variant can be computed on every GPU of the target.
 
         Raises:
             UsageError: it cannot; the message says what can be built instead.
         """
         if variant.lowering != "portable":
-            raise UsageError(f"--variant {variant.name}: is made for ONNX Runtime on a CPU; name a portable variant")
+            raise UsageError(
+                f"--variant {variant.name}: only ONNX Runtime on a CPU runs this variant; name a portable one"
+            )
         since, instead = SINCE.get(variant.precision, ((0, 0), ""))
         older = [c for c in self.compute_capabilities if _numbers(c) < since]
         if older:
             raise UsageError(
-                f"--variant {variant.name}: compute capability {older[0]} does not compute in {variant.precision}, "
-                f"{since[0]}.{since[1]} and later do; leave {older[0]} out or build a variant in {instead}"
+                f"--variant {variant.name}: GPUs of compute capability {older[0]} cannot compute in {variant.precision}; "
+                f"leave {older[0]} out ({since[0]}.{since[1]} and later can) or build a variant in {instead}"
             )
 
 
@@ -63,7 +65,7 @@ def parse_target(text: str) -> Target:
     for capability in asked:
         if not re.fullmatch(r"\d+\.\d", capability):
             raise UsageError(
-                f"--target {text}: {capability!r} is no compute capability; write two numbers, such as {name}:8.9,12.0"
+                f"--target {text}: {capability!r} is not a compute capability; give numbers such as {name}:8.9,12.0"
             )
     flavour = load_flavour(name)
     return Target(flavour, choose_capabilities(flavour, sorted(set(asked), key=_numbers)))
@@ -80,19 +82,19 @@ def choose_capabilities(flavour: Flavour, asked: Sequence[str]) -> tuple[str, ..
     if not available:
         if asked:
             raise UsageError(
-                f"--target {flavour.name}:{','.join(asked)}: {flavour.name} builds for the GPU that is present; leave the "
-                "compute capability out and build on that GPU"
+                f"--target {flavour.name}:{','.join(asked)}: {flavour.name} builds for the GPU of this machine; leave the "
+                "compute capabilities out"
             )
         return (_present(flavour),)
     if not asked:
         raise UsageError(
             f"--target {flavour.name}: name the compute capabilities to build for, such as {flavour.name}:8.9; "
-            f"there are {', '.join(available)}"
+            f"choose from {', '.join(available)}"
         )
     for capability in asked:
         if capability not in available:
             raise UsageError(
-                f"--target {flavour.name}: has no compute capability {capability}, it has {', '.join(available)}; RTX does not "
+                f"--target {flavour.name}: cannot build for compute capability {capability}, only for {', '.join(available)}; RTX does not "
                 "cover data-centre GPUs such as Hopper (9.0): build on that GPU with --target tensorrt"
             )
     return tuple(asked)
@@ -104,7 +106,7 @@ def _present(flavour: Flavour) -> str:
     except BackendError as error:
         reason = str(error).partition(";")[0]
         raise BackendError(
-            f"--target {flavour.name}: builds for the GPU that is present, and there is none to use here: {reason}; build "
+            f"--target {flavour.name}: builds for the GPU of this machine, which cannot be used: {reason}; build "
             "on the machine that will run it, or for RTX cards on any machine with --target tensorrt-rtx:8.9"
         ) from None
 

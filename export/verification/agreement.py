@@ -1,7 +1,7 @@
 """Do two sets of tokens agree, and where do they differ most?
 
-The verdicts are Polygraphy's (`SimpleCompareFunc` for every element, `L2CompareFunc` for the whole). It keeps no account of
-where an error lies, nor of errors in relation to the size of the whole, so those figures are NumPy's.
+The verdicts are Polygraphy's (`SimpleCompareFunc` for every element, `L2CompareFunc` for the whole). Polygraphy
+does not say where an error lies, nor how large it is relative to the whole, so those figures are computed here.
 """
 
 from collections.abc import Mapping
@@ -12,29 +12,28 @@ from numpy.typing import NDArray
 from polygraphy.comparator import Comparator, IterationResult, L2CompareFunc, RunResults, SimpleCompareFunc
 from polygraphy.logger import G_LOGGER
 
+from starflow.export.verification.subject import Part
 from starflow.export.verification.tolerances import Kind, Measure, Tolerance
-from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.traces.trace import finite
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The error of one flow block on one route.
+    """The error of one part of the bundle on one route.
 
     Attributes:
         route: What was run.
-        kind: With which inputs: `given`, `block` or `sample`.
-        block: Index of the flow block.
+        kind: The inputs it was given.
+        block: Index of the flow block; 0 where there are no blocks.
         largest: Largest |found - expected|; this and the following are None where a value is not finite.
         scaled: Largest |found - expected| / max(1, |expected|).
         relative: |found - expected| / |expected| over all tokens, Euclidean norm.
         token: Index of the token with the largest error (or the first that is not finite), in decoding order.
         position: Its position in the caches, condition tokens first.
-        image: The image it belongs to.
+        image: Index of its image.
+        place: The part and the token, in words.
         measure: Which of the figures the tolerance bounds: `largest` means `scaled`.
-        tolerance: The bound.
-        passed: Whether it holds.
-        finding: What else is wrong: a value that is not finite, by block and position.
+        finding: Where a value is not finite, in words.
         per_token: For every token its error, relative to the root mean square of all tokens; their own root mean square
             is `relative`. None for a token that is not finite.
     """
@@ -48,6 +47,7 @@ class Measurement:
     token: int
     position: int
     image: int
+    place: str
     measure: Measure
     tolerance: float
     passed: bool
@@ -55,30 +55,37 @@ class Measurement:
     per_token: tuple[float | None, ...]
 
     @property
+    def error(self) -> float | None:
+        """The figure that the tolerance bounds."""
+        return self.scaled if self.measure == "largest" else self.relative
+
+    @property
     def load(self) -> float:
         """The error as a part of what is allowed; more than 1 is too much, and so is what is not finite."""
-        error = self.scaled if self.measure == "largest" else self.relative
-        return float("inf") if error is None else error / self.tolerance
+        return float("inf") if self.error is None else self.error / self.tolerance
 
 
 def compare(
     route: str,
     kind: Kind,
-    blocks: Mapping[int, Block],
+    parts: Mapping[int, Part],
     expected: Mapping[int, NDArray],
     found: Mapping[int, NDArray],
     tolerance: Tolerance,
-    unit: str = "token",
 ) -> list[Measurement]:
-    """Compare the tokens [N, T, D] of every block in `found` with those expected, in block order.
-
-    `unit` is what findings call a token.
-    """
+    """Compare the tokens [N, T, D] of every part in `found` with those expected."""
     verdicts = _verdicts(expected, found, tolerance)
     return [
-        _measure(route, kind, blocks[index], expected[index], tokens, tolerance, verdicts[index], unit)
+        _measure(route, kind, parts[index], expected[index], tokens, tolerance, verdicts[index])
         for index, tokens in found.items()
     ]
+
+
+def compare_one(
+    route: str, kind: Kind, part: Part, expected: NDArray, found: NDArray, tolerance: Tolerance
+) -> list[Measurement]:
+    """`compare` for a single part."""
+    return compare(route, kind, {0: part}, {0: expected}, {0: found}, tolerance)
 
 
 def token_errors(expected: NDArray, found: NDArray) -> NDArray:
@@ -91,51 +98,46 @@ def token_errors(expected: NDArray, found: NDArray) -> NDArray:
 
 
 def _measure(
-    route: str,
-    kind: Kind,
-    block: Block,
-    expected: NDArray,
-    found: NDArray,
-    tolerance: Tolerance,
-    passed: bool,
-    unit: str,
+    route: str, kind: Kind, part: Part, expected: NDArray, found: NDArray, tolerance: Tolerance, passed: bool
 ) -> Measurement:
     with np.errstate(invalid="ignore"):
         difference = np.abs(found.astype(np.float64) - expected)
     finite = np.isfinite(difference)
     per_token = token_errors(expected, found)
+    largest: float | None = None
+    scaled: float | None = None
+    relative: float | None = None
     finding = None
     if finite.all():
-        image, token, _ = np.unravel_index(int(difference.argmax()), difference.shape)
+        image, token = map(int, np.unravel_index(difference.argmax(), difference.shape)[:2])
+        largest = float(difference.max())
+        scaled = float((difference / np.maximum(1, np.abs(expected))).max())
+        relative = float(np.sqrt(np.square(per_token).mean()))
     else:
-        token = np.argmin(finite.all(axis=(0, 2)))
-        image = np.argmin(finite[:, token].all(axis=1))
+        token = int(np.argmin(finite.all(axis=(0, 2))))
+        image = int(np.argmin(finite[:, token].all(axis=1)))
         whose = "the reference" if not np.isfinite(expected[image, token]).all() else "it"
         finding = (
-            f"{whose} gave NaN or infinity in flow block {block.index} at position {_position(block, int(token))} "
-            f"({unit} {token}, image {image})"
+            f"{whose} gave NaN or infinity in {part.name} at position {part.position(token)} "
+            f"({part.unit} {token}, image {image})"
         )
     return Measurement(
         route=route,
         kind=kind,
-        block=block.index,
-        largest=None if finding else float(difference.max()),
-        scaled=None if finding else float((difference / np.maximum(1, np.abs(expected))).max()),
-        relative=None if finding else float(np.sqrt(np.square(per_token).mean())),
-        token=int(token),
-        position=_position(block, int(token)),
-        image=int(image),
+        block=part.index,
+        largest=largest,
+        scaled=scaled,
+        relative=relative,
+        token=token,
+        position=part.position(token),
+        image=image,
+        place=f"{part.name.removeprefix('flow ')}, {part.unit} {token}",
         measure=tolerance.measure,
         tolerance=tolerance.value,
         passed=passed and finding is None,  # whatever a comparator makes of NaN
         finding=finding,
         per_token=tuple(float(error) if np.isfinite(error) else None for error in per_token),
     )
-
-
-def _position(block: Block, token: int) -> int:
-    """Where a token stands in the caches; one that passes the block unchanged counts as the first."""
-    return block.prefix + max(0, token - block.first_token)
 
 
 def _verdicts(expected: Mapping[int, NDArray], found: Mapping[int, NDArray], tolerance: Tolerance) -> dict[int, bool]:

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.export.verification.subject import Found
+from starflow.export.verification.subject import Found, Part, Subject
 from starflow.export.verification.tolerances import Kind
-from starflow.runtime.autoregressive.tokens import unpatchify
+from starflow.runtime.autoregressive.tokens import patchify, unpatchify
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.backends.block_runner import BlockInputs
 from starflow.runtime.bundle.autoregressive_manifest import Block
@@ -19,15 +20,13 @@ from starflow.runtime.traces.case import Case
 from starflow.runtime.traces.trace import Trace, finite
 
 
-class FlowBlocks:
-    """A `Subject`: see `verify` for its kinds."""
+class AutoregressiveSubject(Subject):
+    """The flow blocks of a bundle; `verify` says what its kinds are."""
 
-    unit = "token"
-    kinds: tuple[Kind, ...] = ("given", "block", "sample")
-    kind_text: Mapping[Kind, str] = {
+    kinds: Mapping[Kind, str] = {
         "given": "Every token is given the reference's noise and the reference's tokens before it, decoded in chunks. Nothing a "
-        "route makes is fed back to it: this is the error of the arithmetic alone, and a wrong mask, cache or position shows "
-        "here first.",
+        "route computes is fed back to it: this is the error of the arithmetic alone, and a wrong mask, cache or position "
+        "shows here first.",
         "block": "Every flow block starts from the reference's noise and goes on with its own tokens. Errors accumulate within "
         "a block, not from block to block.",
         "sample": "The whole sample, as it is run in use: every error is carried on to all that follows.",
@@ -35,25 +34,40 @@ class FlowBlocks:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle, self._manifest = bundle, bundle.autoregressive
-        self.blocks = {block.index: block for block in reversed(self._manifest.blocks) if not block.identity}
-
-    @property
-    def model(self) -> str:
-        model, count = self._manifest.model, len(self.blocks)
+        self._blocks = {block.index: block for block in reversed(self._manifest.blocks) if not block.identity}
+        self.parts = {
+            index: Part(f"flow block {index}", index, prefix=block.prefix, first_token=block.first_token)
+            for index, block in self._blocks.items()
+        }
+        model, count = self._manifest.model, len(self._blocks)
         blocks = f"{count} flow block{'' if count == 1 else 's'}"
-        return f"{model.family}, {model.parameters:,} parameters, {blocks}, {model.tokens} tokens of {model.token_dim}"
+        self.model = (
+            f"{model.family}, {model.parameters:,} parameters, {blocks}, {model.tokens} tokens of {model.token_dim}"
+        )
 
     def trace(self, variant: Variant, backend: Backend, case: Case) -> RecordedTrace:
         return sample_trace(self._bundle, variant, backend, case)
 
+    def model_trace(self, model: Any, case: Case, conditions: tuple[Any, Any]) -> Trace:
+        import torch
+
+        after: list[torch.Tensor] = []
+        model.reverse(torch.from_numpy(case.noise), *conditions, guidance=case.guidance, sequence=after)
+        tokens: dict[int, NDArray] = {}
+        for block, data in zip(reversed(self._manifest.blocks), after, strict=True):
+            if not block.identity:
+                raster = patchify(data.numpy(), self._manifest.model)
+                tokens[block.index] = raster[:, ::-1] if block.reversed else raster
+        return Trace(tokens)
+
     def run(
-        self, variant: Variant, backend: Backend, case: Case, expected: Trace, on_block: Callable[[int], None]
+        self, variant: Variant, backend: Backend, case: Case, expected: Trace, on_part: Callable[[Part], None]
     ) -> Found:
         trace = self.trace(variant, backend, case)
         found: Found = {"given": {}, "block": {}, "sample": trace.tokens}
         above: Block | None = None
-        for index, block in self.blocks.items():
-            on_block(index)
+        for index, block in self._blocks.items():
+            on_part(self.parts[index])
             runner = backend.block_runner(index)
             decoded, given = [], []
             for part, own in _parts(trace.inputs[index]):
@@ -64,11 +78,8 @@ class FlowBlocks:
             above = block
         return found
 
-    def expected(self, kind: Kind, trace: Trace, case: Case) -> Mapping[int, NDArray]:
-        return trace.tokens
-
     def data(self, trace: Trace) -> NDArray:
-        last = list(self.blocks.values())[-1]
+        last = list(self._blocks.values())[-1]
         tokens = trace.tokens[last.index]
         return unpatchify(tokens[:, ::-1] if last.reversed else tokens, self._manifest.model)
 

@@ -5,17 +5,18 @@ reference's state, and what is compared is the mean velocity of the step.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.export.verification.subject import Found
+from starflow.export.verification.subject import Found, Part, Subject
 from starflow.export.verification.tolerances import Kind
 from starflow.runtime.backends.base import Backend
-from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.continuous.integration_loop import plan_table, states
+from starflow.runtime.ode.fixed_step import walk
 from starflow.runtime.plans.integration_plan import default_plan
 from starflow.runtime.traces.case import Case
 from starflow.runtime.traces.continuous import condition_batches, path_states
@@ -24,36 +25,42 @@ from starflow.runtime.traces.trace import Trace, finite
 PLAN = default_plan()
 
 
-class FlowPath:
-    """A `Subject`: the steps of one integration, as the tokens of a block 0."""
+class ContinuousSubject(Subject):
+    """The steps of one integration, as the tokens of one part."""
 
-    unit = "step"
-    kinds: tuple[Kind, ...] = ("given", "sample")
-    kind_text: Mapping[Kind, str] = {
-        "given": "Every step starts from the reference's state, and its mean velocity is compared. Nothing a route makes is fed "
-        "back to it beyond the step: this is the error of the arithmetic alone.",
+    parts: Mapping[int, Part] = {0: Part("the path", unit="step")}
+    kinds: Mapping[Kind, str] = {
+        "given": "Every step starts from the reference's state, and its mean velocity is compared. Nothing a route computes is "
+        "fed back to it beyond the step: this is the error of the arithmetic alone.",
         "sample": f"The whole integration, {PLAN}: every error is carried on to all that follows.",
     }
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle, self._manifest = bundle, bundle.continuous
-        rows = self._manifest.batch * (2 if self._manifest.guided else 1)
-        path = Block(index=0, identity=False, reversed=False, rows=rows, prefix=0, first_token=0, capacity=PLAN.steps)
-        self.blocks = {0: path}
-
-    @property
-    def model(self) -> str:
         model = self._manifest.model
-        return f"{model.family}, {model.network}, {model.parameters:,} parameters"
+        self.model = f"{model.family}, {model.network}, {model.parameters:,} parameters"
 
     def trace(self, variant: Variant, backend: Backend, case: Case) -> Trace:
         return Trace({0: path_states(self._bundle, backend, case, PLAN)})
 
+    def model_trace(self, model: Any, case: Case, conditions: tuple[Any, Any]) -> Trace:
+        """Integrate the model's velocity in NumPy."""
+        import torch
+
+        def velocity(x: NDArray, time: float) -> NDArray:
+            t = torch.full((len(x),), time)
+            with torch.no_grad():
+                v: NDArray = model.guided(torch.from_numpy(x), t, *conditions, case.guidance).numpy()
+            return v
+
+        path = [x.reshape(len(x), -1) for x in walk(velocity, case.noise, plan_table(PLAN))]
+        return Trace({0: np.stack(path, axis=1)})
+
     def run(
-        self, variant: Variant, backend: Backend, case: Case, expected: Trace, on_block: Callable[[int], None]
+        self, variant: Variant, backend: Backend, case: Case, expected: Trace, on_part: Callable[[Part], None]
     ) -> Found:
         sample = self.trace(variant, backend, case)
-        on_block(0)
+        on_part(self.parts[0])
         table = plan_table(PLAN).reshape(PLAN.steps, -1, 4)
         before = _before(expected, case)
         after = np.empty_like(before)

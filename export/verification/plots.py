@@ -1,41 +1,18 @@
 """The plots of a verification, as SVG to stand inside an HTML page."""
 
-import io
-import re
 from collections.abc import Sequence
-from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from starflow.export.verification.agreement import Measurement
 from starflow.export.verification.tolerances import Kind
 from starflow.export.verification.verify import Verification
+from starflow.runtime.reports.plot import COLOURS, GREY, svg_plot
 
-# Okabe and Ito's colours, told apart by nearly everybody; grey is left for the reference.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b4ea3", "#7a5c2e")
-GREY = "#8a8f98"
 COLUMNS = 4  # panels in a row
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: smaller, and it can be searched
-    "svg.hashsalt": "starflow",  # the same results give the same file
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#c3c7ce",
-    "axes.labelcolor": "#4a505a",
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "xtick.color": "#4a505a",
-    "ytick.color": "#4a505a",
-    "axes.grid": True,
-    "grid.color": "#eceef1",
-    "legend.frameon": False,
-}
+WIDTH = 10.4  # inches
 
 
 def route_colours(result: Verification) -> dict[str, str]:
@@ -44,9 +21,9 @@ def route_colours(result: Verification) -> dict[str, str]:
 
 
 def growth_plot(result: Verification) -> str:
-    """The error of every token of the whole sample, in the order they are decoded, block after block."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10.4, 3.4))
+    """The error of every token of the whole sample, in the order they are decoded, part after part."""
+
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         blocks, end = list(result.sensitivity), 0
         for number, block in enumerate(blocks):
@@ -66,16 +43,17 @@ def growth_plot(result: Verification) -> str:
         _finish(axes, "tokens in the order they are decoded" if unit == "token" else f"{unit}s from noise to data")
         axes.set_ylabel("error")
         figure.legend(loc="outside lower center", ncols=3, fontsize=8.5)
-        return _svg(figure, "growth")
+
+    return svg_plot("growth", (WIDTH, 3.4), draw)
 
 
 def block_plot(result: Verification, kind: Kind) -> str:
-    """The error of every token, one panel for each block, all of them on the reference's noise."""
+    """The error of every token, one panel for each part, all of them on the reference's noise."""
     blocks = list(result.sensitivity)
     columns = min(COLUMNS, len(blocks))
     rows = -(-len(blocks) // columns)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10.4, 1.1 + 2.1 * rows))
+
+    def draw(figure: Figure) -> None:
         grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
         for index, axes in enumerate(grid.flat):
             if index >= len(blocks):
@@ -92,11 +70,13 @@ def block_plot(result: Verification, kind: Kind) -> str:
             row[0].set_ylabel("error")
         handles, labels = grid[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8.5)
-        return _svg(figure, kind)
+
+    return svg_plot(kind, (WIDTH, 1.1 + 2.1 * rows), draw)
 
 
 def _title(result: Verification, block: int) -> str:
-    return f"flow block {block}" + (", deep" if block == next(iter(result.sensitivity)) else "")
+    parts = result.subject.parts
+    return parts[block].name + (", deep" if len(parts) > 1 and block == next(iter(parts)) else "")
 
 
 def _measurement(result: Verification, route: str, kind: Kind, block: int) -> Measurement | None:
@@ -128,15 +108,3 @@ def _finish(axes: Axes, label: str) -> None:
     axes.set_xlabel(label)
     axes.tick_params(length=0, which="both")
     axes.margins(x=0.01)
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """The figure as an SVG element whose ids no other figure of the page uses."""
-    figure.set_layout_engine("constrained")
-    FigureCanvasSVG(figure)
-    file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    text = file.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    return re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)

@@ -10,52 +10,48 @@ from starflow.export.verification.results import bound, count, figure, findings,
 from starflow.export.verification.tolerances import Tolerances
 from starflow.export.verification.verify import Verification
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.plain.atomic_write import atomic_file
-from starflow.runtime.plain.images import grid
-from starflow.runtime.reports.html_page import STYLE, png, section, table
+from starflow.runtime.reports.html_page import folded, images_row, row, section, swatch, table, verdict, write_page
+from starflow.runtime.reports.plot import GREY
 
 MOST_IMAGES = 8
-SMALLEST_IMAGE = 84  # pixels on the page; smaller ones are shown enlarged
+FOOTER = "How to read this page: docs/verification.md, which also says what each route proves and what it does not."
 
 
 def write_report(path: Path, bundle: Bundle, result: Verification, tolerances: Tolerances) -> None:
     """Write the report; the same result gives the same bytes.
 
     Raises:
-        UsageError: the folder cannot be written.
+        UsageError: the file cannot be written.
     """
-    text = "\n".join(_page(bundle, result, tolerances)) + "\n"
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_page(path, f"starflow verify: {bundle.root.name}", _body(bundle, result, tolerances), FOOTER)
 
 
-def _page(bundle: Bundle, result: Verification, tolerances: Tolerances) -> Iterator[str]:
-    yield '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">'
-    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    yield f"<title>starflow verify: {escape(bundle.root.name)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>"
+def _body(bundle: Bundle, result: Verification, tolerances: Tolerances) -> Iterator[str]:
     yield from _verdict(bundle, result)
     yield from _compared(bundle, result)
-    yield from _not_run(result)
-    yield from _summary(result)
+    if result.not_run:
+        rows = (row([_note("not run"), escape(r.route), _wrapped(r.why)]) for r in result.not_run)
+        text = "Nothing is known about these; they count neither as passed nor as failed."
+        yield from section("What was not run", table(("", "route", "why"), rows), text)
+    text = (
+        "The flow block nearest to its tolerance, for every route and kind of input. Errors: the largest difference of a single "
+        "value; the same, scaled by max(1, |value|); and the difference of all values relative to their size (Euclidean norm)."
+    )
+    yield from section("Summary", _measurements(list(worst(result)), result), text)
     if result.compared:
         yield from _plots(result)
     if result.images:
         yield from _images(result)
-    yield from _every_block(result)
-    yield from _tolerances(tolerances)
-    yield "<footer>How to read this page: docs/verification.md, which also says what each route proves and what it "
-    yield "does not.</footer>\n</main>\n</body>\n</html>"
+    every = folded(count(len(result.measurements), "comparison"), _measurements(result.measurements, result))
+    yield from section("Every flow block", every)
+    yield from section("Tolerances", folded("By precision and inputs", _tolerances(tolerances)))
 
 
 def _verdict(bundle: Bundle, result: Verification) -> Iterator[str]:
-    state, word = ("passed", "PASSED") if result.passed else ("failed", "FAILED")
-    yield f'<header class="{state}"><h1><span class="verdict">{word}</span> {escape(bundle.root.name)}</h1>'
-    yield f"<p>{escape(headline(result))}</p></header>"
-    wrong = findings(result)
-    if wrong:
-        rows = (
-            f'<tr class="failing"><td>{escape(r)}</td><td class="wrap">{escape(what)}</td></tr>' for r, what in wrong
-        )
+    word = f'<span class="verdict">{"PASSED" if result.passed else "FAILED"}</span>'
+    yield verdict(f"{word} {escape(bundle.root.name)}", escape(headline(result)), passed=result.passed)
+    rows = [row([escape(route), _wrapped(what)], kind="failing") for route, what in findings(result)]
+    if rows:
         yield from section("What is wrong", table(("route", "finding"), rows))
 
 
@@ -77,66 +73,22 @@ def _compared(bundle: Bundle, result: Verification) -> Iterator[str]:
     yield from section("What was compared", [f"<dl>{rows}</dl>"])
 
 
-def _not_run(result: Verification) -> Iterator[str]:
-    if result.not_run:
-        rows = (
-            f'<tr><td><span class="note">not run</span></td><td>{escape(r.route)}</td><td class="wrap">{escape(r.why)}</td></tr>'
-            for r in result.not_run
-        )
-        text = "Nothing is known about these; they count neither as passed nor as failed."
-        yield from section("What was not run", table(("", "route", "why"), rows), text)
-
-
-def _summary(result: Verification) -> Iterator[str]:
-    text = (
-        "Of every route and kind of input, the flow block nearest to its tolerance. Errors: the largest difference of a single "
-        "value; the same, scaled by max(1, |value|); and the difference of all values relative to their size (Euclidean norm)."
-    )
-    yield from section("Summary", _measurements(list(worst(result)), result), text)
-
-
-def _every_block(result: Verification) -> Iterator[str]:
-    content = "\n".join(_measurements(result.measurements, result))
-    body = [f"<details><summary>{count(len(result.measurements), 'comparison')}</summary>{content}</details>"]
-    yield from section("Every flow block", body)
-
-
 def _measurements(measurements: Sequence[Measurement], result: Verification) -> Iterator[str]:
-    columns = (
-        "route",
-        "inputs",
-        "block",
-        "largest error",
-        "scaled",
-        "relative",
-        f"at {result.subject.unit}",
-        "position",
-        "tolerance",
-        "",
-    )
+    numbers = ("block", "largest error", "scaled", "relative", f"at {result.subject.unit}", "position", "tolerance")
     colours, previous, rows = route_colours(result), "", []
     for m in measurements:
-        new = m.route != previous
-        name = f"{_swatch(colours[m.route])}{escape(m.route)}" if new else ""
-        previous = m.route
-        numbers = (
-            m.block,
-            figure(m.largest),
-            figure(m.scaled),
-            figure(m.relative),
-            m.token,
-            m.position,
-            escape(bound(m)),
-        )
-        cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
+        new, previous = m.route != previous, m.route
+        name = f"{swatch(colours[m.route])}{escape(m.route)}" if new else ""
+        errors = map(figure, (m.largest, m.scaled, m.relative))
+        cells = (m.block, *errors, m.token, m.position, escape(bound(m)))
         verdict = '<span class="yes">ok</span>' if m.passed else '<span class="no">FAILED</span>'
         classes = " ".join(name for name, on in (("first", new), ("failing", not m.passed)) if on)
-        rows.append(f'<tr class="{classes}"><td>{name}</td><td>{m.kind}</td>{cells}<td>{verdict}</td></tr>')
-    return table(columns, rows, numbers=range(2, 9))
+        rows.append(row((name, m.kind), cells, (verdict,), kind=classes))
+    return table(("route", "inputs", *numbers, ""), rows, numbers=range(2, 9))
 
 
 def _plots(result: Verification) -> Iterator[str]:
-    kinds = result.subject.kind_text
+    kinds = result.subject.kinds
     text = (
         f"{kinds['sample']} The dashed line is the reference against itself, after every value of its noise was moved by one "
         "unit in the last place: how far this model alone carries the smallest disturbance. A route that runs in parallel to it "
@@ -149,28 +101,33 @@ def _plots(result: Verification) -> Iterator[str]:
 
 
 def _images(result: Verification) -> Iterator[str]:
-    body = []
     colours = route_colours(result)
-    for route, images in result.images.items():
-        shown = images[:MOST_IMAGES]
-        sheet = grid(shown, columns=len(shown), padding=2)
-        scale = max(1, -(-SMALLEST_IMAGE // shown.shape[1]))
-        name = f"{_swatch(colours.get(route, '#8a8f98'))}{escape(route)}{' (reference)' if route == result.reference else ''}"
-        width = sheet.shape[1] * scale
-        picture = f'<img alt="samples of {escape(route)}" style="width:{width}px" src="{png(sheet)}">'
-        body.append(f"<figure><figcaption>{name}</figcaption>{picture}</figure>")
+    body = [
+        images_row(
+            f"{route}{' (reference)' if route == result.reference else ''}",
+            images[:MOST_IMAGES],
+            swatch(colours.get(route, GREY)),
+        )
+        for route, images in result.images.items()
+    ]
     yield from section("Samples", body, "The same noise and conditions in every row.")
 
 
 def _tolerances(tolerances: Tolerances) -> Iterator[str]:
     rows = (
-        f'<tr><td>{precision}</td><td>{kind}</td><td class="number">{"scaled" if t.measure == "largest" else "relative"} error ≤ '
-        f"{t.value:g}</td><td>{'<span class=note>set by hand</span>' if t.chosen else 'default'}</td></tr>"
+        row(
+            (precision, kind),
+            (f"{'scaled' if t.measure == 'largest' else 'relative'} error ≤ {t.value:g}",),
+            (_note("set by hand") if t.chosen else "default",),
+        )
         for (precision, kind), t in tolerances.items()
     )
-    content = "\n".join(table(("precision", "inputs", "tolerance", ""), rows, numbers=(2,)))
-    yield from section("Tolerances", [f"<details><summary>By precision and inputs</summary>{content}</details>"])
+    return table(("precision", "inputs", "tolerance", ""), rows, numbers=(2,))
 
 
-def _swatch(colour: str) -> str:
-    return f'<span class="swatch" style="background:{colour}"></span>'
+def _note(text: str) -> str:
+    return f'<span class="note">{text}</span>'
+
+
+def _wrapped(text: str) -> str:
+    return f'<span class="wrap">{escape(text)}</span>'

@@ -12,15 +12,22 @@ from starflow.runtime.bundle.bundle import Bundle
 
 def headline(result: Verification) -> str:
     """The verdict in one sentence."""
-    routes = sorted({m.route for m in result.measurements if m.route != result.reference})
+    routes = {m.route for m in result.measurements if m.route != result.reference}
     missing = f"; {count(len(result.not_run), 'route')} not run" if result.not_run else ""
-    if not result.compared:
+    if not (result.compared or result.failures or result.guard.failures):
         return f"nothing was compared with {result.reference}{missing}"
     if result.passed:
         return f"{count(len(routes), 'route')} agree{'s' if len(routes) == 1 else ''} with {result.reference}{missing}"
-    broken = (*result.guard.failures, *result.failures)
-    failed = {m.route for m in result.measurements if not m.passed} | {failure.route for failure in broken}
-    return f"{', '.join(sorted(failed))}: not in order{missing}"
+    failed = {m.route for m in result.measurements if not m.passed} | {failure.route for failure in result.failures}
+    wrong = []
+    if failed:
+        verb = "does" if len(failed) == 1 else "do"
+        wrong.append(
+            f"{len(failed)} of {count(len(routes | failed), 'route')} {verb} not agree with {result.reference}"
+        )
+    if result.guard.failures:
+        wrong.append(f"TensorRT would misread {count(len(result.guard.failures), 'graph')}")
+    return "; ".join(wrong) + missing
 
 
 def count(number: int, what: str) -> str:
@@ -29,7 +36,7 @@ def count(number: int, what: str) -> str:
 
 
 def worst(result: Verification) -> Iterator[Measurement]:
-    """For every route and kind the block nearest to its tolerance, or furthest beyond it."""
+    """For every route and kind the part nearest to its tolerance, or furthest beyond it."""
     for route in result.routes:
         for kind in KINDS:
             measured = [m for m in result.measurements if (m.route, m.kind) == (route, kind)]
@@ -38,8 +45,8 @@ def worst(result: Verification) -> Iterator[Measurement]:
 
 
 def figure(value: float | None) -> str:
-    """An error for people: two digits, or a dash where there is none."""
-    return "-" if value is None else "0" if value == 0 else f"{value:.1e}"
+    """An error for people: two digits such as 3.1e-2, or a dash where there is none."""
+    return "-" if value is None else "0" if value == 0 else f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
 
 
 def bound(measurement: Measurement) -> str:
@@ -49,13 +56,19 @@ def bound(measurement: Measurement) -> str:
 
 
 def findings(result: Verification) -> list[tuple[str, str]]:
-    """What is wrong beyond a figure, by route."""
-    kinds: dict[tuple[str, str], list[str]] = {}
-    for m in result.measurements:
-        if m.finding:
-            kinds.setdefault((m.route, m.finding), []).append(m.kind)
-    found = [(route, f"{finding} (inputs: {', '.join(names)})") for (route, finding), names in kinds.items()]
-    return [(failure.route, failure.what) for failure in (*result.guard.failures, *result.failures)] + found
+    """What is wrong, by route: what broke down, where values are not finite, else the error furthest beyond its tolerance."""
+    found = [(failure.route, failure.what) for failure in (*result.guard.failures, *result.failures)]
+    failed = [m for m in worst(result) if not m.passed]
+    for route in dict.fromkeys(m.route for m in failed):
+        kinds: dict[str, list[str]] = {}
+        for m in result.measurements:
+            if m.route == route and m.finding:
+                kinds.setdefault(m.finding, []).append(m.kind)
+        found += [(route, f"{finding} (inputs: {', '.join(names)})") for finding, names in kinds.items()]
+        if not kinds:
+            m = max((m for m in failed if m.route == route), key=lambda m: m.load)
+            found.append((route, f"error {figure(m.error)} exceeds {figure(m.tolerance)} ({m.place})"))
+    return found
 
 
 def guard_line(result: Verification) -> str:
@@ -83,7 +96,7 @@ def as_plain_values(bundle: Bundle, result: Verification) -> dict[str, Any]:
 
 
 def print_table(result: Verification) -> None:
-    """The worst block of every route and kind, then what is wrong, what was not run, and the verdict.
+    """The worst part of every route and kind, then what is wrong, what was not run, and the verdict.
 
     Lines of 80 columns: a route stands above its figures, because its name may be long.
     """

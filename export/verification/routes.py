@@ -41,9 +41,7 @@ class Route:
 
     Attributes:
         name: Backend and variant, as reports call it.
-        bundle: The bundle.
-        variant: The variant.
-        open: Makes its backend, a context manager.
+        open: Opens the backend.
     """
 
     name: str
@@ -59,7 +57,7 @@ class Route:
 
 @dataclass(frozen=True)
 class NotRun:
-    """A route that was asked for and cannot run here."""
+    """A route, or a comparison, that was asked for and cannot run on this machine."""
 
     route: str
     why: str
@@ -90,16 +88,9 @@ def find_routes(
     Raises:
         BundleError: a build.json is damaged.
     """
-    routes: list[Route] = []
-    not_run: list[NotRun] = []
-    for backend in BACKENDS:
-        if backend in backends:
-            for found in _FINDERS[backend](bundle, variants):
-                if isinstance(found, Route):
-                    routes.append(found)
-                else:
-                    not_run.append(found)
-    return routes, not_run
+    found = [each for name in BACKENDS if name in backends for each in _FINDERS[name](bundle, variants)]
+    routes = [each for each in found if isinstance(each, Route)]
+    return routes, [each for each in found if isinstance(each, NotRun)]
 
 
 def default_reference(bundle: Bundle) -> Route:
@@ -113,31 +104,27 @@ def default_reference(bundle: Bundle) -> Route:
             if variant.name == name:
                 return _onnxruntime_route(bundle, variant)
     raise UsageError(
-        f"{bundle.root}: has none of the variants {', '.join(REFERENCES)} to compare with; "
-        "name the checkpoint it was exported from with --checkpoint"
+        f"{bundle.root}: has no variant to compare with (one of {', '.join(REFERENCES)}); "
+        "name the checkpoint it was exported from: --checkpoint FOLDER"
     )
 
 
 def _onnxruntime_route(bundle: Bundle, variant: Variant, provider: Provider = "cpu") -> Route:
-    name = "onnxruntime" if provider == "cpu" else f"onnxruntime-{provider}"
-
     def opened() -> Backend:
         return open_backend(bundle, "onnxruntime", variant=variant.name, provider=provider, threads=0)[1]
 
-    return Route(f"{name} {variant.name}", bundle, variant, opened)
+    return Route(f"onnxruntime{'' if provider == 'cpu' else f'-{provider}'} {variant.name}", bundle, variant, opened)
 
 
 def _onnxruntime(provider: Provider, bundle: Bundle, variants: Sequence[Variant]) -> Iterator[Route | NotRun]:
     for variant in variants:
+        route = _onnxruntime_route(bundle, variant, provider)
         if provider != "cpu" and variant.lowering != "portable":
             continue  # written for the CPU
-        route = _onnxruntime_route(bundle, variant, provider)
         if variant.precision == "bf16":
             yield NotRun(route.name, "the onnxruntime backend cannot compute in bfloat16; --network can")
-        elif provider == "cpu":
-            yield route
         else:
-            yield _unless_refused(route)
+            yield route if provider == "cpu" else _unless_refused(route)
 
 
 def _unless_refused(route: Route) -> Route | NotRun:
@@ -174,7 +161,7 @@ def _tensorrt(bundle: Bundle, variants: Sequence[Variant]) -> Iterator[Route | N
 
     built = {record.variant for record in read_builds(bundle)}
     if not built:
-        yield NotRun("tensorrt", f"the bundle has no engines; make them with: starflow build {bundle.root}")
+        yield NotRun("tensorrt", f"the bundle has no engines; build them with: starflow build {bundle.root}")
     for variant in variants:
         if variant.name in built:
             name = f"tensorrt {variant.name}"
@@ -185,10 +172,9 @@ def _tensorrt(bundle: Bundle, variants: Sequence[Variant]) -> Iterator[Route | N
                 continue
             try:
                 choose_build(bundle, variant.name, gpu)
+                yield Route(name, bundle, variant, partial(open_tensorrt, bundle, variant.name))
             except BackendError as error:  # its engines are for another GPU, or their TensorRT is not installed
                 yield NotRun(name, str(error))
-            else:
-                yield Route(name, bundle, variant, partial(open_tensorrt, bundle, variant.name))
 
 
 _FINDERS: dict[BackendName, Callable[[Bundle, Sequence[Variant]], Iterator[Route | NotRun]]] = {

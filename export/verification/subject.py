@@ -1,13 +1,14 @@
 """What is compared of a bundle: flow blocks token by token, or the path of a continuous flow step by step."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any
 
 from numpy.typing import NDArray
 
 from starflow.export.verification.tolerances import Kind
 from starflow.runtime.backends.base import Backend
-from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.traces.case import Case
 from starflow.runtime.traces.trace import Trace
@@ -15,45 +16,68 @@ from starflow.runtime.traces.trace import Trace
 Found = dict[Kind, dict[int, NDArray]]
 
 
-class Subject(Protocol):
+@dataclass(frozen=True)
+class Part:
+    """Something whose values [N, T, D] are compared.
+
+    Attributes:
+        name: In findings, such as `flow block 2`.
+        index: Of the flow block; 0 where there are no blocks.
+        unit: What an index along T counts: `token`, `step` or `pixel`.
+        prefix: Positions in the caches before the first token that is decoded.
+        first_token: That token; those before it pass unchanged.
+    """
+
+    name: str
+    index: int = 0
+    unit: str = "token"
+    prefix: int = 0
+    first_token: int = 0
+
+    def position(self, token: int) -> int:
+        """Where a token stands in the caches; one that passes the block unchanged counts as the first."""
+        return self.prefix + max(0, token - self.first_token)
+
+
+class Subject(ABC):
     """What a family of flows offers to compare.
 
     Attributes:
-        blocks: By index, from the top down.
-        unit: What errors are told for, along the second axis of a trace: `token` or `step`.
-        kinds: With which inputs things are run.
-        kind_text: What each kind means, for reports.
+        parts: By index, in the order of sampling.
+        kinds: With which inputs they are run, and what each kind means, for reports.
         model: The model in a few words.
     """
 
-    @property
-    def blocks(self) -> Mapping[int, Block]: ...
+    parts: Mapping[int, Part]
+    kinds: Mapping[Kind, str]
+    model: str
 
     @property
-    def unit(self) -> str: ...
+    def unit(self) -> str:
+        return next(iter(self.parts.values())).unit
 
-    @property
-    def kinds(self) -> tuple[Kind, ...]: ...
-
-    @property
-    def kind_text(self) -> Mapping[Kind, str]: ...
-
-    @property
-    def model(self) -> str: ...
-
+    @abstractmethod
     def trace(self, variant: Variant, backend: Backend, case: Case) -> Trace:
         """Sample the case as `starflow sample` does."""
 
+    @abstractmethod
+    def model_trace(self, model: Any, case: Case, conditions: tuple[Any, Any]) -> Trace:
+        """Sample the case with the PyTorch model of a checkpoint, under the condition and the null condition."""
+
+    @abstractmethod
     def run(
-        self, variant: Variant, backend: Backend, case: Case, expected: Trace, on_block: Callable[[int], None]
+        self, variant: Variant, backend: Backend, case: Case, expected: Trace, on_part: Callable[[Part], None]
     ) -> Found:
-        """Sample the case, and run each block on what the reference says it is given: by kind and block [N, T, D]."""
+        """Sample the case, and run each part on what the reference says it is given: by kind and index [N, T, D]."""
 
     def expected(self, kind: Kind, trace: Trace, case: Case) -> Mapping[int, NDArray]:
-        """What a reference's trace of the case says `run` should find, of one kind."""
+        """What `run` should find of one kind, by the reference's trace of the case."""
+        return trace.tokens
 
+    @abstractmethod
     def data(self, trace: Trace) -> NDArray:
         """The finished sample, [N, *data_shape]."""
 
+    @abstractmethod
     def load(self, variant: Variant, backend: Backend) -> None:
         """Open one graph, to see whether the backend can."""

@@ -1,6 +1,6 @@
-"""The text encoder of a bundle against transformers' own, on a few captions.
+"""Compares the text encoder of a bundle with that of transformers, on a few captions.
 
-Torch is imported when there is one to compare with, because verifying without does without it.
+Torch is imported only when there is an encoder to compare with: verifying without one does not need it.
 """
 
 from pathlib import Path
@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from starflow.export.verification.agreement import Measurement, compare
+from starflow.export.verification.agreement import Measurement, compare_one
 from starflow.export.verification.routes import NotRun
+from starflow.export.verification.subject import Part
 from starflow.export.verification.tolerances import Precision, Tolerances
-from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.network_spec import TextSpec
 from starflow.runtime.networks.caption_encoder import CaptionEncoder
@@ -24,22 +24,19 @@ CAPTIONS = ("", "a red apple", "Two cats, and a dog (black & white): 3 friends!"
 
 
 def text_encoder_folder(bundle: Bundle, checkpoint: Path | None, asked: str | None) -> Path | NotRun | None:
-    """The folder of the text encoder a bundle was exported with, or why there is none; None for a bundle without one.
+    """The folder of the text encoder a bundle was exported with, or why it is not compared; None where there is none.
 
-    Args:
-        bundle: The bundle.
-        checkpoint: The checkpoint, which may hold or name it.
-        asked: What the user names.
+    It is the folder that is asked for, else the one that the checkpoint holds or names.
 
     Raises:
-        UsageError: the user names one, and the bundle has none.
-        DataError: what the user names is no text encoder.
+        UsageError: a folder is asked for, and the bundle has no text encoder.
+        DataError: the folder that is asked for holds no text encoder.
     """
     if bundle.manifest.text is None:
         if asked:
-            raise UsageError(f"--text-encoder {asked}: this bundle holds no text encoder")
+            raise UsageError(f"--text-encoder {asked}: this bundle has no text encoder")
         return None
-    unknown = NotRun(NAME, "is compared with transformers' own: name --text-encoder")
+    unknown = NotRun(NAME, "it has no reference here; name --text-encoder")
     if not asked and not checkpoint:
         return unknown
 
@@ -70,9 +67,8 @@ def compare_text_encoder(bundle: Bundle, folder: Path, tolerances: Tolerances) -
     encoded = encode([fill_template(text.template, caption) for caption in CAPTIONS], folder, text.tokens)
     for row, features in zip(expected, encoded.features, strict=True):
         row[: len(features)] = features
-    whole = Block(index=0, identity=False, reversed=False, rows=1, prefix=0, first_token=0, capacity=text.tokens)
     tolerance = tolerances[_precision(bundle, text), "text"]
-    return compare(NAME, "text", {0: whole}, {0: expected}, {0: found}, tolerance)
+    return compare_one(NAME, "text", Part("the features"), expected, found, tolerance)
 
 
 def _precision(bundle: Bundle, text: TextSpec) -> Precision:

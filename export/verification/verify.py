@@ -2,22 +2,21 @@
 
 Each route through an autoregressive flow is compared with the reference three times:
 
-* `given`: every block on the reference's noise *and* tokens, decoded in chunks. Nothing that a route makes is fed back to
+* `given`: every block on the reference's noise *and* tokens, decoded in chunks. Nothing that a route computes is fed back to
   it, so the error is that of the arithmetic alone.
 * `block`: every block on the reference's noise, token by token, on its own tokens.
 * `sample`: the whole sample, on its own tokens throughout, as `starflow sample` runs it.
 
-A text encoder is compared with transformers' own, `text`, on a few captions.
+A continuous flow has steps in place of tokens, and no blocks: it is compared step by step with the reference's state before
+each step `given`, and over the whole integration.
 
-Denoisers are compared with PyTorch alone, `denoise`: on the reference's samples, by what they add to them. So are decoders and
-encoder, `pixels`: by the pixels of the reference's samples, and the latents of those pixels.
-
-A continuous flow has steps in place of tokens, and no blocks: it is compared with the reference's state `given` before each
-step, and over the whole integration.
+Networks beside the flow are compared with PyTorch's alone. `text`: the features of a few captions. `denoise`: what a denoiser
+adds to the reference's samples. `pixels`: the pixels of the reference's samples, and the latents of those pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from starflow.export.verification.denoisers import compare_denoiser, denoiser_na
 from starflow.export.verification.families import subject_of
 from starflow.export.verification.guard import NOT_GUARDED, Guarded
 from starflow.export.verification.routes import Failure, NotRun, Reference, Route
-from starflow.export.verification.subject import Subject
+from starflow.export.verification.subject import Part, Subject
 from starflow.export.verification.text_encoder import NAME as TEXT_ENCODER
 from starflow.export.verification.text_encoder import compare_text_encoder
 from starflow.export.verification.tolerances import Kind, Tolerances
@@ -45,18 +44,12 @@ from starflow.runtime.traces.trace import Trace
 
 @dataclass(frozen=True)
 class Verification:
-    """What came out.
+    """The result of a verification.
 
     Attributes:
-        subject: What was compared of the bundle.
-        reference: What the routes were compared with.
-        case: What was sampled.
-        routes: What was compared with it, by name.
-        measurements: One for each route, kind and block.
-        failures: What broke down.
-        guard: What the parser guard found.
-        not_run: What was asked for and could not run here.
-        sensitivity: Per block, [T] error of the reference's own tokens after the noise was moved by one unit in the last
+        routes: Names of all that was compared with the reference.
+        measurements: One for each route, kind and part.
+        sensitivity: Per part, [T] error of the reference's own tokens after the noise was moved by one unit in the last
             place: how much the model amplifies the smallest disturbance.
         images: Per route, uint8 [N, H, W, C]; empty for models of latents.
     """
@@ -101,79 +94,79 @@ def verify(
 
     Args:
         bundle: The bundle.
-        reference: What to compare with. Where it is one of the routes, its chunks are compared with its own steps.
-        routes: What to run. One that breaks down is reported, and the others go on.
+        reference: What to compare with. If it is one of the routes, its chunks are compared with its own steps.
+        routes: What to run. A route that breaks down is reported, and the others go on.
         case: What to sample.
-        tolerances: How far apart they may be.
+        tolerances: Bounds on the errors.
         text_encoder: Folder of the text encoder the bundle was exported with, to compare the bundle's with.
         autoencoder: Folder of the autoencoder the bundle was exported with, likewise.
-        not_run: Handed on to the result.
-        guard: Handed on to the result.
-        progress: Told of every sample and block.
+        not_run, guard: Handed on to the result.
+        progress: Told of every sample and flow block.
 
     Raises:
         StarflowError: the reference cannot be run.
         UsageError: the case does not fit the bundle.
     """
     subject = subject_of(bundle)
-    steps = _Steps(progress, 2 + len(routes) * (1 + len(subject.blocks)))
-    steps.start(reference.name)
+    denoisers = bundle.manifest.denoisers if isinstance(reference, TorchReference) else ()
+    total = 2 + len(routes) * (1 + len(subject.parts)) + len(denoisers) + bool(text_encoder) + bool(autoencoder)
+    done = count()
+
+    def start(what: str) -> None:
+        progress(next(done), total, what)
+
+    start(reference.name)
     expected = reference.trace(case)
-    steps.start(f"{reference.name}, noise moved by one ulp")
+    start(f"{reference.name}, noise moved by one ulp")
     disturbed = reference.trace(nudged(case))
     data = {reference.name: subject.data(expected)}
     measurements: list[Measurement] = []
     failures: list[Failure] = []
     for route in routes:
-        kinds: tuple[Kind, ...] = ("given",) if route.name == reference.name else subject.kinds
-        steps.start(route.name)
+        start(route.name)
 
-        def on_block(index: int, name: str = route.name) -> None:
-            steps.start(f"{name}, flow block {index}")
+        def on_part(part: Part, name: str = route.name) -> None:
+            start(f"{name}, {part.name}")
 
         try:
             with route.open() as backend:
-                found = subject.run(route.variant, backend, case, expected, on_block)
+                found = subject.run(route.variant, backend, case, expected, on_part)
         except UsageError:
             raise
         except StarflowError as error:
             failures.append(Failure(route.name, str(error)))
             continue
         data[route.name] = subject.data(Trace(found["sample"]))
+        kinds: Iterable[Kind] = ("given",) if route.name == reference.name else subject.kinds
         for kind in kinds:
             tolerance = tolerances[route.variant.precision, kind]
             right = subject.expected(kind, expected, case)
-            measurements += compare(route.name, kind, subject.blocks, right, found[kind], tolerance, subject.unit)
+            measurements += compare(route.name, kind, subject.parts, right, found[kind], tolerance)
+    measured = [route.name for route in routes]
+    sample = data[reference.name]
     if isinstance(reference, TorchReference):
         for spec in bundle.manifest.denoisers:
-            name, x = denoiser_name(spec), subject.data(expected)
-            steps.start(name)
-            compared, data[name] = compare_denoiser(bundle, spec, reference, case, x, tolerances)
+            name = denoiser_name(spec)
+            start(name)
+            compared, data[name] = compare_denoiser(bundle, spec, reference, case, sample, tolerances)
             measurements += compared
     if text_encoder:
-        steps.start(TEXT_ENCODER)
+        start(TEXT_ENCODER)
         measurements += compare_text_encoder(bundle, text_encoder, tolerances)
-    coded: list[Measurement] = []
     if autoencoder:
-        steps.start("autoencoder")
-        coded = compare_autoencoder(bundle, autoencoder, subject.data(expected), tolerances)
-    pictured = bundle.manifest.output == "images"
+        start("autoencoder")
+        measurements += compare_autoencoder(bundle, autoencoder, sample, tolerances)
     return Verification(
         subject=subject,
         reference=reference.name,
         case=case,
-        routes=(
-            *(route.name for route in routes),
-            *map(denoiser_name, bundle.manifest.denoisers),
-            *([TEXT_ENCODER] if text_encoder else []),
-            *(measurement.route for measurement in coded),
-        ),
-        measurements=(*measurements, *coded),
+        routes=tuple(dict.fromkeys([*measured, *(measurement.route for measurement in measurements)])),
+        measurements=tuple(measurements),
         failures=tuple(failures),
         guard=guard,
         not_run=tuple(not_run),
         sensitivity={i: token_errors(tokens, disturbed.tokens[i]) for i, tokens in expected.tokens.items()},
-        images=_pictures(bundle, data) if pictured else {},
+        images=_pictures(bundle, data) if bundle.manifest.output == "images" else {},
     )
 
 
@@ -187,14 +180,3 @@ def _pictures(bundle: Bundle, data: Mapping[str, NDArray]) -> dict[str, NDArray[
     pixels = {name: to_uint8(decoder.decode(x, noisy=False)) for name, x in finite.items()}
     decoder.close()
     return pixels
-
-
-class _Steps:
-    """Reports one thing after another."""
-
-    def __init__(self, report: Report, total: int) -> None:
-        self._report, self._total, self._done = report, total, 0
-
-    def start(self, what: str) -> None:
-        self._report(self._done, self._total, what)
-        self._done += 1

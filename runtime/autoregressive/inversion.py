@@ -1,10 +1,10 @@
-"""The other direction: from data back to the noise that makes it, with the density it is given on the way.
+"""Inversion: from data back to the noise that the flow turns into it, and the density of the data.
 
-A step graph samples: x = z sigma + mu, with mu and sigma from the tokens before. Given all tokens of x, one pass with z = 0
-yields mu and one with z = 1 yields sigma + mu; then z = (x - mu) / sigma is what the block above made. No pass depends on
-another token's result, so a block takes two passes over all its tokens, and weights are those of the step graphs.
+A step graph computes x = z sigma + mu, with mu and sigma from the tokens before. Given all tokens of x, a pass with z = 0 yields
+mu and a pass with z = 1 yields sigma + mu. Then z = (x - mu) / sigma is the output of the block above. No token depends on the
+result of another one, so a block takes two passes over all of its tokens. The weights are those of the step graphs.
 
-    log p(x) = log p(z of the top block) - sum over blocks and tokens of log sigma      (TARFlow, eq. 5; STARFlow, eq. 2)
+    log p(x) = log p(z of the deep block) - sum over blocks and tokens of log sigma      (TARFlow, eq. 5; STARFlow, eq. 2)
 """
 
 from collections.abc import Iterator
@@ -24,12 +24,12 @@ from starflow.runtime.plain.guidance import Guidance
 
 @dataclass(frozen=True)
 class InvertedBlock:
-    """One flow block on given data; everything in block order.
+    """One flow block of inverted data, in block order.
 
     Attributes:
         block: The block.
-        inputs: What it takes to make these tokens: their noise, and the condition.
-        tokens: [B, T, D] what it makes.
+        inputs: The inputs that yield the tokens: their noise, and the condition.
+        tokens: [B, T, D], the output of the block.
         log_sigma: [B, T] float64, log sigma summed over channels; 0 for a token that passes unchanged.
     """
 
@@ -42,17 +42,15 @@ class InvertedBlock:
 def invert_batch(
     backend: Backend, manifest: AutoregressiveManifest, x: NDArray, conditions: Conditions, chunk: int | None = None
 ) -> Iterator[InvertedBlock]:
-    """Go through the flow blocks from the data upwards, without guidance.
+    """Invert the flow blocks from the data to the deep block, without guidance.
 
     Args:
-        backend: Runs the blocks.
-        manifest: The bundle's.
-        x: [B, T, D] float32, raster order, of exactly the exported batch.
-        conditions: Of the B images.
-        chunk: Most tokens of a pass; None takes what the bundle allows.
+        x: [B, T, D] float32 in raster order, one batch of the exported size.
+        conditions: Conditions of the B images.
+        chunk: Largest number of tokens in a pass; None takes the largest number the bundle allows.
 
     Raises:
-        BackendError: a value is not finite.
+        BackendError: a block produced NaN or infinity.
     """
     for block in manifest.blocks:
         if block.identity:
@@ -71,6 +69,6 @@ def invert_batch(
             log_sigma = np.pad(np.log(sigma.astype(np.float64)).sum(axis=2), ((0, 0), (first, 0)))
         if not (np.isfinite(noise).all() and np.isfinite(log_sigma).all()):
             runner.clear()
-            raise BackendError(f"flow block {block.index} produced NaN or infinity while data was inverted")
+            raise BackendError(f"flow block {block.index} produced NaN or infinity in the inversion")
         yield InvertedBlock(block, replace(inputs, noise=noise), tokens, log_sigma)
         x = noise[:, ::-1] if block.reversed else noise

@@ -1,4 +1,4 @@
-"""Autoregressive flows behind the sampler: layouts, the prior, which plan, and what can be asked for."""
+"""Autoregressive flows behind the sampler: token layout, prior, choice of the plan, and checks of a request."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -16,21 +16,15 @@ from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManife
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.conditions import Conditions
-from starflow.runtime.family import Inverted, Request
+from starflow.runtime.family import Inverted, Request, no_guidance
 from starflow.runtime.plain.errors import BundleError, UsageError
-from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plans.decode_plan import DecodePlan, Jacobi, read_plan
 
 
 class AutoregressiveLoop:
-    """Runs a bundle's flow blocks by a decode plan; a `FamilyLoop`.
+    """Runs the flow blocks of a bundle by a decode plan; a `FamilyLoop`.
 
-    Args:
-        bundle: The bundle.
-        variant: The variant that runs.
-        backend: Runs it.
-        plan: What `resolve_decode_plan` made; None takes the plan stored for this backend and variant, else sequential
-            decoding.
+    Plan None takes the plan stored for the backend and variant, or decodes sequentially if there is none.
     """
 
     def __init__(self, bundle: Bundle, variant: Variant, backend: Backend, plan: DecodePlan | None) -> None:
@@ -46,7 +40,7 @@ class AutoregressiveLoop:
 
     @property
     def work(self) -> int:
-        """Tokens, over all flow blocks."""
+        """Number of tokens over all flow blocks."""
         return sum(self._manifest.model.tokens for block in self._manifest.blocks if not block.identity)
 
     @property
@@ -54,8 +48,12 @@ class AutoregressiveLoop:
         return "by plan" if self.plan.blocks else "sequential"
 
     def check(self, request: Request) -> None:
-        manifest, temperature = self._manifest, request.attention_temperature
-        self._check_guidance(request.guidance)
+        manifest, guidance, temperature = self._manifest, request.guidance, request.attention_temperature
+        if guidance.weight and manifest.guidance is None:
+            raise no_guidance(manifest, guidance)
+        ratio = manifest.guidance is not None and manifest.guidance.rule == "ratio"
+        if guidance.weight and ratio and (guidance.annealed or not (guidance.scale and guidance.shift)):
+            raise UsageError("guidance of STARFlow takes a weight and top_only; the other options are for TARFlow")
         if temperature != 1.0 and not manifest.attention_temperature:
             raise UsageError("this bundle has no attention temperature; export it with --attention-temperature")
         if not temperature > 0:
@@ -94,15 +92,13 @@ class AutoregressiveLoop:
             self._manifest,
             tokens if self._deviation is None else tokens * self._deviation,
             conditions,
-            request.guidance,
-            attention_temperature=request.attention_temperature,
-            plan=self.plan,
-            on_tokens=on_work,
+            request,
+            self.plan,
+            on_work,
             finite=finite,
         )
 
     def invert(self, x: NDArray, conditions: Conditions) -> Inverted:
-        """Find the noise of one batch of data [B, C, H, W], and its density."""
         model = self._manifest.model
         tokens = patchify(x, model)
         log_sigma = np.zeros(tokens.shape[:2])
@@ -117,23 +113,12 @@ class AutoregressiveLoop:
         noise = unpatchify(tokens, model) if model.noise_layout == "image" else np.ascontiguousarray(tokens)
         return Inverted(noise, log_normal - log_sigma.sum(axis=1), -log_sigma)
 
-    def _check_guidance(self, guidance: Guidance) -> None:
-        if guidance.weight == 0:
-            return
-        spec = self._manifest.guidance
-        if spec is None:
-            if self._manifest.conditioning.kind == "none":
-                raise UsageError(f"guidance {guidance.weight} on an unconditional model; leave it out")
-            raise UsageError("this bundle was exported with --no-guidance; export it again without that option")
-        if spec.rule == "ratio" and (guidance.annealed or not (guidance.scale and guidance.shift)):
-            raise UsageError("STARFlow's guidance has a weight and top_only; the other options are TARFlow's")
-
 
 def resolve_decode_plan(manifest: AutoregressiveManifest, plan: object) -> DecodePlan | None:
-    """A plan that fits the bundle; None for `auto`.
+    """The decode plan for a value that `Sampler.open` takes; None for `auto`.
 
     Raises:
-        UsageError: it does not, or it is not a decode plan.
+        UsageError: it does not fit the bundle, or is not a decode plan.
     """
     if isinstance(plan, str | os.PathLike):
         if plan == "auto":
@@ -146,7 +131,9 @@ def resolve_decode_plan(manifest: AutoregressiveManifest, plan: object) -> Decod
     elif isinstance(plan, DecodePlan):
         name = "the plan"
     else:
-        raise UsageError(f"{plan}: solvers and steps are for continuous flows; this one decodes tokens, see --plan")
+        raise UsageError(
+            f"{plan}: solvers and steps are for continuous flows; this bundle takes a decode plan, see --plan"
+        )
     misfit = plan.misfit(manifest.decoded_tokens(), manifest.max_chunk, manifest.batch)
     if misfit:
         raise UsageError(f"{name}: {misfit}")
@@ -154,7 +141,7 @@ def resolve_decode_plan(manifest: AutoregressiveManifest, plan: object) -> Decod
 
 
 def _prior_deviation(root: Path, manifest: AutoregressiveManifest) -> NDArray | None:
-    """[T, D] standard deviation of the prior, or None where it is 1."""
+    """[T, D] standard deviation of the prior, or None if it is 1."""
     spec, model = manifest.prior, manifest.model
     if spec is None:
         return None

@@ -1,7 +1,7 @@
-"""The sampling loop, written once for every backend.
+"""The sampling loop, once for all backends.
 
-From the deep block down, each block turns its noise into tokens, one after the other; what a block makes is the noise of
-the block below. (STARFlow, section 3; TARFlow, section 2.2.)
+From the deep block down, each block turns its noise into tokens, one after the other. The tokens of a block are the noise of the
+block below. (STARFlow, section 3; TARFlow, section 2.2.)
 """
 
 from collections.abc import Callable, Iterator
@@ -14,11 +14,12 @@ from starflow.runtime.backends.base import Backend
 from starflow.runtime.backends.block_runner import BlockInputs, BlockRunner
 from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest, Block
 from starflow.runtime.conditions import Conditions
+from starflow.runtime.family import Request
 from starflow.runtime.plain.errors import BackendError
 from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plans.decode_plan import DecodePlan, Segment, Steps
 
-TOKENS_PER_REPORT = 16  # how many steps run between two progress reports
+TOKENS_PER_REPORT = 16  # number of steps between two progress reports
 
 OnTokens = Callable[[int], None]
 
@@ -27,13 +28,13 @@ SEQUENTIAL = DecodePlan(blocks=())
 
 @dataclass(frozen=True)
 class SampledBlock:
-    """What one flow block was given, and what it made.
+    """One flow block of a sampled batch.
 
     Attributes:
         block: The block.
-        inputs: Its noise, condition and weights; its noise may be a view of the tokens of the block above.
+        inputs: Its inputs; the noise may be a view of the tokens of the block above.
         tokens: [B, T, D] float32 in block order.
-        passes: How often its network ran, prefill apart.
+        passes: Number of runs of its network, prefill not counted.
     """
 
     block: Block
@@ -52,35 +53,30 @@ def sample_blocks(
     manifest: AutoregressiveManifest,
     noise: NDArray,
     conditions: Conditions,
-    guidance: Guidance,
+    request: Request,
+    plan: DecodePlan,
+    on_tokens: OnTokens,
     *,
-    attention_temperature: float = 1.0,
-    plan: DecodePlan = SEQUENTIAL,
-    on_tokens: OnTokens = lambda count: None,
     finite: bool = True,
 ) -> Iterator[SampledBlock]:
-    """Sample one batch of exactly the exported size, one flow block after the other.
+    """Sample one batch of the exported size, one flow block after the other.
 
     Args:
-        backend: Runs the blocks.
-        manifest: The bundle's.
-        noise: [B, T, D] float32, raster order, already scaled by the prior.
-        conditions: Of the B images.
-        guidance: What is asked for.
-        attention_temperature: See `Sampler.generate`.
-        plan: How each block is decoded.
+        noise: [B, T, D] float32 in raster order, already scaled by the prior.
+        conditions: Conditions of the B images.
+        request: Guidance and attention temperature.
         on_tokens: Called with the number of tokens just decoded.
-        finite: Whether a value that is not finite is an error. If not, zeros go on in its place.
+        finite: Whether NaN and infinity are errors; if not, the next block gets zeros instead.
 
     Raises:
-        BackendError: a block made a value that is not finite.
+        BackendError: a block produced NaN or infinity.
     """
     x = noise
     for block in reversed(manifest.blocks):
         if block.identity:
             continue
         z = x[:, ::-1] if block.reversed else x
-        inputs = block_inputs(manifest, block, z, conditions, guidance, attention_temperature)
+        inputs = block_inputs(manifest, block, z, conditions, request.guidance, request.attention_temperature)
         runner = backend.block_runner(block.index)
         runner.prefill(inputs)
         segments = plan.segments(block.index, block.capacity - block.prefix)
@@ -88,7 +84,7 @@ def sample_blocks(
         made = SampledBlock(block, inputs, runner.read(), passes)
         x = made.natural
         if not np.isfinite(x).all():
-            runner.clear()  # or it would reach the next sequence through masked positions
+            runner.clear()  # or NaN would reach the next sequence through masked positions
             if finite:
                 position = int(np.argwhere(~np.isfinite(made.tokens).all(axis=(0, 2)))[0, 0])
                 raise BackendError(f"flow block {block.index} produced NaN or infinity at token {position}")
@@ -97,7 +93,7 @@ def sample_blocks(
 
 
 def _decode(runner: BlockRunner, segment: Segment, on_tokens: OnTokens) -> int:
-    """Decode a segment; how often the network ran."""
+    """Decode a segment and return the number of passes."""
     if not isinstance(segment, Steps):
         passes = runner.iterate(segment)
         on_tokens(segment.tokens)
@@ -117,14 +113,14 @@ def block_inputs(
     guidance: Guidance,
     attention_temperature: float,
 ) -> BlockInputs:
-    """Inputs of one block; where it is guided, [conditional, null] rows."""
+    """Inputs of one block, with [conditional, null] rows if it is guided."""
     batch = manifest.batch
     guided = block.rows == 2 * batch
-    top = block.index == len(manifest.blocks) - 1
-    weight = guidance.weight if top or not guidance.top_only else 0.0
+    deep = block.index == len(manifest.blocks) - 1
+    weight = guidance.weight if deep or not guidance.top_only else 0.0
     temperature = np.full(block.rows, attention_temperature, np.float32)
     if manifest.model.family == "tarflow":
-        temperature[:batch] = 1.0  # TARFlow's temperature acts on its unguided branch only
+        temperature[:batch] = 1.0  # TARFlow applies it to the unguided branch only
     condition, label = None, None
     if block.prefix and conditions.tokens is not None and conditions.null_tokens is not None:
         condition = np.concatenate([conditions.tokens, conditions.null_tokens]) if guided else conditions.tokens

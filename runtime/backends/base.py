@@ -1,26 +1,17 @@
 """The interface of a backend: a device, and for each family of flows a runner of its graphs."""
 
 from abc import ABC, abstractmethod
-from typing import Literal, Protocol, Self
+from typing import Literal, Self
 
 from starflow.runtime.backends.block_runner import BlockRunner
 from starflow.runtime.backends.continuous_runner import ContinuousRunner
+from starflow.runtime.backends.memory_bandwidth import BandwidthProbe
 from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec
 from starflow.runtime.bundle.manifest import Variant
 
 Provider = Literal["cpu", "cuda", "tensorrt"]  # execution providers of ONNX Runtime
-
-
-class BandwidthProbe(Protocol):
-    """Measures the memory bandwidth of a device in bytes per second; a context manager that owns its buffers."""
-
-    def measure(self) -> float: ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 class Backend(ABC):
@@ -56,12 +47,7 @@ class Backend(ABC):
 
 
 class GraphBackend(Backend):
-    """A backend that opens each graph when it is first asked for.
-
-    Args:
-        bundle: An open bundle.
-        variant: The variant to run.
-    """
+    """A backend that opens each graph of a variant when it is first needed."""
 
     def __init__(self, bundle: Bundle, variant: Variant) -> None:
         self._bundle, self._variant = bundle, variant

@@ -1,7 +1,7 @@
 """The interface of a backend for autoregressive flows: one flow block, decoded token by token or several tokens together.
 
-The order of runs is written here, once for every backend; a backend adds buffers and a way to run the step graph. Everything here
-is host work per sequence or per Jacobi iteration, never per token: `advance`, the hot loop, belongs to the backend.
+This module holds the order of runs, once for all backends; a backend adds buffers and a way to run the step graph. The host works
+here per sequence or per Jacobi iteration, never per token: the hot loop, `advance`, belongs to the backend.
 """
 
 from abc import ABC, abstractmethod
@@ -16,16 +16,18 @@ from starflow.runtime.bundle.graph_spec import GraphSpec
 from starflow.runtime.plain.errors import BackendError
 from starflow.runtime.plans.decode_plan import Chunk, Guess, Iterated, Window
 
+MARK = 7  # a value that no cache holds after a step
+
 
 @dataclass(frozen=True)
 class BlockInputs:
-    """What one flow block gets before its first token.
+    """The inputs of one flow block for a sequence.
 
     Attributes:
         noise: [B, T, D] float32 in block order.
-        condition: [rows, m, width] float32, [conditional, null] where the block is guided; for a block with a prefix.
-        label: [rows] int64, for a block conditioned by class vector.
-        scalars: Every other per-image input by role: guidance weights [B], inverse temperature [rows], float32.
+        condition: [rows, m, width] float32, [conditional, null] if the block is guided; None for a block without prefix.
+        label: [rows] int64, for models conditioned on a class index.
+        scalars: Other inputs per image, by role: guidance weights [B] and inverse temperature [rows], float32.
     """
 
     noise: NDArray
@@ -35,17 +37,17 @@ class BlockInputs:
 
 
 class BlockRunner(ABC):
-    """Runs the step graph of one flow block: owns its buffers and caches, and keeps the position between calls.
+    """Runs the step graph of one flow block. It owns buffers and caches, and keeps the position between calls.
 
     A sampling loop calls `prefill`, then `advance` and `iterate` until all tokens are decoded, then `read`.
 
-    Buffers go by the names of the graph's inputs and outputs. Those whose shape holds the number of tokens S exist once for every
-    S that occurs; `previous` of S = 1 always holds the token before the next one.
+    Buffers have the names of the graph's inputs and outputs. A buffer whose shape depends on the number of tokens S exists for
+    each S that occurs; `previous` for S = 1 always holds the token before the next one.
 
     Args:
         block: The flow block.
         graph: Its step graph in the chosen variant.
-        max_chunk: Most tokens of one run.
+        max_chunk: Largest number of tokens in one run.
     """
 
     def __init__(self, block: Block, graph: GraphSpec, max_chunk: int) -> None:
@@ -56,15 +58,15 @@ class BlockRunner(ABC):
 
     @abstractmethod
     def store(self, name: str, value: ArrayLike, count: int = 1) -> None:
-        """Fill an input buffer, broadcasting; `count` is the S of a buffer that depends on it."""
+        """Fill an input buffer, broadcasting; `count` is S if the buffer depends on it."""
 
     @abstractmethod
     def fetch(self, name: str, count: int = 1) -> NDArray:
-        """A buffer's content on the host; it may be a view that the next run changes."""
+        """The content of a buffer on the host, which may be a view that the next run changes."""
 
     @abstractmethod
     def run(self, count: int) -> None:
-        """One run over S = `count` tokens at the current position, which stays where it is."""
+        """Run S = `count` tokens at the current position, without moving it."""
 
     @abstractmethod
     def seek(self, position: int) -> None:
@@ -80,12 +82,12 @@ class BlockRunner(ABC):
 
     @abstractmethod
     def clear(self) -> None:
-        """Zero the caches: a value that is not finite would reach later sequences through masked positions."""
+        """Zero the caches: NaN or infinity would reach later sequences through masked positions."""
 
     # Decoding a sequence
 
     def prefill(self, inputs: BlockInputs) -> None:
-        """Start a sequence: take its inputs and write the condition into the caches."""
+        """Start a sequence: store its inputs and write the condition into the caches."""
         block, tokens = self.block, inputs.noise
         for name, value in inputs.scalars.items():
             if name in self.input_names:
@@ -96,7 +98,9 @@ class BlockRunner(ABC):
         self._noise[:, block.prefix :] = tokens[:, block.first_token :]
         self.store("noise", self._noise)
         self._first = tokens[:, : block.first_token].copy()
-        self._accepted: dict[int, NDArray] = {}  # tokens by position, where `samples` holds those of a later pass
+        self._accepted: dict[
+            int, NDArray
+        ] = {}  # tokens by position, for those that a later pass overwrote in `samples`
         self.seek(0)
         for start in range(0, block.prefix, self.max_chunk):
             assert inputs.condition is not None
@@ -108,7 +112,7 @@ class BlockRunner(ABC):
             self.store("previous", self._first)
 
     def iterate(self, segment: Iterated) -> int:
-        """Decode the segment's tokens together; return the number of passes that took."""
+        """Decode the tokens of a segment together and return the number of passes."""
         if segment.tokens == 1:  # one pass is exact, and the single-step buffers feed themselves
             self.advance(1)
             return 1
@@ -128,25 +132,25 @@ class BlockRunner(ABC):
         return passes
 
     def read(self) -> NDArray:
-        """The decoded sequence, [B, T, D] float32 in block order (a copy)."""
+        """A copy of the decoded sequence, [B, T, D] float32 in block order."""
         samples = self.fetch("samples")[:, 0].copy()
         for start, tokens in self._accepted.items():
             samples[:, start : start + tokens.shape[1]] = tokens
         return np.concatenate([self._first, samples[:, self.block.prefix :]], axis=1)
 
     def decode_given(self, inputs: BlockInputs, tokens: NDArray, chunk: int | None = None) -> NDArray:
-        """Run a sequence with every input given, [B, T, D] in block order: nothing that comes out is fed back.
+        """Run a sequence whose tokens are given, and return the outputs, [B, T, D] in block order.
 
-        Each position gets the token that truly comes before it, so one pass over any number of them is exact.
+        Each position gets the true token before it instead of an output, so a pass over any number of tokens is exact.
 
         Args:
-            inputs: What the block starts with.
-            tokens: [B, T, D] in block order, the right outputs.
-            chunk: Most tokens of a pass; None takes as many as the graph does.
+            inputs: Inputs of the block.
+            tokens: [B, T, D] in block order, the true outputs.
+            chunk: Largest number of tokens in a pass; None takes the largest number the graph accepts.
         """
         first = self.block.first_token
         self.prefill(inputs)
-        # The start token is the graph's own: what stands before the first token does not count.
+        # The graph has its own start token and ignores what precedes the first token.
         start = np.zeros_like(tokens[:, : 1 - first])
         previous = np.concatenate([start, tokens[:, :-1]], axis=1)
         parts = [tokens[:, :first]]
@@ -160,9 +164,9 @@ class BlockRunner(ABC):
     # Passes over several tokens
 
     def run_schedule(self, start: int, first: NDArray, tokens: NDArray, schedule: Sequence[tuple[int, int]]) -> None:
-        """Passes that are known beforehand: each takes its inputs from `tokens` and puts its outputs there.
+        """Run passes that are fixed in advance; each reads its inputs from `tokens` and writes its outputs there.
 
-        Nothing depends on a value, so a backend whose tokens lie on a device may do all of it there.
+        The passes depend on no value, so a backend with tokens on a device may run all of them there.
 
         Args:
             start: Position of the first token.
@@ -174,12 +178,12 @@ class BlockRunner(ABC):
             tokens[:, offset : offset + count] = self._run(start, first, tokens, offset, count)
 
     def _run(self, start: int, first: NDArray, tokens: NDArray, offset: int, count: int) -> NDArray:
-        """One pass over `count` of the tokens; what came out [B, count, D]."""
+        """Run one pass over `count` of the tokens from `offset` on; the outputs, [B, count, D]."""
         before = tokens[:, offset - 1 : offset] if offset else first
         return self.run_on(start + offset, np.concatenate([before, tokens[:, offset : offset + count - 1]], axis=1))
 
     def run_on(self, position: int, inputs: NDArray) -> NDArray:
-        """One pass from a position on, with given inputs [B, S, D]; what came out, [B, S, D], until the next run."""
+        """Run one pass from a position on, with inputs [B, S, D]. The outputs, [B, S, D], are valid until the next run."""
         count = inputs.shape[1]
         if self.tell() != position:
             self.seek(position)
@@ -188,12 +192,12 @@ class BlockRunner(ABC):
         return self.fetch("x", count)
 
     def _previous(self, start: int) -> NDArray:
-        """The token before `start`; zeros where there is none, which the graph replaces by its start token."""
+        """The token before `start`, or zeros if there is none; the graph replaces them by its start token."""
         token = self.fetch("previous").copy()
         return token if start > self.block.prefix or self.block.first_token else np.zeros_like(token)
 
     def guess(self, start: int, count: int, kind: Guess) -> NDArray:
-        """What `count` tokens from position `start` on are taken for at first, [B, count, D]."""
+        """The first guess for `count` tokens from position `start` on, [B, count, D]."""
         noise = self._noise[:, start : start + count]
         if kind == "noise":
             return noise.copy()
@@ -202,22 +206,22 @@ class BlockRunner(ABC):
         return np.repeat(self._previous(start), count, axis=1)
 
     def _converge(self, start: int, first: NDArray, tokens: NDArray, segment: Chunk) -> int:
-        """Passes over a chunk until every image has converged; an image that has is left as it is, whatever others do."""
+        """Run passes over a chunk until every image has converged. An image that has converged keeps its tokens."""
         assert segment.tolerance is not None
         inputs = np.concatenate([first, tokens[:, :-1]], axis=1)
         exact = segment.caches == "exact"
         going = np.ones(len(tokens), bool)
-        fresh = np.zeros(len(tokens), bool)  # images whose keys are those of their accepted tokens
+        fresh = np.zeros(len(tokens), bool)  # images whose caches hold the keys of their accepted tokens
         done = 0
         while going.any() and done < segment.passes:
-            # `reference`: the keys of an image stay those of the inputs of its last pass.
+            # `reference` caches keep the keys of the inputs of an image's last pass.
             renewed = slice(None) if exact else going
             inputs[renewed, 1:] = tokens[renewed, :-1]
             new = self.run_on(start, inputs)
             change = _change(new, tokens, segment)
             fresh = np.where(going, (new == tokens).all(axis=(1, 2)), exact)
             tokens[going] = new[going]
-            # A value that is not finite ends it, too; it is reported with its block, once the sequence is read.
+            # NaN ends the iteration as well; the sampling loop reports it after it has read the sequence.
             going &= change >= segment.tolerance
             done += 1
         if exact:
@@ -227,22 +231,18 @@ class BlockRunner(ABC):
         return done
 
     def _refresh(self, start: int, first: NDArray, tokens: NDArray) -> int:
-        """Write the keys of accepted tokens: a pass whose outputs, one iteration further, do not count."""
+        """Write the keys of accepted tokens into the caches, by a pass whose outputs are not used."""
         self._accepted[start] = tokens
         self._run(start, first, tokens, 0, tokens.shape[1])
         return 1
 
     def slide(self, start: int, first: NDArray, tokens: NDArray, window: Window) -> tuple[int, ...]:
-        """Decode by a window.
+        """Decode by a window; see `run_schedule` for the other arguments.
 
-        Args:
-            start: Position of the first token.
-            first: [B, 1, D], the token before it.
-            tokens: [B, n, D], guesses; updated in place.
-            window: The window. With a tolerance and several images, it moves past a token once all of them have it.
+        With a tolerance and several images, the window moves past a token once it has converged in all images.
 
         Returns:
-            By how many tokens it moved after each pass.
+            Number of tokens the window moved after each pass.
         """
         if window.tolerance is None:
             self.run_schedule(start, first, tokens, window.schedule())
@@ -256,7 +256,7 @@ class BlockRunner(ABC):
             with np.errstate(all="ignore"):
                 change = np.sqrt(np.square(new - old).mean(axis=2)).max(axis=0)
             tokens[:, offset : offset + count] = new
-            # The first token had final inputs; so had each behind it whose predecessors did not change.
+            # The first token had final inputs, and so had each later one whose predecessors did not change.
             moving = np.flatnonzero(~(change[:-1] < window.tolerance))
             advances.append(int(moving[0]) + 1 if moving.size else count)
             offset += advances[-1]
@@ -264,7 +264,7 @@ class BlockRunner(ABC):
 
 
 def _change(new: NDArray, old: NDArray, chunk: Chunk) -> NDArray:
-    """How far tokens moved, one value for each image or one for all."""
+    """The change of the tokens, one value for each image or one for all."""
     axes = (1, 2) if chunk.converged == "image" else None
     with np.errstate(all="ignore"):
         if chunk.norm == "max":
@@ -272,47 +272,26 @@ def _change(new: NDArray, old: NDArray, chunk: Chunk) -> NDArray:
         return np.asarray(np.square(new - old).mean(axis=axes) / np.square(new).mean(axis=axes))
 
 
-def assert_in_place(runner: BlockRunner) -> None:
-    """Run one step on marked caches: exactly the written position may change, in the very memory that was bound.
+def assert_steps(runner: BlockRunner) -> None:
+    """Run the last two steps on marked caches: only their positions may change, in the memory that was bound.
 
     Raises:
-        BackendError: this release of the engine copies.
+        BackendError: this engine copies caches, or loses the position between two steps.
     """
-    mark = 7.0
-    last = runner.block.capacity - 1
+    capacity, block = runner.block.capacity, runner.block.index
+    first = max(capacity - 2, 0)
     names = [spec.name for spec in runner.graph.inputs if spec.role in ("cache", "samples")]
     for name in names:
-        runner.store(name, np.float32(mark))
-    runner.seek(last)
-    runner.run(1)
+        runner.store(name, MARK)
+    runner.seek(first)
+    runner.advance(capacity - first)
     for name in names:
         cache = runner.fetch(name)
-        untouched = bool((cache[..., :last, :] == mark).all())
-        written = bool((cache[..., last, :] != mark).any())
-        if not (untouched and written):
-            raise BackendError(f"{name} of flow block {runner.block.index} is not updated in place by this engine")
+        written = (cache != MARK).any(axis=tuple(axis for axis in range(cache.ndim) if axis != cache.ndim - 2))
+        if written[:first].any() or not written[first]:
+            raise BackendError(f"{name} of flow block {block} is not updated in place by this engine")
+        if not written[first:].all():
+            raise BackendError(f"flow block {block}: this engine does not move on from one step to the next")
     for name in (*names, "previous"):
-        runner.store(name, np.float32(0))
-    runner.seek(0)
-
-
-def assert_steps(runner: BlockRunner) -> None:
-    """Run two steps on marked samples: they must write two positions, the second after the first.
-
-    Raises:
-        BackendError: this engine lost the position between two steps.
-    """
-    mark = np.float32(7.0)
-    last = runner.block.capacity - 1
-    if last < 1:
-        return
-    runner.store("samples", mark)
-    runner.seek(last - 1)
-    runner.advance(2)
-    written = (runner.fetch("samples") != mark).any(axis=(0, 1, 3))
-    if not written[-2:].all() or written[:-2].any():
-        raise BackendError(f"flow block {runner.block.index}: this engine does not move on from one step to the next")
-    runner.clear()
-    for name in ("samples", "previous"):
-        runner.store(name, np.float32(0))
+        runner.store(name, 0)
     runner.seek(0)

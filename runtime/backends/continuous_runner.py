@@ -1,7 +1,7 @@
-"""What every backend does alike with a velocity graph: the state it integrates, the table of passes, single velocities.
+"""The interface of a backend for continuous flows: a velocity graph, run for every pass of an integration.
 
-A backend adds buffers and `advance`, the hot loop: one run of the graph for each pass, every `*_next` fed back to where it came
-from. Everything here is host work per integration, or per evaluation of an adaptive solver.
+A backend adds buffers and the hot loop, `advance`: one run of the graph for each pass, with every output `*_next` fed back to its
+input. The host works here per integration, or per evaluation of an adaptive solver.
 """
 
 from abc import ABC, abstractmethod
@@ -17,11 +17,11 @@ STATE = ("pass", "x", "point", "total")  # inputs that an output called `<name>_
 
 @dataclass(frozen=True)
 class ContinuousInputs:
-    """What a velocity depends on besides point and time.
+    """The inputs of a velocity graph besides point and time.
 
     Attributes:
-        condition: [rows, m, width] float32, [conditional, null] where the graph is guided; for models of features.
-        label: [rows] int64, for models of classes.
+        condition: [rows, m, width] float32, [conditional, null] if the graph is guided; for models conditioned on features.
+        label: [rows] int64, for models conditioned on classes.
         guidance: [B] float32 weights.
     """
 
@@ -31,11 +31,7 @@ class ContinuousInputs:
 
 
 class ContinuousRunner(ABC):
-    """Runs a velocity graph and owns its buffers, which go by the names of the graph's inputs.
-
-    Args:
-        graph: The velocity graph in the chosen variant.
-    """
+    """Runs a velocity graph and owns its buffers, which have the names of the graph's inputs."""
 
     def __init__(self, graph: GraphSpec) -> None:
         self.graph = graph
@@ -51,21 +47,21 @@ class ContinuousRunner(ABC):
 
     @abstractmethod
     def fetch(self, name: str) -> NDArray:
-        """An input of the next run, or `velocity`, the last one that was evaluated; on the host, until the next run."""
+        """An input of the next run, or the last `velocity`, on the host; valid until the next run."""
 
     @abstractmethod
     def advance(self, passes: int) -> None:
-        """Do the next passes of the table."""
+        """Run the next passes of the table."""
 
-    # What the loop asks for
+    # Integrating
 
     @property
     def max_passes(self) -> int:
-        """Most passes of one `load`."""
+        """Largest number of passes in one `load`."""
         return len(self._table)
 
     def condition(self, inputs: ContinuousInputs) -> None:
-        """Take what the velocity depends on."""
+        """Store the inputs of the velocity besides point and time."""
         for name, value in vars(inputs).items():
             if name in self._names and value is not None:
                 self.store(name, value)
@@ -76,17 +72,17 @@ class ContinuousRunner(ABC):
             self.store(name, x)
 
     def load(self, table: NDArray) -> None:
-        """Take the next passes, at most `max_passes`: [n, 4], see `starflow.runtime.ode.fixed_step`."""
+        """Store the next passes, at most `max_passes`: [n, 4], see `starflow.runtime.ode.fixed_step`."""
         self._table[: len(table)] = table
         self.store("passes", self._table)
         self.store("pass", np.zeros(1, np.int64))
 
     def read(self) -> NDArray:
-        """The state after the last finished step, [B, *data_shape] float32 (a copy)."""
+        """A copy of the state after the last finished step, [B, *data_shape] float32."""
         return self.fetch("x").copy()
 
     def velocity(self, x: NDArray, time: float) -> NDArray:
-        """v(x, t): [B, *data_shape] float32 (a copy). An integration under way is lost."""
+        """A copy of v(x, t), [B, *data_shape] float32. This ends an integration under way."""
         self.load(np.array([[time, 0, 0, 0]]))
         self.store("point", x)
         self.advance(1)

@@ -1,46 +1,65 @@
-"""How fast this machine reads memory, measured the way a step reads weights: streaming, on all threads."""
+"""Measures how fast memory is, next to the times it is compared with."""
 
 import os
 import statistics
 import time
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
 import numpy as np
 
 BUFFER_BYTES = 256 << 20  # well beyond any last-level cache
-SETTLING_PASSES, PASSES = 5, 7
 
 
-class HostBandwidthProbe:
-    """Measures read bandwidth; keep one and call `measure` next to what is compared with it.
+class BandwidthProbe(ABC):
+    """Measures the bandwidth of a memory and owns what that needs. Keep one open and call `measure` next to other timings."""
 
-    Args:
-        threads: Threads that read; 0 takes one per core available.
-    """
+    # ONNX Runtime's threads spin for a while after a run, and a GPU raises its clocks: the first passes do not count.
+    settling_passes, passes = 5, 7
 
-    def __init__(self, threads: int = 0) -> None:
-        self._threads = threads or len(os.sched_getaffinity(0))
-        # Written, so that the pages are real; a maximum over bytes is the fastest plain read NumPy has.
-        self._parts = [np.ones(BUFFER_BYTES // self._threads, np.uint8) for _ in range(self._threads)]
-        self._pool = ThreadPoolExecutor(self._threads)
+    def measure(self) -> float:
+        """Bytes per second: the median of several passes."""
+        for _ in range(self.settling_passes):
+            self.transfer()
+        return statistics.median(self._rate() for _ in range(self.passes))
+
+    def _rate(self) -> float:
+        start = time.perf_counter()
+        transferred = self.transfer()
+        return transferred / (time.perf_counter() - start)
+
+    @abstractmethod
+    def transfer(self) -> int:
+        """Do one pass and return the number of bytes read and written."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the buffers."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
+        self.close()
 
-    def measure(self) -> float:
-        """Bytes a second: the median of some passes over the buffer, as every other figure is a median.
 
-        ONNX Runtime's threads go on spinning for a while after a run and slow the first passes; those do not count.
-        """
-        for _ in range(SETTLING_PASSES):
-            self._read()
-        return statistics.median(self._read() for _ in range(PASSES))
+class HostBandwidthProbe(BandwidthProbe):
+    """Reads host memory the way a step reads weights: streaming, on all threads.
 
-    def _read(self) -> float:
-        start = time.perf_counter()
+    Args:
+        threads: Number of threads that read; 0 takes one for each available core.
+    """
+
+    def __init__(self, threads: int = 0) -> None:
+        threads = threads or len(os.sched_getaffinity(0))
+        # Ones rather than zeros, so that the pages exist. A maximum over bytes is NumPy's fastest plain read.
+        self._parts = [np.ones(BUFFER_BYTES // threads, np.uint8) for _ in range(threads)]
+        self._pool = ThreadPoolExecutor(threads)
+
+    def transfer(self) -> int:
         list(self._pool.map(np.maximum.reduce, self._parts))
-        return sum(part.nbytes for part in self._parts) / (time.perf_counter() - start)
+        return sum(part.nbytes for part in self._parts)
+
+    def close(self) -> None:
+        self._pool.shutdown()

@@ -35,11 +35,7 @@ class Profile(Part):
 
     def within(self, longest: int) -> "Profile":
         """The profile of a graph whose runs have at most `longest` tokens."""
-        return Profile(
-            minimum=min(self.minimum, longest),
-            optimum=min(self.optimum, longest),
-            maximum=min(self.maximum, longest),
-        )
+        return Profile(**{name: min(size, longest) for name, size in self})
 
 
 class BuildOptions(Part):
@@ -183,11 +179,7 @@ def read_build(path: Path) -> BuildRecord:
 def check_engine_file(bundle: Bundle, record: BuildRecord, engine: EngineSpec, *, digest: bool = False) -> Path:
     """Check that an engine is whole and was built from this bundle's graph, and return its path.
 
-    Args:
-        bundle: The bundle.
-        record: The build.
-        engine: One of its engines.
-        digest: Whether to compare the SHA-256 of the file as well, which reads all of it.
+    With `digest` it also compares the SHA-256 of the file, which reads all of it.
 
     Raises:
         BundleError: the engine is missing, truncated or changed, or was built from another graph, other weights or options.

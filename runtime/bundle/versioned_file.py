@@ -19,11 +19,10 @@ def read_versioned(
     """Read a JSON file with a `schema_version`.
 
     Args:
-        path: The file.
-        validate: Turns its content into what it describes.
+        validate: Turns the content of the file into what it describes.
         version: Newest schema that can be read.
-        again: What mends a damaged file, for the message.
-        newer: What to do about a newer schema, for the message.
+        again: What mends a damaged file.
+        newer: What to do about a newer schema.
         known_fields: Fields that a misspelt one may stand for.
 
     Raises:

@@ -29,7 +29,7 @@ def print_comparison(console: Console, benchmark: Benchmark) -> None:
     for timing in benchmark.variants:
         if timing.decoding == "plan":
             how = _prediction(timing) if by_token else timing.plan
-            console.print(f"plan of {timing.variant}: {how}, measured {timing.batch_milliseconds:.1f} ms per batch")
+            console.print(f"{timing.variant}'s plan: {how}, measured {timing.batch_milliseconds:.1f} ms per batch")
     if len(benchmark.variants) > 1:
         how = "decoded token by token" if by_token else "integrated by its plan"
         console.print(f"error: relative difference of the samples from those of {benchmark.exact} {how}")

@@ -1,4 +1,4 @@
-"""The loop of a continuous flow, written once for every backend: from noise at time 0 to data at time 1."""
+"""The integration of a continuous flow, once for all backends: from noise at time 0 to data at time 1."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ from starflow.runtime.ode.fixed_step import pass_table
 from starflow.runtime.ode.tableau import fixed_step_tableau
 from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSteps
 
-PASSES_PER_REPORT = 16  # how many passes run between two progress reports
+PASSES_PER_REPORT = 16  # number of passes between two progress reports
 
 OnTime = Callable[[float], None]
 
 
 @dataclass(frozen=True)
 class Integrated:
-    """What an integration came to, and how often the network ran.
+    """The result of an integration.
 
     Attributes:
         x: [B, *data_shape] float32.
-        passes: Runs of the network.
-        times: The grid.
+        passes: Number of runs of the network.
+        times: The time grid.
     """
 
     x: NDArray[np.float32]
@@ -36,16 +36,16 @@ class Integrated:
 def integrate_batch(
     runner: ContinuousRunner, x: NDArray, plan: FixedSteps | AdaptiveSteps, on_time: OnTime = lambda time: None
 ) -> Integrated:
-    """Integrate one batch of exactly the exported size.
+    """Integrate one batch of the exported size.
 
     Args:
-        runner: Runs the velocity graph; it knows condition and guidance.
+        runner: Runs the velocity graph, whose condition and guidance are set.
         x: Noise [B, *data_shape] float32.
         plan: Solver and steps.
-        on_time: Called with the time that has been reached.
+        on_time: Called with the time just reached.
 
     Raises:
-        IntegrationError: it diverged, or the tolerance is out of reach.
+        IntegrationError: the integration diverged, or the tolerance is out of reach.
     """
     if isinstance(plan, AdaptiveSteps):
         return _adaptive(runner, x, plan.tolerance, on_time)
@@ -59,7 +59,7 @@ def integrate_batch(
             on_time(float(passes[-1, 0]))
     found = runner.read()
     if has_diverged(found):
-        # Nothing was looked at on the way, so that no device had to wait. Once more, looking.
+        # No state was read on the way, so that no device had to wait. Integrate again and read each of them.
         for step, (state, time) in enumerate(zip(states(runner, x, table), plan.times[1:], strict=True), 1):
             check_state(state, step, plan.steps, time)
     return Integrated(found, len(table), plan.times)

@@ -1,4 +1,4 @@
-"""Continuous flows behind the sampler: conditions as rows, which plan, and what can be asked for."""
+"""Continuous flows behind the sampler: rows of conditions, choice of the plan, and checks of a request."""
 
 import os
 from collections.abc import Callable
@@ -14,22 +14,18 @@ from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.conditions import Conditions
 from starflow.runtime.continuous.integration_loop import integrate_batch
-from starflow.runtime.family import Inverted, Request
+from starflow.runtime.family import Inverted, Request, no_guidance
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSteps, default_plan, read_integration_plan
 
-WORK = 1000  # parts of the way from noise to data that progress is told in
+WORK = 1000  # the units of progress from noise to data
 
 
 class ContinuousLoop:
     """Integrates a bundle's velocity by an integration plan; a `FamilyLoop`.
 
-    Args:
-        bundle: The bundle.
-        variant: The variant that runs.
-        backend: Runs it.
-        plan: Solver and steps; None takes the plan stored for this backend and variant, else `default_plan`.
+    Plan None takes the plan stored for the backend and variant, or `default_plan` if there is none.
     """
 
     work = WORK
@@ -52,15 +48,13 @@ class ContinuousLoop:
     def check(self, request: Request) -> None:
         guidance = request.guidance
         if request.attention_temperature != 1.0:
-            raise UsageError("an attention temperature is for autoregressive flows; leave it out")
+            raise UsageError("attention temperature is for autoregressive flows; leave it out")
         if guidance != Guidance(guidance.weight):
             raise UsageError(
-                "guidance of a continuous flow has a weight; the other options are STARFlow's and TARFlow's"
+                "guidance of a continuous flow takes a weight only; the other options are for STARFlow and TARFlow"
             )
         if guidance.weight and not self._manifest.guided:
-            if self._manifest.conditioning.kind == "none":
-                raise UsageError(f"guidance {guidance.weight} on an unconditional model; leave it out")
-            raise UsageError("this bundle was exported with --no-guidance; export it again without that option")
+            raise no_guidance(self._manifest, guidance)
 
     def run(
         self, noise: NDArray, conditions: Conditions, request: Request, count: int, on_work: Callable[[int], None]
@@ -85,12 +79,12 @@ class ContinuousLoop:
 
     def invert(self, x: NDArray, conditions: Conditions) -> Inverted:
         raise UsageError(
-            "the bundle of a continuous flow cannot invert data; starflow.training.continuous.likelihood can, from the checkpoint"
+            "a bundle of a continuous flow cannot invert data; use starflow.training.continuous.likelihood with the checkpoint"
         )
 
 
 def continuous_inputs(manifest: ContinuousManifest, conditions: Conditions, guidance: Guidance) -> ContinuousInputs:
-    """What the graph takes besides its state; where it is guided, [conditional, null] rows."""
+    """The inputs of the graph besides its state, with [conditional, null] rows if it is guided."""
     condition, label = conditions.tokens, conditions.labels
     if manifest.guided and condition is not None and conditions.null_tokens is not None:
         condition = np.concatenate([condition, conditions.null_tokens])
@@ -100,10 +94,10 @@ def continuous_inputs(manifest: ContinuousManifest, conditions: Conditions, guid
 
 
 def resolve_integration_plan(manifest: ContinuousManifest, plan: object) -> FixedSteps | AdaptiveSteps | None:
-    """A plan; None for `auto`.
+    """The integration plan for a value that `Sampler.open` takes; None for `auto`.
 
     Raises:
-        UsageError: it is none for a continuous flow.
+        UsageError: it is not an integration plan.
     """
     if isinstance(plan, FixedSteps | AdaptiveSteps):
         return plan
@@ -111,4 +105,6 @@ def resolve_integration_plan(manifest: ContinuousManifest, plan: object) -> Fixe
         return None
     if isinstance(plan, str | os.PathLike) and plan != "sequential":
         return read_integration_plan(Path(plan))
-    raise UsageError(f"plan {plan}: is for autoregressive flows; this one takes auto, a file, or --solver and --steps")
+    raise UsageError(
+        f"plan {plan} is for autoregressive flows; this bundle takes auto, a file, or --solver and --steps"
+    )

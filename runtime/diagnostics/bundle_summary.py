@@ -12,8 +12,8 @@ from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, TextSpec
 from starflow.runtime.diagnostics.memory_use import cache_bytes, predict_memory
 from starflow.runtime.plain.caption_template import CAPTION
-from starflow.runtime.plans.integration_plan import IntegrationSpec
-from starflow.runtime.plans.plan_spec import PlanSpec
+from starflow.runtime.plans.calibrated_decode_plan import CalibratedDecodePlan
+from starflow.runtime.plans.calibrated_integration_plan import CalibratedIntegrationPlan
 
 SENTENCES = (
     "bundle", "model", "data", "condition", "text", "decoder", "guidance", "denoisers", "shapes", "batch", "checkpoint", "made",
@@ -53,7 +53,7 @@ def _family(manifest: Manifest) -> dict[str, Any]:
         flow = manifest.model
         return {
             "model": f"{flow.family}, {flow.network}, {flow.parameters:,} parameters",
-            "data": f"{shape} {manifest.image.mode if len(flow.data_shape) > 1 else 'points'}",
+            "data": f"{shape} {'points' if manifest.output == 'points' else manifest.image.mode}",
             "guidance": "linear rule" if manifest.guided else "none",
         }
     model, guidance = manifest.model, manifest.guidance
@@ -83,8 +83,8 @@ def _side_networks(manifest: Manifest) -> dict[str, Any]:
     return facts
 
 
-def _plan(spec: PlanSpec | IntegrationSpec) -> dict[str, Any]:
-    if isinstance(spec, IntegrationSpec):
+def _plan(spec: CalibratedDecodePlan | CalibratedIntegrationPlan) -> dict[str, Any]:
+    if isinstance(spec, CalibratedIntegrationPlan):
         words, without = str(spec.plan), spec.default_milliseconds
     else:
         blocks = [str(block.block) for block in spec.blocks]

@@ -1,7 +1,7 @@
 """What this machine can do with starflow, and what to install for the rest: one table of probes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starflow.runtime.backends.tensorrt.flavour import FLAVOUR_NAMES
 from starflow.runtime.bundle.build_record import FlavourName
@@ -37,8 +37,8 @@ class Ability:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What was found on this machine."""
+class Diagnosis:
+    """Everything `starflow doctor` says: what was found on this machine, and what that makes possible."""
 
     machine: Machine
     packages: tuple[Package, ...]
@@ -46,13 +46,7 @@ class Facts:
     tensorrt: tuple[TensorRT, ...]
     gpus: Gpus
     extras: tuple[Extra, ...]
-
-
-@dataclass(frozen=True)
-class Diagnosis(Facts):
-    """Everything `starflow doctor` says."""
-
-    abilities: tuple[Ability, ...]
+    abilities: tuple[Ability, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,11 +61,11 @@ class Probe:
     """
 
     what: str
-    found: Callable[[Facts], list[str]]
-    hint: Callable[[Facts], str]
+    found: Callable[[Diagnosis], list[str]]
+    hint: Callable[[Diagnosis], str]
     needs_gpu: bool = False
 
-    def try_on(self, facts: Facts) -> Ability:
+    def try_on(self, facts: Diagnosis) -> Ability:
         """What the facts say about it."""
         found = self.found(facts)
         hint = NO_GPU if self.needs_gpu and not facts.gpus.found else self.hint(facts)
@@ -81,7 +75,7 @@ class Probe:
 def examine() -> Diagnosis:
     """Look at this machine; never raises because something is missing."""
     cuda = imported_package("cuda-python", "cuda.bindings.runtime", "cuda-bindings")
-    facts = Facts(
+    facts = Diagnosis(
         machine=this_machine(),
         packages=(imported_package("onnxruntime", "onnxruntime", "onnxruntime-gpu"), torch_package(), cuda),
         providers=tuple(listed_providers()),
@@ -89,55 +83,55 @@ def examine() -> Diagnosis:
         gpus=find_gpus(cuda),
         extras=tuple(optional_extras()),
     )
-    return Diagnosis(**vars(facts), abilities=tuple(probe.try_on(facts) for probe in PROBES))
+    return replace(facts, abilities=tuple(probe.try_on(facts) for probe in PROBES))
 
 
 def _extra(what: str, name: str) -> Probe:
-    def missing(facts: Facts) -> list[str] | None:
+    def missing(facts: Diagnosis) -> list[str] | None:
         return next((list(extra.missing) for extra in facts.extras if extra.name == name), None)
 
-    def hint(facts: Facts) -> str:
+    def hint(facts: Diagnosis) -> str:
         lacking = missing(facts)
         return install_hint(name) + (f" (missing: {', '.join(lacking)})" if lacking else "")
 
     return Probe(what, lambda facts: [f"[{name}] is installed"] if missing(facts) == [] else [], hint)
 
 
-def _providers(*names: str) -> Callable[[Facts], list[str]]:
+def _providers(*names: str) -> Callable[[Diagnosis], list[str]]:
     return lambda facts: [provider.name for provider in facts.providers if provider.name in names and provider.loads]
 
 
-def _gpu_provider_hint(facts: Facts) -> str:
+def _gpu_provider_hint(facts: Diagnosis) -> str:
     listed = [provider.name for provider in facts.providers if provider.name in GPU_PROVIDERS]
     if not listed:
         return "pip uninstall onnxruntime; pip install onnxruntime-gpu"
     return f"{', '.join(listed)} does not load: pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
 
-def _flavours(usable: Callable[[Facts, TensorRT], bool]) -> Callable[[Facts], list[str]]:
+def _flavours(usable: Callable[[Diagnosis, TensorRT], bool]) -> Callable[[Diagnosis], list[str]]:
     return lambda facts: [f"{each.name} {each.version}" for each in facts.tensorrt if usable(facts, each)]
 
 
-def _builds_here(facts: Facts, flavour: TensorRT) -> bool:
+def _builds_here(facts: Diagnosis, flavour: TensorRT) -> bool:
     # A flavour that names the capabilities it can build for builds for no other; one that names none takes any GPU.
     capability = facts.gpus.found[0].compute_capability if facts.gpus.found else None
     return bool(capability and not flavour.problem and (not flavour.capabilities or capability in flavour.capabilities))
 
 
-def _runs_here(facts: Facts, flavour: TensorRT) -> bool:
+def _runs_here(facts: Diagnosis, flavour: TensorRT) -> bool:
     return bool(facts.gpus.found) and flavour.problem is None and facts.packages[-1].version is not None
 
 
-def _builds_ahead(facts: Facts) -> list[str]:
+def _builds_ahead(facts: Diagnosis) -> list[str]:
     able = (flavour for flavour in facts.tensorrt if flavour.capabilities)
     return [f"{each.name} {each.version}, for compute capability {', '.join(each.capabilities)}" for each in able][:1]
 
 
-def _flavour_hint(name: FlavourName) -> Callable[[Facts], str]:
+def _flavour_hint(name: FlavourName) -> Callable[[Diagnosis], str]:
     return lambda facts: next(each.problem or install_hint(name) for each in facts.tensorrt if each.name == name)
 
 
-def _engine_hint(facts: Facts) -> str:
+def _engine_hint(facts: Diagnosis) -> str:
     cuda = facts.packages[-1]
     if cuda.version is None:
         return f"cuda-python {cuda.note}: {install_hint('tensorrt')}"

@@ -1,4 +1,4 @@
-"""Memory that sampling with a variant takes: what the manifest predicts, and what the process is seen to take."""
+"""Memory that sampling with a variant takes: as the manifest predicts it, and as the process is seen to take it."""
 
 import re
 from collections.abc import Iterable
@@ -25,12 +25,12 @@ def cache_bytes(graph: GraphSpec) -> int:
 class PredictedMemory:
     """Bytes that stay allocated while a variant's blocks are open.
 
-    What a run allocates in passing and what a session needs for itself are not in it: a few MiB for each block.
+    It leaves out what a run allocates in passing and what a session needs for itself: a few MiB for each block.
 
     Attributes:
-        weights: Of all blocks, as they are laid out for computing.
-        caches: Of all blocks.
-        buffers: Other inputs and outputs, for single steps.
+        weights: Weights of all blocks, as they are laid out for computing.
+        caches: Caches of all blocks.
+        buffers: All other inputs and outputs, for single steps.
     """
 
     weights: int
@@ -43,11 +43,11 @@ class PredictedMemory:
 
 
 def predict_memory(bundle: Bundle, variant: Variant) -> PredictedMemory:
-    """What a variant will take when all of its blocks are open.
+    """Memory of a variant while all of its blocks are open.
 
-    ONNX Runtime lays the matrices out anew, one by one, and unmaps each as soon as it is done, so that nothing is there twice,
-    not even while loading. Scales of block-quantised matrices (MatMulNBits) are the exception: the new layout holds them and
-    a sum of the same size for every block, and the scales of the file stay mapped.
+    ONNX Runtime copies the matrices into a layout of its own, one by one, and unmaps each as soon as it is copied, so nothing
+    is in memory twice, not even while loading. The scales of block-quantised matrices (MatMulNBits) are the exception: the new
+    layout holds them and sums of the same size, and the scales of the file stay mapped.
     """
     weights = sum(graph.weight_bytes for graph in variant.graphs)
     if variant.lowering == "cpu" and variant.quantization:
@@ -69,9 +69,9 @@ class MeasuredMemory:
     """Bytes this process grew by.
 
     Attributes:
-        resident: At the end: memory of its own, and what it has mapped of the bundle's files. Code of libraries, which
-            processes share, does not count.
-        peak: The largest growth of the whole resident set meanwhile, libraries included.
+        resident: Growth at the end, of memory of its own and mapped files of the bundle; the code of libraries, which processes
+            share, does not count.
+        peak: Largest growth of the whole resident set on the way, libraries included.
     """
 
     resident: int
@@ -82,7 +82,7 @@ class MemoryGauge:
     """Watches the resident memory of this process (on Linux, which tells it in /proc).
 
     Args:
-        files: Files that are mapped when they are used.
+        files: Files that count while they are mapped.
     """
 
     def __init__(self, files: Iterable[Path]) -> None:

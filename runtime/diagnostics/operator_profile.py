@@ -1,8 +1,8 @@
 """Where the time of a step goes, by ONNX Runtime's profiler.
 
-The profiler takes time itself, a few microseconds for each operator, so this is a run of its own, never a timed one. Its cost is
-taken off: within an operator it is what the cheapest one takes, which does next to nothing, and what passes between operators
-follows from the same steps without a profiler. Where the operators still take longer than those steps, all are scaled to them.
+The profiler itself takes a few microseconds for each operator, so it watches a run of its own, never a timed one, and its cost is
+subtracted: within an operator it is the time of the cheapest one, which does next to nothing; between operators it follows from
+the same steps without a profiler. If the operators still take longer than those steps, they are scaled down to them.
 """
 
 import json
@@ -40,13 +40,13 @@ STEPS = 48  # in the middle of a sequence, where caches are as full as on averag
 
 @dataclass(frozen=True)
 class KindTime:
-    """What operators of one kind take of a token, over all flow blocks.
+    """Time per token of all operators of one kind, over all flow blocks.
 
     Attributes:
-        kind: See `KINDS`; `between operators` is what steps take beyond their operators.
-        milliseconds: A token.
+        kind: One of `KINDS`, or `between operators` for the time that steps take beyond their operators.
+        milliseconds: Time per token.
         floor_milliseconds: Time to read the weights (of matrix products) or the valid caches (of attention) once.
-        operators: Milliseconds a token by operator, the largest first.
+        operators: Milliseconds per token by operator, the largest first.
     """
 
     kind: str
@@ -60,10 +60,10 @@ class StepProfile:
     """A token, decoded by single steps.
 
     Attributes:
-        variant: The variant.
-        milliseconds: Of steps in the middle of a sequence, without a profiler.
-        profiled_milliseconds: Of the same steps, profiled.
-        kinds: What they consist of, the profiler's cost taken off.
+        variant: Name of the variant.
+        milliseconds: Time of a step in the middle of a sequence, without a profiler.
+        profiled_milliseconds: Time of the same steps under the profiler.
+        kinds: The parts of a step, with the profiler's cost subtracted.
     """
 
     variant: str

@@ -11,13 +11,7 @@ from starflow.runtime.plain.errors import BackendError, UsageError
 
 
 class Autoencoder(NetworkRunner):
-    """Encoder and decoders.
-
-    Args:
-        bundle: The bundle.
-        spec: Its autoencoder.
-        provider, threads: See `NetworkRunner`.
-    """
+    """Encoder and decoders of a bundle."""
 
     def __init__(self, bundle: Bundle, spec: AutoencoderSpec, *, provider: Provider = "cpu", threads: int = 0) -> None:
         super().__init__(bundle, provider, threads)

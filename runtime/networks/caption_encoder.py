@@ -23,11 +23,6 @@ logger = logging.getLogger(__name__)
 class CaptionEncoder(NetworkRunner):
     """Encodes captions one by one, the empty caption only once.
 
-    Args:
-        bundle: A bundle with a text encoder.
-        text: Its text encoder.
-        provider, threads, lean: See `NetworkRunner`.
-
     Raises:
         UsageError: the tokenizers library is not installed.
         BundleError: the tokenizer cannot be read.

@@ -61,13 +61,7 @@ def _available(manifest: Manifest) -> list[str]:
 
 
 class Denoiser(NetworkRunner):
-    """The score or the learned denoiser of a bundle.
-
-    Args:
-        bundle: The bundle.
-        spec: One of its denoisers.
-        provider, threads: See `NetworkRunner`.
-    """
+    """The score or the learned denoiser of a bundle."""
 
     def __init__(self, bundle: Bundle, spec: DenoiserSpec, *, provider: Provider = "cpu", threads: int = 0) -> None:
         super().__init__(bundle, provider, threads)

@@ -17,11 +17,7 @@ from starflow.runtime.plain.batches import batches
 class NetworkRunner:
     """Runs networks of a bundle on ONNX Runtime, whatever runs the flow. Each network is loaded when it first runs.
 
-    Args:
-        bundle: The bundle.
-        provider: ONNX Runtime's execution provider.
-        threads: Number of threads within an operator on the CPU; 0 lets ONNX Runtime choose.
-        lean: For a few runs, see `open_session`.
+    `lean` is for a few runs; see `open_session` for it and the other arguments.
     """
 
     def __init__(self, bundle: Bundle, provider: Provider, threads: int, *, lean: bool = False) -> None:

@@ -19,13 +19,7 @@ Runner = TypeVar("Runner", bound=NetworkRunner)
 
 
 class SideNetworks:
-    """What a sampler runs before and after the flow.
-
-    Args:
-        bundle: The bundle.
-        variant: The variant of the flow; it decides between denoisers of several precisions.
-        provider, threads: See `NetworkRunner`.
-    """
+    """What a sampler runs before and after the flow. The variant decides between denoisers of several precisions."""
 
     def __init__(self, bundle: Bundle, variant: Variant, provider: Provider, threads: int) -> None:
         self._bundle, self._variant, self._provider, self._threads = bundle, variant, provider, threads

@@ -1,1 +1,1 @@
-"""Ordinary differential equations dx/dt = v(x, t), in NumPy: solvers as data, time grids, adaptive steps."""
+"""Ordinary differential equations dx/dt = v(x, t), in NumPy: solvers as tables, time grids, adaptive steps."""

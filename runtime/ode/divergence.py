@@ -1,29 +1,29 @@
-"""When an integration has gone wrong."""
+"""Detects an integration that diverges."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from starflow.runtime.plain.errors import IntegrationError
 
-LARGEST = 1e6  # noise and data are of the order of 1: what is a million times that will not come back
+LARGEST = 1e6  # noise and data are of order 1; a state a million times larger will not return
 
 
 def has_diverged(x: NDArray) -> bool:
-    """Whether a value is not finite, or far beyond anything that is data."""
+    """Whether a value is NaN, infinite, or far larger than any data."""
     return not bool((np.abs(x) <= LARGEST).all())  # a comparison with NaN is false
 
 
 def check_state(x: NDArray, step: int, steps: int | None, time: float) -> None:
-    """See that an integration goes well.
+    """See that an integration has not diverged.
 
     Args:
         x: The state.
-        step: How many steps were done to come here.
-        steps: Of how many, where that is known.
-        time: The time reached.
+        step: Number of the step that led to it, counted from 1.
+        steps: Total number of steps, if known.
+        time: The time of the state.
 
     Raises:
-        IntegrationError: it diverged.
+        IntegrationError: the integration diverged.
     """
     if not has_diverged(x):
         return

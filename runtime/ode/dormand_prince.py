@@ -1,8 +1,8 @@
-"""The method of Dormand and Prince with steps as long as a tolerance allows.
+"""The method of Dormand and Prince, whose steps are as long as a tolerance allows.
 
-Standard control of the step (Hairer, Norsett & Wanner, Solving Ordinary Differential Equations I, section II.4): after an error
-estimate e relative to what is allowed, the next step is 0.9 e^(-1/5) times as long, within bounds. State and sums are float64,
-whatever the velocity is computed in.
+Standard step size control (Hairer, Norsett & Wanner, Solving Ordinary Differential Equations I, section II.4): after an error
+estimate e, relative to the tolerance, the next step is 0.9 e^(-1/5) times as long, within bounds. State and sums are float64,
+whatever the type of the velocity.
 """
 
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ from starflow.runtime.ode.tableau import DORMAND_PRINCE, DORMAND_PRINCE_ERROR
 from starflow.runtime.plain.errors import IntegrationError
 
 SAFETY, SHORTEST, LONGEST = 0.9, 0.2, 10.0
-MOST_PASSES = 2_000  # as many as 500 steps of Runge's method
+MOST_PASSES = 2_000  # the number of 500 steps of the classical Runge-Kutta method
 
 
 @dataclass(frozen=True)
 class AdaptiveResult:
-    """Where an adaptive integration ended, and what it took.
+    """The result of an adaptive integration.
 
     Attributes:
-        x: float64, the shape of the start.
-        times: The grid of accepted steps.
-        rejected: Steps whose error was too large.
-        passes: Evaluations of the velocity.
+        x: The final state, with the shape of the initial one.
+        times: The time grid of accepted steps.
+        rejected: Number of steps whose error was too large.
+        passes: Number of evaluations of the velocity.
     """
 
     x: NDArray[np.float64]
@@ -41,17 +41,17 @@ def integrate_adaptively(
 ) -> AdaptiveResult:
     """Integrate from `start` to `end`.
 
-    A step is accepted when the root mean square over an image of error / (tolerance (1 + |x|)) is at most 1 for every image, so
-    no image gets less than it would alone, and copies of an image change nothing.
+    A step is accepted if the root mean square of error / (tolerance (1 + |x|)) is below 1 for every image. So each image is at
+    least as accurate as it would be alone, and copies of an image change nothing.
 
     Args:
-        velocity: v(x, t), of the shape of x.
-        x: [B, ...], one row an image.
+        velocity: v(x, t), with the shape of x.
+        x: [B, ...], one row for each image.
         tolerance: Error allowed in a step, absolute and relative.
         start, end: Times, start < end.
 
     Raises:
-        IntegrationError: it diverged, or the tolerance is out of reach.
+        IntegrationError: the integration diverged, or the tolerance is out of reach.
     """
     return _Integration(velocity, x.astype(np.float64), tolerance, start, end).run()
 
@@ -74,7 +74,7 @@ class _Integration:
             scale = self.tolerance * (1 + np.maximum(np.abs(self.x), np.abs(x)))
             error = _norm(h * _combine(DORMAND_PRINCE_ERROR, slopes) / scale)
             if error < 1:
-                # The last step ends where it should, not within a rounding of it.
+                # The last step ends exactly at `end`, without rounding error.
                 t = self.end if h == self.end - t else t + h
                 self.x, slope = x, slopes[-1]
                 self.times.append(t)
@@ -83,12 +83,12 @@ class _Integration:
             else:
                 self.rejected += 1
                 factor = max(SHORTEST, SAFETY * error**-0.2)
-                longest = 1.0  # not at once longer than what has just failed
+                longest = 1.0  # the next step must not be longer than the one that failed
             h *= max(SHORTEST, factor)
         return AdaptiveResult(self.x, tuple(self.times), self.rejected, self.passes)
 
     def _step(self, slope: NDArray, t: float, h: float) -> tuple[NDArray, list[NDArray]]:
-        """The next x, and the slopes of all stages; the last of them is that at the next x."""
+        """The next x, and the slopes of all stages; the last slope is the one at the next x."""
         slopes = [slope]
         x = self.x
         for row, node in zip(DORMAND_PRINCE.matrix[1:], DORMAND_PRINCE.nodes[1:], strict=True):
@@ -97,7 +97,7 @@ class _Integration:
         return x, slopes
 
     def _first_step(self, slope: NDArray, t: float) -> float:
-        """A first guess (section II.4, "starting step size")."""
+        """The first step size (section II.4, "starting step size")."""
         span = self.end - t
         scale = self.tolerance * (1 + np.abs(self.x))
         size, speed = _norm(self.x / scale), _norm(slope / scale)
@@ -119,8 +119,8 @@ class _Integration:
         if h > 10 * np.spacing(max(abs(t), abs(self.end))) and self.passes < MOST_PASSES:
             return
         raise IntegrationError(
-            f"a tolerance of {self.tolerance:g} is out of reach: after {self.passes} passes the step is {h:.2g} at time "
-            f"{t:.4g}; float32 velocities allow about 1e-6, fp16 ones about 1e-3, and a large guidance weight needs small steps"
+            f"tolerance {self.tolerance:g} is out of reach: after {self.passes} passes the step is {h:.2g} at time {t:.4g}; "
+            "float32 velocities allow about 1e-6, fp16 ones about 1e-3; a large guidance weight needs small steps"
         )
 
 
@@ -133,5 +133,5 @@ def _combine(weights: tuple[float, ...], slopes: list[NDArray]) -> NDArray:
 
 
 def _norm(x: NDArray) -> float:
-    """The largest root mean square of an image."""
+    """The root mean square of the image where it is largest."""
     return float(np.sqrt(np.square(x).reshape(len(x), -1).mean(axis=1)).max())

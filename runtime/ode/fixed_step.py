@@ -1,15 +1,15 @@
-"""Fixed steps as a list of passes: what a velocity graph does to its state in each of its runs.
+"""Fixed steps as a table of passes: what each run of a velocity graph does to the state.
 
-Every stage of the methods with fixed steps depends on the stage before it alone. So a step needs, beside x at its beginning, the
-point where v is taken next and the sum that becomes the next x; and each pass does the same to these three, with four numbers
-that depend on solver and grid only:
+In the methods with fixed steps each stage depends only on the stage before it. So besides x at its beginning a step needs the
+point at which v is evaluated next, and the sum that becomes the next x. Each pass updates these three in the same way, with four
+numbers that depend on solver and grid only:
 
     v = v(point, time)
     total = total + share * v
     x = total if last, else x
     point = x + ahead * v
 
-The numbers of all passes are a table, which a device gets once and walks through by itself.
+A device gets the table of these numbers once and then needs no host between passes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -46,11 +46,11 @@ def pass_table(tableau: Tableau, times: Sequence[float]) -> NDArray[np.float64]:
 
 
 def walk(velocity: Velocity, x: NDArray, table: NDArray) -> Iterator[NDArray]:
-    """Walk through a table of passes on the host, in the type of `x`: the state after every step, whatever it is.
+    """Walk through a table of passes on the host, in the type of `x`, and yield the state after every step.
 
     Args:
-        velocity: v(x, t), of the shape of x.
-        x: Where the integration starts.
+        velocity: v(x, t), with the shape of x.
+        x: The initial state.
         table: See `pass_table`.
     """
     point = total = x

@@ -14,9 +14,9 @@ class Tableau:
     """An explicit method.
 
     Attributes:
-        order: p: the error at the end of an interval shrinks as h^p.
+        order: p, if the error at the end of an interval shrinks as h^p.
         nodes: c_i, one for each stage.
-        matrix: a_ij, row i having i entries.
+        matrix: a_ij, with i entries in row i.
         weights: b_i.
     """
 
@@ -27,11 +27,11 @@ class Tableau:
 
     @property
     def stages(self) -> int:
-        """Evaluations of v in a step."""
+        """Number of evaluations of v in a step."""
         return len(self.nodes)
 
 
-# Each stage of these looks back at the one before it alone, so a step needs the same memory whatever its number of stages.
+# Each stage depends only on the one before it, so a step needs the same memory for any number of stages.
 FIXED_STEP: dict[str, Tableau] = {
     "euler": Tableau(1, (0,), ((),), (1,)),
     "midpoint": Tableau(2, (0, 1 / 2), ((), (1 / 2,)), (0, 1)),
@@ -54,7 +54,7 @@ DORMAND_PRINCE = Tableau(
     ),
     weights=(35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0),
 )
-# By what its result differs from that of the method of order 4 embedded in it: the estimate of a step's error, over h.
+# The difference between its result and that of the embedded method of order 4, over h: the estimate of a step's error.
 DORMAND_PRINCE_ERROR = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
 
@@ -62,7 +62,7 @@ def fixed_step_tableau(solver: str) -> Tableau:
     """The tableau of a solver with fixed steps.
 
     Raises:
-        UsageError: there is none of this name.
+        UsageError: there is no such solver.
     """
     if solver not in FIXED_STEP:
         raise UsageError(f"solver {solver!r} is not known; choose {', '.join(FIXED_STEP)} or dopri5")

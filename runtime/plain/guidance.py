@@ -1,4 +1,4 @@
-"""What guidance is asked for, in one value both samplers understand."""
+"""Guidance as a caller asks for it, one value for all families."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ from starflow.runtime.plain.errors import UsageError
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance (Ho & Salimans, 2022) as the two families apply it.
+    """Classifier-free guidance (Ho & Salimans, 2022).
 
-    STARFlow weighs mean and scale together by its ratio rule and knows `weight` and `top_only`. TARFlow extrapolates
-    the log-scale and the shift from the unconditional branch and knows all fields but `top_only`.
+    STARFlow weighs mean and scale together by its ratio rule and takes `weight` and `top_only`. TARFlow extrapolates the log-scale
+    and the shift from the unconditional branch and takes all fields except `top_only`. Continuous flows take `weight`.
 
     Attributes:
         weight: w >= 0; 0 is no guidance.
-        top_only: Guide the top block only, though every block is conditioned.
-        scale, shift: Which of TARFlow's outputs are guided.
-        annealed: Let TARFlow's weight grow linearly over the sequence, w * t / (T - 1).
+        top_only: Whether to guide the deep block only, although every block is conditioned.
+        scale, shift: Whether to guide this output of TARFlow.
+        annealed: Whether TARFlow's weight grows linearly over the sequence, w * t / (T - 1).
     """
 
     weight: float = 0.0

@@ -134,7 +134,7 @@ class DecodePlan(Part):
             where = f"flow block {plan.block}"
             if plan.block not in tokens or blocks.count(plan.block) > 1:
                 times = blocks.count(plan.block)
-                return f"{where} occurs {times} times; the plan may name each of {sorted(tokens)} once"
+                return f"{where} occurs {times} times; only {sorted(tokens)} may occur, each once"
             covered = sum(segment.tokens for segment in plan.segments)
             if covered != tokens[plan.block]:
                 return f"the segments of {where} have {covered} tokens, the block has {tokens[plan.block]}"

@@ -35,7 +35,7 @@ dt { color: var(--soft); } dd { margin: 0; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th { text-align: left; color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--line); padding: 5px 10px 5px 0; }
 td { padding: 4px 10px 4px 0; border-bottom: 1px solid #f0f2f4; white-space: nowrap; }
-td.wrap { white-space: normal; }
+.wrap { white-space: normal; }
 td.number, th.number { text-align: right; }
 tr.first td { border-top: 1px solid var(--line); }
 tr.failing td { background: #fdf1f1; }

@@ -24,9 +24,10 @@ def plain_table(*columns: str, text: Collection[str] = (), title: str | None = N
         collapse_padding=dense,
     )
     for index, column in enumerate(columns):
-        on_left = index == 0 or column in text
-        overflow = "fold" if column in text else "ellipsis"
-        table.add_column(column, justify="left" if on_left else "right", no_wrap=column not in text, overflow=overflow)
+        if column in text:
+            table.add_column(column, overflow="fold")
+        else:
+            table.add_column(column, justify="right" if index else "left", no_wrap=True)
     return table
 
 

@@ -1,1 +1,1 @@
-"""What a way of running a bundle computes for given noise, recorded to be compared."""
+"""Traces: what a bundle computes for given noise, recorded for comparisons."""

@@ -1,4 +1,4 @@
-"""Traces of autoregressive flows: the tokens after every flow block, and blocks decoded with given tokens."""
+"""Traces of autoregressive flows: tokens after every flow block, and blocks that decode given tokens."""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +12,6 @@ from starflow.runtime.backends.block_runner import BlockInputs, BlockRunner
 from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
-from starflow.runtime.conditions import encode_conditions
 from starflow.runtime.family import Request
 from starflow.runtime.plain.batches import batches
 from starflow.runtime.plain.guidance import Guidance
@@ -22,30 +21,27 @@ from starflow.runtime.traces.trace import Trace
 
 @dataclass(frozen=True)
 class RecordedTrace(Trace):
-    """The trace of a backend, with what each block was given.
+    """The trace of a backend, with the inputs of each block.
 
     Attributes:
-        inputs: For every block, the inputs of each batch.
+        inputs: The inputs of each batch, by block.
     """
 
     inputs: dict[int, list[BlockInputs]] = field(default_factory=dict)
 
 
 def sample_trace(bundle: Bundle, variant: Variant, backend: Backend, case: Case) -> RecordedTrace:
-    """Sample the case, token by token, with the very loop `starflow sample` uses, recording what passes by.
+    """Sample a case token by token, with the loop of `starflow sample`, and record the tokens.
 
-    A block that gives NaN or infinity does not end it: zeros go on in their place, so that the blocks below are seen too.
+    NaN and infinity do not end the loop: the next block gets zeros instead, so that all blocks are recorded.
     """
     loop = AutoregressiveLoop(bundle, variant, backend, SEQUENTIAL)
     request = Request(Guidance(case.guidance))
     loop.check(request)
-    count = len(case.noise)
-    conditions = encode_conditions(
-        bundle.manifest.conditioning, count, case.condition, case.null_condition, guided=case.guidance > 0
-    )
+    conditions = case.conditions(bundle.manifest.conditioning)
     tokens: dict[int, list[NDArray]] = {}
     inputs: dict[int, list[BlockInputs]] = {}
-    for _, index in batches(count, bundle.manifest.batch):
+    for _, index in batches(len(case.noise), bundle.manifest.batch):
         for made in loop.blocks(case.noise[index], conditions.part(index), request, finite=False):
             tokens.setdefault(made.block.index, []).append(made.tokens)
             inputs.setdefault(made.block.index, []).append(made.inputs)
@@ -53,24 +49,24 @@ def sample_trace(bundle: Bundle, variant: Variant, backend: Backend, case: Case)
 
 
 def decode_block(runner: BlockRunner, block: Block, inputs: BlockInputs) -> NDArray:
-    """One block token by token, [B, T, D] in block order: what it makes is fed back into it."""
+    """Decode one block token by token, [B, T, D] in block order: its outputs are its next inputs."""
     runner.prefill(inputs)
     runner.advance(inputs.noise.shape[1] - block.first_token)
     return _finished(runner, runner.read())
 
 
 def decode_given(runner: BlockRunner, block: Block, inputs: BlockInputs, tokens: NDArray) -> NDArray:
-    """One block in chunks with every input given, see `BlockRunner.decode_given`."""
+    """Decode given tokens of one block in chunks, see `BlockRunner.decode_given`."""
     chunk = chunk_size(tokens.shape[1] - block.first_token, runner.max_chunk)
     return _finished(runner, runner.decode_given(inputs, tokens, chunk))
 
 
 def chunk_size(length: int, max_chunk: int) -> int:
-    """Three chunks or more, so that chunks begin on caches that chunks wrote, and the last one is shorter if it can be."""
+    """A size for three or more chunks, so that chunks start on caches that chunks wrote, and the last is shorter if possible."""
     return max(1, min(max_chunk, -(-length // 3)))
 
 
 def _finished(runner: BlockRunner, tokens: NDArray) -> NDArray:
     if not np.isfinite(tokens).all():
-        runner.clear()  # or it would reach the next sequence through masked positions
+        runner.clear()  # or NaN would reach the next sequence through masked positions
     return tokens

@@ -1,4 +1,4 @@
-"""What every way of running a bundle is given, to be compared: noise and conditions, drawn from a seed."""
+"""A case: noise and conditions, drawn from a seed, that several ways of running a bundle are given."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.manifest import ConditioningSpec
+from starflow.runtime.conditions import Conditions, encode_conditions
 from starflow.runtime.networks.caption_encoder import encode_once
 from starflow.runtime.sampler import Sampler
 
@@ -15,14 +17,14 @@ CAPTIONS = ("a red apple", "two cats", "a sailboat", "the moon", "a blue car", "
 
 @dataclass(frozen=True)
 class Case:
-    """What is sampled: N images, a multiple of the bundle's batch.
+    """The inputs of N images, a multiple of the bundle's batch.
 
     Attributes:
         noise: [N, *noise_shape] float32, as `starflow sample --seed` draws it.
         condition: Labels [N] int64, condition tokens [N, m, width] float32, or None.
-        null_condition: Null condition tokens [m, width], where the condition is tokens.
-        guidance: Weight.
-        seed: What all of it was drawn from.
+        null_condition: Null condition tokens [m, width] if the condition is tokens, else None.
+        guidance: Guidance weight.
+        seed: Seed of noise and conditions.
     """
 
     noise: NDArray[np.float32]
@@ -30,6 +32,10 @@ class Case:
     null_condition: NDArray | None
     guidance: float
     seed: int
+
+    def conditions(self, spec: ConditioningSpec) -> Conditions:
+        """The conditions as the graphs of a bundle take them."""
+        return encode_conditions(spec, len(self.noise), self.condition, self.null_condition, guided=self.guidance > 0)
 
 
 def draw_case(
@@ -39,20 +45,20 @@ def draw_case(
     guidance: float | None = None,
     conditions: Callable[[int], tuple[NDArray | None, NDArray | None]] | None = None,
 ) -> Case:
-    """Noise and conditions for at least `images` images (by default one batch), in whole batches.
+    """Draw noise and conditions for whole batches.
 
     Args:
         bundle: The bundle.
-        images: Their number.
-        seed: Of the noise, and of conditions that are drawn.
-        guidance: Weight; None takes 1 where the bundle takes guidance.
-        conditions: Gives the conditions and the null condition of so many images, in place of `usual_conditions`.
+        images: Smallest number of images; None takes one batch.
+        seed: Seed of noise and conditions.
+        guidance: Guidance weight; None takes 1 if the bundle takes guidance.
+        conditions: Returns the conditions and the null condition for a number of images, instead of `usual_conditions`.
     """
     manifest = bundle.manifest
     count = -(-(images or manifest.batch) // manifest.batch) * manifest.batch
     condition, null = conditions(count) if conditions else usual_conditions(bundle, count, seed)
     weight = guidance if guidance is not None else float(manifest.guided)
-    # Which variant draws does not matter, and no session is made for it.
+    # Any variant draws the same, and none opens a session for it.
     with Sampler.open(
         bundle.root, backend="onnxruntime", variant=manifest.variants[0].name, shape=bundle.shape
     ) as sampler:
@@ -60,11 +66,10 @@ def draw_case(
 
 
 def usual_conditions(bundle: Bundle, count: int, seed: int) -> tuple[NDArray | None, NDArray | None]:
-    """Conditions of `count` images, and the null condition where it is tokens.
+    """Conditions of `count` images, and the null condition if conditions are tokens.
 
-    Every class occurs in turn. A bundle with a text encoder is given captions: a trained model need not be calm far from
-    what it was trained on. Other condition tokens are standard normal, and so are the null tokens, because a null
-    condition of zeros would hide an exchange of rows.
+    Classes take turns. A bundle with a text encoder gets captions, since a trained model need not be stable far from its
+    training data. Other condition tokens are standard normal. So are the null tokens, because zeros would hide swapped rows.
     """
     manifest, spec = bundle.manifest, bundle.manifest.conditioning
     if spec.kind == "none":
@@ -80,5 +85,5 @@ def usual_conditions(bundle: Bundle, count: int, seed: int) -> tuple[NDArray | N
 
 
 def nudged(case: Case) -> Case:
-    """The same case with every noise value moved to the next float32: the smallest disturbance there is."""
+    """The same case with every noise value moved to the next float32, which is the smallest possible change."""
     return replace(case, noise=np.nextafter(case.noise, np.float32(np.inf)))

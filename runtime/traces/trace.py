@@ -1,4 +1,4 @@
-"""What one way of running a bundle makes of given noise."""
+"""A trace: the tokens of a sample after every flow block."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,15 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Trace:
-    """A whole sample, block by block.
+    """A sample, block by block.
 
     Attributes:
-        tokens: [N, T, D] float32 after each flow block by its index, in the block's own order; what is not finite
-            is kept.
+        tokens: [N, T, D] float32 after each flow block, by index and in block order; NaN and infinity are kept.
     """
 
     tokens: dict[int, NDArray]
 
 
 def finite(tokens: NDArray) -> NDArray:
-    """The tokens with zeros for what is not finite, so that what comes after can still be judged."""
+    """The tokens with zeros instead of NaN and infinity, so that later blocks can still be compared."""
     return np.nan_to_num(tokens, nan=0.0, posinf=0.0, neginf=0.0)

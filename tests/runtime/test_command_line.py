@@ -91,6 +91,35 @@ def test_help_lists_every_command_and_why_one_is_unavailable(install: Install, c
     assert re.search(r"^  broken +\(unavailable: No module named 'no_such_package'\)$", out, re.MULTILINE)
 
 
+def test_help_groups_commands_by_what_they_do(install: Install, capsys) -> None:
+    install("hello", HELLO)
+    assert main(["--help"]) == 0
+    parts = [part.splitlines() for part in capsys.readouterr().out.split("\n\n")]
+    topics = {lines[0]: [line.split()[0] for line in lines[1:]] for lines in parts if lines[0].endswith(":")}
+    assert topics["train a model, or import one:"] == ["import", "train"]
+    assert topics["make a bundle faster:"] == ["calibrate"]
+    assert {"bench", "inspect", "sample", "score"} <= set(topics["use a bundle and measure it:"])
+    assert topics["other commands:"] == ["hello"]
+
+
+@pytest.mark.parametrize("command", ["sample", "bench"])
+def test_options_are_grouped_by_topic_and_family(capsys, command: str) -> None:
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    usage, *_ = out.partition("\n")
+    assert usage == f"usage: starflow {command} BUNDLE [options]"
+    order = [
+        "output:",
+        "how it runs:",
+        "decoding of autoregressive flows:",
+        "--plan",
+        "integration of continuous flows:",
+    ]
+    places = [out.index(f"\n{heading}" if heading.endswith(":") else f"\n  {heading}") for heading in order]
+    assert places == sorted(places) and places[-1] < out.index("\n  --solver")
+    assert "--variant NAME" in out and "--variants" not in out, "the alias is hidden"
+
+
 def test_no_command_is_wrong_use(capsys) -> None:
     assert main([]) == 2
     captured = capsys.readouterr()
@@ -131,6 +160,27 @@ def test_unknown_command_suggests_the_nearest(install: Install, capsys, word: st
     install("hello", HELLO)
     assert main([word]) == 2
     assert capsys.readouterr().err == message
+
+
+def test_an_unknown_option_of_a_command_suggests_the_nearest(install: Install, capsys) -> None:
+    install("hello", HELLO)
+    assert main(["hello", "--nmae=you"]) == 2
+    assert capsys.readouterr().err == "starflow hello: error: unknown option --nmae; did you mean --name?\n"
+    assert main(["hello"]) == 2
+    assert capsys.readouterr().err == "starflow hello: error: missing: --name; see starflow hello --help\n"
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [
+        ("FileNotFoundError(2, 'No such file or directory', 'a.npy')", 2, "a.npy: No such file or directory"),
+        ("PermissionError(13, 'Permission denied', 'a.npy')", 1, "a.npy: Permission denied"),
+    ],
+)
+def test_a_refusal_of_the_system_is_one_line(install: Install, capsys, raised: str, status: int, said: str) -> None:
+    install("fails", body(f"raise {raised}"))
+    assert main(["fails"]) == status
+    assert capsys.readouterr().err == f"starflow fails: error: {said}\n"
 
 
 @pytest.mark.parametrize(("error", "status"), [("BundleError", 1), ("UsageError", 2)])

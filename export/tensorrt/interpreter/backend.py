@@ -1,7 +1,7 @@
 """A backend that samples through TensorRT's parser and the network interpreter."""
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from starflow.export.tensorrt.interpreter.continuous_runner import NetworkContinuousRunner
 from starflow.export.tensorrt.interpreter.interpreter import NetworkInterpreter
@@ -35,7 +35,7 @@ class NetworkBlockRunner(BlockRunner):
         self._next_position = np.zeros_like(self._position)
         self._sized: dict[int, dict[str, NDArray]] = {}
 
-    def store(self, name: str, value: NDArray | np.float32, count: int = 1) -> None:
+    def store(self, name: str, value: ArrayLike, count: int = 1) -> None:
         self._buffer(name, count)[...] = value
 
     def fetch(self, name: str, count: int = 1) -> NDArray:
@@ -83,7 +83,7 @@ class NetworkBackend(GraphBackend):
     Opening one raises ExportError if the parser refuses its graph, or the interpreter does not know a layer.
 
     Args:
-        bundle: An open bundle.
+        bundle: The bundle.
         variant: A portable variant.
         flavour_name: Whose parser: `tensorrt-rtx` parses on any machine, `tensorrt` needs a GPU.
         rounding: Round where the network does, in place of float32 throughout.

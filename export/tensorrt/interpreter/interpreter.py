@@ -11,7 +11,7 @@ from starflow.export.tensorrt.interpreter import arithmetic, attention, cache, m
 from starflow.export.tensorrt.interpreter.cache import cache_pairs
 from starflow.export.tensorrt.interpreter.constants import Constants
 from starflow.export.tensorrt.interpreter.kernel import Compute, Kernel
-from starflow.export.tensorrt.interpreter.layers import NetworkLayer, NetworkTensor, place, read_layers
+from starflow.export.tensorrt.interpreter.layers import NetworkLayer, NetworkTensor, read_layers
 from starflow.export.tensorrt.interpreter.number_types import buffer_dtype, rounding_to, working_dtype
 from starflow.export.tensorrt.parse import ParsedGraph
 from starflow.runtime.plain.errors import ExportError
@@ -69,9 +69,7 @@ class NetworkInterpreter:
             float32, inputs and outputs of 16 bits too.
 
     Attributes:
-        parsed: The network it runs.
-        inputs: The network's inputs by name.
-        outputs: The network's outputs by name.
+        inputs, outputs: The network's, by name.
         aliases: For each output that shares the memory of an input, that input's name.
 
     Raises:
@@ -147,7 +145,7 @@ class NetworkInterpreter:
             if array is None or not buffer.fits(array):
                 found = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
                 raise ExportError(
-                    f"{place(self.parsed)}: input {name} takes {buffer.dtype} {list(buffer.shape)}, got {found}"
+                    f"{self.parsed.place}: input {name} is {found}, expected {buffer.dtype} {list(buffer.shape)}"
                 )
             arrays.append(array)
         return arrays
@@ -161,7 +159,7 @@ class NetworkInterpreter:
             memory = inputs[self.aliases[name]]
             if target is not None and target is not memory and not _same_memory(target, memory):
                 raise ExportError(
-                    f"{place(self.parsed)}: output {name} must have the memory of input {self.aliases[name]}"
+                    f"{self.parsed.place}: output {name} must have the memory of input {self.aliases[name]}"
                 )
             return memory
         buffer = self.outputs[name]
@@ -169,7 +167,7 @@ class NetworkInterpreter:
             return np.array(value, buffer.dtype)
         if target.dtype != buffer.dtype or target.shape != value.shape:
             raise ExportError(
-                f"{place(self.parsed)}: output {name} is {buffer.dtype} {list(value.shape)}, "
+                f"{self.parsed.place}: output {name} is {buffer.dtype} {list(value.shape)}, "
                 f"its array {target.dtype} {list(target.shape)}"
             )
         target[...] = value

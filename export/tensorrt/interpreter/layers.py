@@ -2,39 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from typing import Any, Never
 
 from starflow.export.tensorrt.parse import ParsedGraph
 from starflow.runtime.plain.errors import ExportError
-
-# The bindings hand every layer out as ILayer; its class is what has the attributes. Kinds without attributes are here
-# too: a kind that is missing from this table is one nobody has thought about.
-_CLASSES = {
-    "ACTIVATION": "IActivationLayer",
-    "ATTENTION_INPUT": "IAttentionInputLayer",
-    "ATTENTION_OUTPUT": "IAttentionOutputLayer",
-    "CAST": "ICastLayer",
-    "CONCATENATION": "IConcatenationLayer",
-    "CONSTANT": "IConstantLayer",
-    "DEQUANTIZE": "IDequantizeLayer",
-    "ELEMENTWISE": "IElementWiseLayer",
-    "FILL": "IFillLayer",
-    "GATHER": "IGatherLayer",
-    "IDENTITY": "IIdentityLayer",
-    "KV_CACHE_UPDATE": "IKVCacheUpdateLayer",
-    "MATRIX_MULTIPLY": "IMatrixMultiplyLayer",
-    "NORMALIZATION": "INormalizationLayer",
-    "REDUCE": "IReduceLayer",
-    "ROTARY_EMBEDDING": "IRotaryEmbeddingLayer",
-    "SELECT": "ISelectLayer",
-    "SHAPE": "IShapeLayer",
-    "SHUFFLE": "IShuffleLayer",
-    "SLICE": "ISliceLayer",
-    "SOFTMAX": "ISoftMaxLayer",
-    "SQUEEZE": "ISqueezeLayer",
-    "UNARY": "IUnaryLayer",
-    "UNSQUEEZE": "IUnsqueezeLayer",
-}
 
 
 @dataclass(frozen=True)
@@ -56,9 +28,8 @@ class NetworkLayer:
 
     Attributes:
         kind: TensorRT's layer type, such as `ELEMENTWISE`.
-        name: The layer's name; the parser derives it from the ONNX node's.
-        inputs: Its inputs by index; None where an optional one is not set.
-        output: Its output.
+        name: The parser derives it from the ONNX node's.
+        inputs: By index; None where an optional one is not set.
         attributes: The layer object, of its own class.
         where: Graph and flow block, for messages.
     """
@@ -88,7 +59,7 @@ class NetworkLayer:
     def refuse(self, reason: str) -> Never:
         """Raise the error that this layer cannot be executed."""
         raise ExportError(
-            f"{self.where}: layer {self.name} ({self.kind}): {reason}; the network interpreter must learn it"
+            f"{self.where}: layer {self.name} ({self.kind}): {reason}; the network interpreter does not support it"
         )
 
 
@@ -101,12 +72,7 @@ def read_layers(parsed: ParsedGraph) -> list[NetworkLayer]:
     network = parsed.network
     layers = [_read_layer(parsed, network.get_layer(index)) for index in range(network.num_layers)]
     available = {network.get_input(index).name for index in range(network.num_inputs)}
-    return _ordered(layers, available, place(parsed))
-
-
-def place(parsed: ParsedGraph) -> str:
-    """Graph and flow block, for messages."""
-    return parsed.path.name if parsed.block is None else f"{parsed.path.name}: flow block {parsed.block}"
+    return _ordered(layers, available, parsed.place)
 
 
 def _read_layer(parsed: ParsedGraph, layer: Any) -> NetworkLayer:
@@ -115,37 +81,33 @@ def _read_layer(parsed: ParsedGraph, layer: Any) -> NetworkLayer:
     outputs = [NetworkTensor.of(layer.get_output(index)) for index in range(layer.num_outputs)]
     tensors = (layer.get_input(index) for index in range(layer.num_inputs))
     inputs = tuple(None if tensor is None else NetworkTensor.of(tensor) for tensor in tensors)
-    found = NetworkLayer(kind, layer.name, inputs, outputs[0], layer, place(parsed))
-    if kind not in _CLASSES:
-        found.refuse("this kind of layer is not known")
+    found = NetworkLayer(kind, layer.name, inputs, outputs[0], layer, parsed.place)
     if len(outputs) != 1:
         found.refuse(f"it has {len(outputs)} outputs, not one")
-    layer.__class__ = getattr(parsed.flavour.trt, _CLASSES[kind])
+    # The bindings hand every layer out as ILayer; its own class, `IKVCacheUpdateLayer` for KV_CACHE_UPDATE, has the attributes.
+    trt, wanted = parsed.flavour.trt, f"I{kind.replace('_', '')}LAYER"
+    own = next((name for name in dir(trt) if name.upper() == wanted), None)
+    if own is None:
+        found.refuse("this kind of layer is not known")
+    layer.__class__ = getattr(trt, own)
     return found
 
 
 def _ordered(layers: Iterable[NetworkLayer], available: set[str], where: str) -> list[NetworkLayer]:
     producers: dict[str, NetworkLayer] = {}
+    sorter = TopologicalSorter[str]()
     for layer in layers:
         if layer.output.name in producers or layer.output.name in available:
             layer.refuse(f"its output {layer.output.name} has the name of another tensor")
         producers[layer.output.name] = layer
-    ordered: list[NetworkLayer] = []
-    done = set(available)
-    for last in producers.values():
-        # Depth first without recursion: networks are thousands of layers deep.
-        stack = [last]
-        while stack:
-            layer = stack[-1]
-            missing = [t.name for t in layer.inputs if t is not None and t.name not in done]
-            if layer.output.name in done:
-                stack.pop()
-            elif not missing:
-                ordered.append(layer)
-                done.add(layer.output.name)
-                stack.pop()
-            elif missing[0] not in producers or len(stack) > len(producers):
-                raise ExportError(f"{where}: layer {layer.name} reads {missing[0]}, which no layer before it makes")
-            else:
-                stack.append(producers[missing[0]])
-    return ordered
+        sorter.add(layer.output.name, *(t.name for t in layer.inputs if t is not None and t.name not in available))
+    try:
+        names = list(sorter.static_order())
+    except CycleError as error:
+        raise ExportError(
+            f"{where}: layers read each other's outputs in a circle: {', '.join(error.args[1])}"
+        ) from None
+    for name in names:
+        if name not in producers:
+            raise ExportError(f"{where}: a layer reads {name}, which no layer makes")
+    return [producers[name] for name in names]

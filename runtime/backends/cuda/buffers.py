@@ -1,25 +1,18 @@
-"""The tensors of a step graph in GPU memory, each allocated once."""
+"""The tensors of a graph in GPU memory, each allocated once."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 
-import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from starflow.runtime.backends.cuda.device import DeviceMemory, PinnedMemory, Stream
 from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec, fixed_shape, tensor_bytes
 
 
 class TensorBuffer:
-    """One tensor on the device, and pinned host memory its content passes through.
+    """One tensor on the device, with pinned host memory for copies.
 
-    Caches never leave the device and have no host side, so their type need not be one NumPy knows.
-
-    Args:
-        stream: What copies are put into.
-        spec: The tensor.
-        count: Most tokens S it has to hold.
-        what: What to call it in messages.
+    It has room for `count` tokens. Caches never leave the device and have no host memory, so their type need not exist in NumPy.
     """
 
     def __init__(self, stream: Stream, spec: TensorSpec, count: int, what: str) -> None:
@@ -37,36 +30,33 @@ class TensorBuffer:
         self._resources.close()
 
     def size(self, count: int) -> int:
-        """Its bytes, as a tensor of `count` tokens."""
+        """Size in bytes for `count` tokens."""
         return tensor_bytes(self._spec, count)
 
-    def store(self, value: NDArray | np.float32, count: int) -> None:
-        """Fill it, as a tensor of `count` tokens, and wait until it is filled."""
+    def store(self, value: ArrayLike, count: int) -> None:
+        """Fill the tensor for `count` tokens, broadcasting, and wait until it is filled."""
         assert self._host is not None
+        self._stream.gpu.select()
         host = self._host.array(fixed_shape(self._spec, count), self._spec.dtype)
         host[...] = value
         self._stream.upload(self.memory, self._host, host.nbytes)
         self._stream.synchronize()
 
     def fetch(self, count: int) -> NDArray:
-        """Its content as a tensor of `count` tokens, in host memory that the next `store` or `fetch` overwrites."""
+        """The content for `count` tokens, in host memory that the next `store` or `fetch` overwrites."""
         assert self._host is not None
+        self._stream.gpu.select()
         host = self._host.array(fixed_shape(self._spec, count), self._spec.dtype)
         self._stream.download(self._host, self.memory, host.nbytes)
         self._stream.synchronize()
         return host
 
 
-class StepBuffers:
-    """Every input and output of one step graph.
+class GraphBuffers:
+    """Every input and output of one graph.
 
-    A tensor whose shape holds the number of tokens S has room for the largest; smaller runs use its beginning. An output that
-    updates an input is that input.
-
-    Args:
-        stream: What copies are put into.
-        graph: The step graph.
-        max_chunk: Largest S.
+    A tensor whose shape depends on the number of tokens S has room for S = `max_chunk`; smaller runs use its beginning. An output
+    that updates an input shares its buffer.
 
     Raises:
         BackendError: the GPU has too little memory.
@@ -91,7 +81,7 @@ class StepBuffers:
         return self._tensors[self._updated.get(name, name)]
 
     def addresses(self) -> dict[str, int]:
-        """Where every input and output lies."""
+        """Address of every input and output."""
         return {spec.name: self[spec.name].memory.address for spec in (*self._graph.inputs, *self._graph.outputs)}
 
     def caches(self) -> Iterator[DeviceMemory]:

@@ -1,6 +1,6 @@
-"""A GPU through CUDA's runtime API: checked calls, and memory, streams and graphs, each with a `close` to be called once or more.
+"""A GPU through CUDA's runtime API: checked calls, memory, streams and graphs. `close` may be called more than once.
 
-`cuda-python` is imported when a `Gpu` is made, so importing this module costs nothing and needs no GPU.
+`cuda-python` is imported when a `Gpu` is created, so importing this module is cheap and needs no GPU.
 """
 
 import ctypes
@@ -22,19 +22,16 @@ ELSEWHERE = "use the onnxruntime backend, or see what this machine can do with `
 class Gpu:
     """One GPU of this machine.
 
-    Every thread has a current device of its own, so whoever is called from outside calls `select` first.
-
-    Args:
-        index: Which GPU, as CUDA counts them.
+    Every thread has its own current device, so methods that are called from outside call `select` first.
 
     Attributes:
-        index: As given.
-        name: What NVIDIA calls it.
+        index: Number of the GPU, counted by CUDA from 0.
+        name: Name that NVIDIA gives it.
         compute_capability: Such as "8.9".
 
     Raises:
         BackendError: cuda-python is not installed, there is no GPU, or its driver is too old.
-        UsageError: there is no GPU of this index.
+        UsageError: there is no GPU with this index.
     """
 
     def __init__(self, index: int = 0) -> None:
@@ -45,7 +42,7 @@ class Gpu:
             reason = self._reason(error) if error else "none is visible"
             raise BackendError(f"no usable NVIDIA GPU or driver ({reason}); {ELSEWHERE}")
         if not 0 <= index < count:
-            raise UsageError(f"GPU {index}: this machine has {count}, counted from 0")
+            raise UsageError(f"GPU {index} does not exist: this machine has {count}, counted from 0")
         self.select()
         self.name: str = self.call("cudaGetDeviceProperties", index).name.decode().rstrip("\0")
         attribute = self.cuda.cudaDeviceAttr
@@ -58,15 +55,15 @@ class Gpu:
         self.call("cudaSetDevice", self.index)
 
     def memory(self) -> tuple[int, int]:
-        """Bytes of its memory: free, and in all."""
+        """Free and total memory in bytes."""
         free, total = self.call("cudaMemGetInfo")
         return free, total
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """Call a function of `cuda.bindings.runtime`; return its value, or a tuple if it has several.
+        """Call a function of `cuda.bindings.runtime` and return its value, or a tuple if it has several.
 
         Raises:
-            BackendError: it, or work given to the GPU earlier, failed.
+            BackendError: the call failed, or earlier work of the GPU did.
         """
         error, *values = getattr(self.cuda, function)(*arguments)
         if error:
@@ -74,10 +71,10 @@ class Gpu:
         return values[0] if len(values) == 1 else tuple(values)
 
     def release(self, function: str, *arguments: Any) -> None:
-        """Call a function that frees something.
+        """Call a function that frees something, and ignore its status.
 
-        Its status is not looked at: nothing can be done about it, and after a failed kernel every call repeats that
-        kernel's error, which has been raised already.
+        Nothing can be done about a failure, and after a failed kernel every call returns the error of that kernel, which was
+        raised before.
         """
         getattr(self.cuda, function)(*arguments)
 
@@ -89,20 +86,33 @@ class Gpu:
         return f"{error.name}: {text.decode() if isinstance(text, bytes) else text}"
 
 
-class DeviceMemory:
-    """Bytes of GPU memory, aligned to 256, not initialised.
+class _Memory:
+    """Memory that a stream's work uses. `close` waits for that work before it frees the memory."""
 
-    Args:
-        stream: The stream whose work uses them; it is waited for before they are freed.
-        size: Bytes.
-        what: What they are for, in messages.
+    _free: str  # the function that frees it
+    address: int  # 0 once it is freed
+
+    def __init__(self, stream: "Stream", size: int) -> None:
+        self._stream, self.size = stream, size
+
+    def close(self) -> None:
+        if self.address:
+            self._stream.drain()
+            self._stream.gpu.release(self._free, self.address)
+            self.address = 0
+
+
+class DeviceMemory(_Memory):
+    """GPU memory, aligned to 256 bytes and not initialised. Messages name its purpose, `what`.
 
     Raises:
-        BackendError: there is not enough.
+        BackendError: the GPU has too little memory.
     """
 
+    _free = "cudaFree"
+
     def __init__(self, stream: "Stream", size: int, what: str) -> None:
-        self._stream, self.size = stream, size
+        super().__init__(stream, size)
         gpu = stream.gpu
         error, self.address = gpu.cuda.cudaMalloc(size)
         if error == gpu.cuda.cudaError_t.cudaErrorMemoryAllocation:
@@ -114,42 +124,27 @@ class DeviceMemory:
         if error:
             gpu.fail("cudaMalloc", error)
 
-    def close(self) -> None:
-        if self.address:
-            self._stream.drain()
-            self._stream.gpu.release("cudaFree", self.address)
-            self.address = 0
 
+class PinnedMemory(_Memory):
+    """Host memory that the GPU copies from and to without waiting for the CPU."""
 
-class PinnedMemory:
-    """Bytes of host memory the GPU copies from and to without waiting for the CPU.
-
-    Args:
-        stream: The stream whose work uses them; it is waited for before they are freed.
-        size: Bytes.
-    """
+    _free = "cudaFreeHost"
 
     def __init__(self, stream: "Stream", size: int) -> None:
-        self._stream, self._size = stream, size
-        self.address: int = stream.gpu.call("cudaMallocHost", size)
+        super().__init__(stream, size)
+        self.address = stream.gpu.call("cudaMallocHost", size)
 
     def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
-        """Its first bytes as an array; not to be used after `close`."""
+        """Its first bytes as an array, which must not be used after `close`."""
         size = prod(shape) * np.dtype(dtype).itemsize
-        assert size <= self._size
+        assert size <= self.size
         return np.frombuffer(memoryview((ctypes.c_char * size).from_address(self.address)), dtype).reshape(shape)
-
-    def close(self) -> None:
-        if self.address:
-            self._stream.drain()
-            self._stream.gpu.release("cudaFreeHost", self.address)
-            self.address = 0
 
 
 class Stream:
-    """A queue of work; it does not wait for the default stream, nor for other samplers' streams.
+    """A queue of work that waits neither for the default stream nor for the streams of other samplers.
 
-    Everything but `synchronize` returns before the work is done.
+    All methods except `synchronize` and `drain` return before the work is done.
     """
 
     def __init__(self, gpu: Gpu) -> None:
@@ -158,7 +153,7 @@ class Stream:
 
     @property
     def handle(self) -> int:
-        """What TensorRT takes for a stream."""
+        """The stream as TensorRT takes it."""
         return int(self._stream)
 
     def upload(self, target: DeviceMemory, source: PinnedMemory, size: int) -> None:
@@ -185,13 +180,13 @@ class Stream:
         self.gpu.call("cudaStreamSynchronize", self._stream)
 
     def drain(self) -> None:
-        """Wait until all work is over, done or failed: nothing may be released that it uses."""
+        """Wait until all work is over, done or failed: memory that it uses must not be freed earlier."""
         self.gpu.release("cudaStreamSynchronize", self._stream)
 
     def capture(self, work: Callable[[], None]) -> "Graph":
-        """Record what `work` puts into this stream, without doing it.
+        """Record what `work` puts into this stream, without running it.
 
-        Only this thread is held to the rules of capturing (no allocation, no waiting), so that other samplers may go on.
+        The rules of capturing (no allocation, no waiting) hold for this thread only, so that other samplers can go on.
         """
         gpu = self.gpu
         mode = gpu.cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
@@ -199,7 +194,7 @@ class Stream:
         try:
             work()
         except BaseException:
-            # A stream left capturing could not even be waited for.
+            # A stream that is still capturing cannot even be waited for.
             error, graph = gpu.cuda.cudaStreamEndCapture(self._stream)
             if not error:
                 gpu.release("cudaGraphDestroy", graph)
@@ -211,7 +206,7 @@ class Stream:
             gpu.release("cudaGraphDestroy", graph)
 
     def launch(self, executable: Any, times: int) -> None:
-        """Put an instantiated graph into this stream `times` times."""
+        """Put an instantiated graph into this stream, `times` times."""
         launch, stream = self.gpu.cuda.cudaGraphLaunch, self._stream
         for _ in range(times):
             (error,) = launch(executable, stream)
@@ -235,10 +230,10 @@ class Stream:
 
 
 class Graph:
-    """Captured work, ready to be launched again and again into the stream it was captured from.
+    """Captured work that can be launched any number of times into the stream it was captured from.
 
     Attributes:
-        kernels: How many kernels one launch runs.
+        kernels: Number of kernels in one launch.
     """
 
     def __init__(self, stream: Stream, executable: Any, kernels: int) -> None:
@@ -246,7 +241,7 @@ class Graph:
         self.kernels = kernels
 
     def launch(self, times: int = 1) -> None:
-        """Put it into the stream `times` times; returns before it is done."""
+        """Put the work into the stream, `times` times; returns before it is done."""
         self._stream.launch(self._executable, times)
 
     def close(self) -> None:

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from starflow.runtime.backends.base import BandwidthProbe, GraphBackend, Provider
+from starflow.runtime.backends.base import GraphBackend, Provider
 from starflow.runtime.backends.block_runner import BlockRunner
 from starflow.runtime.backends.cuda.bandwidth import CudaBandwidthProbe
 from starflow.runtime.backends.cuda.device import Gpu
-from starflow.runtime.backends.memory_bandwidth import HostBandwidthProbe
+from starflow.runtime.backends.memory_bandwidth import BandwidthProbe, HostBandwidthProbe
 from starflow.runtime.backends.onnxruntime.continuous_runner import OnnxRuntimeContinuousRunner
 from starflow.runtime.backends.onnxruntime.device_runner import DeviceBlockRunner
 from starflow.runtime.backends.onnxruntime.host_runner import HostBlockRunner
@@ -18,14 +18,14 @@ from starflow.runtime.bundle.manifest import Variant
 
 
 class OnnxRuntimeBackend(GraphBackend):
-    """Sessions of one variant's graphs.
+    """Sessions for the graphs of one variant.
 
     Args:
-        bundle: An open bundle.
-        variant: The variant to run; one of the portable lowering for other providers than `cpu`.
-        provider: What runs it. A session that fell back to another one is an error.
-        threads: Threads within an operator on the CPU; 0 measures, for each block, whether one or all cores are faster.
-        profiles: Folder for what ONNX Runtime's profiler writes on the CPU, `block<index>_*.json`, once this is closed.
+        bundle: The bundle.
+        variant: The variant to run; providers other than `cpu` need a portable one.
+        provider: The execution provider. A session that falls back to another one is an error.
+        threads: Number of threads within an operator on the CPU; 0 measures for each block whether one or all cores are faster.
+        profiles: Folder in which ONNX Runtime's profiler writes `block<index>_*.json` on the CPU when the backend is closed.
     """
 
     def __init__(
@@ -60,11 +60,9 @@ class OnnxRuntimeBackend(GraphBackend):
         return runner
 
     def profiled(self, block: int, folder: Path) -> "OnnxRuntimeBackend":
-        """A second backend, watched by ONNX Runtime's profiler, with as many threads as a flow block has here.
+        """A second backend with ONNX Runtime's profiler, which runs a flow block with as many threads as this one.
 
-        Args:
-            block: The flow block.
-            folder: Where the profiler writes, see `profiles`.
+        The profiler writes into `folder`, see `profiles`.
         """
         self.block_runner(block)
         return OnnxRuntimeBackend(self._bundle, self._variant, self._provider, self._threads_of[block], folder)

@@ -17,14 +17,7 @@ Values = dict[str, onnxruntime.OrtValue]
 
 
 class OnnxRuntimeContinuousRunner(ContinuousRunner):
-    """One velocity graph in one session.
-
-    Args:
-        bundle: The bundle.
-        graph: Its velocity graph; providers other than `cpu` need a portable one.
-        provider: The execution provider.
-        threads: Number of threads within an operator on the CPU; 0 lets ONNX Runtime choose.
-    """
+    """One velocity graph in one session; see `open_session` for the arguments."""
 
     def __init__(self, bundle: Bundle, graph: GraphSpec, provider: Provider, threads: int) -> None:
         super().__init__(graph)

@@ -9,7 +9,7 @@ import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
 from starflow.runtime.backends.base import Provider
-from starflow.runtime.backends.block_runner import assert_in_place, assert_steps
+from starflow.runtime.backends.block_runner import assert_steps
 from starflow.runtime.backends.onnxruntime.session import fill, input_memory, open_session, zeros
 from starflow.runtime.backends.onnxruntime.session_block_runner import SessionBlockRunner
 from starflow.runtime.bundle.autoregressive_manifest import Block
@@ -21,10 +21,7 @@ class DeviceBlockRunner(SessionBlockRunner):
     """One flow block in one session, its buffers on a device.
 
     Args:
-        bundle, block, max_chunk: See `BlockRunner`.
-        graph: A portable step graph.
-        provider: The execution provider.
-        device: The device of that provider, as OrtValue names it.
+        device: The device of the provider, as OrtValue names it.
     """
 
     def __init__(
@@ -33,7 +30,6 @@ class DeviceBlockRunner(SessionBlockRunner):
         super().__init__(open_session(bundle, graph, provider, threads=0), block, graph, max_chunk)
         self._device, self._memory = device, input_memory(self._session, device)
         self._here = 0
-        assert_in_place(self)
         assert_steps(self)
 
     def allocate(self, spec: TensorSpec, count: int) -> onnxruntime.OrtValue:

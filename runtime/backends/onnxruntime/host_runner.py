@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
-from starflow.runtime.backends.block_runner import assert_in_place
+from starflow.runtime.backends.block_runner import assert_steps
 from starflow.runtime.backends.onnxruntime.session import numpy_dtype, open_session
 from starflow.runtime.backends.onnxruntime.session_block_runner import SessionBlockRunner
 from starflow.runtime.bundle.autoregressive_manifest import Block
@@ -29,7 +29,7 @@ class HostBlockRunner(SessionBlockRunner):
         self._arrays: dict[tuple[str, int], NDArray] = {}  # the memory of the OrtValues of the same key
         self._step = self.binding(1)
         self._position = self._arrays["position", 1]
-        assert_in_place(self)
+        assert_steps(self)
 
     def allocate(self, spec: TensorSpec, count: int) -> onnxruntime.OrtValue:
         array = self._arrays[self.key(spec.name, count)] = np.zeros(fixed_shape(spec, count), numpy_dtype(spec))

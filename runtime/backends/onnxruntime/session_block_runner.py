@@ -15,10 +15,6 @@ class SessionBlockRunner(BlockRunner):
     Buffers whose shape does not depend on the number of tokens S exist once; the others exist once for each S that occurs.
     For S = 1 the token output shares the buffer of `previous`, which nothing reads after the token is computed: so a step
     feeds the next one.
-
-    Args:
-        session: The session of `graph`.
-        block, graph, max_chunk: See `BlockRunner`.
     """
 
     def __init__(self, session: onnxruntime.InferenceSession, block: Block, graph: GraphSpec, max_chunk: int) -> None:

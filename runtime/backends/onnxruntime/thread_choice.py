@@ -1,7 +1,7 @@
-"""How many threads a flow block's operators should use, measured.
+"""Measures how many threads the operators of a flow block should use.
 
-A large step is bound by memory, which one core alone cannot exhaust. A small one is over sooner than threads have shared it
-out: it is faster on one. Where the line runs depends on the machine and on what else it does, so both are tried.
+A large step is limited by memory bandwidth, which one core cannot exhaust. A small step ends before threads have divided the work
+and is faster on one thread. The limit depends on the machine and its load, so both are measured.
 """
 
 import os
@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from starflow.runtime.backends.block_runner import BlockRunner
 
-# Beyond this, one thread never won, and loading the weights twice would take longer than it could save.
+# Above this size one thread was never faster, and loading the weights twice would cost more than it could save.
 LARGE_WEIGHTS = 64 << 20
 ROUNDS, STEPS = 5, 6
 
@@ -19,7 +19,7 @@ Runner = TypeVar("Runner", bound=BlockRunner)
 
 
 def thread_counts(requested: int, weight_bytes: int) -> tuple[int, ...]:
-    """Numbers of threads worth trying for a block that reads `weight_bytes` a step; `requested` 0 means any."""
+    """Numbers of threads to try for a block that reads `weight_bytes` in a step; `requested` 0 means any number."""
     cores = len(os.sched_getaffinity(0))
     if requested:
         return (requested,)
@@ -29,11 +29,11 @@ def thread_counts(requested: int, weight_bytes: int) -> tuple[int, ...]:
 def fastest_runner(open_runner: Callable[[int], Runner], counts: Sequence[int]) -> Runner:
     """The runner that decodes token by token in the least time.
 
-    Runners take turns, so a disturbance meets them alike, and the best round of each counts.
+    Runners take turns, so a disturbance affects all of them, and the best round of each counts.
 
     Args:
-        open_runner: Opens one with so many threads.
-        counts: What to choose from; a single one is taken as it is.
+        open_runner: Opens a runner with a number of threads.
+        counts: Numbers of threads to choose from; a single one is not measured.
     """
     if len(counts) == 1:
         return open_runner(counts[0])
@@ -48,7 +48,7 @@ def fastest_runner(open_runner: Callable[[int], Runner], counts: Sequence[int]) 
 
 
 def _seconds(runner: BlockRunner) -> float:
-    """Time of some steps from the middle of the sequence on, after one that wakes the threads."""
+    """Time of a step in the middle of the sequence, after a first step that wakes the threads."""
     block = runner.block
     middle = block.prefix + (block.capacity - block.prefix) // 2
     steps = min(STEPS, block.capacity - middle - 1)

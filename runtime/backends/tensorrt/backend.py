@@ -1,4 +1,4 @@
-"""TensorRT on a GPU as a backend: the engines of one build, loaded, allocated and captured when it is made."""
+"""TensorRT on a GPU as a backend: the engines of one build."""
 
 from contextlib import ExitStack, closing
 
@@ -8,7 +8,7 @@ from starflow.runtime.backends.cuda.device import DeviceMemory, Gpu, Stream
 from starflow.runtime.backends.tensorrt.block_runner import TensorrtBlockRunner
 from starflow.runtime.backends.tensorrt.build import choose_build, rebuild_advice
 from starflow.runtime.backends.tensorrt.continuous_runner import TensorrtContinuousRunner
-from starflow.runtime.backends.tensorrt.engine import BlockEngine, TensorrtRuntime
+from starflow.runtime.backends.tensorrt.engine import GraphEngine, TensorrtRuntime
 from starflow.runtime.backends.tensorrt.flavour import Flavour
 from starflow.runtime.bundle.build_record import BuildRecord
 from starflow.runtime.bundle.bundle import Bundle
@@ -17,24 +17,17 @@ from starflow.runtime.plain.errors import BackendError, BundleError
 
 
 class TensorrtBackend(Backend):
-    """Engines of one build on one GPU. Everything is loaded, allocated and captured when it is made.
+    """Engines of one build on one GPU. The constructor loads, allocates and captures everything.
 
-    A backend serves one thread at a time; any number of them may stand side by side.
-
-    Args:
-        bundle: An open bundle.
-        record: The build.
-        flavour: An installed TensorRT of the build's flavour.
-        gpu: The GPU.
+    Only one thread may use a backend at a time; several backends may run side by side.
 
     Attributes:
-        name: `tensorrt`.
         variant: The variant that was built.
         record: The build.
-        device_name: What NVIDIA calls the GPU.
+        device_name: Name of the GPU.
 
     Raises:
-        BundleError: an engine is damaged, of another TensorRT, or not of its block's graph.
+        BundleError: an engine is damaged, needs another TensorRT, or is not the engine of its graph.
         BackendError: the GPU has too little memory, or TensorRT refuses to run there.
     """
 
@@ -47,7 +40,7 @@ class TensorrtBackend(Backend):
         missing = {graph.block for graph in self.variant.graphs} - {spec.block for spec in record.engines}
         if missing:
             raise BundleError(
-                f"{bundle.root}: the build {record.target} of {record.variant} has no engine of flow block {min(missing)}; "
+                f"{bundle.root}: build {record.target} of {record.variant} has no engine for flow block {min(missing)}; "
                 f"{rebuild_advice(bundle, record)}"
             )
         gpu.select()
@@ -55,9 +48,9 @@ class TensorrtBackend(Backend):
             self._stream = stack.enter_context(closing(Stream(gpu)))
             runtime = TensorrtRuntime(flavour, gpu)
             self._engines = [
-                stack.enter_context(closing(BlockEngine(runtime, bundle, record, spec))) for spec in record.engines
+                stack.enter_context(closing(GraphEngine(runtime, bundle, record, spec))) for spec in record.engines
             ]
-            # Runs never overlap, so the largest need serves all. CUDA graphs keep its address: it must not grow later.
+            # Runs never overlap, so they share memory of the largest size. CUDA graphs keep its address: it must not grow later.
             size = max(engine.scratch_bytes for engine in self._engines)
             scratch = stack.enter_context(
                 closing(DeviceMemory(self._stream, max(size, 1), "the engines' scratch memory"))
@@ -78,7 +71,7 @@ class TensorrtBackend(Backend):
         if not (self._blocks or self._continuous):
             return
         gpu = self._stream.gpu
-        gpu.release("cudaSetDevice", gpu.index)  # even where a failed kernel makes every call report an error
+        gpu.release("cudaSetDevice", gpu.index)  # `release`, since after a failed kernel every call reports an error
         self._blocks.clear()
         self._continuous = None
         with self._resources:
@@ -86,32 +79,31 @@ class TensorrtBackend(Backend):
                 engine.save_cache()
 
     def bandwidth_probe(self) -> CudaBandwidthProbe:
-        """A probe of this GPU's memory; it needs 2 GiB of it."""
+        """A probe of this GPU's memory, of which it needs 2 GiB."""
         return CudaBandwidthProbe(self._stream.gpu)
 
     def block_runner(self, block: int) -> TensorrtBlockRunner:
         if block not in self._blocks:
-            raise BackendError(f"the sampler was closed, or {self.record.target} has no engine of flow block {block}")
+            raise BackendError(f"the backend was closed, or {self.record.target} has no engine for flow block {block}")
         return self._blocks[block]
 
     def continuous_runner(self) -> TensorrtContinuousRunner:
         if self._continuous is None:
-            raise BackendError(f"the sampler was closed, or {self.record.target} has no engine of a velocity graph")
+            raise BackendError(f"the backend was closed, or {self.record.target} has no engine for a velocity graph")
         return self._continuous
 
 
 def open_tensorrt(bundle: Bundle, variant: str | None = None, device: int = 0) -> TensorrtBackend:
-    """Run a bundle's engines on a GPU.
+    """Open the engines of a bundle on a GPU.
 
     Args:
-        bundle: An open bundle.
-        variant: Name of the variant whose engines to run; None takes the first one built for this GPU.
-        device: Which GPU, as CUDA counts them.
+        bundle: The bundle.
+        variant: Name of the variant whose engines run; None takes the first one built for this GPU.
+        device: Number of the GPU, counted by CUDA from 0.
 
     Raises:
-        BackendError: there is no usable GPU, no build for it, no TensorRT for the build, or too little memory; the message
-            says what to do.
-        BundleError: the engines are damaged or do not belong to this bundle or this TensorRT.
+        BackendError: there is no usable GPU, no build for it, no TensorRT for the build, or too little memory.
+        BundleError: the engines are damaged, or belong to another bundle or another TensorRT.
         UsageError: there is no such GPU.
     """
     gpu = Gpu(device)

@@ -1,19 +1,19 @@
-"""TensorRT on a GPU, a flow block: every buffer allocated once, one CUDA graph per number of tokens, replayed step by step.
+"""TensorRT on a GPU, a flow block: every buffer is allocated once, and one CUDA graph for each number of tokens is replayed.
 
-A step feeds the next one on the device, so a block's whole loop is launches of one graph: no copy from the host and no waiting
-until its sequence is read.
+A step feeds the next one on the device. So the whole loop of a block is launches of one graph: nothing is copied from the host
+and nobody waits until the sequence is read.
 """
 
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from starflow.runtime.backends.block_runner import BlockRunner
-from starflow.runtime.backends.cuda.buffers import StepBuffers
+from starflow.runtime.backends.cuda.buffers import GraphBuffers
 from starflow.runtime.backends.cuda.device import DeviceMemory, Graph, Stream
-from starflow.runtime.backends.tensorrt.engine import BlockEngine
+from starflow.runtime.backends.tensorrt.engine import GraphEngine
 from starflow.runtime.bundle.autoregressive_manifest import Block
 
 
@@ -21,16 +21,16 @@ class TensorrtBlockRunner(BlockRunner):
     """One flow block on the device.
 
     Args:
-        engine: The block's engine.
+        engine: The engine of the block.
         block: The block.
-        max_chunk: Most tokens of one run, by the manifest; prefill keeps to the engine's limit as well.
-        scratch: Memory for what lies between a run's inputs and outputs. Those who share it share `stream`, which keeps their
-            runs apart.
-        stream: Where everything runs.
+        max_chunk: Largest number of tokens in one run by the manifest; prefill also keeps to the limit of the engine.
+        scratch: Memory for values between a run's inputs and outputs. Runners that share it must share `stream`, so that their
+            runs do not overlap.
+        stream: The stream that runs everything.
     """
 
     def __init__(
-        self, engine: BlockEngine, block: Block, max_chunk: int, scratch: DeviceMemory, stream: Stream
+        self, engine: GraphEngine, block: Block, max_chunk: int, scratch: DeviceMemory, stream: Stream
     ) -> None:
         super().__init__(block, engine.graph, min(max_chunk, engine.max_tokens))
         self._engine, self._scratch, self._stream = engine, scratch, stream
@@ -38,7 +38,7 @@ class TensorrtBlockRunner(BlockRunner):
         self._graphs: dict[int, Graph] = {}
         self._at = 0
         with ExitStack() as self._resources:
-            self._buffers = self._resources.enter_context(closing(StepBuffers(stream, engine.graph, max_chunk)))
+            self._buffers = self._resources.enter_context(closing(GraphBuffers(stream, engine.graph, max_chunk)))
             self._graph(1)
             self.clear()  # capturing wrote into the caches
             self._resources = self._resources.pop_all()
@@ -47,23 +47,21 @@ class TensorrtBlockRunner(BlockRunner):
         self._graphs.clear()
         self._resources.close()
 
-    def store(self, name: str, value: NDArray | np.float32, count: int = 1) -> None:
-        self._stream.gpu.select()
+    def store(self, name: str, value: ArrayLike, count: int = 1) -> None:
         self._buffers[name].store(value, count)
 
     def fetch(self, name: str, count: int = 1) -> NDArray:
-        self._stream.gpu.select()
         return self._buffers[name].fetch(count)
 
     def run(self, count: int) -> None:
         self._stream.gpu.select()
         self._graph(count).launch()
-        if count == 1:  # its graph moved on
+        if count == 1:  # its graph moved the position on
             self.seek(self._at)
 
     def seek(self, position: int) -> None:
         self._at = position
-        self.store("position", np.array([position]))
+        self.store("position", position)
 
     def tell(self) -> int:
         return self._at
@@ -74,7 +72,7 @@ class TensorrtBlockRunner(BlockRunner):
         self._at += steps
 
     def run_schedule(self, start: int, first: NDArray, tokens: NDArray, schedule: Sequence[tuple[int, int]]) -> None:
-        """A whole chunk, pass after pass, is launches of one graph; a window's passes move, and go through the host."""
+        """Passes over a whole chunk are launches of one graph. Passes of a window move, so they go through the host."""
         count = tokens.shape[1]
         if any(tokens_of_pass != (0, count) for tokens_of_pass in schedule):
             super().run_schedule(start, first, tokens, schedule)
@@ -92,39 +90,27 @@ class TensorrtBlockRunner(BlockRunner):
 
     @property
     def kernels_per_step(self) -> int:
-        """How many kernels decode one token."""
+        """Number of kernels that decode one token."""
         return self._graph(1).kernels
 
     def _graph(self, count: int) -> Graph:
+        """A run of `count` tokens, followed by the copies that make the next run the next step or, for several tokens, pass."""
         if count not in self._graphs:
-            self._graphs[count] = self._capture(count)
+            self._graphs[count] = self._engine.capture(
+                count, self._buffers, self._scratch, self._stream, lambda: self._feed_back(count), self._resources
+            )
         return self._graphs[count]
 
-    def _capture(self, count: int) -> Graph:
-        """Record a run of `count` tokens, with what makes the next run the next step or, of several, the next pass."""
-        execution = self._engine.execution(count, self._buffers.addresses(), self._scratch, self._stream)
-        self._resources.callback(execution.close)
-        # The first run compiles and allocates, which a capture must not. It writes where the run it stands for will write.
-        execution.enqueue()
-        self._stream.synchronize()
-        execution.assert_capturable()
-
-        def work() -> None:
-            execution.enqueue()
-            if count == 1:
-                self._feed_back("previous", "x")
-                self._feed_back("position", "position_next")
-            else:
-                self._feed_tokens(count)
-
-        return self._resources.enter_context(closing(self._stream.capture(work)))
-
-    def _feed_back(self, target: str, source: str) -> None:
-        into, out_of = self._buffers[target], self._buffers[source]
-        self._stream.copy(into.memory, out_of.memory, into.size(1))
+    def _feed_back(self, count: int) -> None:
+        if count > 1:
+            self._feed_tokens(count)
+            return
+        for target, source in (("previous", "x"), ("position", "position_next")):
+            into, out_of = self._buffers[target], self._buffers[source]
+            self._stream.copy(into.memory, out_of.memory, into.size(1))
 
     def _feed_tokens(self, count: int) -> None:
-        """Every token of x but the last of each image becomes the one before the next: previous[:, 1:] = x[:, :-1]."""
+        """Copy every token of x except the last of each image to the place of the next: previous[:, 1:] = x[:, :-1]."""
         into, out_of = self._buffers["previous"], self._buffers["x"]
         whole = into.size(count)
         token = into.size(1) // self._batch

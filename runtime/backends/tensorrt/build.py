@@ -1,4 +1,4 @@
-"""Which of a bundle's builds a GPU can run, and how to make one that it can."""
+"""The build of a bundle that a GPU can run, or the command that makes one."""
 
 from starflow.runtime.backends.cuda.device import Gpu
 from starflow.runtime.backends.tensorrt.flavour import FLAVOUR_NAMES, Flavour, load_flavour
@@ -8,17 +8,12 @@ from starflow.runtime.plain.errors import BackendError, BundleError
 
 
 def choose_build(bundle: Bundle, variant: str | None, gpu: Gpu) -> tuple[BuildRecord, Flavour]:
-    """The build to run, and the TensorRT to run it with.
+    """The build to run on a GPU, and the TensorRT that runs it.
 
-    Of several, one made with the very release that is installed comes first, then the order of variants in the manifest.
-
-    Args:
-        bundle: The bundle.
-        variant: Name of a variant, or None for any.
-        gpu: The GPU it shall run on.
+    Builds made with the installed release come first, then the order of variants in the manifest counts. `variant` None takes any.
 
     Raises:
-        BundleError: there is no such variant, or its build is of another release than the one that is installed.
+        BundleError: there is no such variant, or another release than the installed one made its build.
         BackendError: no build fits the GPU, or the TensorRT it needs is not installed.
     """
     order = [each.name for each in bundle.manifest.variants]
@@ -34,7 +29,7 @@ def choose_build(bundle: Bundle, variant: str | None, gpu: Gpu) -> tuple[BuildRe
         wanted += f" at {bundle.shape[0]}x{bundle.shape[1]}" if bundle.shape else ""
         raise BackendError(
             f"{bundle.root}: has no engines{wanted} for {gpu.name}, compute capability {gpu.compute_capability}; "
-            f"make them with: starflow build {bundle.root} --target {_target_for(gpu)}"
+            f"build them: starflow build {bundle.root} --target {_target_for(gpu)}"
         )
     runnable: list[tuple[BuildRecord, Flavour]] = []
     missing: BackendError | None = None
@@ -51,25 +46,25 @@ def choose_build(bundle: Bundle, variant: str | None, gpu: Gpu) -> tuple[BuildRe
 
 
 def check_version(bundle: Bundle, record: BuildRecord, flavour: Flavour) -> None:
-    """See that an installed TensorRT is the one a build was made with.
+    """See that an installed TensorRT is the one that made a build.
 
     Raises:
-        BundleError: it is another flavour or release.
+        BundleError: it has another flavour or release.
     """
     if (record.flavour, record.version) != (flavour.name, flavour.version):
         raise BundleError(
-            f"{bundle.root}: the engines of {record.target} were built by {record.flavour} {record.version} and load in "
-            f"nothing else, {flavour.name} {flavour.version} is here; build again: {record.command(bundle)}"
+            f"{bundle.root}: the engines of {record.target} were built by {record.flavour} {record.version} and load only "
+            f"there; {flavour.name} {flavour.version} is installed; build again: {record.command(bundle)}"
         )
 
 
 def rebuild_advice(bundle: Bundle, record: BuildRecord) -> str:
-    """What to do about engines that cannot be used though nothing they were built from has changed."""
+    """The advice for engines that cannot be used although everything they were built from is unchanged."""
     return f"build again: {record.command(bundle)} --force"
 
 
 def _target_for(gpu: Gpu) -> str:
-    """What to build for on this machine: an installed flavour that knows the GPU, else the one that knows all."""
+    """The target for this machine: an installed flavour that names the GPU, else the flavour that builds for any GPU."""
     for name in FLAVOUR_NAMES:
         try:
             named = load_flavour(name).named_capabilities

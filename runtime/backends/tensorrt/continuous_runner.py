@@ -1,7 +1,7 @@
-"""TensorRT on a GPU: a velocity graph as one CUDA graph, replayed pass by pass.
+"""TensorRT on a GPU: a velocity graph as one CUDA graph, replayed for every pass.
 
-State and table of passes lie on the device, and the captured work ends with the copies that make the next launch the next pass:
-no copy from the host and no waiting until the state is read.
+State and table of passes lie on the device, and the captured work ends with the copies that make the next launch the next pass.
+So nothing is copied from the host, and nobody waits until the state is read.
 """
 
 from contextlib import ExitStack, closing
@@ -9,49 +9,29 @@ from contextlib import ExitStack, closing
 from numpy.typing import NDArray
 
 from starflow.runtime.backends.continuous_runner import STATE, ContinuousRunner
-from starflow.runtime.backends.cuda.buffers import StepBuffers
-from starflow.runtime.backends.cuda.device import DeviceMemory, Graph, Stream
-from starflow.runtime.backends.tensorrt.engine import BlockEngine
+from starflow.runtime.backends.cuda.buffers import GraphBuffers
+from starflow.runtime.backends.cuda.device import DeviceMemory, Stream
+from starflow.runtime.backends.tensorrt.engine import GraphEngine
 
 
 class TensorrtContinuousRunner(ContinuousRunner):
-    """A velocity graph on the device.
+    """A velocity graph on the device; see `TensorrtBlockRunner` for the arguments."""
 
-    Args:
-        engine: Its engine.
-        scratch: Memory for what lies between a run's inputs and outputs.
-        stream: Where everything runs.
-    """
-
-    def __init__(self, engine: BlockEngine, scratch: DeviceMemory, stream: Stream) -> None:
+    def __init__(self, engine: GraphEngine, scratch: DeviceMemory, stream: Stream) -> None:
         super().__init__(engine.graph)
         self._stream = stream
         with ExitStack() as resources:
-            self._buffers = resources.enter_context(closing(StepBuffers(stream, engine.graph, 1)))
-            execution = engine.execution(1, self._buffers.addresses(), scratch, stream)
-            resources.callback(execution.close)
-            execution.enqueue()  # the first run compiles and allocates, which a capture must not
-            stream.synchronize()
-            execution.assert_capturable()
-
-            def work() -> None:
-                execution.enqueue()
-                for name in STATE:
-                    into, out_of = self._buffers[name], self._buffers[f"{name}_next"]
-                    stream.copy(into.memory, out_of.memory, into.size(1))
-
-            self._pass: Graph = resources.enter_context(closing(stream.capture(work)))
+            self._buffers = resources.enter_context(closing(GraphBuffers(stream, engine.graph, 1)))
+            self._pass = engine.capture(1, self._buffers, scratch, stream, self._feed_back, resources)
             self._resources = resources.pop_all()
 
     def close(self) -> None:
         self._resources.close()
 
     def store(self, name: str, value: NDArray) -> None:
-        self._stream.gpu.select()
         self._buffers[name].store(value, 1)
 
     def fetch(self, name: str) -> NDArray:
-        self._stream.gpu.select()
         return self._buffers[name].fetch(1)
 
     def advance(self, passes: int) -> None:
@@ -60,5 +40,10 @@ class TensorrtContinuousRunner(ContinuousRunner):
 
     @property
     def kernels_per_pass(self) -> int:
-        """How many kernels a pass is."""
+        """Number of kernels in one pass."""
         return self._pass.kernels
+
+    def _feed_back(self) -> None:
+        for name in STATE:
+            into, out_of = self._buffers[name], self._buffers[f"{name}_next"]
+            self._stream.copy(into.memory, out_of.memory, into.size(1))

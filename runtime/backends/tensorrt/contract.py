@@ -1,7 +1,7 @@
-"""Is an engine what the manifest says it was built from?
+"""Checks that an engine has the inputs and outputs of the graph it belongs to.
 
-An engine carries names, types and shapes but nothing that says which graph it came from. Addresses are handed over without a size,
-so an engine of another graph would not fail: it would write past its buffers.
+An engine carries names, types and shapes, but not the graph it was built from. Addresses are passed without a size, so an engine
+of another graph would not fail: it would write beyond its buffers.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,9 @@ TENSORRT_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "in
 def check_engine(
     trt: Any, engine: Any, graph: GraphSpec, profiles: Sequence[Profile], where: str, rebuild: str
 ) -> None:
-    """Compare an engine's inputs and outputs with a step graph's.
+    """Compare inputs, outputs and optimisation profiles of a `trt.ICudaEngine` with those of its graph.
 
-    Args:
-        trt: The TensorRT module.
-        engine: A `trt.ICudaEngine`.
-        graph: The step graph.
-        profiles: What its optimisation profiles must be.
-        where: The engine's path, for messages.
-        rebuild: What mends it, for messages.
+    Messages name the engine by `where`, its path, and end with `rebuild`, the command that mends it.
 
     Raises:
         BundleError: they differ; the message names the tensor.
@@ -44,7 +38,7 @@ def check_engine(
     for name, spec in specs.items():
         mode = trt.TensorIOMode.INPUT if spec in graph.inputs else trt.TensorIOMode.OUTPUT
         same(f"{name}'s direction", engine.get_tensor_mode(name), mode)
-        same(f"{name}'s place", engine.get_tensor_location(name), trt.TensorLocation.DEVICE)
+        same(f"{name}'s location", engine.get_tensor_location(name), trt.TensorLocation.DEVICE)
         same(f"{name}'s type", engine.get_tensor_dtype(name), getattr(trt.DataType, TENSORRT_TYPES[spec.dtype]))
         same(f"{name}'s shape", _sizes(engine.get_tensor_shape(name)), fixed_shape(spec, -1))
     for spec in graph.inputs:

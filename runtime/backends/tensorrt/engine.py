@@ -1,10 +1,13 @@
-"""A built engine on a GPU, and the execution contexts that run it."""
+"""A built engine on a GPU, and the CUDA graphs of its runs."""
 
 import mmap
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from starflow.runtime.backends.cuda.device import DeviceMemory, Gpu, Stream
+from starflow.runtime.backends.cuda.buffers import GraphBuffers
+from starflow.runtime.backends.cuda.device import DeviceMemory, Gpu, Graph, Stream
 from starflow.runtime.backends.tensorrt.build import rebuild_advice
 from starflow.runtime.backends.tensorrt.contract import check_engine
 from starflow.runtime.backends.tensorrt.flavour import Flavour
@@ -17,12 +20,7 @@ from starflow.runtime.plain.errors import BackendError, BundleError
 
 
 class TensorrtRuntime:
-    """An installed TensorRT on one GPU.
-
-    Attributes:
-        flavour: Which TensorRT.
-        gpu: Which GPU.
-    """
+    """An installed TensorRT on one GPU."""
 
     def __init__(self, flavour: Flavour, gpu: Gpu) -> None:
         self.flavour, self.gpu = flavour, gpu
@@ -30,32 +28,26 @@ class TensorrtRuntime:
         self._runtime = flavour.trt.Runtime(self._log.logger)
 
     def deserialize(self, path: Path) -> Any:
-        """The `trt.ICudaEngine` in a file, or None where TensorRT does not take it."""
-        # Mapped, so that weights pass from the file to the GPU without a copy of all of them in between.
+        """The `trt.ICudaEngine` in a file, or None if TensorRT refuses it."""
+        # Mapped, so that weights go from the file to the GPU without a full copy in host memory.
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return self._runtime.deserialize_cuda_engine(content)
 
     def last_error(self) -> str:
-        """What TensorRT said when it last refused something."""
+        """The reason TensorRT gave when it last refused something."""
         return self._log.last_error()
 
 
-class BlockEngine:
-    """The engine of one flow block, deserialised and compared with the manifest.
-
-    Args:
-        runtime: A TensorRT of the build's flavour.
-        bundle: The bundle.
-        record: The build the engine belongs to.
-        spec: The engine.
+class GraphEngine:
+    """The engine of one graph, deserialised and compared with the manifest.
 
     Attributes:
-        graph: The step graph it was built from.
-        max_tokens: Most tokens of one run.
-        scratch_bytes: Memory a run needs besides its tensors, whatever the profile.
+        graph: The graph it was built from.
+        max_tokens: Largest number of tokens in one run.
+        scratch_bytes: Memory that a run needs besides its tensors, for any profile.
 
     Raises:
-        BundleError: the file is missing or damaged, of another TensorRT, or not the engine of its block's graph.
+        BundleError: the file is missing or damaged, needs another TensorRT, or is not the engine of this graph.
         BackendError: the GPU has too little memory.
     """
 
@@ -70,29 +62,52 @@ class BlockEngine:
         profiles = [profile.within(longest) for profile in record.profiles]
         check_engine(trt, self._engine, self.graph, profiles, str(self._path), self._rebuild)
         self.scratch_bytes: int = self._engine.device_memory_size_v2
-        # Only RTX compiles where it runs.
+        # Only RTX compiles kernels on the machine that runs them.
         self._cache = KernelCache(trt, self._engine, self._path) if hasattr(trt, "IRuntimeCache") else None
 
     def close(self) -> None:
         self._cache = self._engine = None
 
-    def execution(self, count: int, addresses: dict[str, int], scratch: DeviceMemory, stream: Stream) -> "Execution":
-        """Prepare runs of S = `count` tokens.
+    def capture(
+        self,
+        count: int,
+        buffers: GraphBuffers,
+        scratch: DeviceMemory,
+        stream: Stream,
+        feed_back: Callable[[], None],
+        resources: ExitStack,
+    ) -> Graph:
+        """Capture a run of S = `count` tokens as a CUDA graph.
 
         Args:
             count: S.
-            addresses: Where every input and output lies, by name.
-            scratch: At least `scratch_bytes`; executions that share it must not run at once.
-            stream: Where they run.
+            buffers: Every input and output.
+            scratch: At least `scratch_bytes`; runs that share it must not overlap.
+            stream: The stream that runs the graph.
+            feed_back: Adds the copies that prepare the next run.
+            resources: Takes the graph and its execution context, and frees them.
 
         Raises:
             BackendError: TensorRT refuses.
-            BundleError: the engine was not built for that many tokens.
+            BundleError: the engine was not built for `count` tokens.
         """
+        execution = resources.enter_context(closing(self._execution(count, buffers.addresses(), scratch, stream)))
+        # The first run compiles and allocates, which a capture must not. It writes where captured runs will write.
+        execution.enqueue()
+        stream.synchronize()
+        execution.assert_capturable()
+
+        def work() -> None:
+            execution.enqueue()
+            feed_back()
+
+        return resources.enter_context(closing(stream.capture(work)))
+
+    def _execution(self, count: int, addresses: dict[str, int], scratch: DeviceMemory, stream: Stream) -> "Execution":
         profile = self._record.profile_for(count)
         strategy = self._runtime.flavour.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(self._cache.config if self._cache else strategy)
-        self.assert_done(context is not None, "to make an execution context")
+        self.assert_done(context is not None, "to create an execution context")
         selected = context.set_optimization_profile_async(profile, stream.handle)
         self.assert_done(selected, f"optimisation profile {profile}")
         for spec in self.graph.inputs:
@@ -105,15 +120,15 @@ class BlockEngine:
         return Execution(self, context, stream)
 
     def save_cache(self) -> None:
-        """Keep what was compiled on this machine for the next start."""
+        """Keep the kernels compiled on this machine for the next start."""
         if self._cache:
             self._cache.save()
 
     def assert_done(self, done: bool, what: str) -> None:
-        """Raise what TensorRT said if it did not do something.
+        """Raise the reason TensorRT gave, if it refused something.
 
         Raises:
-            BackendError: it did not.
+            BackendError: it did.
         """
         if not done:
             free, total = self._runtime.gpu.memory()
@@ -130,7 +145,7 @@ class BlockEngine:
         free, total = self._runtime.gpu.memory()
         if free < size:
             raise BackendError(
-                f"{self._path}: needs at least {size:,} bytes of GPU memory, {free:,} of {total:,} are free; free some"
+                f"{self._path}: needs at least {size:,} bytes of GPU memory, {free:,} of {total:,} are free; free some memory"
             )
         raise BundleError(
             f"{self._path}: {self._runtime.flavour.name} cannot load it ({self._runtime.last_error()}); {self._rebuild}"
@@ -140,7 +155,7 @@ class BlockEngine:
 class Execution:
     """Runs of an engine over a fixed number of tokens, at fixed addresses."""
 
-    def __init__(self, engine: BlockEngine, context: Any, stream: Stream) -> None:
+    def __init__(self, engine: GraphEngine, context: Any, stream: Stream) -> None:
         self._engine, self._context, self._stream = engine, context, stream
 
     def close(self) -> None:
@@ -148,11 +163,11 @@ class Execution:
         self._context = None
 
     def enqueue(self) -> None:
-        """Put one run into the stream; returns before it is done."""
+        """Put one run into the stream; returns before the run is done."""
         self._engine.assert_done(self._context.execute_async_v3(self._stream.handle), "to run")
 
     def assert_capturable(self) -> None:
-        """Raise if a run cannot become part of a CUDA graph; only RTX can tell."""
+        """See that a run can be part of a CUDA graph; only RTX can tell."""
         if hasattr(self._context, "is_stream_capturable"):
             capturable = self._context.is_stream_capturable(self._stream.handle)
             self._engine.assert_done(capturable, "to be captured into a CUDA graph")

@@ -1,7 +1,7 @@
 """The two TensorRTs, which share one Python API: `tensorrt` for every GPU, `tensorrt_rtx` for RTX cards.
 
-They differ in where engines can be built and in a few calls. Differences are probed on the imported module, never read off
-a version.
+They differ in where they can build engines and in a few calls. Code probes the imported module for these differences and never
+compares versions.
 """
 
 import importlib
@@ -21,7 +21,7 @@ class Flavour:
     """An installed TensorRT.
 
     Attributes:
-        name: What targets, build records and messages call it; also the extra that installs it.
+        name: Name in targets, build records and messages, and of the extra that installs it.
         trt: The imported Python module.
     """
 
@@ -34,7 +34,7 @@ class Flavour:
 
     @property
     def named_capabilities(self) -> tuple[str, ...]:
-        """Compute capabilities it can build for on any machine, such as "8.9"; empty where it builds for the GPU present."""
+        """Compute capabilities it builds for on any machine, such as "8.9"; empty if it builds for the present GPU only."""
         members = getattr(self.trt, "ComputeCapability", None)
         if members is None:
             return ()
@@ -51,7 +51,7 @@ def load_flavour(name: str) -> Flavour:
     """
     known = next((flavour for flavour in FLAVOUR_NAMES if flavour == name), None)
     if known is None:
-        raise UsageError(f"{name!r} is no TensorRT flavour; choose {' or '.join(FLAVOUR_NAMES)}")
+        raise UsageError(f"TensorRT flavour {name!r} is not known; choose {' or '.join(FLAVOUR_NAMES)}")
     module = known.replace("-", "_")
     try:
         return Flavour(known, importlib.import_module(module))

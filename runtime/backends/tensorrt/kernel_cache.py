@@ -1,4 +1,4 @@
-"""Kernels TensorRT RTX compiles on the machine an engine runs on, kept on disk for the next start."""
+"""Kernels that TensorRT RTX compiles on the machine an engine runs on, kept on disk for the next start."""
 
 import contextlib
 import os
@@ -11,24 +11,19 @@ from starflow.runtime.plain.atomic_write import atomic_file
 class KernelCache:
     """The runtime configuration of an RTX engine, with a cache that outlives the process.
 
-    The cache lies beside the engine, as `<engine>.runtime-cache`. One that comes from another GPU, driver or release is turned
-    down by TensorRT and replaced. Where the folder cannot be written, nothing is kept and every start compiles again.
-
-    Args:
-        trt: The TensorRT RTX module.
-        engine: The `trt.ICudaEngine`.
-        path: The engine's file.
+    The cache is the file `<engine>.runtime-cache` next to the engine. TensorRT refuses a cache from another GPU, driver or
+    release, and it is replaced. If the folder cannot be written, nothing is kept and every start compiles again.
 
     Attributes:
-        config: `trt.IRuntimeConfig` to make execution contexts from.
+        config: `trt.IRuntimeConfig` for execution contexts.
     """
 
     def __init__(self, trt: Any, engine: Any, path: Path) -> None:
         self._path = path.with_suffix(".runtime-cache")
         self.config = engine.create_runtime_config()
         self.config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        self.config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # graphs are captured by us
-        # A kernel compiled in the background would miss the capture, and the graph replay its slow stand-in for ever.
+        self.config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # this package captures graphs itself
+        # A kernel that is compiled in the background would miss the capture, and the graph would always replay its slow substitute.
         eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         self.config.dynamic_shapes_kernel_specialization_strategy = eager
         self._cache = self.config.create_runtime_cache()
@@ -39,7 +34,7 @@ class KernelCache:
         self.config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
-        """Keep what was compiled.
+        """Write the compiled kernels to disk.
 
         Raises:
             StarflowError: the disk is full or fails.

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from starflow.export.autoregressive.activation_check import ActivationData, activation_peaks
+from starflow.export.activations import ActivationData
+from starflow.export.autoregressive.activation_check import activation_peaks
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.command_line import main

@@ -288,7 +288,7 @@ def test_the_named_capabilities_reach_tensorrt(copy: Path) -> None:
 
 def test_too_little_memory(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("starflow.export.tensorrt.build_resources.available_memory", lambda: 100 << 20)
-    with pytest.raises(ExportError, match=r"flow block 0: building takes about 0\.5. GiB .* 0\.10 GiB are available"):
+    with pytest.raises(ExportError, match=r"flow block 0: the build needs about 0\.5. GiB .* 0\.10 GiB are available"):
         build(copy)
     assert engine_files(copy) == set()
 
@@ -307,13 +307,13 @@ def test_a_graph_that_is_not_what_was_exported(copy: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(BundleError, match=r"fp16\.safetensors: its content is not what was exported"):
+    with pytest.raises(BundleError, match=r"fp16\.safetensors: changed since it was exported"):
         build(copy)
 
 
 def test_a_bundle_without_16_bits(tiny_checkpoint: Path, rtx: None, tmp_path: Path) -> None:
     export_checkpoint(tiny_checkpoint, tmp_path / "bundle")
-    with pytest.raises(UsageError, match="has no portable variant of 16 bits; export it with --precision fp16"):
+    with pytest.raises(UsageError, match="has no portable 16-bit variant; export it with --precision fp16"):
         build(tmp_path / "bundle")
 
 

@@ -22,13 +22,13 @@ def test_capabilities_are_sorted_by_number_and_named_once() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("trt:8.9", "'trt' is no TensorRT flavour"),
+        ("trt:8.9", "TensorRT flavour 'trt' is not known"),
         ("tensorrt-rtx", "name the compute capabilities.*8.9, 12.0"),
-        ("tensorrt-rtx:", "'' is no compute capability"),
-        ("tensorrt-rtx:sm89", "'sm89' is no compute capability.*tensorrt-rtx:8.9,12.0"),
-        ("tensorrt-rtx:8.9,", "'' is no compute capability"),
-        ("tensorrt-rtx:8.9,9.0", "no compute capability 9.0.*data-centre.*Hopper.*--target tensorrt$"),
-        ("tensorrt-rtx:1.0", "no compute capability 1.0, it has 7.5, 8.0, 8.6, 8.9, 12.0, 12.1"),
+        ("tensorrt-rtx:", "'' is not a compute capability"),
+        ("tensorrt-rtx:sm89", "'sm89' is not a compute capability.*tensorrt-rtx:8.9,12.0"),
+        ("tensorrt-rtx:8.9,", "'' is not a compute capability"),
+        ("tensorrt-rtx:8.9,9.0", "cannot build for compute capability 9.0.*data-centre.*Hopper.*--target tensorrt$"),
+        ("tensorrt-rtx:1.0", "cannot build for compute capability 1.0, only for 7.5, 8.0, 8.6, 8.9, 12.0, 12.1"),
     ],
 )
 def test_what_is_no_target(text: str, says: str) -> None:
@@ -38,7 +38,7 @@ def test_what_is_no_target(text: str, says: str) -> None:
 
 def test_a_flavour_that_builds_for_the_present_gpu_takes_no_capability() -> None:
     flavour = Flavour("tensorrt", ModuleType("tensorrt"))  # has no ComputeCapability, as the real one
-    with pytest.raises(UsageError, match="builds for the GPU that is present"):
+    with pytest.raises(UsageError, match="builds for the GPU of this machine"):
         choose_capabilities(flavour, ["9.0"])
 
 
@@ -47,7 +47,7 @@ def test_a_flavour_that_builds_for_the_present_gpu_needs_one() -> None:
     try:
         found = choose_capabilities(flavour, [])
     except BackendError as error:
-        assert "builds for the GPU that is present, and there is none" in str(error)
+        assert "builds for the GPU of this machine, which cannot be used" in str(error)
         assert "tensorrt-rtx:8.9" in str(error)
     else:  # on a machine with a GPU
         assert len(found) == 1
@@ -66,7 +66,7 @@ def test_some_precisions_need_a_younger_gpu(
         .variant("portable-fp16", "portable")
         .model_copy(update={"precision": precision, "name": name})
     )
-    message = rf"{name}: compute capability {too_old} does not compute in {precision}, .*a variant in {instead}"
+    message = rf"{name}: GPUs of compute capability {too_old} cannot compute in {precision}; .*a variant in {instead}"
     with pytest.raises(UsageError, match=message):
         parse_target(f"tensorrt-rtx:8.9,{too_old}").check_variant(variant)
     parse_target(f"tensorrt-rtx:{enough}").check_variant(variant)

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import numpy as np
 
 from starflow.export.verification.routes import Route
-from starflow.runtime.backends.base import Backend, BandwidthProbe
+from starflow.runtime.backends.base import Backend
 from starflow.runtime.backends.block_runner import BlockInputs, BlockRunner
 from starflow.runtime.backends.continuous_runner import ContinuousRunner
+from starflow.runtime.backends.memory_bandwidth import BandwidthProbe
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.plain.errors import BackendError
 

@@ -5,10 +5,10 @@ import pytest
 from numpy.typing import NDArray
 
 from starflow.export.verification.agreement import Measurement, compare
+from starflow.export.verification.subject import Part
 from starflow.export.verification.tolerances import Tolerance
-from starflow.runtime.bundle.autoregressive_manifest import Block
 
-BLOCK = Block(index=3, identity=False, reversed=True, rows=8, prefix=5, first_token=1, capacity=12)
+BLOCK = Part("flow block 3", 3, prefix=5, first_token=1)
 
 
 @pytest.fixture
@@ -29,6 +29,7 @@ def test_an_error_is_found_where_it_is(expected: NDArray) -> None:
     found[1, 6, 0] += 0.25
     measured = measure(expected, found, Tolerance("largest", 0.3))
     assert (measured.token, measured.position, measured.image) == (4, 5 + 4 - 1, 2)
+    assert measured.place == "block 3, token 4"
     assert measured.largest == 0.5
     # On a value of 20, 0.5 is 0.025 of it; the other error is the larger one in relation to max(1, |value|).
     assert measured.scaled == pytest.approx(0.25 / max(1, abs(expected[1, 6, 0])))

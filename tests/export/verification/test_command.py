@@ -1,6 +1,7 @@
 """`starflow verify` through the real command line: what it prints, and its exit status."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,24 @@ def test_its_table_names_the_worst_block_and_the_tolerance(tiny_bundle: Path, ca
 def test_a_tolerance_that_does_not_hold_fails(tiny_bundle: Path, capsys) -> None:
     arguments = ["--backend", "onnxruntime", "--variants", "portable-fp16", "--tolerance", "fp16.given=1e-9"]
     assert main(["verify", str(tiny_bundle), *arguments]) == 1
-    assert "FAILED onnxruntime portable-fp16: not in order" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert re.search(r"FAILED onnxruntime portable-fp16: error \S+e-\d exceeds 1e-9 \(block [01], token \d+\)\n", out)
+    assert "FAILED 1 of 1 route does not agree with onnxruntime cpu-fp32" in out
+
+
+def test_providers_and_variants_are_named_as_by_other_commands(tiny_bundle: Path, capsys) -> None:
+    """The names they had before still work."""
+    told = []
+    for arguments in (
+        ["--backend", "onnxruntime", "--provider", "cpu", "cuda", "--variant", "portable-fp32"],
+        ["--backend", "onnxruntime", "onnxruntime-cuda", "--variants", "portable-fp32"],
+    ):
+        main(["verify", str(tiny_bundle), *arguments, "--json"])
+        told.append(json.loads(capsys.readouterr().out))
+    new, old = told
+    assert new == old
+    asked = {m["route"] for m in new["measurements"]} | {each["route"] for each in new["not_run"]}
+    assert asked == {"onnxruntime portable-fp32", "onnxruntime-cuda portable-fp32"}
 
 
 def test_comparing_nothing_fails(tiny_bundle: Path, capsys) -> None:
@@ -68,7 +86,8 @@ def test_a_changed_weight_file_is_found_by_its_digest(tiny_bundle: Path, tmp_pat
     [
         (["--images", "0"], "--images 0"),
         (["--tolerance", "fp16=1"], "--tolerance fp16=1"),
-        (["--backend", "cuda"], "invalid choice"),
+        (["--backend", "cuda"], "--backend: found 'cuda', expected one of 'onnxruntime'"),
+        (["--backend", "tensorrt", "--provider", "cuda"], "--provider cuda: only --backend onnxruntime has providers"),
         (["--guidance", "-1"], "guidance -1.0"),
         (["--seed", "-1"], "seed -1"),
         (["--report", "."], "is a folder"),

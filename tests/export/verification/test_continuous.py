@@ -9,7 +9,7 @@ import pytest
 
 from starflow.export.verification.routes import Route, default_reference
 from starflow.export.verification.tolerances import DEFAULTS
-from starflow.export.verification.torch_reference import torch_reference
+from starflow.export.verification.torch_reference import TorchReference
 from starflow.export.verification.verify import verify
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.backends.continuous_runner import ContinuousRunner
@@ -91,7 +91,7 @@ def test_planted_faults_are_found(velocity_bundle: Path, fault: str) -> None:
 def test_a_checkpoint_of_another_bundle(velocity_bundle: Path, tmp_path: Path) -> None:
     write_velocity(tmp_path / "other", velocity_config(), seed=5)
     with pytest.raises(CheckpointError, match="exported from another checkpoint"):
-        torch_reference(tmp_path / "other", Bundle.open(velocity_bundle))
+        TorchReference(tmp_path / "other", Bundle.open(velocity_bundle))
 
 
 def test_a_backend_hands_out_one_runner(velocity_bundle: Path) -> None:

@@ -51,4 +51,4 @@ def test_another_encoder_does_not_agree(
 
 def test_a_bundle_without_one(tiny_bundle: Path, t5_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(tiny_bundle), "--text-encoder", str(t5_folder)]) == 2
-    assert "this bundle holds no text encoder" in capsys.readouterr().err
+    assert "this bundle has no text encoder" in capsys.readouterr().err

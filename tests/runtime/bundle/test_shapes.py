@@ -156,7 +156,7 @@ def test_a_plan_belongs_to_its_shape(bundle: Path, tmp_path: Path) -> None:
     ("shapes", "message"),
     [
         (["8x8", "4x12", "8x8"], "name every shape once"),
-        (["8x8", "5x8"], "--shape 5x8: sides must be multiples of the patch size 2"),
+        (["8x8", "5x8"], "--shape 5x8: give sides that are multiples of the patch size 2"),
         (["8x8", "12"], "--shape 12: give height and width"),
     ],
 )
@@ -175,7 +175,7 @@ def test_shapes_that_cannot_be(
 
 def test_families_of_one_shape(tmp_path: Path, velocity_checkpoint: Path) -> None:
     write_checkpoint(tmp_path / "c", tarflow_config())
-    with pytest.raises(UsageError, match="TARFlow decodes 8x8 only"):
+    with pytest.raises(UsageError, match="a TARFlow samples 8x8 only"):
         export_checkpoint(tmp_path / "c", tmp_path / "b", ExportOptions(other_shapes=[(4, 4)]))
     with pytest.raises(UsageError, match="a continuous flow holds one shape"):
         export_checkpoint(velocity_checkpoint, tmp_path / "b", ExportOptions(other_shapes=[(4, 4)]))

@@ -286,7 +286,7 @@ def test_standard_output_that_is_full_is_one_line(tiny_bundle: Path) -> None:
 def test_pixels_of_eight_bits_are_refused_with_the_mend(tiny_bundle: Path) -> None:
     with Sampler.open(tiny_bundle, threads=1) as sampler:
         pixels = np.full((1, 1, 8, 8), 255.0)
-        with raises(UsageError, "pixels lie in 255 to 255, expected -1 to 1", "give pixels / 127.5 - 1"):
+        with raises(UsageError, "pixels range from 255 to 255, expected -1 to 1", "give pixels / 127.5 - 1"):
             sampler.encode_images(pixels)
         assert sampler.encode_images(pixels / 127.5 - 1).max() == 1
 
@@ -299,7 +299,6 @@ def test_a_closed_sampler_says_so(tiny_bundle: Path, call: str) -> None:
     arguments: dict[str, Any] = {"encode_captions": ["a"], "sample": [1, 2], "generate": noise}
     with raises(UsageError, "this sampler is closed; open the bundle again"):
         getattr(sampler, call)(arguments.get(call, x))
-    assert sampler.to_images(x).shape == (2, 8, 8, 1), "what was made stays"
 
 
 def test_unwritable_output_is_said_before_sampling(
@@ -348,14 +347,14 @@ def test_export_stopped_in_the_middle_leaves_nothing(tiny_checkpoint: Path, tmp_
     """A real process, stopped by a real signal while it writes weights."""
     script = f"""
 import os, sys
-from starflow.export.autoregressive import exporter as flow_exporter
+from starflow.export.autoregressive import family
 from starflow.runtime.command_line import main
-original = flow_exporter.build_step_graph
-def stop_at_the_second(graph, block, *rest):
-    if block.index == 0:
+build = family.StepGraph.build
+def stop_at_the_second(graph):
+    if graph.block.index == 0:
         os.kill(os.getpid(), {int(number)})
-    return original(graph, block, *rest)
-flow_exporter.build_step_graph = stop_at_the_second
+    return build(graph)
+family.StepGraph.build = stop_at_the_second
 sys.exit(main(["export", {str(tiny_checkpoint)!r}, "-o", {str(tmp_path / "bundle")!r}]))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ})

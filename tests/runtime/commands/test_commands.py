@@ -1,6 +1,7 @@
 """`starflow sample` and `inspect` through the real command line."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,5 +62,33 @@ def test_inspect_tells_blocks_bytes_and_caches(tiny_bundle: Path, capsys: Any) -
     assert deep["cache_bytes"] == 2 * 2 * 4 * 17 * 32 * 2  # layers, k and v, rows, positions, head, bytes of a half
     assert (shallow["rows"], shallow["prefix"], shallow["cache_shape"]) == (2, 0, [2, 1, 16, 32])
     assert told["bytes"] == sum(file.bytes for file in Bundle.open(tiny_bundle).files())
+    assert (told["family"], told["tokens"], told["data_shape"], told["guided"]) == ("starflow", 16, [1, 8, 8], True)
     assert main(["inspect", str(tiny_bundle)]) == 0
-    assert "portable-fp16" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "portable-fp16" in printed and "`starflow calibrate --plan` makes one" in printed
+
+
+def test_inspect_tells_plans_and_quantisation_with_errors_and_budgets(
+    tiny_bundle: Path, tmp_path: Path, capsys: Any
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    figures = {"budget": 0.01, "error": 0.004, "images": 8, "guidance": 1.0}
+    plan = {"backend": "onnxruntime cpu", "variant": "cpu-fp32", "passes": 19.5, "milliseconds": 3.0, **figures}
+    costs = {"predicted_milliseconds": 2.9, "sequential_milliseconds": 4.0, "costs": []}
+    segments = [{"kind": "chunk", "tokens": 16, "passes": 3}]
+    manifest["plans"] = [plan | costs | {"blocks": [{"block": 1, "segments": segments}]}]
+    quantised = next(variant for variant in manifest["variants"] if variant["name"] == "portable-fp16")
+    matrices = {"a": "int8", "b": "int8", "c": "kept"}
+    quantised["quantization"] = {"source": "portable-fp32", "plain_error": 0.02, "matrices": matrices, **figures}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    told = answer(capsys, "inspect", copy)
+    assert told["plans"] == [plan | {"plan": "flow block 1", "without_plan_milliseconds": 4.0}]
+    (found,) = [variant["quantization"] for variant in told["variants"] if variant["quantization"]]
+    assert found["matrices"] == {"int8": 2, "kept": 1} and (found["error"], found["budget"]) == (0.004, 0.01)
+    assert main(["inspect", str(copy)]) == 0
+    printed = capsys.readouterr().out
+    assert "quantised from portable-fp32: matrices 2 int8, 1 kept; error 4.0e-03 (budget 0.01) on 8 images" in printed
+    (row,) = (line for line in printed.splitlines() if "19.5" in line)  # plan and backend wrap
+    assert row.split()[-5:] == ["19.5", "3.0", "4.0", "4.0e-03", "1.0e-02"]

@@ -60,9 +60,12 @@ def test_conditions_and_guidance_reach_the_network(sampler: Sampler) -> None:
     ("call", "says"),
     [
         (lambda s: s.generate(s.noise(1), [0], attention_temperature=2.0), "is for autoregressive flows"),
-        (lambda s: s.generate(s.noise(1), [0], guidance=Guidance(1.0, annealed=True)), "has a weight"),
+        (lambda s: s.generate(s.noise(1), [0], guidance=Guidance(1.0, annealed=True)), "takes a weight only"),
         (lambda s: s.generate(s.noise(1), [7]), "label 7 is not a class"),
-        (lambda s: s.generate(np.zeros((1, 8, 8))), "exported for [N, 1, 8, 8]"),
+        (
+            lambda s: s.generate(np.zeros((1, 8, 8))),
+            "noise has shape [1, 8, 8]; this bundle takes float32 [N, 1, 8, 8]",
+        ),
         (lambda s: setattr(s, "plan", Jacobi(4)), "is for autoregressive flows"),
         (lambda s: setattr(s, "plan", "sequential"), "is for autoregressive flows"),
         (lambda s: setattr(s, "plan", "nowhere.json"), "cannot be read"),
@@ -88,9 +91,9 @@ def test_an_autoregressive_bundle_takes_no_solver(tiny_bundle: Path) -> None:
     [
         ({"solver": "rk5", "times": [0, 1]}, "solver"),
         ({"solver": "heun", "times": [0, 0.5, 0.5, 1]}, "must increase: time 2 is 0.5, after 0.5"),
-        ({"solver": "heun", "times": [0, 0.5]}, "noise is at 0, data at 1"),
-        ({"solver": "heun", "times": []}, "holds no step"),
-        ({"solver": "dopri5", "tolerance": 0}, "greater than 0"),
+        ({"solver": "heun", "times": [0, 0.5]}, "they must run from 0 (noise) to 1 (data)"),
+        ({"solver": "dopri5", "tolerance": 0}, "found 0, expected more than 0"),
+        ({"solver": "heun", "times": []}, "give at least 2"),
         ({"solver": "dopri5", "times": [0, 1]}, "tolerance"),
         ([1], "plan"),
     ],

@@ -202,16 +202,16 @@ def test_export_takes_another_autoencoder_or_none(checkpoint: Path, tmp_path: Pa
     foreign = tmp_path / "foreign"
     four: Any = AutoencoderTiny(**TINY | {"latent_channels": 4})
     four.save_pretrained(foreign)
-    with pytest.raises(ExportError, match=r"its latents have 4 channels, the model's data 1; .*--autoencoder"):
+    with pytest.raises(ExportError, match=r"its latents have 4 channels, but the flow's data have 1; .*--autoencoder"):
         export_checkpoint(checkpoint, tmp_path / "b", ExportOptions(autoencoder=str(foreign)))
     assert not (tmp_path / "b").exists()
     shutil.copytree(checkpoint, tmp_path / "bare", ignore=shutil.ignore_patterns("autoencoder"))
-    with pytest.raises(ExportError, match=r"its data are latents, and there is no autoencoder/.*--autoencoder none"):
+    with pytest.raises(ExportError, match=r"its data are latents, but it has no autoencoder/.*--autoencoder none"):
         export_checkpoint(tmp_path / "bare", tmp_path / "b")
 
 
 def test_pixels_need_no_autoencoder(tiny_checkpoint: Path, checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="this model makes L images"):
+    with pytest.raises(UsageError, match="the data of this model are L images"):
         options = ExportOptions(autoencoder=str(checkpoint / "autoencoder"))
         export_checkpoint(tiny_checkpoint, tmp_path / "b", options)
 
@@ -248,7 +248,7 @@ def test_verify_compares_it_with_pytorch(
     assert {row["route"] for row in rows} == {"encoder", "decoder", "noisy decoder"}
     assert all(0 < row["relative"] < 1e-5 for row in rows)
     assert main(["verify", str(bundle)]) == 0
-    assert "autoencoder: is compared with PyTorch: name --checkpoint" in " ".join(capsys.readouterr().out.split())
+    assert "autoencoder: it has no reference here; name --checkpoint" in " ".join(capsys.readouterr().out.split())
     # A bundle whose decoder lost its way: the noisy decoder's graph in the place of the plain one's.
     swapped = shutil.copytree(bundle, tmp_path / "swapped")
     manifest = json.loads((swapped / "manifest.json").read_text())

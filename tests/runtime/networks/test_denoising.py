@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from starflow.export.autoregressive.denoisers import FlowDenoisers
+from starflow.export.autoregressive.denoiser_graphs import denoiser_kinds
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.export.verification.routes import find_routes
 from starflow.export.verification.tolerances import tolerances
-from starflow.export.verification.torch_reference import torch_reference
+from starflow.export.verification.torch_reference import TorchReference
 from starflow.export.verification.verify import verify
 from starflow.runtime import Sampler
 from starflow.runtime.bundle.bundle import Bundle
@@ -87,7 +87,7 @@ def test_verify_compares_them_with_pytorch(bundle: Path, model: tuple[Path, Auto
 
     def passed(checked: Bundle) -> dict[str, bool]:
         routes, _ = find_routes(checked, ["onnxruntime"], [])
-        result = verify(checked, torch_reference(model[0], checked), routes, case, tolerances())
+        result = verify(checked, TorchReference(model[0], checked), routes, case, tolerances())
         return {m.route: m.passed for m in result.measurements}
 
     names = [f"denoiser {kind}-{precision}" for precision in ("fp32", "fp16") for kind in ("score", "learned")]
@@ -115,7 +115,7 @@ def test_the_command_line(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFi
     ("how", "message"),
     [
         ("score", "has no way of denoising; `starflow export --denoise score` adds it"),
-        ("learned", "`starflow export --denoise learned` adds it where the model has one"),
+        ("learned", "`starflow export --denoise learned` adds it if the model has a denoiser"),
         ("decoder", "trained on noisy latents"),
         ("median", "choose auto, none, score, learned, decoder"),
     ],
@@ -146,8 +146,8 @@ def test_continuous_flows_have_none(velocity_bundle: Path) -> None:
 def test_what_an_export_writes(
     model: tuple[Path, AutoregressiveFlow], asked: list[DenoiserKind] | None, kinds: tuple[DenoiserKind, ...]
 ) -> None:
-    config, tensors = open_checkpoint(model[0])
-    assert FlowDenoisers(config, model[1], tensors, ExportOptions(denoisers=asked), 3).kinds == kinds
+    config, _ = open_checkpoint(model[0])
+    assert denoiser_kinds(config, ExportOptions(denoisers=asked)) == kinds
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_what_an_export_writes(
     [
         (["learned"], "this model has no learned denoiser"),
         (["score"], "config.json states no noise_std"),
-        (["none", "score"], "give none, or names of denoisers"),
+        (["none", "score"], "give none alone, or names of denoisers"),
     ],
 )
 def test_denoisers_that_cannot_be_written(

@@ -40,13 +40,19 @@ def with_segments(*segments: dict[str, Any], block: int = 1) -> dict[str, Any]:
             "did you mean guess",
         ),
         (json.dumps(with_segments({"kind": "chunk", "tokens": 16, "passes": 0})), "found 0, expected 1 or more"),
-        (json.dumps(with_segments({"kind": "steps", "tokens": 15})), "cover 15 of its 16 tokens"),
+        (json.dumps(with_segments({"kind": "steps", "tokens": 15})), "have 15 tokens, the block has 16"),
         (json.dumps(with_segments({"kind": "steps", "tokens": 16}, block=7)), "flow block 7"),
-        (json.dumps({"blocks": 2 * GOOD["blocks"]}), "planned 2 times"),
+        (json.dumps({"blocks": 2 * GOOD["blocks"]}), "occurs 2 times"),
         (json.dumps(with_segments({"kind": "window", "tokens": 16, "width": 4})), "either advances or a tolerance"),
-        (json.dumps(with_segments({"kind": "window", "tokens": 16, "width": 4, "advances": [4, 4]})), "8 of 16"),
+        (
+            json.dumps(with_segments({"kind": "window", "tokens": 16, "width": 4, "advances": [4, 4]})),
+            "add up to 8, the window has 16 tokens",
+        ),
         (json.dumps(with_segments({"kind": "window", "tokens": 16, "width": 4, "advances": [8, 8]})), "the width, 4"),
-        (json.dumps(with_segments({"kind": "window", "tokens": 16, "width": 4, "tolerance": 1e-3})), "single image"),
+        (
+            json.dumps(with_segments({"kind": "window", "tokens": 16, "width": 4, "tolerance": 1e-3})),
+            "for a batch of 1",
+        ),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tiny_bundle: Path, tmp_path: Path, content: str, message: str) -> None:
@@ -130,7 +136,7 @@ def test_auto_takes_the_plan_of_its_variant(planned_bundle: Path) -> None:
     ("changes", "message"),
     [
         ({"variant": "cpu-fp8"}, "variant cpu-fp8"),
-        ({"blocks": (BlockPlan(block=1, segments=(Chunk(tokens=8, passes=1),)),)}, "cover 8 of its 16"),
+        ({"blocks": (BlockPlan(block=1, segments=(Chunk(tokens=8, passes=1),)),)}, "have 8 tokens, the block has 16"),
     ],
 )
 def test_a_stored_plan_must_fit_its_bundle(planned_bundle: Path, changes: dict[str, Any], message: str) -> None:

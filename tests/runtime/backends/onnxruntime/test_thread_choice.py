@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from starflow.runtime.backends.block_runner import BlockRunner
 from starflow.runtime.backends.onnxruntime.host_runner import HostBlockRunner
@@ -25,7 +25,7 @@ class TimedRunner(BlockRunner):
         super().__init__(block, bundle.manifest.variants[0].graphs[0], 1)
         self.seconds, self.cleared, self.furthest, self._at = seconds, 0, 0, 0
 
-    def store(self, name: str, value: NDArray | np.float32, count: int = 1) -> None: ...
+    def store(self, name: str, value: ArrayLike, count: int = 1) -> None: ...
 
     def fetch(self, name: str, count: int = 1) -> NDArray:
         raise NotImplementedError

@@ -118,7 +118,7 @@ def test_a_damaged_engine(tiny_engines: Bundle, simulate: Simulate, tmp_path: Pa
 def test_an_engine_of_another_release(tiny_engines: Bundle, simulate: Simulate, tmp_path: Path) -> None:
     simulate()
     bundle = copy_of(tiny_engines, tmp_path / "bundle", version="1.0.0")
-    with pytest.raises(BundleError, match=r"built by tensorrt-rtx 1\.0\.0 .* is here; .*starflow build"):
+    with pytest.raises(BundleError, match=r"built by tensorrt-rtx 1\.0\.0 .* is installed; .*starflow build"):
         open_tensorrt(bundle)
 
 
@@ -137,7 +137,7 @@ def test_an_engine_of_another_graph(tiny_engines: Bundle, simulate: Simulate, tm
 def test_a_build_without_one_of_the_blocks(tiny_engines: Bundle, simulate: Simulate, tmp_path: Path) -> None:
     simulate()
     bundle = copy_of(tiny_engines, tmp_path / "bundle", engines=[])
-    with pytest.raises(BundleError, match=r"has no engine of flow block 0; .*starflow build"):
+    with pytest.raises(BundleError, match=r"has no engine for flow block 0; .*starflow build"):
         open_tensorrt(bundle)
 
 
@@ -156,7 +156,7 @@ def test_an_engine_outside_of_the_bundle(tiny_engines: Bundle, simulate: Simulat
     [
         ({"get_aliased_input_tensor": lambda self, name: None}, "the input that samples_out updates is None"),
         ({"get_tensor_dtype": lambda self, name: self._trt.DataType.FLOAT}, "position's type is DataType.FLOAT"),
-        ({"get_tensor_location": lambda self, name: self._trt.TensorLocation.HOST}, "'s place is"),
+        ({"get_tensor_location": lambda self, name: self._trt.TensorLocation.HOST}, "'s location is"),
         ({"get_tensor_shape": lambda self, name: (2, 3)}, r"'s shape is \(2, 3\)"),
         ({"get_tensor_profile_shape": lambda self, name, index: [(1,)] * 3}, "the range of previous in .* profile 0"),
     ],
@@ -199,7 +199,9 @@ def test_too_little_memory_for_a_context(
 ) -> None:
     simulate()
     monkeypatch.setattr("tests.simulated_device.tensorrt_runtime.CONTEXT_BYTES", 1 << 31)
-    with pytest.raises(BackendError, match=r"flow block 0: TensorRT refuses to make an execution context .* are free"):
+    with pytest.raises(
+        BackendError, match=r"flow block 0: TensorRT refuses to create an execution context .* are free"
+    ):
         open_tensorrt(tiny_engines)
 
 

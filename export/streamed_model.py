@@ -8,19 +8,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.layers.transformer import Layer
 
 Tensors = Mapping[str, Callable[[], NDArray]]
 
 
 @contextmanager
-def streamed(model: AutoregressiveFlow, tensors: Tensors) -> Iterator[None]:
+def streamed(model: nn.Module, tensors: Tensors) -> Iterator[None]:
     """Give a model on the meta device its weights, float32, while the context lasts.
 
-    Args:
-        model: On the meta device, where it returns.
-        tensors: The parameters by name, read one at a time. The few outside transformer layers stay in memory.
+    The model then returns to the meta device. Tensors are read one at a time; the few outside transformer layers stay in memory.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Layer)}
     inside = tuple(f"{name}." for name in layers)

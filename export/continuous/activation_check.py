@@ -1,11 +1,11 @@
-"""Do a velocity network's activations fit into float16? The other family's check, along the paths of this one."""
+"""Do a continuous flow's activations fit into float16? See `starflow.export.activations`."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from starflow.export.autoregressive.activation_check import ActivationData, watched
+from starflow.export.activations import ActivationData, peaks_of
 from starflow.runtime.plain.errors import UsageError
 from starflow.training.config import CheckpointConfig
 from starflow.training.continuous.model import ContinuousFlow
@@ -14,39 +14,30 @@ from starflow.training.tensor_file import CheckpointTensors
 STEPS = 8
 
 
-def velocity_peaks(
+def activation_peaks(
     config: CheckpointConfig, model: ContinuousFlow, tensors: CheckpointTensors, data: ActivationData | None = None
 ) -> dict[str, float]:
     """Largest magnitude of any activation, by layer.
 
-    Args:
-        config: The checkpoint's.
-        model: Its network, on the meta device, where it returns.
-        tensors: Its parameters.
-        data: What to run on: points on the straight paths from noise to these. None follows the network's own paths, guided
-            where it can be; networks conditioned on features then get standard normal ones.
+    The network runs on points of the straight paths from noise to `data`; without data along its own paths, guided where it can
+    be, and on standard normal features where it is conditioned on any.
     """
-    peaks: dict[str, float] = {}
-    model.load_state_dict(tensors.load(model), assign=True)
-    try:
-        with watched(_layers(model), peaks), torch.no_grad():
-            generator = torch.Generator().manual_seed(0)
-            if data is None:
-                y, null = _conditions(config, model, generator)
-                noise = torch.randn(model.noise_shape(2), generator=generator)
-                model.reverse(noise, y, null, guidance=0.0 if y is None else 1.0, steps=STEPS)
-            else:
-                _along_lines(model, data, generator)
-    finally:
-        model.to("meta")
-    return peaks
+    generator = torch.Generator().manual_seed(0)
+
+    def run() -> None:
+        if data is None:
+            y, null = _conditions(config, model, generator)
+            noise = torch.randn(model.noise_shape(2), generator=generator)
+            model.reverse(noise, y, null, guidance=0.0 if y is None else 1.0, steps=STEPS)
+        else:
+            _along_lines(model, data, generator)
+
+    return peaks_of(model, tensors, _layers(model), run)
 
 
 def _along_lines(model: ContinuousFlow, data: ActivationData, generator: torch.Generator) -> None:
     if data.x.shape[1:] != model.noise_shape(1)[1:]:
-        raise UsageError(
-            f"activation data {list(data.x.shape)}: this model's are [N, {list(model.noise_shape(1)[1:])}]"
-        )
+        raise UsageError(f"activation data: x is {list(data.x.shape)}, expected {['N', *model.noise_shape(1)[1:]]}")
     noise = torch.randn(data.x.shape, generator=generator)
     for index in range(STEPS + 1):
         t = index / STEPS

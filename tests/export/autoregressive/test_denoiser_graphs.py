@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from starflow.export.autoregressive.score_graph import DenoiserShape, trace_denoiser, trace_score
+from starflow.export.autoregressive.denoiser_graphs import DenoiserShape, trace_denoiser
 from starflow.export.onnx_graph.traced_graph import SharedWeights
 from starflow.export.onnx_graph.weight_file import WeightFile
 from starflow.export.tensorrt.parse import parse_graph
@@ -48,11 +48,7 @@ def write(
     tensors = {name: partial(value.numpy().astype, dtype) for name, value in model.state_dict().items()}
     with WeightFile(path.with_suffix(".safetensors")) as file:
         weights = SharedWeights(tensors, file, file.path.name)
-        if learned:
-            assert isinstance(shapes_only, Starflow)
-            graph = trace_denoiser(shapes_only, shape).over(weights)
-        else:
-            graph = trace_score(shapes_only, shape).over(weights)
+        graph = trace_denoiser(shapes_only, "learned" if learned else "score", shape).over(weights)
     onnx.save(graph, path)
     onnx.checker.check_model(path, full_check=True)
     return path

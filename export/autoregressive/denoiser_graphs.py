@@ -10,11 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from starflow.export.export_options import ExportOptions
 from starflow.export.onnx_graph.traced_graph import TracedGraph, trace
+from starflow.runtime.bundle.network_spec import DenoiserKind
+from starflow.runtime.plain.errors import UsageError
 from starflow.training.autoregressive.config import StarflowConfig
 from starflow.training.autoregressive.denoise import score
 from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.autoregressive.starflow import Starflow
+from starflow.training.config import CheckpointConfig
 
 
 @dataclass(frozen=True)
@@ -27,27 +31,39 @@ class DenoiserShape:
     condition_tokens: int = 0
 
 
-def trace_score(model: AutoregressiveFlow, shape: DenoiserShape) -> TracedGraph:
-    """Trace grad log p(x | y): one pass forward and one backward through the whole flow.
+def denoiser_kinds(config: CheckpointConfig, options: ExportOptions) -> tuple[DenoiserKind, ...]:
+    """The denoisers an export writes.
 
-    Inputs: `x` [B, C, H, W] float32; `condition` [B, m, width] float32 (STARFlow with text) or `label` [B] int64, the
-    number of classes being the null class (TARFlow with classes). Output: `score`, shaped as x.
-
-    Args:
-        model: May be on the meta device.
-        shape: Static sizes.
+    Raises:
+        UsageError: the model has none of a kind that was asked for.
     """
-    return trace("score", model, _score, _inputs(model, shape), "score")
+    model, asked = config.model, options.denoisers
+    learned = isinstance(model, StarflowConfig) and model.learnable_self_denoiser
+    if asked is None:
+        return ("learned",) if learned else ()
+    if "learned" in asked and not learned:
+        raise UsageError("--denoise learned: this model has no learned denoiser (learnable_self_denoiser)")
+    if "score" in asked and not config.noise_std:
+        raise UsageError("--denoise score: config.json has no noise_std; add the value that the model was trained with")
+    return tuple(dict.fromkeys(asked))
 
 
-def trace_denoiser(model: Starflow, shape: DenoiserShape) -> TracedGraph:
-    """Trace the learned denoiser.
+def trace_denoiser(model: AutoregressiveFlow, kind: DenoiserKind, shape: DenoiserShape) -> TracedGraph:
+    """Trace a denoiser's network, which computes in float32.
 
-    Inputs: `x` [B, C, H, W] float32, and `condition` [B, m, width] float32 for a denoiser that reads text. Output:
-    `prediction`, shaped as x. Arguments as `trace_score` has them.
+    `score` traces grad log p(x | y): one pass forward and one backward through the whole flow. `learned` traces what the
+    learned denoiser predicts.
+
+    Inputs: `x` [B, C, H, W] float32; `condition` [B, m, width] float32 (STARFlow with text; a learned denoiser that reads no
+    text has none) or `label` [B] int64, the number of classes being the null class (TARFlow with classes). Output: `score` or
+    `prediction`, shaped as x.
+
+    The model may be on the meta device.
     """
     inputs = _inputs(model, shape)
-    if not model.config.conditional_denoiser:
+    if kind == "score":
+        return trace("score", model, _score, inputs, "score")
+    if isinstance(model.config, StarflowConfig) and not model.config.conditional_denoiser:
         inputs.pop("condition", None)
     return trace("denoiser", model, Starflow.denoiser_prediction, inputs, "prediction")
 

@@ -1,0 +1,56 @@
+"""What an export asks of a family of flows: its own graphs, and its own part of the manifest."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnx
+
+from starflow.export.bundle_folder import BundleFolder
+from starflow.export.onnx_graph.builder import GraphBuilder
+from starflow.export.onnx_graph.traced_graph import TracedGraph
+from starflow.export.precision import Precision
+from starflow.runtime.bundle.manifest import ConditioningSpec
+from starflow.runtime.bundle.manifest_file import Manifest
+from starflow.runtime.bundle.network_spec import DenoiserKind
+
+
+class FlowFamily(ABC):
+    """A checkpoint's flow, as `BundleWriter` writes it.
+
+    A further family is a subclass, made from (configuration, model on the meta device, tensors, options), and a row in
+    `starflow.export.exporter.FAMILIES`. Making one raises ExportError or UsageError where the options do not fit the model.
+
+    Attributes:
+        conditioning: What the flow is conditioned on.
+        data_shapes: [C, H, W] of the data, or [D] of a point, at every shape of the bundle; the default shape first.
+        blocks: Flow blocks that have a graph, in the order they are written.
+        denoisers: Traces the denoiser of a kind at a shape, by its place in `data_shapes`.
+    """
+
+    conditioning: ConditioningSpec
+    data_shapes: Sequence[tuple[int, ...]]
+    blocks: tuple[int, ...] = (0,)
+    denoisers: Mapping[DenoiserKind, Callable[[int], TracedGraph]] = {}
+
+    @abstractmethod
+    def build_graph(
+        self, graph: GraphBuilder, block: int, lowering: str, precision: Precision, shape: int
+    ) -> onnx.ModelProto:
+        """Write the graph of a block at a shape, by its place in `data_shapes`."""
+
+    @abstractmethod
+    def activation_peaks(self) -> dict[str, float]:
+        """Largest magnitude of any activation, by layer."""
+
+    @abstractmethod
+    def manifest(
+        self, folder: BundleFolder, common: Mapping[str, Any], at_shapes: Sequence[dict[str, Any]]
+    ) -> Manifest:
+        """The finished manifest.
+
+        Args:
+            folder: For files that only this family has.
+            common: Fields that every manifest has once.
+            at_shapes: Fields that every manifest has for each shape: `variants`, `text`, `autoencoder`, `denoisers`.
+        """
