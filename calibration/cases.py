@@ -1,4 +1,4 @@
-"""The samples a calibration looks at, and the ones it is judged by."""
+"""The samples that a calibration measures, and those that it is judged by."""
 
 import dataclasses
 import functools

@@ -179,8 +179,8 @@ def _gains(
 ) -> dict[int, dict[str, float]]:
     """For every flow block, how the error of its tokens comes out in the finished sample, by kind of segment.
 
-    Chunks were measured behind the right tokens; what their errors do to later tokens of the block is in their gain. Windows
-    were measured as they will run.
+    Chunks were measured behind the right tokens, so their gain includes what their errors do to later tokens of the block.
+    Windows were measured as they will run.
     """
     gains = {}
     for found in candidates:
@@ -215,7 +215,7 @@ def near_error(found: BlockCandidates, error: float) -> tuple[DecodePlan, float]
 
 
 def _faster_blocks(runs: PlanRuns, plan: DecodePlan, repetitions: int) -> tuple[DecodePlan, Times, Times]:
-    """The plan without the flow blocks that it does not make faster; times of sequential decoding and of the plan."""
+    """Leave out flow blocks that are no faster by the plan; also times of sequential decoding and of the plan left."""
     sequential, planned = runs.time((SEQUENTIAL, plan), repetitions)
     kept = without_slower(plan, planned.part_milliseconds, sequential.part_milliseconds)
     if kept != plan:
@@ -224,5 +224,5 @@ def _faster_blocks(runs: PlanRuns, plan: DecodePlan, repetitions: int) -> tuple[
 
 
 def without_slower(plan: DecodePlan, planned: Mapping, sequential: Mapping) -> DecodePlan:
-    """The plan of those flow blocks alone that it makes faster; milliseconds are by flow block."""
+    """The plan for only those flow blocks that are faster by it; milliseconds are by flow block."""
     return DecodePlan(blocks=tuple(each for each in plan.blocks if planned[each.block] < sequential[each.block]))

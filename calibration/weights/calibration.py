@@ -1,7 +1,7 @@
 """`starflow calibrate --weights`: a bundle gets variants whose weights are small and whose samples stay close.
 
     samples    drawn from the model with guidance, or inverted from data the user gives
-    inputs     of every matrix product while these are made: x xᵀ summed, and some vectors
+    inputs     of every matrix product while sampling: x xᵀ summed, and some vectors
     matrices   scaled, rounded by GPTQ in every treatment of the ladder
     errors     each matrix in each treatment alone, on given tokens; each block as a whole, on whole samples
     choice     one treatment a matrix, the least bytes within the budget; sampled, corrected, sampled again
@@ -107,7 +107,7 @@ def calibrate_weights(
 
 
 class _Steps:
-    """Counts the steps of all variants."""
+    """Reports the steps of all variants as one."""
 
     def __init__(self, report: Report, bundle: Bundle, variants: int) -> None:
         self._report, self._done = report, 0
@@ -133,7 +133,7 @@ class _Sampled:
 
 @dataclass(frozen=True)
 class _Calibration:
-    """Makes one variant."""
+    """Quantises one variant."""
 
     model: QuantisedModel
     request: WeightRequest
@@ -222,7 +222,7 @@ class _Calibration:
         }
 
     def _growth(self, block: int, given: Mapping[tuple[str, str], float]) -> float:
-        """How much larger an error on given tokens becomes once tokens are fed back and go through the blocks below.
+        """The factor by which an error on given tokens grows once tokens are fed back and pass through the following blocks.
 
         Measured with the block's most exact treatment throughout, near to where the choice will be.
         """
