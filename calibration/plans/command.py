@@ -56,7 +56,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     family = PLAN_CALIBRATIONS[type(bundle.manifest)]
     for option in ("widths", "fixed"):
         if getattr(arguments, option) and option not in family.own_options:
-            raise UsageError(f"--{option} is for autoregressive flows; this bundle's flow is continuous: leave it out")
+            raise UsageError(f"--{option} is for autoregressive flows; leave it out")
     widths = parse_widths(arguments.widths) if arguments.widths else PlanOptions.widths
     options = PlanOptions(arguments.budget, arguments.repetitions, widths, arguments.fixed)
     given = read_conditions(bundle, arguments.condition, arguments.null_condition, arguments.captions_file)
