@@ -17,6 +17,7 @@ from tests.conformance.summary import pytest_runtest_logreport, pytest_terminal_
 from tests.made_once import MadeOnce
 from tests.models import class_config, features_config, velocity_config, write_checkpoint, write_velocity
 from tests.simulated_device.fixtures import (  # noqa: F401 (fixtures)
+    build_engines,
     digits_engines,
     engine_library,
     features_engines,
