@@ -1,4 +1,4 @@
-"""The samples a calibration looks at, and the ones it is judged by."""
+"""The samples that a calibration measures, and those that it is judged by."""
 
 import dataclasses
 import functools
@@ -50,7 +50,6 @@ def read_conditions(
     """Read what models conditioned on features need; None for the others.
 
     Args:
-        bundle: The bundle.
         condition: Condition tokens [N, m, width] or [m, width] in an .npy file.
         null_condition: Null condition tokens [m, width], likewise.
         captions: A text file with a caption a line, for a bundle with a text encoder.
@@ -79,7 +78,6 @@ def draw_cases(
     """Draw both.
 
     Args:
-        bundle: The bundle.
         images: Of each, at least.
         seed: Of the first; the second has the next one.
         guidance: Weight; None takes 1 where the model takes it.

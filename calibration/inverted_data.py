@@ -33,7 +33,7 @@ def read_data(path: Path, bundle: Bundle) -> tuple[NDArray[np.float32], NDArray 
 def invert_data(
     x: NDArray[np.float32], condition: NDArray | None, threads: int = 0
 ) -> Callable[[Bundle], RecordedTrace]:
-    """What every flow block makes and is given while it samples this data without guidance.
+    """Find the inputs and tokens of every flow block that sample this data without guidance.
 
     Args:
         x: [N, C, H, W], scaled as the model was trained. Batches are filled up with the last image.

@@ -1,1 +1,1 @@
-"""How tokens are decoded, or an ODE integrated, in fewer runs: measured, searched, checked, stored."""
+"""Plans with fewer passes of the network: measured, searched, checked, stored."""

@@ -1,4 +1,4 @@
-"""What a flow block could be decoded by: steps, chunks and windows, each with its time and its error."""
+"""The segments that a flow block could be decoded by: steps, chunks and windows, each with its time and its error."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,15 +19,15 @@ WINDOW_WIDTHS = (4, 6, 8, 12, 16, 32)
 
 @dataclass(frozen=True)
 class BlockCandidates:
-    """Everything that was measured of one flow block.
+    """All measurements of one flow block.
 
     Attributes:
         block: Its index.
-        tokens: How many it decodes.
+        tokens: Number of tokens that it decodes.
         guess: The guess that converges fastest.
-        guesses: Root of the summed chunk errors after each pass for every guess, at one width.
-        curves: Of chunks, from that guess.
-        windows: As they ran.
+        guesses: By guess, the root of the summed chunk errors after each pass, at one width.
+        curves: Curves of the chunks, from the fastest guess.
+        windows: Windows as they ran.
     """
 
     block: int
@@ -43,9 +43,9 @@ def explore(probe: BlockProbe, cost: BlockCost, budget: float, *, fixed: bool) -
 
     Args:
         probe: The block.
-        cost: Its times: passes that could not pay are not looked at.
-        budget: Error that is allowed at most.
-        fixed: Whether windows must have fixed advances. Those of several images always have.
+        cost: Its times; passes that could not pay are not measured.
+        budget: Largest error that is allowed.
+        fixed: Whether windows must have fixed advances. Windows over several images always have.
     """
     paying = paying_passes(cost)
     widths = sorted(paying)
@@ -54,7 +54,7 @@ def explore(probe: BlockProbe, cost: BlockCost, budget: float, *, fixed: bool) -
     trial_width = min(widths, key=lambda width: abs(width - 16))
     trials = {guess: probe.chunks([trial_width], guess, paying) for guess in GUESSES}
     guesses = {guess: block_curve(curves, trial_width) for guess, curves in trials.items()}
-    # Which one is ahead at the last pass is rounding; over all passes, it is convergence.
+    # At the last pass rounding decides which guess is ahead; over all passes, convergence does.
     guess = min(GUESSES, key=lambda guess: sum(math.log(error + 1e-9) for error in guesses[guess]))
     others = probe.chunks([width for width in widths if width != trial_width], guess, paying)
     windows = tuple(_windows(probe, cost, guess, budget, fixed=fixed or probe.batch > 1))
@@ -62,7 +62,7 @@ def explore(probe: BlockProbe, cost: BlockCost, budget: float, *, fixed: bool) -
 
 
 def paying_passes(cost: BlockCost) -> dict[int, int]:
-    """By width, how many passes of a chunk take no longer than its tokens one by one."""
+    """By width, the number of passes of a chunk that take no longer than its tokens one by one."""
     passes = {run.tokens: math.floor(run.tokens * cost.step_milliseconds / run.milliseconds) for run in cost.runs}
     return {width: min(width, count) for width, count in passes.items() if count}
 
@@ -99,14 +99,14 @@ def _windows(probe: BlockProbe, cost: BlockCost, guess: Guess, budget: float, *,
 def candidate_edges(
     found: BlockCandidates, cost: BlockCost, first: int, batch: int, gains: Mapping[str, float], *, fixed: bool
 ) -> Iterator[Edge[tuple[int, Segment]]]:
-    """Every way over the block's tokens, which are tokens `first` and following of the whole plan.
+    """Every edge over the block's tokens, the first of which is token `first` of the whole plan.
 
     Args:
-        found: What was measured.
-        cost: The block's times.
+        found: Its measurements.
+        cost: Its times.
         first: Its first token.
         batch: Images decoded together.
-        gains: By kind of segment, error of the finished sample over error of the block's tokens.
+        gains: By kind of segment, the error of the finished sample over that of the block's tokens.
         fixed: Whether all chunks must have a fixed number of passes.
     """
 

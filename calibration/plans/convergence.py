@@ -1,8 +1,8 @@
 """How fast Jacobi iteration comes to the sequential answer, measured on samples drawn from the model.
 
-Chunks are looked at one by one, each behind the right tokens ("teacher forced"): the caches of a block decoded token by
-token hold the right keys, a chunk is iterated on them from its guess, and one more pass puts its right keys back. So one
-decoding of a block serves chunks of all widths, and a chunk's error is its own.
+Each chunk is measured behind the right tokens ("teacher forced"). The caches of a block decoded token by token hold the right
+keys; a chunk is iterated on them from its guess, and one more pass restores its right keys. So one decoding of a block serves
+chunks of all widths, and the error of a chunk is its own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -65,8 +65,7 @@ class BlockProbe:
 
     Args:
         runner: Runs the block.
-        block: The block.
-        inputs: What the block was given, batch by batch.
+        inputs: The block's inputs, batch by batch.
         tokens: [N, T, D] in block order, decoded token by token.
     """
 
@@ -87,7 +86,7 @@ class BlockProbe:
         Args:
             widths: Widths of chunks.
             guess: What they start from.
-            passes: By width, how many passes are worth looking at.
+            passes: By width, the number of passes that are worth measuring.
         """
         places: dict[tuple[int, int], int] = {}  # passes by start and tokens: rows may end in the same chunk
         for width in widths:
@@ -110,7 +109,7 @@ class BlockProbe:
         start = self.block.prefix
         for number, inputs in enumerate(self.inputs):
             self.runner.prefill(inputs)
-            first = inputs.noise[:, :1]  # counts only where the first token passes unchanged
+            first = inputs.noise[:, :1]  # used only where the first token passes unchanged
             tokens = self.runner.guess(start, self.count, window.guess)
             advances.append(self.runner.slide(start, first, tokens, window))
             error += float(np.square(tokens - self._right(number), dtype=np.float64).sum())
@@ -175,7 +174,7 @@ def envelope(trial: WindowTrial) -> Window:
 def probes(
     bundle: Bundle, variant: Variant, backend: Backend, case: Case
 ) -> tuple[RecordedTrace, dict[int, BlockProbe]]:
-    """Draw samples token by token; a probe of every flow block, from the top down."""
+    """Draw samples token by token; a probe of every flow block, in sampling order."""
     trace = sample_trace(bundle, variant, backend, case)
     found = {}
     for index in trace.tokens:

@@ -46,7 +46,6 @@ class DecodeCalibration:
     """The result of a calibration.
 
     Attributes:
-        options: What was asked for.
         spec: The plan as a bundle keeps it, or None where none was faster than sequential decoding.
         reason: Why there is none.
         plan: The best plan that was found, kept or not.
@@ -102,9 +101,7 @@ def calibrate_plan(
     Args:
         bundle: The bundle of an autoregressive flow.
         variant: The variant to plan for.
-        backend: Runs it.
         cases: Convergence is measured on the first, plans are judged on the second.
-        options: What is asked for.
         costs: Times of passes, where they are known.
         progress: Told of every stage.
     """
@@ -159,7 +156,6 @@ def refusal(plan: DecodePlan, error: float, budget: float, planned: float, seque
     """Why a plan is not stored, or None.
 
     Args:
-        plan: What was found.
         error: Its measured error.
         budget: Largest error that is allowed.
         planned, sequential: Milliseconds of a batch by the plan, and token by token.
@@ -183,8 +179,8 @@ def _gains(
 ) -> dict[int, dict[str, float]]:
     """For every flow block, how the error of its tokens comes out in the finished sample, by kind of segment.
 
-    Chunks were measured behind the right tokens; what their errors do to later tokens of the block is in their gain. Windows
-    were measured as they will run.
+    Chunks were measured behind the right tokens, so their gain includes what their errors do to later tokens of the block.
+    Windows were measured as they will run.
     """
     gains = {}
     for found in candidates:
@@ -219,7 +215,7 @@ def near_error(found: BlockCandidates, error: float) -> tuple[DecodePlan, float]
 
 
 def _faster_blocks(runs: PlanRuns, plan: DecodePlan, repetitions: int) -> tuple[DecodePlan, Times, Times]:
-    """The plan without the flow blocks that it does not make faster; times of sequential decoding and of the plan."""
+    """Leave out flow blocks that are no faster by the plan; also times of sequential decoding and of the plan left."""
     sequential, planned = runs.time((SEQUENTIAL, plan), repetitions)
     kept = without_slower(plan, planned.part_milliseconds, sequential.part_milliseconds)
     if kept != plan:
@@ -228,5 +224,5 @@ def _faster_blocks(runs: PlanRuns, plan: DecodePlan, repetitions: int) -> tuple[
 
 
 def without_slower(plan: DecodePlan, planned: Mapping, sequential: Mapping) -> DecodePlan:
-    """The plan of those flow blocks alone that it makes faster; milliseconds are by flow block."""
+    """The plan for only those flow blocks that are faster by it; milliseconds are by flow block."""
     return DecodePlan(blocks=tuple(each for each in plan.blocks if planned[each.block] < sequential[each.block]))

@@ -99,9 +99,7 @@ def calibrate_integration(
     Args:
         bundle: The bundle of a continuous flow.
         variant: The variant to plan for.
-        backend: Runs it.
         cases: Plans are searched on the first and judged on the second.
-        options: What is asked for.
         progress: Told of every stage.
 
     Raises:

@@ -27,7 +27,6 @@ class Trial:
     """A plan that was tried.
 
     Attributes:
-        plan: The plan.
         grid: How its times were chosen; None where the solver chooses them.
         passes: Runs of the network in a batch, on average.
         error: ||x - reference|| / ||reference||, infinite where the integration diverged.
@@ -53,7 +52,6 @@ def search_plans(runs: Trials, budget: float, on_solver: Callable[[str], object]
     """Try every solver: with fixed steps the fewest steps within the budget on each kind of grid, then tolerances.
 
     Args:
-        runs: Tries plans.
         budget: Largest relative error.
         on_solver: Told of every solver.
 

@@ -58,7 +58,7 @@ class PlanReport:
     draw: Callable[["Figure"], None]
 
     def print(self) -> None:
-        """Print the first table and what came of the whole."""
+        """Print the first table, the facts and the outcome."""
         first = self.tables[0]
         printed = plain_table(*first.columns, text=first.words)
         for cells in first.rows:

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -19,11 +20,14 @@ from starflow.runtime.traces.case import Case
 Plan = DecodePlan | FixedSteps | AdaptiveSteps
 
 
+@dataclass
 class PlanRuns:
     """Runs plans of either family on the samples of a case."""
 
-    def __init__(self, bundle: Bundle, variant: Variant, backend: Backend, case: Case) -> None:
-        self.bundle, self.variant, self.backend, self.case = bundle, variant, backend, case
+    bundle: Bundle
+    variant: Variant
+    backend: Backend
+    case: Case
 
     def sample(self, plan: Plan, count: int | None = None, lap: Lap | None = None) -> tuple[NDArray, dict[int, float]]:
         """Sample the first `count` images (by default all).

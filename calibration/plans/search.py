@@ -18,8 +18,8 @@ class Edge(Generic[What]):
 
     Attributes:
         start, end: Tokens, counted over everything that is planned.
-        milliseconds: What it takes.
-        error: What it adds to the squared error.
+        milliseconds: Its time.
+        error: Its share of the squared error.
         what: What it stands for.
     """
 

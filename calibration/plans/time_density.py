@@ -1,9 +1,9 @@
-"""Grids whose steps all make about the same error."""
+"""Grids whose steps all have about the same error."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-FLOOR = 0.05  # of the mean: where paths are straight, steps still end somewhere
+FLOOR = 0.05  # share of the mean that is added: where paths are straight, steps still end somewhere
 
 
 def acceleration(states: NDArray) -> NDArray[np.float64]:
@@ -22,14 +22,14 @@ def acceleration(states: NDArray) -> NDArray[np.float64]:
 
 
 def equidistributed(bend: NDArray, order: int, steps: int) -> tuple[float, ...]:
-    """Times between which a method of some order makes about equal errors.
+    """Times between which a method of some order has about equal errors.
 
-    A step of size h makes an error of about c h^(p + 1), so h goes as c^(-1 / (p + 1)); the acceleration stands for c.
+    The error of a step of size h is about c h^(p + 1), so h goes as c^(-1 / (p + 1)); the acceleration stands for c.
 
     Args:
         bend: See `acceleration`; at equal times.
         order: p.
-        steps: How many.
+        steps: Number of steps.
     """
     density = (bend + FLOOR * bend.mean() + np.finfo(float).tiny) ** (1 / (order + 1))
     edges = np.linspace(0, 1, len(density) + 1)

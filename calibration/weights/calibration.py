@@ -1,7 +1,7 @@
 """`starflow calibrate --weights`: a bundle gets variants whose weights are small and whose samples stay close.
 
     samples    drawn from the model with guidance, or inverted from data the user gives
-    inputs     of every matrix product while these are made: x xᵀ summed, and some vectors
+    inputs     of every matrix product while sampling: x xᵀ summed, and some vectors
     matrices   scaled, rounded by GPTQ in every treatment of the ladder
     errors     each matrix in each treatment alone, on given tokens; each block as a whole, on whole samples
     choice     one treatment a matrix, the least bytes within the budget; sampled, corrected, sampled again
@@ -38,7 +38,7 @@ from starflow.calibration.weights.results import (
 from starflow.calibration.weights.sample_error import SampleError, remove_abandoned, sample, sample_error
 from starflow.calibration.weights.sources import EXACT, find_sources, lacking
 from starflow.calibration.weights.step_graph_weights import StepGraphWeights
-from starflow.calibration.weights.treatment import SMALLEST, TREATMENTS, Lowering
+from starflow.calibration.weights.treatment import SMALLEST, TREATMENTS, Treatment
 from starflow.calibration.weights.variant_writer import VariantWriter
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.bundle.bundle import Bundle
@@ -48,7 +48,6 @@ from starflow.runtime.diagnostics.memory_use import cache_bytes
 from starflow.runtime.plain.errors import ExportError, UsageError
 from starflow.runtime.plain.progress import Report, no_report
 from starflow.runtime.traces.autoregressive import RecordedTrace, sample_trace
-from starflow.runtime.traces.case import Case
 
 MEASURED = "cpu-fp32"  # the variant that everything is measured on
 
@@ -65,8 +64,6 @@ def calibrate_weights(
     """Add quantised variants to a bundle; those it has of the same name give way.
 
     Args:
-        bundle: The bundle.
-        request: What is asked for.
         cases: Weights are calibrated on the first and measured on the second.
         trace: Returns the samples to calibrate on, with what each flow block was given; None draws them from the model.
         report: Told of every step.
@@ -96,13 +93,21 @@ def calibrate_weights(
             recorded = trace(bundle)
         exact = sample(bundle, measured, cases.check, request.threads)
         return [
-            _Calibration(bundle, measured, bundle.variant(name, lowering), lowering, request, recorded, cases.check, exact, steps).run()
+            _Calibration(
+                QuantisedModel(
+                    bundle, measured, bundle.variant(name, lowering), lowering, {}, cases.check, request.threads
+                ),
+                request,
+                recorded,
+                exact,
+                steps,
+            ).run()
             for lowering, name in sources.items()
-        ]  # fmt: skip
+        ]
 
 
 class _Steps:
-    """Counts the steps of all variants."""
+    """Reports the steps of all variants as one."""
 
     def __init__(self, report: Report, bundle: Bundle, variants: int) -> None:
         self._report, self._done = report, 0
@@ -126,35 +131,34 @@ class _Sampled:
         return self.measured.error.total
 
 
+@dataclass(frozen=True)
 class _Calibration:
-    """Makes one variant."""
+    """Quantises one variant."""
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        measured: Variant,
-        source: Variant,
-        lowering: Lowering,
-        request: WeightRequest,
-        trace: RecordedTrace,
-        case: Case,
-        exact: NDArray,
-        steps: _Steps,
-    ) -> None:
-        self.bundle, self.measured, self.source, self.request = bundle, measured, source, request
-        self.trace, self.case, self.exact, self.steps = trace, case, exact, steps
-        self.treatments = TREATMENTS[lowering, request.weights]
-        self.name = f"{lowering}-{request.weights}"
-        self.model = QuantisedModel(bundle, measured, source, lowering, {}, case, request.threads)
+    model: QuantisedModel
+    request: WeightRequest
+    trace: RecordedTrace
+    exact: NDArray
+    steps: _Steps
+
+    @property
+    def name(self) -> str:
+        return f"{self.model.lowering}-{self.request.weights}"
+
+    @property
+    def treatments(self) -> Sequence[Treatment]:
+        return TREATMENTS[self.model.lowering, self.request.weights]
 
     def run(self) -> WeightCalibration:
         model, options = self.model, dict[str, list[Option]]()
-        for graph in reversed(self.source.graphs):
+        for graph in reversed(self.model.source.graphs):
             model.blocks[graph.block] = self._round(graph.block)
         for block in model.blocks:
             options |= self._options(block)
         if not options:
-            raise ExportError(f"{self.bundle.root}: has no weight matrix of {SMALLEST} values or more to quantise")
+            raise ExportError(
+                f"{self.model.bundle.root}: has no weight matrix of {SMALLEST} values or more to quantise"
+            )
         self.steps(f"{self.name}: sampling with plain rounding")
         plain = self._measure(PLAIN, model.smallest, model.sample_plainly())
         self.steps(f"{self.name}: sampling with calibrated rounding")
@@ -165,7 +169,7 @@ class _Calibration:
         )
         if not tried:
             raise ExportError(
-                f"{self.bundle.root}: no matrix can be {self.request.weights} with an error of at most "
+                f"{self.model.bundle.root}: no matrix can be {self.request.weights} with an error of at most "
                 f"{self.request.budget:g}; allow more with --budget"
             )
         choice, taken = tried[-1].choice, tried[-1].found
@@ -177,8 +181,8 @@ class _Calibration:
         return WeightCalibration(
             variant=self._write(choice, caches, plain.error, taken.error),
             request=self.request,
-            images=len(self.case.noise),
-            guidance=self.case.guidance,
+            images=len(self.model.case.noise),
+            guidance=self.model.case.guidance,
             matrices=tuple(
                 self._result(block, name, choice[name], options[name])
                 for block, candidates in model.blocks.items()
@@ -191,9 +195,9 @@ class _Calibration:
 
     def _round(self, block: int) -> BlockCandidates:
         self.steps(f"{self.name}: flow block {block}, looking at inputs")
-        spec = self.bundle.graph(self.measured, block)
-        weights = StepGraphWeights(self.bundle.root / spec.file.path)
-        described = self.bundle.autoregressive.blocks[block]
+        spec = self.model.bundle.graph(self.model.measured, block)
+        weights = StepGraphWeights(self.model.bundle.root / spec.file.path)
+        described = self.model.bundle.autoregressive.blocks[block]
         recorder = InputRecorder(weights, spec, described, self.trace, threads=self.request.threads)
         return round_block(weights, recorder, self.treatments, self.model.lowering)
 
@@ -218,7 +222,7 @@ class _Calibration:
         }
 
     def _growth(self, block: int, given: Mapping[tuple[str, str], float]) -> float:
-        """How much larger an error on given tokens becomes once tokens are fed back and go through the blocks below.
+        """The factor by which an error on given tokens grows once tokens are fed back and pass through the following blocks.
 
         Measured with the block's most exact treatment throughout, near to where the choice will be.
         """
@@ -237,10 +241,10 @@ class _Calibration:
         """Caches of 8 bits for each flow block whose samples stay within the budget with them; the largest caches first."""
         model, caches, scales = self.model, frozenset[int](), 0
         what = f"{taken.measured.what}, 8-bit caches"
-        for block in sorted(model.blocks, key=lambda block: -cache_bytes(self.bundle.graph(self.source, block))):
+        for block in sorted(model.blocks, key=lambda block: -cache_bytes(self.model.bundle.graph(self.source, block))):
             self.steps(f"{self.name}: flow block {block}, sampling with caches of 8 bits")
             peaks = sum(peak.nbytes for peak in model.blocks[block].cache_peaks.values())
-            more = scales + self.bundle.autoregressive.blocks[block].rows * peaks
+            more = scales + self.model.bundle.autoregressive.blocks[block].rows * peaks
             found = self._measure(what, chosen, model.sample(chosen, caches | {block}), more)
             if found.error <= self.request.budget:
                 caches, taken, scales = caches | {block}, found, more
@@ -271,19 +275,19 @@ class _Calibration:
     def _write(self, choice: Choice, caches: Collection[int], plain_error: float, error: float) -> Variant:
         self.steps(f"{self.name}: writing")
         record = Quantization(
-            source=self.source.name,
+            source=self.model.source.name,
             budget=self.request.budget,
             error=error,
             plain_error=plain_error if np.isfinite(plain_error) else None,
-            images=len(self.case.noise),
-            guidance=self.case.guidance,
+            images=len(self.model.case.noise),
+            guidance=self.model.case.guidance,
             matrices={name: option.name for name, option in choice.items()},
             caches=tuple(sorted(caches)),
         )
         chosen = treatments_of(choice)
-        writer = VariantWriter(self.bundle, self.name)
+        writer = VariantWriter(self.model.bundle, self.name)
         variants = writer.write(
-            self.source.name,
+            self.model.source.name,
             lambda graph, block: self.model.edit(graph, block, chosen, caches),
             self.request.weights,
             record,

@@ -65,15 +65,17 @@ def round_block(
         treatments: The ladder, from the smallest to the most exact.
         lowering: What the matrices are for: on `cpu` activations are rounded as well.
     """
-    return _Rounding(weights, recorder, treatments, lowering).run()
+    found = BlockCandidates(weights, recorder.cache_peaks() if lowering == "cpu" else {})
+    return _Rounding(weights, recorder, treatments, lowering, found).run()
 
 
+@dataclass(frozen=True)
 class _Rounding:
-    def __init__(
-        self, weights: StepGraphWeights, recorder: InputRecorder, treatments: Sequence[Treatment], lowering: Lowering
-    ) -> None:
-        self.weights, self.recorder, self.treatments, self.lowering = weights, recorder, treatments, lowering
-        self.found = BlockCandidates(weights, recorder.cache_peaks() if lowering == "cpu" else {})
+    weights: StepGraphWeights
+    recorder: InputRecorder
+    treatments: Sequence[Treatment]
+    lowering: Lowering
+    found: BlockCandidates
 
     def run(self) -> BlockCandidates:
         first = self.treatments[0]

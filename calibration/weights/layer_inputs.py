@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from starflow.calibration.weights.step_graph_weights import Linear, StepGraphWeights
 from starflow.runtime.backends.block_runner import BlockInputs
 from starflow.runtime.bundle.autoregressive_manifest import Block
-from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec, fixed_shape
+from starflow.runtime.bundle.graph_spec import GraphSpec, fixed_shape
 from starflow.runtime.traces.autoregressive import RecordedTrace
 
 VECTORS = 512  # kept of every product's inputs, to estimate errors on
@@ -38,7 +38,6 @@ class InputRecorder:
     Args:
         weights: The block's graph, of the cpu lowering in float32.
         spec: Its entry in the manifest.
-        block: The block.
         trace: Samples, with what each block was given.
         threads: Threads within an operator; 0 takes one per physical core.
     """
@@ -60,14 +59,7 @@ class InputRecorder:
         )
 
     def record(self, linears: Sequence[Linear]) -> dict[str, LayerInputs]:
-        """Look at some products.
-
-        Args:
-            linears: Products of the block.
-
-        Returns:
-            By name of their weights.
-        """
+        """Look at some products; the result is by name of their weights."""
         values = list(dict.fromkeys(linear.value for linear in linears))
         batches = len(self._trace.inputs[self._block.index])
         moments: dict[str, NDArray] = {}
@@ -83,11 +75,7 @@ class InputRecorder:
         return {linear.weight: seen[linear.value] for linear in linears}
 
     def cache_peaks(self) -> dict[str, NDArray]:
-        """Largest magnitude in each channel of the caches, over rows and positions.
-
-        Returns:
-            By name of the cache input, [kv_heads, head_size] float32.
-        """
+        """Largest magnitude in each channel, over rows and positions: by cache input, [kv_heads, head_size] float32."""
         caches = {spec.name: spec.updated_by for spec in self._spec.inputs if spec.role == "cache"}
         peaks: dict[str, NDArray] = {}
         for found in self._runs([str(output) for output in caches.values()]):
@@ -114,8 +102,4 @@ class InputRecorder:
         feed["noise"][:, block.prefix :] = inputs.noise[:, block.first_token :]
         if inputs.condition is not None and "condition" in feed:
             feed["condition"][:, : block.prefix] = inputs.condition
-        return feed | {spec.name: given[spec.role] for spec in self._spec.inputs if _is_given(spec, given)}
-
-
-def _is_given(spec: TensorSpec, given: dict[str, NDArray]) -> bool:
-    return spec.role in given
+        return feed | {spec.name: given[spec.role] for spec in self._spec.inputs if spec.role in given}

@@ -25,8 +25,6 @@ def round_plainly(
     """Add plainly rounded variants to a bundle; those it has of the same name give way.
 
     Args:
-        bundle: The bundle.
-        weights: Type of the weights.
         lowerings: The lowerings to make variants of; None takes those whose source the bundle holds.
         report: Told of every flow block.
 

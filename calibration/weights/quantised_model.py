@@ -1,6 +1,7 @@
 """A model some of whose matrices and caches are quantised: its graphs, its size, and its samples."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,31 +29,27 @@ def treatments_of(choice: Choice) -> dict[str, str]:
     return {name: option.name for name, option in choice.items() if option.name != KEPT}
 
 
+@dataclass(frozen=True)
 class QuantisedModel:
     """What a bundle's model becomes by a choice of treatments.
 
-    Args:
+    Attributes:
         bundle: The bundle.
         measured: The variant that is run: cpu, float32.
-        source: The variant the new one is made from.
+        source: The variant that the new one is made from.
         lowering: Its lowering.
         blocks: By flow block, what may take the place of its weights.
         case: What is sampled.
         threads: Threads of ONNX Runtime.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        measured: Variant,
-        source: Variant,
-        lowering: Lowering,
-        blocks: dict[int, BlockCandidates],
-        case: Case,
-        threads: int,
-    ) -> None:
-        self.bundle, self.measured, self.source, self.lowering = bundle, measured, source, lowering
-        self.blocks, self.case, self.threads = blocks, case, threads
+    bundle: Bundle
+    measured: Variant
+    source: Variant
+    lowering: Lowering
+    blocks: dict[int, BlockCandidates]
+    case: Case
+    threads: int
 
     @property
     def smallest(self) -> dict[str, str]:

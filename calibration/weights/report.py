@@ -32,8 +32,6 @@ def write_report(
     """Write the report.
 
     Args:
-        path: The HTML file.
-        bundle: The bundle.
         calibrations: One for each new variant.
         benchmark: Times of the cpu variants, where they were taken.
 

@@ -21,7 +21,7 @@ class WeightRequest:
     Attributes:
         weights: Type of the weights.
         budget: Relative error of whole samples that is allowed.
-        lowerings: What to make variants of; None takes those whose source the bundle holds.
+        lowerings: The lowerings to make variants of; None takes those whose source the bundle holds.
         threads: Threads of ONNX Runtime; 0 takes one per physical core.
     """
 
@@ -33,7 +33,7 @@ class WeightRequest:
 
 @dataclass(frozen=True)
 class MatrixResult:
-    """What became of one matrix.
+    """One matrix after the calibration.
 
     Attributes:
         weight: Its name.

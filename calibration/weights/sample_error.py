@@ -61,9 +61,7 @@ def error_given(bundle: Bundle, variant: Variant, block: int, trace: RecordedTra
     """Relative error of one block's tokens when each is given the exact ones before it: one pass over all positions.
 
     Args:
-        bundle: The bundle.
         variant: What is measured.
-        block: Index of the flow block.
         trace: Exact tokens, with what each block was given.
         images: How many of its images to look at, in whole batches.
         threads: Threads within an operator; 0 takes one per physical core.

@@ -24,14 +24,13 @@ HEADER_ROOM = 1024  # bytes kept free for each tensor: the entries of its codes 
 
 
 class VariantWriter:
-    """Writes the files of one variant under names that nothing in the bundle has, and then makes them known.
+    """Writes the files of one variant under names that are free in the bundle, then adds it to the manifest.
 
-    Until `publish` has replaced the manifest the bundle is what it was; files of a writer that never came so far are
-    deleted by the next one.
+    Until `publish` has replaced the manifest, the bundle is unchanged. The next writer deletes the files of one that stopped
+    before that.
 
     Args:
-        bundle: The bundle.
-        name: Of the variant; one of that name gives way.
+        name: Name of the variant; a variant of that name is replaced.
     """
 
     def __init__(self, bundle: Bundle, name: str) -> None:
@@ -44,7 +43,7 @@ class VariantWriter:
 
         Args:
             source: Name of the variant the graphs are edits of.
-            edit: Makes the graph of a flow block out of the source's; new weights of one name are the same at every shape.
+            edit: Turns the source's graph of a flow block into the new one; new weights of one name are the same at every shape.
             precision: Type of the weights.
             quantization: What was done, for the manifest.
 

@@ -48,7 +48,7 @@ def draw_mutants(source: str, most: int, seed: int) -> list[Mutant]:
 
 
 def _all_mutants(source: str) -> Iterator[Mutant]:
-    annotations = list(_annotations(source))
+    silent = list(_silent_places(source))
     tree = get_ast(source)
     for name in sorted(cosmic_ray.plugins.operator_names()):
         operator = cosmic_ray.plugins.get_operator(name)
@@ -56,13 +56,16 @@ def _all_mutants(source: str) -> Iterator[Mutant]:
             continue
         positions = (place for node in ast_nodes(tree) for place in operator().mutation_positions(node))
         for occurrence, (start, _) in enumerate(positions):
-            if not any(first <= start < last for first, last in annotations):
+            if not any(first <= start < last for first, last in silent):
                 yield Mutant(name, occurrence, start[0])
 
 
-def _annotations(source: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Where types stand, which no test looks at."""
+def _silent_places(source: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Where types and decorators of data classes stand, which say nothing about values."""
     for node in ast.walk(ast.parse(source)):
-        for part in (getattr(node, "annotation", None), getattr(node, "returns", None)):
+        parts = [getattr(node, "annotation", None), getattr(node, "returns", None)]
+        if isinstance(node, ast.ClassDef):
+            parts += [part for part in node.decorator_list if "dataclass" in ast.unparse(part)]
+        for part in parts:
             if part is not None:
                 yield (part.lineno, part.col_offset), (part.end_lineno or 0, part.end_col_offset or 0)

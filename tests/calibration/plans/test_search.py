@@ -54,3 +54,10 @@ def test_without_a_budget_only_exact_edges_are_left() -> None:
     path = cheapest_path(2, [exact, close], 0.0)
     assert path == [exact]
     assert cheapest_path(2, [close], 0.0) is None
+
+
+def test_an_error_of_exactly_the_budget_is_within_it() -> None:
+    whole, more = Edge(0, 1, 1.0, 0.5, "whole"), Edge(0, 1, 0.5, 0.5 * (1 + 1e-9), "more")
+    assert cheapest_path(1, [whole, more], 0.5) == [whole]
+    halves = [Edge(token, token + 1, 1.0, 0.25, token) for token in range(2)]
+    assert cheapest_path(2, halves, 0.5) == halves
