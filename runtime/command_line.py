@@ -169,14 +169,13 @@ def _run(entry: EntryPoint, arguments: Sequence[str]) -> int:
 
 def _usage(parser: argparse.ArgumentParser) -> str:
     """What has to be given; the options are listed below it."""
-    words: list[str] = []
-    for action in parser._actions:
-        name = action.metavar or action.dest.upper()
-        if not action.option_strings:
-            words.insert(0, f"{name} ..." if action.nargs == "+" else str(name))
-        elif action.required:
-            words.append(f"{action.option_strings[0]} {name}")
-    return " ".join([*words, "[options]"])
+    given: list[str] = []
+    for action in sorted(parser._actions, key=lambda action: bool(action.option_strings)):
+        if action.required:
+            name = action.metavar or action.dest.upper()
+            words = (*action.option_strings[:1], name, *(["..."] if action.nargs == "+" else []))
+            given.append(" ".join(map(str, words)))
+    return " ".join([*given, "[options]"])
 
 
 def _entries() -> dict[str, EntryPoint]:

@@ -1,16 +1,23 @@
 """What every test may rely on."""
 
+import os
 import signal
 from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.training.autoregressive.config import StarflowConfig
 from starflow.training.autoregressive.model import AutoregressiveFlow
+from starflow.training.checkpoint import load_autoregressive
+from starflow.training.config import TextEncoding
+from tests.conformance.summary import pytest_runtest_logreport, pytest_terminal_summary  # noqa: F401 (hooks)
+from tests.made_once import MadeOnce
 from tests.models import class_config, features_config, velocity_config, write_checkpoint, write_velocity
 from tests.simulated_device.fixtures import (  # noqa: F401 (fixtures)
+    build_engines,
     digits_engines,
     engine_library,
     features_engines,
@@ -24,6 +31,9 @@ from tests.simulated_device.fixtures import (  # noqa: F401 (fixtures)
 hypothesis.settings.register_profile("starflow", deadline=None)
 hypothesis.settings.load_profile("starflow")
 
+# Models of a test's size are not worth a second thread: threads that wait for each other took two thirds of the time.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 # Started in the background by a shell, a process ignores Ctrl-C, and so would every process that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -46,94 +56,106 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
-def emoji_bundle(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped text-to-image model for batches of three, text encoder and autoencoder included."""
-    bundle = tmp_path_factory.mktemp("emoji") / "bundle"
-    export_checkpoint(repository / "examples/emoji/checkpoint", bundle, ExportOptions(batch=3))
-    return bundle
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Makes folders that all processes of the run share."""
+    own = tmp_path_factory.getbasetemp()
+    return MadeOnce(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def emoji_bundle(repository: Path, made_once: MadeOnce) -> Path:
+    """The shipped text-to-image model for batches of three, text encoder and autoencoder included."""
+    checkpoint = repository / "examples/emoji/checkpoint"
+    return (
+        made_once("emoji", lambda folder: export_checkpoint(checkpoint, folder / "bundle", ExportOptions(batch=3)))
+        / "bundle"
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(made_once: MadeOnce) -> Path:
     """A random class-conditional STARFlow (see tests/models.py)."""
-    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
-    write_checkpoint(folder, class_config())
-    return folder
+    return made_once("tiny", lambda folder: write_checkpoint(folder / "checkpoint", class_config())) / "checkpoint"
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_checkpoint: Path) -> AutoregressiveFlow:
     """Its PyTorch model."""
-    from starflow.training.checkpoint import load_autoregressive
-
     return load_autoregressive(tiny_checkpoint)[1]
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path) -> Path:
+def tiny_bundle(tiny_checkpoint: Path, made_once: MadeOnce) -> Path:
     """Its bundle, both lowerings, fp32 and fp16, batch 2."""
-    bundle = tiny_checkpoint.parent / "bundle"
-    export_checkpoint(tiny_checkpoint, bundle, ExportOptions(precisions=("fp32", "fp16"), batch=2))
-    return bundle
+    options = ExportOptions(precisions=("fp32", "fp16"), batch=2)
+    return (
+        made_once("tiny-bundle", lambda folder: export_checkpoint(tiny_checkpoint, folder / "bundle", options))
+        / "bundle"
+    )
 
 
 @pytest.fixture(scope="session")
-def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random T5 text encoder of width 32 (see tests/text_encoders.py); not to be changed."""
-    from tests.text_encoders import write_t5
+def t5_folder(made_once: MadeOnce) -> Path:
+    """A random T5 text encoder of width 32 (see tests/text_encoders.py)."""
 
-    return write_t5(tmp_path_factory.mktemp("encoders") / "t5")
+    def fill(folder: Path) -> None:
+        from tests.text_encoders import write_t5
+
+        write_t5(folder / "t5")
+
+    return made_once("encoders", fill) / "t5"
 
 
 @pytest.fixture(scope="session")
-def captioned_checkpoint(t5_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def captioned_checkpoint(t5_folder: Path, made_once: MadeOnce) -> Path:
     """A random STARFlow conditioned on 8 tokens of that encoder."""
-    from starflow.training.config import TextEncoding
-
-    folder = tmp_path_factory.mktemp("captioned") / "checkpoint"
     text = TextEncoding(encoder=str(t5_folder), template="a {caption}")
-    write_checkpoint(folder, features_config(tokens=8, width=32).model_copy(update={"text": text}))
-    return folder
+    config = features_config(tokens=8, width=32).model_copy(update={"text": text})
+    return made_once("captioned", lambda folder: write_checkpoint(folder / "checkpoint", config)) / "checkpoint"
 
 
 @pytest.fixture(scope="session")
-def captioned_bundle(captioned_checkpoint: Path) -> Path:
-    """Its bundle, text encoder included, batch 2; not to be changed."""
-    bundle = captioned_checkpoint.parent / "bundle"
-    export_checkpoint(captioned_checkpoint, bundle, ExportOptions(batch=2))
-    return bundle
+def captioned_bundle(captioned_checkpoint: Path, made_once: MadeOnce) -> Path:
+    """Its bundle, text encoder included, batch 2."""
+    options = ExportOptions(batch=2)
+    made = made_once(
+        "captioned-bundle", lambda folder: export_checkpoint(captioned_checkpoint, folder / "bundle", options)
+    )
+    return made / "bundle"
 
 
 @pytest.fixture(scope="session")
-def denoising_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AutoregressiveFlow]:
+def denoising_model(made_once: MadeOnce) -> tuple[Path, AutoregressiveFlow]:
     """The checkpoint of a random STARFlow with text and a learned denoiser that reads it, and its model."""
     changes = {"learnable_self_denoiser": True, "conditional_denoiser": True, "layers_per_block": (1, 1)}
     network = StarflowConfig(**features_config().model.model_dump() | changes)
-    folder = tmp_path_factory.mktemp("denoising") / "checkpoint"
     config = features_config().model_copy(update={"model": network, "noise_std": 0.3})
-    return folder, write_checkpoint(folder, config)
+    checkpoint = made_once("denoising", lambda folder: write_checkpoint(folder / "checkpoint", config)) / "checkpoint"
+    return checkpoint, load_autoregressive(checkpoint)[1]
 
 
 @pytest.fixture(scope="session")
-def denoising_bundle(denoising_model: tuple[Path, AutoregressiveFlow]) -> Path:
-    """Its bundle with both denoisers, fp32 and fp16, batch 2; not to be changed."""
-    path = denoising_model[0].parent / "bundle"
+def denoising_bundle(denoising_model: tuple[Path, AutoregressiveFlow], made_once: MadeOnce) -> Path:
+    """Its bundle with both denoisers, fp32 and fp16, batch 2."""
     options = ExportOptions(batch=2, precisions=("fp32", "fp16"), denoisers=("score", "learned"))
-    export_checkpoint(denoising_model[0], path, options)
-    return path
+    checkpoint, _ = denoising_model
+    return (
+        made_once("denoising-bundle", lambda folder: export_checkpoint(checkpoint, folder / "bundle", options))
+        / "bundle"
+    )
 
 
 @pytest.fixture(scope="session")
-def velocity_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def velocity_checkpoint(made_once: MadeOnce) -> Path:
     """A random class-conditional velocity transformer (see tests/models.py)."""
-    folder = tmp_path_factory.mktemp("velocity") / "checkpoint"
-    write_velocity(folder, velocity_config())
-    return folder
+    return made_once("velocity", lambda folder: write_velocity(folder / "checkpoint", velocity_config())) / "checkpoint"
 
 
 @pytest.fixture(scope="session")
-def velocity_bundle(velocity_checkpoint: Path) -> Path:
-    """Its bundle, both lowerings, fp32 and fp16, batch 2; not to be changed."""
-    bundle = velocity_checkpoint.parent / "bundle"
-    export_checkpoint(velocity_checkpoint, bundle, ExportOptions(precisions=("fp32", "fp16"), batch=2))
-    return bundle
+def velocity_bundle(velocity_checkpoint: Path, made_once: MadeOnce) -> Path:
+    """Its bundle, both lowerings, fp32 and fp16, batch 2."""
+    options = ExportOptions(precisions=("fp32", "fp16"), batch=2)
+    made = made_once(
+        "velocity-bundle", lambda folder: export_checkpoint(velocity_checkpoint, folder / "bundle", options)
+    )
+    return made / "bundle"

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from starflow.runtime.commands.backend_arguments import add_variant_argument
 from starflow.runtime.commands.shape_argument import parse_shape
 from starflow.runtime.plain.errors import UsageError
 
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
 
 def configure_plan(parser: argparse._ActionsContainer) -> None:
     """Declare the arguments of plans."""
-    parser.add_argument(
-        "--variant", metavar="NAME", help="variant to plan for (default: the first one for the backend)"
-    )
+    add_variant_argument(parser, "variant to plan for (default: the first one for the backend)")
     parser.add_argument(
         "--widths", metavar="S,S,..", help="numbers of tokens in a pass to try (default: 2 to 64; autoregressive flows)"
     )

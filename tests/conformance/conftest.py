@@ -1,26 +1,14 @@
-"""`--vectors DIR` chooses the recorded vectors, `--through ROUTE,...` what they run through.
-
-The last lines of a run count what passed and name what is not supported.
-"""
+"""`--vectors DIR` chooses the recorded vectors, `--through ROUTE,...` what they run through."""
 
 import argparse
-from collections import Counter
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.conformance.cases import find_cases
+from tests.conformance.routes import OPERATION_ROUTES, ROUTES, chosen_routes
 
 DEFAULT_VECTORS = Path(__file__).resolve().parent.parent / "data" / "conformance"
-# PyTorch; ONNX Runtime on either lowering; the portable lowering through TensorRT's parser and the network interpreter.
-ROUTES = ("torch", "portable", "cpu", "network")
-# What an operation runs through; all others run through PyTorch only.
-OPERATION_ROUTES = {"reverse": ROUTES, "score_denoise": ("torch", "portable"), "denoiser": ("torch", "portable")}
-PARSER = "tensorrt_rtx"
-outcomes: Counter[tuple[str, str]] = Counter()
-unsupported: list[str] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,12 +27,6 @@ def _routes(text: str) -> tuple[str, ...]:
     return routes
 
 
-def _chosen(config: pytest.Config) -> tuple[str, ...]:
-    """The routes asked for; by default those whose software is here."""
-    asked = config.getoption("through", default=None)
-    return asked or tuple(route for route in ROUTES if route != "network" or find_spec(PARSER))
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test for each call of each case, and for sampling and denoising one for each route."""
     if "call_id" not in metafunc.fixturenames:
@@ -53,7 +35,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cases = find_cases(vectors)
     if not cases:
         raise pytest.UsageError(f"--vectors {vectors}: no case (a folder with config.json) below it")
-    chosen = _chosen(metafunc.config)
+    chosen = chosen_routes(metafunc.config)
     parameters = []
     for case in cases:
         for index, call in enumerate(case.config["calls"]):
@@ -62,29 +44,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("case", "call_id", "route"), parameters)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
-    report = yield
-    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    route: Any = parameters.get("route")
-    if route and (report.when == "call" or report.outcome != "passed"):
-        outcomes[route, report.outcome] += 1
-        if report.skipped:
-            unsupported.append(
-                f"{item.name.partition('[')[2].rstrip(']')}: {report.longrepr[2].removeprefix('Skipped: ')}"
-            )
-    return report
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if not outcomes:
-        return
-    terminalreporter.section("conformance")
-    for line in unsupported:
-        terminalreporter.line(f"not supported yet: {line}")
-    for route in ROUTES:
-        if route not in _chosen(config):
-            terminalreporter.line(f"{route}: not run")
-            continue
-        passed, failed = outcomes[route, "passed"], outcomes[route, "failed"]
-        terminalreporter.line(f"{route}: {passed + failed} supported calls, {passed} passed")
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The route goes into the reports, which `summary` counts."""
+    if isinstance(item, pytest.Function) and hasattr(item, "callspec") and "route" in item.callspec.params:
+        item.user_properties.append(("route", item.callspec.params["route"]))

@@ -120,6 +120,15 @@ def test_options_are_grouped_by_topic_and_family(capsys, command: str) -> None:
     assert "--variant NAME" in out and "--variants" not in out, "the alias is hidden"
 
 
+def test_usage_names_what_has_to_be_given(install: Install, capsys) -> None:
+    source = HELLO.replace(
+        "    parser.add", "    parser.add_argument('greeting'); parser.add_argument('names', nargs='+'); parser.add"
+    )
+    install("hello", source)
+    assert main(["hello", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: starflow hello GREETING NAMES ... --name NAME [options]\n")
+
+
 def test_no_command_is_wrong_use(capsys) -> None:
     assert main([]) == 2
     captured = capsys.readouterr()

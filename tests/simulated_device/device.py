@@ -176,7 +176,7 @@ class SimulatedDevice:
         self.objects.clear()
 
     def leaks(self) -> list[str]:
-        """What was not released."""
+        """Everything that was not released."""
         found = self.memory.leaks()
         found += [f"stream {handle}" for handle in self.streams]
         found += [f"graph {handle}" for handle in (*self.graphs, *self.executables)]

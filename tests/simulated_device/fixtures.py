@@ -1,8 +1,10 @@
 """Bundles with real engines, and a device that can run them."""
 
 import gc
+import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from starflow.runtime.backends.tensorrt.flavour import load_flavour
 from starflow.runtime.bundle.build_record import FlavourName, read_builds
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.training.config import CheckpointConfig
+from tests.made_once import MadeOnce
 from tests.models import (
     class_config,
     features_config,
@@ -36,44 +39,73 @@ def engine_library() -> EngineLibrary:
     return EngineLibrary(load_flavour("tensorrt-rtx"))
 
 
+@dataclass(frozen=True)
+class BuildEngines:
+    """Builds fp16 engines for compute capability 8.9 of a checkpoint at batch 2, and makes them known to the library."""
+
+    library: EngineLibrary
+    made_once: MadeOnce
+    folders: pytest.TempPathFactory
+
+    def __call__(self, name: str, checkpoint: Path) -> Bundle:
+        def fill(folder: Path) -> None:
+            export_checkpoint(checkpoint, folder / "bundle", ExportOptions(precisions=("fp16",), batch=2))
+            build_bundle(Bundle.open(folder / "bundle"), parse_target("tensorrt-rtx:8.9"))
+
+        # Each process has a copy: who runs an engine leaves compiled kernels beside it.
+        root = self.folders.mktemp(name) / "bundle"
+        shutil.copytree(self.made_once(f"{name}-engines", fill) / "bundle", root)
+        bundle = Bundle.open(root)
+        self.library.add(bundle, *read_builds(bundle))
+        return bundle
+
+    def random(self, name: str, config: CheckpointConfig) -> Bundle:
+        """The same of a random model."""
+        write = write_velocity if config.model.family == "continuous-flow" else write_checkpoint
+        made = self.made_once(f"{name}-to-build", lambda folder: write(folder / "checkpoint", config))
+        return self(name, made / "checkpoint")
+
+
 @pytest.fixture(scope="session")
-def tiny_engines(engine_library: EngineLibrary, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A random STARFlow conditioned by a class token, batch 2, with fp16 engines for compute capability 8.9.
+def build_engines(
+    engine_library: EngineLibrary, made_once: MadeOnce, tmp_path_factory: pytest.TempPathFactory
+) -> BuildEngines:
+    return BuildEngines(engine_library, made_once, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_engines(build_engines: BuildEngines) -> Bundle:
+    """A random STARFlow conditioned by a class token.
 
     It has two heads: TensorRT has no fused attention for a single one.
     """
-    return _random_model(class_config(channels=64), tmp_path_factory.mktemp("tiny"), engine_library)
+    return build_engines.random("tiny", class_config(channels=64))
 
 
 @pytest.fixture(scope="session")
-def features_engines(engine_library: EngineLibrary, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def features_engines(build_engines: BuildEngines) -> Bundle:
     """The same, conditioned by three tokens of features: its prefill is one run of three tokens."""
     config = features_config()
     model = config.model.model_copy(update={"channels": 64})
-    return _random_model(
-        config.model_copy(update={"model": model}), tmp_path_factory.mktemp("features"), engine_library
-    )
+    return build_engines.random("features", config.model_copy(update={"model": model}))
 
 
 @pytest.fixture(scope="session")
-def tarflow_engines(engine_library: EngineLibrary, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def tarflow_engines(build_engines: BuildEngines) -> Bundle:
     """A random TARFlow of three classes: no prefill, a first token that passes unchanged, linear guidance."""
-    return _random_model(tarflow_config(), tmp_path_factory.mktemp("tarflow"), engine_library)
+    return build_engines.random("tarflow", tarflow_config())
 
 
 @pytest.fixture(scope="session")
-def digits_engines(repository: Path, engine_library: EngineLibrary, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The digits model, batch 2, with fp16 engines for compute capability 8.9."""
-    checkpoint = repository / "examples" / "digits" / "checkpoint"
-    return _with_engines(checkpoint, tmp_path_factory.mktemp("digits") / "bundle", engine_library)
+def digits_engines(repository: Path, build_engines: BuildEngines) -> Bundle:
+    """The digits model."""
+    return build_engines("digits", repository / "examples" / "digits" / "checkpoint")
 
 
 @pytest.fixture(scope="session")
-def velocity_engines(engine_library: EngineLibrary, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A random velocity transformer of three classes, batch 2, with an fp16 engine for compute capability 8.9."""
-    folder = tmp_path_factory.mktemp("velocity-engines")
-    write_velocity(folder / "checkpoint", velocity_config())
-    return _with_engines(folder / "checkpoint", folder / "bundle", engine_library)
+def velocity_engines(build_engines: BuildEngines) -> Bundle:
+    """A random velocity transformer of three classes."""
+    return build_engines.random("velocity", velocity_config())
 
 
 @pytest.fixture
@@ -96,17 +128,3 @@ def simulate(monkeypatch: pytest.MonkeyPatch, engine_library: EngineLibrary) -> 
     if any(device.leaks() for device in devices):
         gc.collect()  # what hangs in a cycle, such as an exception's, is not lost
     assert [leak for device in devices for leak in device.leaks()] == []
-
-
-def _random_model(config: CheckpointConfig, folder: Path, library: EngineLibrary) -> Bundle:
-    write_checkpoint(folder / "checkpoint", config)
-    return _with_engines(folder / "checkpoint", folder / "bundle", library)
-
-
-def _with_engines(checkpoint: Path, root: Path, library: EngineLibrary) -> Bundle:
-    export_checkpoint(checkpoint, root, ExportOptions(precisions=("fp16",), batch=2))
-    bundle = Bundle.open(root)
-    build_bundle(bundle, parse_target("tensorrt-rtx:8.9"))
-    for record in read_builds(bundle):
-        library.add(bundle, record)
-    return bundle

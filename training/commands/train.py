@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({**dataclasses.asdict(outcome), "checkpoint": str(folder / "checkpoint")}))
     if outcome.interrupted:
-        print(f"stopped and saved at step {outcome.step}; give the same command again to continue", file=sys.stderr)
+        print(f"stopped at step {outcome.step} and saved; give the same command again to continue", file=sys.stderr)
         return 130
     if not arguments.json:
         print(f"{folder / 'checkpoint'}: step {outcome.step} of {outcome.total_steps}")

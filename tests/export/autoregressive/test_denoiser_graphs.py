@@ -1,6 +1,6 @@
 """Graphs of the denoisers on ONNX Runtime against PyTorch, and what they hold."""
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from starflow.export.autoregressive.denoiser_graphs import DenoiserShape, trace_denoiser
-from starflow.export.onnx_graph.traced_graph import SharedWeights
+from starflow.export.onnx_graph.traced_graph import SharedWeights, TracedGraph
 from starflow.export.onnx_graph.weight_file import WeightFile
 from starflow.export.tensorrt.parse import parse_graph
 from starflow.runtime.backends.tensorrt.flavour import load_flavour
+from starflow.runtime.bundle.network_spec import DenoiserKind
 from starflow.training.autoregressive.config import StarflowConfig
 from starflow.training.autoregressive.denoise import score
 from starflow.training.autoregressive.model import AutoregressiveFlow
@@ -39,16 +40,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("denoisers")
 
 
-def write(
-    model: AutoregressiveFlow, path: Path, shape: DenoiserShape, *, learned: bool = False, dtype: type = np.float32
-) -> Path:
-    """A graph traced on the meta device, as an export does it, beside its weights of some type."""
+@cache
+def traced(config: ModelConfig, kind: DenoiserKind, shape: DenoiserShape) -> TracedGraph:
+    """Traced on the meta device, as an export does it, and once: it knows no weights."""
     with torch.device("meta"):
-        shapes_only = build_flow(model.config)
+        model = build_flow(config)
+    return trace_denoiser(model, kind, shape)
+
+
+def write(
+    model: AutoregressiveFlow, path: Path, shape: DenoiserShape, kind: DenoiserKind = "score", dtype: type = np.float32
+) -> Path:
+    """A graph beside its weights of some type."""
     tensors = {name: partial(value.numpy().astype, dtype) for name, value in model.state_dict().items()}
     with WeightFile(path.with_suffix(".safetensors")) as file:
-        weights = SharedWeights(tensors, file, file.path.name)
-        graph = trace_denoiser(shapes_only, "learned" if learned else "score", shape).over(weights)
+        graph = traced(model.config, kind, shape).over(SharedWeights(tensors, file, file.path.name))
     onnx.save(graph, path)
     onnx.checker.check_model(path, full_check=True)
     return path
@@ -103,7 +109,7 @@ def test_the_score_of_tarflow_drops_the_null_class(
 def test_the_learned_denoiser(folder: Path, models: dict[str, AutoregressiveFlow]) -> None:
     model, x = models["features"], data(4, 12)
     assert isinstance(model, Starflow)
-    path = write(model, folder / "learned.onnx", DenoiserShape(2, 4, 12, 5), learned=True)
+    path = write(model, folder / "learned.onnx", DenoiserShape(2, 4, 12, 5), "learned")
     with torch.no_grad():
         expected = model.denoiser_prediction(torch.from_numpy(x), torch.from_numpy(TEXT)).numpy()
     np.testing.assert_allclose(run(path, x=x, condition=TEXT), expected, rtol=1e-5, atol=1e-5)

@@ -53,7 +53,7 @@ def test_conditions_and_guidance_reach_the_network(sampler: Sampler) -> None:
     passes: list[tuple[int, int]] = []
     sampler.generate(noise, [1, 1], on_passes=lambda block, count: passes.append((block, count)))
     assert passes == [(0, 8)]
-    np.testing.assert_array_equal(sampler.generate(noise, [1, 1]), plain)  # nothing of the calls between stays
+    np.testing.assert_array_equal(sampler.generate(noise, [1, 1]), plain)  # earlier calls leave nothing behind
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_divergence_on_the_command_line_writes_nothing(velocity_bundle: Path, tm
 
 
 def test_divergence_is_told_with_step_and_time(velocity_bundle: Path, tmp_path: Path) -> None:
-    """An output projection 1e9 times as large: the field throws images out of the picture."""
+    """With an output projection 1e9 times as large the integration diverges."""
     shutil.copytree(velocity_bundle, tmp_path / "bundle")
     path = tmp_path / "bundle" / "graphs" / "weights" / "fp32.safetensors"
     content = bytearray(path.read_bytes())

@@ -66,7 +66,7 @@ def bundle(checkpoint: Path) -> Path:
 
 
 def diffusers_network(checkpoint: Path, *, noisy: bool = False) -> Any:
-    """The autoencoder as diffusers alone reads it."""
+    """The autoencoder, read by diffusers."""
     folder = checkpoint / "autoencoder"
     kind = AutoencoderKL if "AutoencoderKL" in (folder / "config.json").read_text() else AutoencoderTiny
     network = kind.from_pretrained(folder, local_files_only=True)
@@ -249,7 +249,7 @@ def test_verify_compares_it_with_pytorch(
     assert all(0 < row["relative"] < 1e-5 for row in rows)
     assert main(["verify", str(bundle)]) == 0
     assert "autoencoder: it has no reference here; name --checkpoint" in " ".join(capsys.readouterr().out.split())
-    # A bundle whose decoder lost its way: the noisy decoder's graph in the place of the plain one's.
+    # A wrong decoder: the graph of the noisy decoder replaces that of the plain one.
     swapped = shutil.copytree(bundle, tmp_path / "swapped")
     manifest = json.loads((swapped / "manifest.json").read_text())
     plain, noisy = manifest["autoencoder"]["decoders"]

@@ -1,4 +1,4 @@
-"""Captions in, images out, with nothing but the bundle and tokenizers; what is said about bad captions."""
+"""Captions to images with only the bundle and tokenizers, and the errors for bad captions."""
 
 import shutil
 import subprocess

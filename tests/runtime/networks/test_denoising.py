@@ -1,4 +1,4 @@
-"""Denoising from a bundle against PyTorch, and what a bundle says that lacks it."""
+"""Denoising with a bundle against PyTorch, and the errors of a bundle that cannot denoise."""
 
 import json
 from pathlib import Path

@@ -41,7 +41,7 @@ def test_the_device_runner_makes_the_same_samples(tiny_bundle: Path, variant: st
 
 
 class RunnerThatStandsStill(DeviceBlockRunner):
-    """What a position that lies elsewhere than the session reads it comes to: every step is the one at its first value."""
+    """The fault of a position in memory that the session does not read: every step runs at the first position."""
 
     def advance(self, steps: int) -> None:
         for _ in range(steps):
@@ -65,7 +65,7 @@ def test_a_provider_this_build_lacks_is_refused(tiny_bundle: Path, capsys: pytes
 
 
 def test_a_silent_fallback_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """onnxruntime-gpu lists CUDA everywhere and, without a GPU, gives a CPU session without a word."""
+    """onnxruntime-gpu lists CUDA on every machine, and without a GPU opens a CPU session without an error."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     with (
         pytest.raises(BackendError, match="ONNX Runtime fell back from CUDAExecutionProvider to CPUExecutionProvider"),

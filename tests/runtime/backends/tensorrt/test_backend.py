@@ -26,7 +26,7 @@ from tests.simulated_device.sampling import FP16, copy_of, generate, interpreter
 
 @pytest.fixture(scope="module")
 def tiny_sample(tiny_engines: Bundle) -> NDArray:
-    """What `generate` makes of the tiny bundle's networks."""
+    """The samples of the tiny bundle, by the network interpreter."""
     return generate(tiny_engines, interpreter(tiny_engines))
 
 
@@ -115,7 +115,7 @@ def test_a_single_run_stays_where_it_is(tiny_engines: Bundle, simulate: Simulate
         assert runner.fetch("position").item() == 5
 
 
-# How it gets there
+# How it runs
 
 
 def test_a_block_is_launches_of_one_graph(tiny_engines: Bundle, simulate: Simulate) -> None:
@@ -138,7 +138,7 @@ def test_a_chunk_of_fixed_passes_is_launches_of_one_graph(tiny_engines: Bundle, 
         before = device.counts.copy()
         runner.run_schedule(0, **inputs, schedule=((0, 8),) * 5)
         spent = device.counts - before
-    # The guess goes up, what came out comes down, and nothing waits in between.
+    # The guess is uploaded, the result is downloaded, and nothing waits in between.
     assert (spent["cudaGraphLaunch"], spent["cudaMemcpyAsync"], spent["cudaStreamSynchronize"]) == (5, 2, 2)
 
 

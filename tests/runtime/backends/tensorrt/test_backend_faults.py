@@ -1,4 +1,4 @@
-"""What the native TensorRT loop says, and releases, when something is wrong; the fixture finds whatever is left."""
+"""Errors of the native TensorRT loop, and what it frees then; the fixture finds memory that is left."""
 
 import errno
 import importlib
@@ -84,7 +84,7 @@ def test_of_two_builds_the_installed_release_is_taken(tiny_engines: Bundle, simu
         assert backend.record.version == importlib.import_module("tensorrt_rtx").__version__
 
 
-# Engines that are not what they should be
+# Wrong engines
 
 
 def engine_file(bundle: Bundle, block: int) -> Path:
