@@ -23,7 +23,7 @@ def grid_fault(times: Sequence[float]) -> str | None:
         return f"a time grid of {len(times)} times holds no step; give at least 2"
     for index, time in enumerate(times):
         if not math.isfinite(time):
-            return f"time {index} of the grid is {time}; it must be finite"
+            return f"time {index} of the grid is {time}"
         if index and time <= times[index - 1]:
             return f"the time grid must increase: time {index} is {time:g}, after {times[index - 1]:g}"
     return None
