@@ -241,7 +241,9 @@ class _Calibration:
         """Caches of 8 bits for each flow block whose samples stay within the budget with them; the largest caches first."""
         model, caches, scales = self.model, frozenset[int](), 0
         what = f"{taken.measured.what}, 8-bit caches"
-        for block in sorted(model.blocks, key=lambda block: -cache_bytes(self.model.bundle.graph(self.source, block))):
+        for block in sorted(
+            model.blocks, key=lambda block: -cache_bytes(self.model.bundle.graph(self.model.source, block))
+        ):
             self.steps(f"{self.name}: flow block {block}, sampling with caches of 8 bits")
             peaks = sum(peak.nbytes for peak in model.blocks[block].cache_peaks.values())
             more = scales + self.model.bundle.autoregressive.blocks[block].rows * peaks

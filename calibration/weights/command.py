@@ -55,7 +55,9 @@ def run_plain(arguments: argparse.Namespace) -> int:
     bundle = Bundle.open(arguments.bundle)
     with progress_bar("rounding", enabled=not arguments.json) as bar:
         found = round_plainly(bundle, arguments.weights, arguments.lowering, bar)
-    rows = [{"variant": each.name, "bytes": sum(graph.weight_bytes for graph in each.graphs)} for each in found]
+    rows: list[dict[str, Any]] = [
+        {"variant": each.name, "bytes": sum(graph.weight_bytes for graph in each.graphs)} for each in found
+    ]
     if arguments.json:
         print(json.dumps(rows))
     else:

@@ -43,6 +43,7 @@ def test_a_chunk_costs_its_passes_and_the_mean_error_of_the_images(
     edges: dict[object, tuple[int, int, float, float]],
 ) -> None:
     assert edges[2, Chunk(tokens=4, passes=2, guess="zeros")] == pytest.approx((100, 104, 4.0, 4 * (1e-6 + 3e-4) / 2))
+    assert edges[2, Chunk(tokens=4, passes=3, guess="zeros")] == pytest.approx((100, 104, 6.0, 4 * (1e-8 + 3e-6) / 2))
     # Two tokens lie on the line from one step to a pass of four.
     assert edges[2, Chunk(tokens=2, passes=1, guess="zeros")] == pytest.approx((104, 106, 4 / 3, 4 * 4e-2))
 

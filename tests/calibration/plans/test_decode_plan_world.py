@@ -12,6 +12,7 @@ import pytest
 
 from starflow.calibration.cases import Cases
 from starflow.calibration.plans import decode_plan as module
+from starflow.calibration.plans.candidates import BlockCandidates, explore
 from starflow.calibration.plans.convergence import ChunkCurve, WindowTrial
 from starflow.calibration.plans.decode_plan import DecodeCalibration, calibrate_plan
 from starflow.calibration.plans.options import PlanOptions
@@ -121,9 +122,9 @@ def calibrate(
     noise = [np.zeros((4 + 2 * seed, 2), np.float32) for seed in (0, 1)]
     cases = Cases(*(Case(noise[seed], None, None, 1.5, seed) for seed in (0, 1)))
 
-    def progress(*values: Any) -> None:
+    def progress(done: int, total: int, doing: str | None = None) -> None:
         if told is not None:
-            told.append(values)
+            told.append((done, total, doing))
 
     variant: Any = SimpleNamespace(name="cpu-fp32")
     backend: Any = SimpleNamespace(name=options.pop("backend", "onnxruntime cpu"))
@@ -210,8 +211,12 @@ def test_where_nothing_pays_nothing_is_stored(monkeypatch: pytest.MonkeyPatch) -
 
 def test_devices_get_fixed_plans(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    explore = module.explore
-    monkeypatch.setattr(module, "explore", lambda *a, fixed: seen.append(fixed) or explore(*a, fixed=fixed))
+
+    def noting(*given: Any, fixed: bool) -> BlockCandidates:
+        seen.append(fixed)
+        return explore(*given, fixed=fixed)
+
+    monkeypatch.setattr(module, "explore", noting)
     for backend, fixed in (("onnxruntime cpu", False), ("onnxruntime cpu", True), ("tensorrt", False)):
         found = calibrate(monkeypatch, World(cheap()), budget=3e-2, backend=backend, fixed=fixed)
         wanted = fixed or backend == "tensorrt"

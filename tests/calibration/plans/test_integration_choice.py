@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from starflow.calibration.cases import Cases
 from starflow.calibration.plans import integration_plan as module
 from starflow.calibration.plans.integration_plan import PATH_STEPS, IntegrationCalibration, calibrate_integration
+from starflow.calibration.plans.integration_search import Trial
 from starflow.calibration.plans.options import PlanOptions
 from starflow.calibration.plans.runs import PlanRuns
 from starflow.runtime.ode.dormand_prince import integrate_adaptively
@@ -81,9 +82,9 @@ def calibrate(budget: float, told: list[tuple[Any, ...]] | None = None) -> Integ
     variant: Any = SimpleNamespace(name="cpu-fp32")
     backend: Any = SimpleNamespace(name="onnxruntime cpu")
 
-    def progress(*values: Any) -> None:
+    def progress(done: int, total: int, doing: str | None = None) -> None:
         if told is not None:
-            told.append(values)
+            told.append((done, total, doing))
 
     return calibrate_integration(bundle, variant, backend, cases(), PlanOptions(budget, 3), progress=progress)
 
@@ -165,13 +166,13 @@ def test_solvers_that_diverge_count_as_infinitely_far(world: World) -> None:
 
 
 def test_budgets_that_cannot_be_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "search_plans", lambda *_: [module.Trial(default_plan(), "uniform", 32.0, 0.5)])
+    monkeypatch.setattr(module, "search_plans", lambda *_: [Trial(default_plan(), "uniform", 32.0, 0.5)])
     with pytest.raises(
         UsageError, match=r"no plan of up to 512 steps keeps an error of 0\.01; the smallest was 5\.0e-01: .*--budget"
     ):
         calibrate(1e-2)
     euler = FixedSteps(solver="euler", times=(0.0, 1.0))
-    monkeypatch.setattr(module, "search_plans", lambda *_: [module.Trial(euler, "uniform", 1.0, 0.001)])
+    monkeypatch.setattr(module, "search_plans", lambda *_: [Trial(euler, "uniform", 1.0, 0.001)])
     with pytest.raises(
         UsageError, match=r"no plan that keeps an error of 0\.01 does so on other samples; give more --images"
     ):

@@ -88,6 +88,7 @@ def test_rounding_is_gptqs_of_the_scaled_matrix(weights: StepGraphWeights, lower
     for name, own in (("w.q", factors), ("w.k", factors), ("w.out", np.ones(96))):
         matrix, inputs = weights.array(name), recorder.inputs[name]
         block = first.block(matrix.shape[1])
+        assert block is not None
         scaled, hessian = (matrix * own).astype(np.float32), inputs.hessian / np.outer(own, own)
         steps = best_scales(scaled, INT8, block, np.dtype(dtype), np.diagonal(hessian))
         expected = gptq(scaled, hessian, steps, INT8)
