@@ -45,6 +45,17 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("training.commands",),
         ("training",),
     ),
+    "export": (
+        ("export.onnx_graph", "export.precision", "export.streamed_model"),
+        ("export.activations", "export.bundle_folder"),
+        ("export.networks",),
+        ("export.export_options", "export.tensorrt"),
+        ("export.flow_family", "export.verification"),
+        ("export.autoregressive", "export.continuous", "export.bundle_writer"),
+        ("export.exporter",),
+        ("export.commands",),
+        ("export",),
+    ),
     "calibration": (
         ("calibration.cases", "calibration.inverted_data"),
         ("calibration.weights", "calibration.plans"),

@@ -159,9 +159,14 @@ def test_wrong_encoders(captioned_checkpoint: Path, tiny_checkpoint: Path, t5_fo
     config["text"]["encoder"] = "google/flan-t5-xl"
     (moved / "config.json").write_text(json.dumps(config))
     cases: list[tuple[type[StarflowError], Path, str | None, str]] = [
-        (ExportError, captioned_checkpoint, MINILM, "features of width 384, the model takes 32; .*--text-encoder"),
+        (
+            ExportError,
+            captioned_checkpoint,
+            MINILM,
+            "its features have width 384, but the model takes width 32; .*--text-encoder",
+        ),
         (DataError, captioned_checkpoint, str(tmp_path), "holds no config.json; name a Hugging Face folder"),
-        (DataError, moved, None, "google/flan-t5-xl: .*or leave it out: --text-encoder none"),
+        (DataError, moved, None, "google/flan-t5-xl: .*or export without: --text-encoder none"),
         (UsageError, tiny_checkpoint, str(t5_folder), "this model's condition is class-token, not text features"),
     ]
     for kind, checkpoint, encoder, expected in cases:

@@ -197,7 +197,7 @@ def test_a_flipped_bit(built: Path) -> None:
 def test_a_missing_engine(built: Path) -> None:
     bundle, made = Bundle.open(built), record(built)
     (built / made.engines[0].file.path).unlink()
-    with pytest.raises(BundleError, match=r"block0-.*engine: is missing; build again: starflow build"):
+    with pytest.raises(BundleError, match=r"block0-.*\.engine: is missing; build again: starflow build"):
         check_engine_file(bundle, made, made.engines[0])
     assert rebuilt(build(built)) == [0]
 

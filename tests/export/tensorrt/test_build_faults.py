@@ -13,6 +13,7 @@ import pytest
 
 from starflow.runtime.bundle.build_record import check_engine_file, read_builds
 from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.lock import bundle_lock
 from tests.export.tensorrt.conftest import RTX
 
 
@@ -127,11 +128,13 @@ def test_a_full_disk(small_disk: Path) -> None:
 
 
 def test_two_builds_at_once(copy: Path) -> None:
-    first = start(copy)
-    wait_for(copy, 0, first)
-    second = start(copy)
-    assert finish(first) == (0, [False, False], "")
-    assert finish(second) == (0, [True, True], "waiting for another build of this bundle to end\n")
+    """Both wait for this process to let go; then one builds, and the other finds what was built."""
+    with bundle_lock(copy, "work"):
+        builds = [start(copy), start(copy)]
+        for build in builds:
+            assert build.stderr is not None
+            assert build.stderr.readline() == "waiting for another build of this bundle to end\n"
+    assert sorted(finish(build) for build in builds) == [(0, [False, False], ""), (0, [True, True], "")]
     check_whole(copy)
 
 
