@@ -32,6 +32,7 @@ COMMANDS = "starflow.commands"
 EXTRA_OF = {
     "torch": "train",
     "yaml": "train",
+    "scipy": "train",
     "sklearn": "train",
     "tensorboard": "train",
     "matplotlib": "export",

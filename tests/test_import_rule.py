@@ -51,17 +51,6 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("calibration.commands",),
         ("calibration",),
     ),
-    "export": (
-        ("export.precision", "export.streamed_model", "export.onnx_graph"),
-        ("export.activations", "export.bundle_folder"),
-        ("export.export_options",),
-        ("export.flow_family", "export.networks"),
-        ("export.autoregressive", "export.continuous", "export.bundle_writer"),
-        ("export.exporter", "export.tensorrt"),
-        ("export.verification",),
-        ("export.commands",),
-        ("export",),
-    ),
 }
 
 # Rooms of other packages that a package may import, beside its own.

@@ -119,7 +119,7 @@ class _Integration:
         if h > 10 * np.spacing(max(abs(t), abs(self.end))) and self.passes < MOST_PASSES:
             return
         raise IntegrationError(
-            f"tolerance {self.tolerance:g} is out of reach: after {self.passes} passes the step is {h:.2g} at time {t:.4g}; "
+            f"a tolerance of {self.tolerance:g} is out of reach: after {self.passes} passes the step is {h:.2g} at time {t:.4g}; "
             "float32 velocities allow about 1e-6, fp16 ones about 1e-3; a large guidance weight needs small steps"
         )
 

@@ -13,17 +13,17 @@ def uniform_grid(steps: int) -> tuple[float, ...]:
         UsageError: fewer than one step.
     """
     if steps < 1:
-        raise UsageError(f"steps {steps}: give at least 1")
+        raise UsageError(f"{steps} steps from noise to data; give at least 1")
     return tuple(index / steps for index in range(steps + 1))
 
 
 def grid_fault(times: Sequence[float]) -> str | None:
     """Why these times are not a grid, or None if they are."""
     if len(times) < 2:
-        return f"the time grid has {len(times)} times; give at least 2"
+        return f"a time grid of {len(times)} times holds no step; give at least 2"
     for index, time in enumerate(times):
         if not math.isfinite(time):
-            return f"time {index} of the grid is {time}; it must be finite"
+            return f"time {index} of the grid is {time}"
         if index and time <= times[index - 1]:
             return f"the time grid must increase: time {index} is {time:g}, after {times[index - 1]:g}"
     return None

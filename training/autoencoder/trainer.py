@@ -43,7 +43,7 @@ class ReconstructionRun(TrainingRun):
         self, recipe: AutoencoderRecipe | DecoderRecipe, data: Dataset, folder: Path, model: Callable[[], Autoencoder]
     ) -> None:
         if data.kind != "images":
-            raise RecipeError(f"data: found {data.kind}, expected images: an autoencoder learns from them")
+            raise RecipeError(f"data: found {data.kind}, but an autoencoder learns from images")
         self.data = data.without_conditions()
         channels, height, width = data.train.values.shape[1:]
         self.pixel_shape = (int(channels), int(height), int(width))

@@ -9,7 +9,6 @@ only their ratios matter.
 import math
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from starflow.runtime.plain.errors import UsageError
@@ -22,6 +21,8 @@ def transport(x0: Tensor, x1: Tensor) -> Tensor:
     is a permutation, which scipy's assignment solver finds exactly. Data x1 [B, ...] keep their order; the rows of the noise
     x0 [B, ...] are returned in their new one.
     """
+    from scipy.optimize import linear_sum_assignment  # slow to import, and an export needs none of it
+
     cost = torch.cdist(x0.flatten(1), x1.flatten(1)).square()
     sources, targets = linear_sum_assignment(cost.cpu().numpy())
     order = torch.empty(len(x0), dtype=torch.int64)

@@ -143,7 +143,7 @@ class NetworkInterpreter:
         for name, buffer in self.inputs.items():
             array = inputs.get(name)
             if array is None or not buffer.fits(array):
-                found = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
+                found = "missing" if array is None else f"{array.dtype} {list(array.shape)}"
                 raise ExportError(
                     f"{self.parsed.place}: input {name} is {found}, expected {buffer.dtype} {list(buffer.shape)}"
                 )

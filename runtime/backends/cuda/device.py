@@ -42,7 +42,7 @@ class Gpu:
             reason = self._reason(error) if error else "none is visible"
             raise BackendError(f"no usable NVIDIA GPU or driver ({reason}); {ELSEWHERE}")
         if not 0 <= index < count:
-            raise UsageError(f"GPU {index} does not exist: this machine has {count}, counted from 0")
+            raise UsageError(f"GPU {index}: this machine has {count}, counted from 0")
         self.select()
         self.name: str = self.call("cudaGetDeviceProperties", index).name.decode().rstrip("\0")
         attribute = self.cuda.cudaDeviceAttr

@@ -17,7 +17,7 @@ from starflow.export.onnx_graph.weight_file import WeightFile
 from starflow.export.tensorrt.parse import parse_graph
 from starflow.runtime.backends.tensorrt.flavour import load_flavour
 from starflow.runtime.bundle.network_spec import DenoiserKind
-from starflow.training.autoregressive.config import StarflowConfig
+from starflow.training.autoregressive.config import AutoregressiveConfig, StarflowConfig
 from starflow.training.autoregressive.denoise import score
 from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.autoregressive.starflow import Starflow
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @cache
-def traced(config: ModelConfig, kind: DenoiserKind, shape: DenoiserShape) -> TracedGraph:
+def traced(config: AutoregressiveConfig, kind: DenoiserKind, shape: DenoiserShape) -> TracedGraph:
     """Traced on the meta device, as an export does it, and once: it knows no weights."""
     with torch.device("meta"):
         model = build_flow(config)

@@ -154,7 +154,7 @@ def test_what_an_export_writes(
     ("asked", "message"),
     [
         (["learned"], "this model has no learned denoiser"),
-        (["score"], "config.json states no noise_std"),
+        (["score"], "config.json has no noise_std"),
         (["none", "score"], "give none alone, or names of denoisers"),
     ],
 )

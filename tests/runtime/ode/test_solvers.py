@@ -170,7 +170,7 @@ def test_divergence_names_the_time() -> None:
 
 def test_a_tolerance_below_the_velocitys_own_noise() -> None:
     """Velocities rounded to float16: no step is small enough."""
-    with pytest.raises(IntegrationError, match=r"tolerance 1e-09 is out of reach"):
+    with pytest.raises(IntegrationError, match=r"tolerance of 1e-09 is out of reach"):
         integrate_adaptively(lambda x, t: velocity(x, t).astype(np.float16), START[:1], 1e-9)
 
 

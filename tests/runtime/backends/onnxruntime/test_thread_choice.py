@@ -32,7 +32,7 @@ class TimedRunner(BlockRunner):
         block = bundle.autoregressive.blocks[0]
         super().__init__(block, bundle.manifest.variants[0].graphs[0], 1)
         self.seconds, self.cleared, self.furthest, self._at = seconds, 0, 0, 0
-        self._clock, self._first = clock, 1.0
+        self._clock, self._warm_up = clock, 1.0
 
     def store(self, name: str, value: ArrayLike, count: int = 1) -> None: ...
 
@@ -48,8 +48,8 @@ class TimedRunner(BlockRunner):
         return self._at
 
     def advance(self, steps: int) -> None:
-        self._clock.seconds += self.seconds * steps + self._first
-        self._first = 0.0
+        self._clock.seconds += self.seconds * steps + self._warm_up
+        self._warm_up = 0.0
         self._at += steps
         self.furthest = max(self.furthest, self._at)
 

@@ -100,7 +100,7 @@ def test_a_truncated_engine(tiny_engines: Bundle, simulate: Simulate, tmp_path: 
     with pytest.raises(BundleError, match=r"block1\S*engine: has \d+ bytes, .*starflow build .*tensorrt-rtx:8.9"):
         open_tensorrt(bundle)
     path.unlink()
-    with pytest.raises(BundleError, match=r"block1\S*engine: cannot be read .*starflow build"):
+    with pytest.raises(BundleError, match=r"block1\S*engine: is missing; .*starflow build"):
         open_tensorrt(bundle)
 
 
