@@ -25,6 +25,7 @@ class Device:
         self.chunks: list[Chunk] = []
 
     def seek(self, position: int) -> None:
+        assert type(position) is int
         self.position, self.now = position, self.now + 0.25
 
     def fetch(self, what: str) -> None:

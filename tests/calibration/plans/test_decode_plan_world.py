@@ -12,9 +12,9 @@ import pytest
 
 from starflow.calibration.cases import Cases
 from starflow.calibration.plans import decode_plan as module
-from starflow.calibration.plans.candidates import BlockCandidates, explore
+from starflow.calibration.plans.candidates import BlockCandidates, candidate_edges, explore
 from starflow.calibration.plans.convergence import ChunkCurve, WindowTrial
-from starflow.calibration.plans.decode_plan import DecodeCalibration, calibrate_plan
+from starflow.calibration.plans.decode_plan import DecodeCalibration, calibrate_plan, near_error
 from starflow.calibration.plans.options import PlanOptions
 from starflow.calibration.plans.runs import PlanRuns
 from starflow.runtime.plans.calibrated_decode_plan import BlockCost, RunCost, segment_milliseconds, segment_passes
@@ -223,3 +223,24 @@ def test_devices_get_fixed_plans(monkeypatch: pytest.MonkeyPatch) -> None:
         assert seen[-2:] == [wanted] * 2
         for block in found.plan.blocks:
             assert not wanted or all(isinstance(s, Steps) or s.tolerance is None for s in block.segments)
+
+
+def test_gains_are_those_of_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured near ten times the budget, on the samples that are calibrated on."""
+    gains: list[dict[str, float]] = []
+    near: list[float] = []
+
+    def edges(found: Any, cost: Any, first: int, batch: int, own: dict[str, float], *, fixed: bool) -> Any:
+        gains.append(own)
+        return candidate_edges(found, cost, first, batch, own, fixed=fixed)
+
+    def noting(found: Any, error: float) -> Any:
+        near.append(error)
+        return near_error(found, error)
+
+    monkeypatch.setattr(module, "candidate_edges", edges)
+    monkeypatch.setattr(module, "near_error", noting)
+    calibrate(monkeypatch, World(cheap(), factor=7.0), budget=3e-3)
+    assert near == pytest.approx([3e-2, 3e-2])
+    for own, block in zip(gains, (1, 0), strict=True):
+        assert own == pytest.approx({"chunk": GAINS[block], "window": GAINS[block]}, rel=1e-6)
