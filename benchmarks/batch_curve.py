@@ -49,7 +49,7 @@ def main() -> None:
 
 def measure(bundle: Path, repetitions: int) -> dict[str, Any]:
     """What `starflow bench` says of a bundle, in a fresh process."""
-    command = [sys.executable, "-m", "starflow.runtime", "bench", str(bundle), "--variants", VARIANT, "--json"]
+    command = [sys.executable, "-m", "starflow.runtime", "bench", str(bundle), "--variant", VARIANT, "--json"]
     found = subprocess.run([*command, "--repetitions", str(repetitions)], check=True, stdout=subprocess.PIPE, text=True)
     told = json.loads(found.stdout)
     (timing,), (memory,) = told["variants"], told["memory"]

@@ -186,7 +186,7 @@ def _verify_on_cuda(bundle: Path) -> dict[str, Any]:
         check_provider("cuda")
     except BackendError as error:
         raise UnavailableError(str(error)) from None
-    return _starflow("verify", bundle, "--checkpoint", DIGITS, "--backend", "onnxruntime-cuda")
+    return _starflow("verify", bundle, "--checkpoint", DIGITS, "--backend", "onnxruntime", "--provider", "cuda")
 
 
 def _step(bundle: Path) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def commands(folder: Path, target: str | None) -> dict[str, list[str]]:
         "export fp16": ["export", checkpoint, "-o", bundle, "--precision", "fp16", *beside, "--force"],
         "int8 weights": ["calibrate", bundle, "--weights", "int8", "--lowering", "cpu", "--plain"],
         "inspect": ["inspect", bundle, "--hashes", "--json"],
-        "bench": ["bench", bundle, "--variants", VARIANT, "--repetitions", "1", "--json"],
+        "bench": ["bench", bundle, "--variant", VARIANT, "--repetitions", "1", "--json"],
         "sample": [
             "sample",
             bundle,
