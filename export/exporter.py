@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -13,6 +14,7 @@ from starflow.export.flow_family import FlowFamily
 from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.plain.atomic_write import atomic_folder
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.own_folder import BUNDLE
 from starflow.runtime.plain.progress import Report, no_report
 from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.checkpoint import open_checkpoint
@@ -48,6 +50,6 @@ def export_checkpoint(
         model = build_flow(config.model)
     tensors.check(model)
     family = next(family for kind, family in FAMILIES.items() if isinstance(model, kind))
-    with atomic_folder(bundle, replace=replace) as folder:
+    with atomic_folder(bundle, BUNDLE, replace=replace, source=Path(checkpoint)) as folder:
         made = family(config, model, tensors, options)
         return BundleWriter(folder, config, tensors, options, made, progress).run()

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from starflow.runtime.plain.errors import CheckpointError, UsageError
+from starflow.runtime.plain.folder_exchange import find_replaced
+from starflow.runtime.plain.own_folder import CHECKPOINT
 from starflow.runtime.plain.progress import Report, no_report
 from starflow.training.autoencoder.folder import copy_autoencoder
 from starflow.training.autoregressive.model import AutoregressiveFlow
@@ -31,6 +33,7 @@ def save_checkpoint(
     autoencoder: Path | None = None,
     half: bool = False,
     replace: bool = True,
+    source: Path | None = None,
     progress: Report = no_report,
 ) -> None:
     """Write a checkpoint folder atomically.
@@ -44,14 +47,15 @@ def save_checkpoint(
         extra_files: Text files to store with it, such as recipe.yaml and metrics.json.
         autoencoder: Folder of the autoencoder whose latents the flow makes; copied as it is to `autoencoder/`.
         half: Store the tensors as float16.
-        replace: Whether an existing folder gives way.
+        replace: Whether an existing checkpoint gives way.
+        source: What the state is read from, which must not lie in an existing `folder`.
         progress: Called after every tensor.
 
     Raises:
         CheckpointError: see `write_tensors`; or the disk is full.
         UsageError: the folder exists and may not be replaced, or cannot be created.
     """
-    with checkpoint_folder(folder, extra_files, replace=replace) as temporary:
+    with checkpoint_folder(folder, CHECKPOINT, extra_files, replace=replace, source=source) as temporary:
         write_tensors(temporary / "model.safetensors", state, half=half, progress=progress)
         (temporary / "config.json").write_text(config.model_dump_json(indent=2, exclude_none=True) + "\n")
         if autoencoder is not None:
@@ -66,6 +70,7 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> tuple[CheckpointConfig, C
         CheckpointError: a file is missing or damaged, or `config.json` is not a valid configuration.
     """
     folder = Path(folder)
+    find_replaced(folder)
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
         raise UsageError(f"{folder}: {found}; a checkpoint is a folder with config.json and model.safetensors")

@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="folder written by `starflow train` or `starflow import`")
     output = parser.add_argument_group("output")
     output.add_argument("-o", "--out", type=Path, required=True, help="bundle folder to write")
-    output.add_argument("--force", action="store_true", help="replace an existing bundle")
+    output.add_argument("--force", action="store_true", help="replace an existing bundle; any other folder is refused")
     output.add_argument("--json", action="store_true", help="print what was written as JSON")
     graphs = parser.add_argument_group("graphs")
     graphs.add_argument(

@@ -17,6 +17,7 @@ from starflow.runtime.bundle.manifest_file import Manifest, read_manifest
 from starflow.runtime.bundle.versioned_file import read_versioned
 from starflow.runtime.plain.atomic_write import atomic_file
 from starflow.runtime.plain.errors import BundleError, UsageError
+from starflow.runtime.plain.folder_exchange import find_replaced
 
 FamilyManifest = TypeVar("FamilyManifest", AutoregressiveManifest, ContinuousManifest)
 
@@ -50,6 +51,7 @@ class Bundle:
             BundleError: it is not a bundle, has a newer schema, is damaged or truncated, or lacks a file.
         """
         root = Path(root)
+        find_replaced(root)
         if not root.is_dir():
             what = "is a file" if root.exists() else "does not exist"
             raise UsageError(f"{root}: {what}; a bundle is a folder written by `starflow export`")

@@ -6,13 +6,14 @@ Content is written beside its destination and renamed into place; an error, Ctrl
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starflow.runtime.plain.errors import StarflowError, UsageError
+from starflow.runtime.plain.folder_exchange import find_replaced, replace_folder
+from starflow.runtime.plain.own_folder import FolderKind, check_replaceable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -96,31 +97,41 @@ def write_array(destination: str | os.PathLike[str], array: "NDArray") -> None:
 
 
 @contextmanager
-def atomic_folder(destination: str | os.PathLike[str], *, replace: bool) -> Iterator[Path]:
+def atomic_folder(
+    destination: str | os.PathLike[str], kind: FolderKind, *, replace: bool, source: Path | None = None
+) -> Iterator[Path]:
     """Yield a temporary folder beside `destination`; on success it takes that name, on any error it is removed.
+
+    An existing folder and its successor change names at once, see `replace_folder`: whoever opens `destination` meets one of
+    the two, whole.
 
     Args:
         destination: Folder to create.
-        replace: Whether an existing folder gives way (it is moved aside first and removed last).
+        kind: What is written. Only an empty folder, or one of the same kind, gives way to it.
+        replace: Whether an existing folder gives way.
+        source: What is read meanwhile, which must not lie in an existing `destination`.
 
     Raises:
         UsageError: `destination` exists and may not be replaced, or its parent cannot be written.
         StarflowError: the system refuses to write: the disk is full, or fails.
     """
     destination = Path(destination)
-    if destination.exists() and (not destination.is_dir() or not replace):
-        kind = "folder" if destination.is_dir() else "file"
-        raise UsageError(f"{destination}: a {kind} of that name exists; remove it or pass --force (folders only)")
+    find_replaced(destination)
+    if destination.is_symlink():
+        raise UsageError(f"{destination}: is a link; name the folder that it leads to")
+    if destination.exists():
+        if not destination.is_dir() or not replace:
+            what = "folder" if destination.is_dir() else "file"
+            raise UsageError(f"{destination}: a {what} of that name exists; remove it or pass --force (folders only)")
+        check_replaceable(destination, kind, source)
     with _beside(destination) as temporary:
         try:
             temporary.mkdir(mode=0o700)
             yield temporary
             temporary.chmod(0o755)
             if destination.exists():
-                retired = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=temporary.parent))
-                destination.replace(retired)
-                temporary.replace(destination)
-                shutil.rmtree(retired)
+                check_replaceable(destination, kind, source)  # it may be another one by now
+                replace_folder(temporary, destination)
             else:
                 temporary.replace(destination)
         finally:

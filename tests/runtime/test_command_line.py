@@ -261,7 +261,8 @@ def test_stopped_process_leaves_nothing_half_written(install: Install, stop: sig
         body(
             "import pathlib, time",
             "from starflow.runtime.plain.atomic_write import atomic_folder",
-            "with atomic_folder('result', replace=False) as temporary:",
+            "from starflow.runtime.plain.own_folder import BUNDLE",
+            "with atomic_folder('result', BUNDLE, replace=False) as temporary:",
             "    (temporary / 'half').touch()",
             "    print('ready', flush=True)",
             "    time.sleep(60)",

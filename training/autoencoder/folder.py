@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from starflow.runtime.plain.errors import CheckpointError
+from starflow.runtime.plain.own_folder import AUTOENCODER
 from starflow.training.autoencoder.network import Autoencoder, decoder_state, load_autoencoder
 from starflow.training.checkpoint_folder import checkpoint_folder
 from starflow.training.config import LatentScaling
@@ -105,7 +106,7 @@ def save_autoencoder(
     network = autoencoder.network
     told = {"scaling_factor": record.latent.scale, "shift_factor": record.latent.shift, "_name_or_path": ""}
     network.register_to_config(**told)  # leaves out the path it was read from
-    with checkpoint_folder(folder, extra_files) as temporary:
+    with checkpoint_folder(folder, AUTOENCODER, extra_files) as temporary:
         network.save_config(temporary)
         write_tensors(temporary / WEIGHTS, network.state_dict(), half=half)
         (temporary / RECORD).write_text(record.model_dump_json(indent=2, exclude_none=True) + "\n")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from starflow.runtime.plain.atomic_write import atomic_folder
 from starflow.runtime.plain.errors import DataError, RecipeError, UsageError
+from starflow.runtime.plain.own_folder import LATENTS
 from starflow.runtime.plain.progress import Report, progress_bar
 from starflow.training.autoencoder.folder import (
     AutoencoderFolder,
@@ -99,7 +100,7 @@ def _write_latents(
     device: torch.device,
 ) -> None:
     """Write one .npy file for each set of images uint8 [N, C, H, W], a copy of the autoencoder, and the key."""
-    with atomic_folder(folder, replace=True) as temporary:
+    with atomic_folder(folder, LATENTS, replace=True) as temporary:
         try:
             for name, pixels in images.items():
                 shape = (len(pixels), *latent_shape)

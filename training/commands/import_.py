@@ -79,7 +79,15 @@ def run(arguments: argparse.Namespace) -> int:
     state = {name: weights[name] for name in model.state_dict()}
     with progress_bar("importing", enabled=not arguments.json) as bar:
         try:
-            save_checkpoint(arguments.out, config, state, half=arguments.half, replace=arguments.force, progress=bar)
+            save_checkpoint(
+                arguments.out,
+                config,
+                state,
+                half=arguments.half,
+                replace=arguments.force,
+                source=arguments.weights,
+                progress=bar,
+            )
         except CheckpointError as error:
             raise CheckpointError(f"{arguments.weights}: {error}") from None
 

@@ -1,6 +1,7 @@
 """Results appear whole or not at all."""
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from starflow.runtime.plain.atomic_write import atomic_file, atomic_folder
 from starflow.runtime.plain.errors import StarflowError, UsageError
+from starflow.runtime.plain.own_folder import BUNDLE
 
 
 class Stopped(BaseException):
@@ -64,9 +66,18 @@ def test_file_does_not_replace_a_folder(tmp_path: Path) -> None:
         pytest.fail("nothing may be written")
 
 
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A folder that is recognised as a bundle, alone in another one."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps(dict.fromkeys(BUNDLE.fields)))
+    return folder
+
+
 def test_folder_appears_only_when_finished(tmp_path: Path) -> None:
     destination = tmp_path / "bundle"
-    with atomic_folder(destination, replace=False) as temporary:
+    with atomic_folder(destination, BUNDLE, replace=False) as temporary:
         (temporary / "manifest.json").write_text("{}")
         assert not destination.exists()
         assert temporary.parent == destination.parent
@@ -75,40 +86,81 @@ def test_folder_appears_only_when_finished(tmp_path: Path) -> None:
     assert destination.stat().st_mode & 0o055 == 0o055, "others can read a bundle as they can any new folder"
 
 
-def test_existing_folder_gives_way_only_when_asked(tmp_path: Path) -> None:
-    destination = tmp_path / "bundle"
-    destination.mkdir()
-    (destination / "old").touch()
-    with pytest.raises(UsageError, match="exists"), atomic_folder(destination, replace=False):
+def test_existing_folder_gives_way_only_when_asked(old: Path) -> None:
+    with pytest.raises(UsageError, match="exists"), atomic_folder(old, BUNDLE, replace=False):
         pytest.fail("nothing may be written")
-    assert names(destination) == ["old"]
-    with atomic_folder(destination, replace=True) as temporary:
+    with atomic_folder(old, BUNDLE, replace=True) as temporary:
         (temporary / "new").touch()
-        assert names(destination) == ["old"]
-    assert names(destination) == ["new"]
-    assert names(tmp_path) == ["bundle"]
+        assert names(old) == ["manifest.json"]
+    assert names(old) == ["new"]
+    assert names(old.parent) == ["bundle"]
 
 
 @pytest.mark.parametrize(("failure", "raised"), [(OSError("disk on fire"), StarflowError), (Stopped(), Stopped)])
 def test_failure_keeps_the_old_folder_and_leaves_no_litter(
-    tmp_path: Path, failure: BaseException, raised: type[BaseException]
+    old: Path, failure: BaseException, raised: type[BaseException]
 ) -> None:
-    destination = tmp_path / "bundle"
-    destination.mkdir()
-    (destination / "old").touch()
-    with pytest.raises(raised), atomic_folder(destination, replace=True) as temporary:
+    with pytest.raises(raised), atomic_folder(old, BUNDLE, replace=True) as temporary:
         (temporary / "half").touch()
         raise failure
-    assert names(destination) == ["old"]
-    assert names(tmp_path) == ["bundle"]
+    assert names(old) == ["manifest.json"]
+    assert names(old.parent) == ["bundle"]
 
 
 def test_folder_never_replaces_a_file(tmp_path: Path) -> None:
     destination = tmp_path / "notes.txt"
     destination.write_text("mine")
-    with pytest.raises(UsageError, match="a file of that name exists"), atomic_folder(destination, replace=True):
+    with (
+        pytest.raises(UsageError, match="a file of that name exists"),
+        atomic_folder(destination, BUNDLE, replace=True),
+    ):
         pytest.fail("nothing may be written")
     assert destination.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "content", [None, "holiday", "[]", "{}", '{"schema_version": 1}', "[" * 100_000], ids=lambda text: str(text)[:20]
+)
+def test_folder_of_another_kind_is_never_replaced(tmp_path: Path, content: str | None) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "one.jpg").touch()
+    if content is not None:
+        (photos / "manifest.json").write_text(content)
+    with pytest.raises(UsageError, match="is not a bundle, so --force"), atomic_folder(photos, BUNDLE, replace=True):
+        pytest.fail("nothing may be written")
+    assert "one.jpg" in names(photos)
+
+
+def test_folder_that_changes_meanwhile_is_not_replaced(old: Path) -> None:
+    with pytest.raises(UsageError, match="is not a bundle"), atomic_folder(old, BUNDLE, replace=True):
+        (old / "manifest.json").unlink()
+        (old / "one.jpg").touch()
+    assert names(old) == ["one.jpg"]
+
+
+def test_empty_folder_gives_way(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    with atomic_folder(tmp_path / "bundle", BUNDLE, replace=True) as temporary:
+        (temporary / "new").touch()
+    assert names(tmp_path / "bundle") == ["new"]
+
+
+def test_source_is_never_replaced(old: Path) -> None:
+    (old / "inner").mkdir()
+    for source in (old, old / "inner", old.parent / "bundle" / ".." / "bundle"):
+        with pytest.raises(UsageError, match="which is read"), atomic_folder(old, BUNDLE, replace=True, source=source):
+            pytest.fail("nothing may be written")
+    assert names(old) == ["inner", "manifest.json"]
+
+
+@pytest.mark.parametrize("target", ["bundle", "nowhere"])
+def test_nothing_is_written_through_a_link(old: Path, target: str) -> None:
+    link = old.parent / "link"
+    link.symlink_to(old.parent / target)
+    with pytest.raises(UsageError, match="is a link"), atomic_folder(link, BUNDLE, replace=True):
+        pytest.fail("nothing may be written")
+    assert link.is_symlink() and names(old) == ["manifest.json"]
 
 
 def test_parent_that_is_a_file_is_one_line(tmp_path: Path) -> None:
