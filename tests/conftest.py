@@ -18,13 +18,13 @@ from tests.made_once import MadeOnce
 from tests.models import class_config, features_config, velocity_config, write_checkpoint, write_velocity
 from tests.simulated_device.fixtures import (  # noqa: F401 (fixtures)
     build_engines,
+    continuous_engines,
     digits_engines,
     engine_library,
     features_engines,
     simulate,
     tarflow_engines,
     tiny_engines,
-    velocity_engines,
 )
 
 # A shared machine may stall for longer than Hypothesis's default of 200 ms; slowness is not what these tests are about.
@@ -146,16 +146,16 @@ def denoising_bundle(denoising_model: tuple[Path, AutoregressiveFlow], made_once
 
 
 @pytest.fixture(scope="session")
-def velocity_checkpoint(made_once: MadeOnce) -> Path:
+def continuous_checkpoint(made_once: MadeOnce) -> Path:
     """A random class-conditional velocity transformer (see tests/models.py)."""
     return made_once("velocity", lambda folder: write_velocity(folder / "checkpoint", velocity_config())) / "checkpoint"
 
 
 @pytest.fixture(scope="session")
-def velocity_bundle(velocity_checkpoint: Path, made_once: MadeOnce) -> Path:
+def continuous_bundle(continuous_checkpoint: Path, made_once: MadeOnce) -> Path:
     """Its bundle, both lowerings, fp32 and fp16, batch 2."""
     options = ExportOptions(precisions=("fp32", "fp16"), batch=2)
     made = made_once(
-        "velocity-bundle", lambda folder: export_checkpoint(velocity_checkpoint, folder / "bundle", options)
+        "velocity-bundle", lambda folder: export_checkpoint(continuous_checkpoint, folder / "bundle", options)
     )
     return made / "bundle"

@@ -51,14 +51,14 @@ def integrate(root: Path, variant: str, z, labels, weight, solver, times):
 
 @pytest.mark.parametrize("variant", ["cpu-fp32", "portable-fp32"])
 @pytest.mark.parametrize("solver", TABLEAUS)
-def test_the_manual_is_enough(velocity_bundle: Path, variant: str, solver: str) -> None:
+def test_the_manual_is_enough(continuous_bundle: Path, variant: str, solver: str) -> None:
     from starflow.runtime import Sampler
     from starflow.runtime.plans.integration_plan import FixedSteps
 
     times = (0.0, 0.2, 0.55, 1.0) if solver != "euler" else tuple(index / 300 for index in range(301))
     plan = FixedSteps.model_validate({"solver": solver, "times": times})
-    with Sampler.open(velocity_bundle, variant=variant, plan=plan, threads=1) as sampler:
+    with Sampler.open(continuous_bundle, variant=variant, plan=plan, threads=1) as sampler:
         z = sampler.noise(2, seed=1)
         expected = sampler.generate(z, [2, 0], guidance=1.5)
-    found = integrate(velocity_bundle, variant, z, [2, 0], 1.5, solver, times)
+    found = integrate(continuous_bundle, variant, z, [2, 0], 1.5, solver, times)
     np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -103,7 +103,7 @@ def digits_engines(repository: Path, build_engines: BuildEngines) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def velocity_engines(build_engines: BuildEngines) -> Bundle:
+def continuous_engines(build_engines: BuildEngines) -> Bundle:
     """A random velocity transformer of three classes."""
     return build_engines.random("velocity", velocity_config())
 

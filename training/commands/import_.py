@@ -43,7 +43,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--noise-std", type=float, metavar="X", help="standard deviation of the noise the model was trained with"
     )
     parser.add_argument("--half", action="store_true", help="store the weights as float16")
-    parser.add_argument("--force", action="store_true", help="replace an existing checkpoint; any other folder is refused")
+    parser.add_argument(
+        "--force", action="store_true", help="replace an existing checkpoint; any other folder is refused"
+    )
     parser.add_argument("--json", action="store_true", help="print a summary of the checkpoint as JSON")
 
 

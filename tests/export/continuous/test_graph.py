@@ -191,9 +191,9 @@ def test_other_sizes_and_text_lengths_are_exported(tmp_path: Path) -> None:
             np.testing.assert_allclose(runner.velocity(x, 0.6), expected, atol=1e-5)
 
 
-def test_without_guidance_half_the_rows_run(tmp_path: Path, velocity_checkpoint: Path) -> None:
-    export_checkpoint(velocity_checkpoint, tmp_path / "plain", ExportOptions(batch=2, guidance=False))
-    _, network = load_continuous(velocity_checkpoint)
+def test_without_guidance_half_the_rows_run(tmp_path: Path, continuous_checkpoint: Path) -> None:
+    export_checkpoint(continuous_checkpoint, tmp_path / "plain", ExportOptions(batch=2, guidance=False))
+    _, network = load_continuous(continuous_checkpoint)
     with Sampler.open(tmp_path / "plain", plan=integration_plan("midpoint", 10)) as sampler:
         assert not sampler.bundle.continuous.guided
         noise = sampler.noise(2)

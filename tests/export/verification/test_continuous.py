@@ -22,11 +22,11 @@ from tests.models import velocity_config, write_velocity
 
 
 def test_every_way_of_running_agrees_with_pytorch(
-    velocity_checkpoint: Path, velocity_bundle: Path, tmp_path: Path, capsys: Any
+    continuous_checkpoint: Path, continuous_bundle: Path, tmp_path: Path, capsys: Any
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
     report = tmp_path / "report.html"
-    command = ["verify", str(velocity_bundle), "--checkpoint", str(velocity_checkpoint), "--network", "--json"]
+    command = ["verify", str(continuous_bundle), "--checkpoint", str(continuous_checkpoint), "--network", "--json"]
     assert main([*command, "--report", str(report)]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["passed"] and told["guidance"] == 1
@@ -73,8 +73,8 @@ class FaultyBackend(OnnxRuntimeBackend):
 
 
 @pytest.mark.parametrize("fault", ["guidance", "nan"])
-def test_planted_faults_are_found(velocity_bundle: Path, fault: str) -> None:
-    bundle = Bundle.open(velocity_bundle)
+def test_planted_faults_are_found(continuous_bundle: Path, fault: str) -> None:
+    bundle = Bundle.open(continuous_bundle)
     reference = default_reference(bundle)
     route = Route("faulty", bundle, reference.variant, lambda: FaultyBackend(bundle, reference, fault))
     result = verify(bundle, reference, [route], draw_case(bundle), DEFAULTS)
@@ -88,14 +88,14 @@ def test_planted_faults_are_found(velocity_bundle: Path, fault: str) -> None:
         assert "given" in failed
 
 
-def test_a_checkpoint_of_another_bundle(velocity_bundle: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_bundle(continuous_bundle: Path, tmp_path: Path) -> None:
     write_velocity(tmp_path / "other", velocity_config(), seed=5)
     with pytest.raises(CheckpointError, match="exported from another checkpoint"):
-        TorchReference(tmp_path / "other", Bundle.open(velocity_bundle))
+        TorchReference(tmp_path / "other", Bundle.open(continuous_bundle))
 
 
-def test_a_backend_hands_out_one_runner(velocity_bundle: Path) -> None:
-    bundle = Bundle.open(velocity_bundle)
+def test_a_backend_hands_out_one_runner(continuous_bundle: Path) -> None:
+    bundle = Bundle.open(continuous_bundle)
     with OnnxRuntimeBackend(bundle, bundle.variant("cpu-fp32", "cpu")) as opened:
         backend: Backend = opened
         runner = backend.continuous_runner()

@@ -96,7 +96,7 @@ def test_the_manifest_of_one_shape_is_an_ordinary_one(bundle: Path, model: tuple
     assert found["shapes"] == []
 
 
-def test_a_shape_that_is_not_there(bundle: Path, velocity_bundle: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_shape_that_is_not_there(bundle: Path, continuous_bundle: Path, capsys: pytest.CaptureFixture) -> None:
     message = "shape 6x8: this bundle has 8x8, 4x12, 12x4; `starflow export --shape` adds others"
     with pytest.raises(UsageError, match=message):
         Sampler.open(bundle, shape=(6, 8))
@@ -108,8 +108,8 @@ def test_a_shape_that_is_not_there(bundle: Path, velocity_bundle: Path, capsys: 
     assert main(["inspect", str(bundle), "--shape", "6"]) == 2
     assert "give height and width" in capsys.readouterr().err
     with pytest.raises(UsageError, match="shape 6x8: this bundle has 8x8"):
-        Sampler.open(velocity_bundle, shape=(6, 8))
-    Sampler.open(velocity_bundle, shape=(8, 8)).close()
+        Sampler.open(continuous_bundle, shape=(6, 8))
+    Sampler.open(continuous_bundle, shape=(8, 8)).close()
 
 
 def test_commands_take_a_shape(bundle: Path, model: tuple[Path, AutoregressiveFlow], tmp_path: Path, capsys) -> None:
@@ -173,12 +173,12 @@ def test_shapes_that_cannot_be(
     assert not (tmp_path / "b").exists()
 
 
-def test_families_of_one_shape(tmp_path: Path, velocity_checkpoint: Path) -> None:
+def test_families_of_one_shape(tmp_path: Path, continuous_checkpoint: Path) -> None:
     write_checkpoint(tmp_path / "c", tarflow_config())
     with pytest.raises(UsageError, match="a TARFlow samples 8x8 only"):
         export_checkpoint(tmp_path / "c", tmp_path / "b", ExportOptions(other_shapes=[(4, 4)]))
     with pytest.raises(UsageError, match="a continuous flow holds one shape"):
-        export_checkpoint(velocity_checkpoint, tmp_path / "b", ExportOptions(other_shapes=[(4, 4)]))
+        export_checkpoint(continuous_checkpoint, tmp_path / "b", ExportOptions(other_shapes=[(4, 4)]))
 
 
 def test_a_manifest_whose_shapes_do_not_add_up(bundle: Path) -> None:

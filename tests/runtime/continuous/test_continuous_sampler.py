@@ -22,8 +22,8 @@ from tests.models import points_config, write_velocity
 
 
 @pytest.fixture(scope="module")
-def sampler(velocity_bundle: Path) -> Iterator[Sampler]:
-    with Sampler.open(velocity_bundle, threads=1) as opened:
+def sampler(continuous_bundle: Path) -> Iterator[Sampler]:
+    with Sampler.open(continuous_bundle, threads=1) as opened:
         yield opened
 
 
@@ -98,10 +98,10 @@ def test_an_autoregressive_bundle_takes_no_solver(tiny_bundle: Path) -> None:
         ([1], "plan"),
     ],
 )
-def test_bad_plan_files(velocity_bundle: Path, tmp_path: Path, content: object, says: str, capsys: Any) -> None:
+def test_bad_plan_files(continuous_bundle: Path, tmp_path: Path, content: object, says: str, capsys: Any) -> None:
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(content))
-    assert main(["sample", str(velocity_bundle), "--plan", str(path)]) == 2
+    assert main(["sample", str(continuous_bundle), "--plan", str(path)]) == 2
     told = capsys.readouterr().err
     assert says in told and told.count("\n") == 1 and "Traceback" not in told
 
@@ -118,15 +118,15 @@ def test_bad_plan_files(velocity_bundle: Path, tmp_path: Path, content: object, 
         (["--plan", "sequential"], "autoregressive"),
     ],
 )
-def test_bad_arguments(velocity_bundle: Path, arguments: list[str], says: str, capsys: Any) -> None:
-    assert main(["sample", str(velocity_bundle), *arguments]) == 2
+def test_bad_arguments(continuous_bundle: Path, arguments: list[str], says: str, capsys: Any) -> None:
+    assert main(["sample", str(continuous_bundle), *arguments]) == 2
     told = capsys.readouterr().err
     assert says in told and told.count("\n") == 1
 
 
-def test_sample_and_inspect_commands(velocity_bundle: Path, tmp_path: Path, capsys: Any) -> None:
+def test_sample_and_inspect_commands(continuous_bundle: Path, tmp_path: Path, capsys: Any) -> None:
     out, latents = tmp_path / "x.png", tmp_path / "x.npy"
-    command = ["sample", str(velocity_bundle), "--labels", "0-2", "--guidance", "1", "--seed", "4", "--threads", "1"]
+    command = ["sample", str(continuous_bundle), "--labels", "0-2", "--guidance", "1", "--seed", "4", "--threads", "1"]
     assert (
         main([*command, "--solver", "rk4", "--steps", "3", "--out", str(out), "--latents", str(latents), "--json"]) == 0
     )
@@ -134,21 +134,21 @@ def test_sample_and_inspect_commands(velocity_bundle: Path, tmp_path: Path, caps
     assert told["decoding"] == "rk4, 3 steps" and told["images"] == 3 and out.is_file()
     plan = tmp_path / "plan.json"
     plan.write_text(integration_plan("rk4", 3).model_dump_json())
-    with Sampler.open(velocity_bundle, threads=1, plan=plan) as sampler:
+    with Sampler.open(continuous_bundle, threads=1, plan=plan) as sampler:
         expected = sampler.generate(sampler.noise(3, 4), [0, 1, 2], guidance=1.0)
     np.testing.assert_array_equal(np.load(latents), expected)
-    assert main(["inspect", str(velocity_bundle), "--hashes", "--json"]) == 0
+    assert main(["inspect", str(continuous_bundle), "--hashes", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["model"].startswith("continuous-flow, transformer") and told["guidance"] == "linear rule"
     assert [variant["rows"] for variant in told["variants"]] == [4] * 4
-    assert main(["inspect", str(velocity_bundle)]) == 0
+    assert main(["inspect", str(continuous_bundle)]) == 0
     assert "a pass reads" in capsys.readouterr().out
 
 
-def test_bench_times_passes(velocity_bundle: Path, capsys: Any) -> None:
+def test_bench_times_passes(continuous_bundle: Path, capsys: Any) -> None:
     command = [
         "bench",
-        str(velocity_bundle),
+        str(continuous_bundle),
         "--repetitions",
         "2",
         "--threads",
@@ -189,18 +189,18 @@ def test_points_have_no_pixels(tmp_path: Path, capsys: Any) -> None:
         sampler.generate(sampler.noise(1), guidance=1.0)
 
 
-def test_divergence_on_the_command_line_writes_nothing(velocity_bundle: Path, tmp_path: Path, capsys: Any) -> None:
+def test_divergence_on_the_command_line_writes_nothing(continuous_bundle: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "x.png"
-    command = ["sample", str(velocity_bundle), "--labels", "1", "--out", str(out), "--guidance", "1e12"]
+    command = ["sample", str(continuous_bundle), "--labels", "1", "--out", str(out), "--guidance", "1e12"]
     assert main([*command, "--solver", "euler", "--steps", "3"]) == 1
     told = capsys.readouterr().err
     assert re.search(r"diverged: x .* in step 1 of 3, at time 0\.3333; take more steps", told)
     assert told.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
-def test_divergence_is_told_with_step_and_time(velocity_bundle: Path, tmp_path: Path) -> None:
+def test_divergence_is_told_with_step_and_time(continuous_bundle: Path, tmp_path: Path) -> None:
     """With an output projection 1e9 times as large the integration diverges."""
-    shutil.copytree(velocity_bundle, tmp_path / "bundle")
+    shutil.copytree(continuous_bundle, tmp_path / "bundle")
     path = tmp_path / "bundle" / "graphs" / "weights" / "fp32.safetensors"
     content = bytearray(path.read_bytes())
     begin = 8 + int.from_bytes(content[:8], "little")
@@ -215,8 +215,8 @@ def test_divergence_is_told_with_step_and_time(velocity_bundle: Path, tmp_path: 
             sampler.generate(sampler.noise(2), [0, 1])
 
 
-def test_a_damaged_manifest_is_refused(velocity_bundle: Path, tmp_path: Path) -> None:
-    shutil.copytree(velocity_bundle, tmp_path / "bundle")
+def test_a_damaged_manifest_is_refused(continuous_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(continuous_bundle, tmp_path / "bundle")
     path = tmp_path / "bundle" / "manifest.json"
     good = json.loads(path.read_text())
 
@@ -249,14 +249,14 @@ def test_a_damaged_manifest_is_refused(velocity_bundle: Path, tmp_path: Path) ->
         (ExportOptions(batch=0), "--batch 0"),
     ],
 )
-def test_exports_that_cannot_be(velocity_checkpoint: Path, tmp_path: Path, options: ExportOptions, says: str) -> None:
+def test_exports_that_cannot_be(continuous_checkpoint: Path, tmp_path: Path, options: ExportOptions, says: str) -> None:
     with pytest.raises(StarflowError, match=says):
-        export_checkpoint(velocity_checkpoint, tmp_path / "bundle", options)
+        export_checkpoint(continuous_checkpoint, tmp_path / "bundle", options)
     assert not list(tmp_path.iterdir())
 
 
-def test_fp16_is_refused_where_activations_overflow(velocity_checkpoint: Path, tmp_path: Path) -> None:
-    shutil.copytree(velocity_checkpoint, tmp_path / "checkpoint")
+def test_fp16_is_refused_where_activations_overflow(continuous_checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(continuous_checkpoint, tmp_path / "checkpoint")
     path = tmp_path / "checkpoint" / "model.safetensors"
     tensors = load_file(path)
     tensors["layers.0.mlp.main.0.weight"] *= 3e4

@@ -137,8 +137,8 @@ def test_what_a_bundle_has_is_named(bundle: Path) -> None:
             sampler.generate(sampler.noise(1), TEXT[:1], denoise="score", denoising_rate=-1)
 
 
-def test_continuous_flows_have_none(velocity_bundle: Path) -> None:
-    with Sampler.open(velocity_bundle) as sampler, pytest.raises(UsageError, match="have no noise to remove"):
+def test_continuous_flows_have_none(continuous_bundle: Path) -> None:
+    with Sampler.open(continuous_bundle) as sampler, pytest.raises(UsageError, match="have no noise to remove"):
         sampler.sample(count=1, denoise="score")
 
 

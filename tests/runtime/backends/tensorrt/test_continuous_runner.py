@@ -17,18 +17,18 @@ PLANS: list[Plan] = [integration_plan("euler", 5), integration_plan("rk4", 3), A
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_samples_are_those_of_the_parsed_network(velocity_engines: Bundle, simulate: Simulate, plan: Plan) -> None:
-    expected = generate(velocity_engines, interpreter(velocity_engines), plan=plan)
+def test_samples_are_those_of_the_parsed_network(continuous_engines: Bundle, simulate: Simulate, plan: Plan) -> None:
+    expected = generate(continuous_engines, interpreter(continuous_engines), plan=plan)
     simulate()
-    found = generate(velocity_engines, open_tensorrt(velocity_engines), plan=plan)
+    found = generate(continuous_engines, open_tensorrt(continuous_engines), plan=plan)
     # The device executes the very network the interpreter does: the loop may not change a single bit.
     np.testing.assert_array_equal(found, expected)
-    assert relative_error(found, generate(velocity_engines, onnxruntime(velocity_engines), plan=plan)) <= FP16
+    assert relative_error(found, generate(continuous_engines, onnxruntime(continuous_engines), plan=plan)) <= FP16
 
 
-def test_a_step_is_a_replay_and_nothing_waits_between_steps(velocity_engines: Bundle, simulate: Simulate) -> None:
+def test_a_step_is_a_replay_and_nothing_waits_between_steps(continuous_engines: Bundle, simulate: Simulate) -> None:
     device = simulate()
-    with open_tensorrt(velocity_engines) as backend:
+    with open_tensorrt(continuous_engines) as backend:
         runner = backend.continuous_runner()
         runner.start(np.zeros((2, 1, 8, 8), np.float32))
         runner.load(np.tile([0.5, 0.1, 0.1, 1.0], (40, 1)))
@@ -40,17 +40,17 @@ def test_a_step_is_a_replay_and_nothing_waits_between_steps(velocity_engines: Bu
         assert runner.kernels_per_pass == 1  # the simulated engine is one; the copies are none
 
 
-def test_the_engine_has_one_profile_of_fixed_shapes(velocity_engines: Bundle) -> None:
-    (record,) = read_builds(velocity_engines)
+def test_the_engine_has_one_profile_of_fixed_shapes(continuous_engines: Bundle) -> None:
+    (record,) = read_builds(continuous_engines)
     assert [profile.maximum for profile in record.profiles] == [1]
     (engine,) = record.engines
     assert engine.block == 0 and engine.file.bytes > 100_000
 
 
-def test_verify_knows_the_route(velocity_engines: Bundle, simulate: Simulate, capsys: Any) -> None:
+def test_verify_knows_the_route(continuous_engines: Bundle, simulate: Simulate, capsys: Any) -> None:
     from starflow.runtime.command_line import main
 
     simulate()
-    root = str(velocity_engines.root)
+    root = str(continuous_engines.root)
     assert main(["verify", root, "--backend", "onnxruntime", "tensorrt", "--images", "2"]) == 0
     assert "tensorrt portable-fp16" in capsys.readouterr().out
