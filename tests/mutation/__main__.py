@@ -46,7 +46,12 @@ def main() -> int:
     with ProcessPoolExecutor(arguments.processes, get_context("spawn"), max_tasks_per_child=1) as pool:
         jobs = [pool.submit(survivors, t, arguments.most or t.most, arguments.seed, limit) for t in targets]
         for target, job in zip(targets, jobs, strict=True):
-            count, diffs = job.result()
+            try:
+                count, diffs = job.result()
+            except RuntimeError as error:
+                print(error, flush=True)
+                least = 0.0
+                continue
             score = 1 - len(diffs) / count if count else 0.0
             least = min(least, score)
             table.add_row(target.path, str(count), str(count - len(diffs)), str(len(diffs)), f"{score:.0%}")

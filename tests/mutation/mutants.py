@@ -1,6 +1,7 @@
 """Mutants of a module by the operators of Cosmic Ray, and what is left of them when noise is taken out."""
 
 import ast
+import contextlib
 import random
 import re
 from collections.abc import Iterator
@@ -30,7 +31,9 @@ class Mutant:
 
     def code(self, source: str) -> str | None:
         """The changed source; None where the operator changes nothing."""
-        mutated: str | None = mutate_code(source, cosmic_ray.plugins.get_operator(self.operator)(), self.occurrence)
+        mutated: str | None = None
+        with contextlib.suppress(AttributeError):  # an operator that does not know all syntax
+            mutated = mutate_code(source, cosmic_ray.plugins.get_operator(self.operator)(), self.occurrence)
         return None if mutated == source else mutated
 
     def diff(self, source: str) -> str:

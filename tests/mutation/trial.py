@@ -68,6 +68,9 @@ class Trials:
             os.dup2(nothing, 2)
             for name in self._stale:
                 sys.modules.pop(name, None)
+                package, _, own = name.rpartition(".")  # `from package import own` asks the package first
+                if package in sys.modules:
+                    vars(sys.modules[package]).pop(own, None)
             sys.meta_path.insert(0, _Mutated(self._target, code))
             status = int(pytest.main(["-x", "-q", *OPTIONS, *self._target.tests]))
         finally:
