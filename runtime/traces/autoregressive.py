@@ -42,7 +42,7 @@ def sample_trace(bundle: Bundle, variant: Variant, backend: Backend, case: Case)
     tokens: dict[int, list[NDArray]] = {}
     inputs: dict[int, list[BlockInputs]] = {}
     for _, index in batches(len(case.noise), bundle.manifest.batch):
-        for made in loop.blocks(case.noise[index], conditions.part(index), request, finite=False):
+        for made in loop.blocks(case.noise[index], conditions.part(index), request):
             tokens.setdefault(made.block.index, []).append(made.tokens)
             inputs.setdefault(made.block.index, []).append(made.inputs)
     return RecordedTrace({index: np.concatenate(parts) for index, parts in tokens.items()}, inputs)
