@@ -58,7 +58,7 @@ class Sampler:
     @classmethod
     def open(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Bundle,
         *,
         backend: BackendName = "auto",
         variant: str | None = None,
@@ -70,7 +70,7 @@ class Sampler:
         """Open a bundle.
 
         Args:
-            path: The bundle's folder.
+            path: The bundle's folder, or a bundle that is open.
             backend: What runs the flow: `onnxruntime`, `tensorrt` (engines from `starflow build`, on a GPU), or `auto`, which
                 takes TensorRT if there is a GPU and the bundle has engines for it, and ONNX Runtime otherwise.
             variant: Name of a variant, such as `portable-fp32`; None takes the first one made for the backend.
@@ -86,7 +86,7 @@ class Sampler:
             BackendError: the backend cannot run here. It never falls back to another device.
             UsageError: the plan does not fit the bundle, or the bundle has no such shape.
         """
-        bundle = Bundle.open(path).at_shape(shape)
+        bundle = (path if isinstance(path, Bundle) else Bundle.open(path)).at_shape(shape)
         plan = resolve_plan(bundle.manifest, plan) or "auto"  # a wrong one is refused before anything is loaded
         chosen, opened = open_backend(bundle, backend, variant=variant, provider=provider, threads=threads)
         return cls(bundle, chosen, opened, plan, provider=provider, threads=threads)

@@ -13,7 +13,7 @@ from starflow.runtime.plain.validation import one_line
 class Frozen(BaseModel):
     """A typed value that checks itself, refuses unknown fields and never changes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 Kind = TypeVar("Kind", bound=Frozen)

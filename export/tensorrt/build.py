@@ -88,7 +88,7 @@ def build_bundle(
     profiles = token_profiles(request.profile_tokens, longest)
     total = sum(len(variant.graphs) for variant in variants)
     built: list[BuiltEngine] = []
-    with bundle_lock(bundle.root, "work", waiting):
+    with bundle_lock(bundle.folder, "work", waiting):
         for variant in variants:
             config = BuildConfig(
                 flavour=target.flavour.name,
@@ -148,7 +148,7 @@ class _VariantBuilder:
             started = time.perf_counter()
             self._build(graph, path, report)
             seconds = time.perf_counter() - started
-            file = file_spec(path, self.bundle.root)
+            file = file_spec(path, self.bundle.folder)
         report(PARTS, PARTS)
         spec = EngineSpec(block=graph.block, file=file, key=key)
         return BuiltEngine(self.bundle.shape, self.variant.name, spec, graph.weight_bytes, seconds)
@@ -186,7 +186,7 @@ class _VariantBuilder:
         """
         if not path.is_file():
             return None
-        file = file_spec(path, self.bundle.root)
+        file = file_spec(path, self.bundle.folder)
         recorded = self.recorded.get(key)
         whole = recorded.file == file if recorded else begins_like_engine(self.flavour, path)
         return file if whole else None
@@ -196,7 +196,7 @@ class _VariantBuilder:
         if not self._weights_checked:
             self._check_source(self.variant.weights)
             self._weights_checked = True
-        source = self.bundle.root / graph.file.path
+        source = self.bundle.path(graph.file)
         check_room(graph.block, graph.weight_bytes, self.folder)
         guard_graph(source, graph.block)
         longest = self.bundle.manifest.longest_run(graph.block)
@@ -204,6 +204,7 @@ class _VariantBuilder:
 
     def _check_source(self, file: FileSpec) -> None:
         """Check a file that goes into an engine, because the engine's key states the digest of it."""
-        path = self.bundle.root / file.path
-        if sha256(path) != file.sha256:
-            raise BundleError(f"{path}: changed since it was exported; copy or export the bundle again")
+        if sha256(self.bundle.path(file)) != file.sha256:
+            raise BundleError(
+                f"{self.bundle.root / file.path}: changed since it was exported; copy or export the bundle again"
+            )

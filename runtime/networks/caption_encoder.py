@@ -114,8 +114,9 @@ def _tokenizer(bundle: Bundle, text: TextSpec) -> Any:
         from tokenizers import Tokenizer
     except ImportError:
         raise UsageError(f"captions need the package tokenizers: {install_hint('text')}") from None
-    path = bundle.root / text.tokenizer.path
+    content = bundle.content(text.tokenizer)
     try:
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises plain exceptions
+        path = bundle.root / text.tokenizer.path
         raise BundleError(f"{path}: is not a tokenizer: {error}; export the bundle again") from None

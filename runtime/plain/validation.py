@@ -47,7 +47,7 @@ class Part(BaseModel):
     """A frozen part of a file whose schema is published; unknown fields are refused."""
 
     # Validators are built when a file is first read, not when the runtime is imported.
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 def one_line(error: ValidationError, known_fields: tuple[str, ...] = ()) -> str:

@@ -59,9 +59,7 @@ def draw_case(
     condition, null = conditions(count) if conditions else usual_conditions(bundle, count, seed)
     weight = guidance if guidance is not None else float(manifest.guided)
     # Any variant draws the same, and none opens a session for it.
-    with Sampler.open(
-        bundle.root, backend="onnxruntime", variant=manifest.variants[0].name, shape=bundle.shape
-    ) as sampler:
+    with Sampler.open(bundle, backend="onnxruntime", variant=manifest.variants[0].name) as sampler:
         return Case(sampler.noise(count, seed), condition, null, weight, seed)
 
 

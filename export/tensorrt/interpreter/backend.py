@@ -27,7 +27,7 @@ class NetworkBlockRunner(BlockRunner):
         self, bundle: Bundle, graph: GraphSpec, block: Block, max_chunk: int, flavour: Flavour, rounding: bool
     ) -> None:
         super().__init__(block, graph, max_chunk)
-        parsed = parse_graph(flavour, bundle.root / graph.file.path, block.index)
+        parsed = parse_graph(flavour, bundle.path(graph.file), block.index)
         self.interpreter = NetworkInterpreter(parsed, rounding=rounding)
         self._specs = {spec.name: spec for spec in graph.inputs}
         self._fixed = {spec.name: self._zeros(spec.name, 1) for spec in graph.inputs if "S" not in spec.shape}

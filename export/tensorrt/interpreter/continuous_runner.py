@@ -16,7 +16,7 @@ class NetworkContinuousRunner(ContinuousRunner):
 
     def __init__(self, bundle: Bundle, graph: GraphSpec, flavour: Flavour, rounding: bool) -> None:
         super().__init__(graph)
-        self.interpreter = NetworkInterpreter(parse_graph(flavour, bundle.root / graph.file.path, 0), rounding=rounding)
+        self.interpreter = NetworkInterpreter(parse_graph(flavour, bundle.path(graph.file), 0), rounding=rounding)
         buffers = {**self.interpreter.inputs, **self.interpreter.outputs}
         self._buffers = {name: np.zeros(buffer.shape, buffer.dtype) for name, buffer in buffers.items()}
 

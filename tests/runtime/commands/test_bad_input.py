@@ -1,12 +1,10 @@
 """Everything wrong a caller can hand to the runtime: one line that says what to do, and nothing lost."""
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Bundle, Guidance, Jacobi, Sampler
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import BackendError, BundleError, StarflowError, UsageError
+from tests.edited_manifest import edit_manifest
 from tests.models import features_config, tarflow_config, unconditional_config, write_checkpoint
 
 
@@ -133,13 +132,6 @@ def test_paths_that_are_no_bundle(tmp_path: Path) -> None:
         Bundle.open(tmp_path)
 
 
-def change_manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    path = bundle / "manifest.json"
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
 def test_damaged_manifests(copy: Path) -> None:
     original = (copy / "manifest.json").read_text()
     for change, words in (
@@ -150,7 +142,7 @@ def test_damaged_manifests(copy: Path) -> None:
         (lambda m: m["variants"][0]["weights"].update(path="../../secret"), ("path",)),
     ):
         (copy / "manifest.json").write_text(original)
-        change_manifest(copy, change)
+        edit_manifest(copy, change)
         with raises(BundleError, *words):
             Bundle.open(copy)
     (copy / "manifest.json").write_text(original[: len(original) // 2])
@@ -188,7 +180,7 @@ def test_graphs_of_two_blocks_exchanged(copy: Path) -> None:
     content = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(content)
-    change_manifest(
+    edit_manifest(
         copy,
         lambda m: [
             g["file"].update(bytes=(copy / g["file"]["path"]).stat().st_size)
@@ -349,6 +341,7 @@ def test_export_stopped_in_the_middle_leaves_nothing(tiny_checkpoint: Path, tmp_
 import os, sys
 from starflow.export.autoregressive import family
 from starflow.runtime.command_line import main
+from tests.edited_manifest import edit_manifest
 build = family.StepGraph.build
 def stop_at_the_second(graph):
     if graph.block.index == 0:

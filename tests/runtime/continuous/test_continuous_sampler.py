@@ -18,6 +18,7 @@ from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import BundleError, IntegrationError, StarflowError, UsageError
 from starflow.runtime.plans.decode_plan import Jacobi
 from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSteps, default_plan, integration_plan
+from tests.edited_manifest import edit_manifest
 from tests.models import points_config, write_velocity
 
 
@@ -218,6 +219,7 @@ def test_divergence_is_told_with_step_and_time(continuous_bundle: Path, tmp_path
 def test_a_damaged_manifest_is_refused(continuous_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(continuous_bundle, tmp_path / "bundle")
     path = tmp_path / "bundle" / "manifest.json"
+    edit_manifest(tmp_path / "bundle", lambda manifest: None)
     good = json.loads(path.read_text())
 
     def refused(change: dict[str, Any], says: str) -> None:
