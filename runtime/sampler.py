@@ -66,6 +66,7 @@ class Sampler:
         provider: Provider = "cpu",
         threads: int = 0,
         shape: tuple[int, int] | None = None,
+        verify: bool = False,
     ) -> "Sampler":
         """Open a bundle.
 
@@ -80,6 +81,8 @@ class Sampler:
             provider: ONNX Runtime's execution provider: `cpu`, or on a GPU `cuda` or `tensorrt`.
             threads: Threads within an operator on the CPU. 0 measures for each flow block whether one or all cores are faster.
             shape: Height and width of the data, for a bundle with several shapes; None takes the default shape.
+            verify: Whether to compare every file with its digest first, which reads all of them. Without it sizes are
+                compared, and the digests of what is small: the manifest, graphs and the tokenizer, but not the weights.
 
         Raises:
             BundleError: the bundle is damaged, of a newer schema, or lacks the variant.
@@ -87,6 +90,8 @@ class Sampler:
             UsageError: the plan does not fit the bundle, or the bundle has no such shape.
         """
         bundle = (path if isinstance(path, Bundle) else Bundle.open(path)).at_shape(shape)
+        if verify:
+            bundle.verify_hashes()
         plan = resolve_plan(bundle.manifest, plan) or "auto"  # a wrong one is refused before anything is loaded
         chosen, opened = open_backend(bundle, backend, variant=variant, provider=provider, threads=threads)
         return cls(bundle, chosen, opened, plan, provider=provider, threads=threads)

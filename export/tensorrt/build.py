@@ -1,6 +1,7 @@
 """Builds the engines of a bundle, unless they are up to date, and records what they are."""
 
 import datetime
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -140,11 +141,12 @@ class _VariantBuilder:
     def engine(self, graph: GraphSpec, report: Report) -> BuiltEngine:
         """Build the engine of a graph, unless it is there."""
         key = self.config.key(self.bundle, graph.block)
-        path = self.folder / f"block{graph.block}-{key[:12]}.engine"
+        name = f"block{graph.block}-{key[:12]}"
         report(0, PARTS)
-        file = None if self.force else self._present(path, key)
+        file = None if self.force else self._present(self.folder / f"{name}.engine", key)
         seconds = None
         if file is None:
+            path = self._free_path(name)
             started = time.perf_counter()
             self._build(graph, path, report)
             seconds = time.perf_counter() - started
@@ -179,15 +181,22 @@ class _VariantBuilder:
         except BundleError:
             return {}
 
+    def _free_path(self, name: str) -> Path:
+        """A path where no engine lies: those that `build.json` names stay as they are until it names others."""
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        return next(path for path in (self.folder / f"{each}.engine" for each in names) if not path.exists())
+
     def _present(self, path: Path, key: str) -> FileSpec | None:
-        """The engine of a key, if it is there and whole.
+        """The engine of a key, if it is there and whole: the recorded one, or else that at `path`.
 
         One that no record names was finished by a build that never came to its end. It is whole, since it appeared whole.
         """
+        recorded = self.recorded.get(key)
+        if recorded:
+            path = self.bundle.path(recorded.file)
         if not path.is_file():
             return None
         file = file_spec(path, self.bundle.folder)
-        recorded = self.recorded.get(key)
         whole = recorded.file == file if recorded else begins_like_engine(self.flavour, path)
         return file if whole else None
 

@@ -77,8 +77,8 @@ class Bundle:
     def _checked(self, file: FileSpec) -> Stamp:
         """The stamp of a file that has to lie in the bundle and have its size."""
         path, name = self.path(file), self.root / file.path
-        places = (self.folder.resolve() for _ in range(2))  # twice: the folder may get another name in between
-        if not any(path.resolve().is_relative_to(place) for place in places):
+        # Twice: the folder may get another name in between. Unlike `resolve`, `realpath` bears links that lead in circles.
+        if not any(Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.folder)) for _ in range(2)):
             raise BundleError(f"{self.root}: the manifest names {file.path}, which lies outside the bundle")
         if not path.is_file():
             raise BundleError(f"{name}: is missing; export the bundle again")

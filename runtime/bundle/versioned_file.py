@@ -47,7 +47,7 @@ def read_versioned(
     try:
         if path.stat().st_size > MOST_BYTES:
             raise BundleError(f"{name}: has more than {MOST_BYTES >> 20} MiB, so it is not what was written; {again}")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8")  # line ends as they are: they are part of the digest
         content = json.loads(text)
     except OSError as error:
         raise BundleError(f"{name}: cannot be read ({error.strerror}); {again}") from None

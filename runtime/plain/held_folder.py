@@ -114,8 +114,8 @@ def remove_unless_held(path: Path, *, in_doubt: bool) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file or folder as far as the system lets us."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink()

@@ -13,7 +13,10 @@ from starflow.runtime.backends.base import Provider
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec, fixed_shape
 from starflow.runtime.bundle.network_spec import NetworkSpec
+from starflow.runtime.plain import telemetry
 from starflow.runtime.plain.errors import BackendError, BundleError, StarflowError, UsageError
+
+telemetry.silence(onnxruntime)
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -98,7 +101,7 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it reports as an error it also raises
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     disabled = []

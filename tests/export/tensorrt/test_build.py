@@ -72,7 +72,7 @@ def test_engines_of_a_bundle(pristine: Path) -> None:
     assert made.variant == "portable-fp16"  # of the four variants the only portable one of 16 bits
     assert [(p.minimum, p.optimum, p.maximum) for p in made.profiles] == [(1, 1, 1), (1, 4, 4)]
     assert [engine.block for engine in made.engines] == [0, 1]
-    paths = {check_engine_file(bundle, made, engine, digest=True) for engine in made.engines}
+    paths = {check_engine_file(bundle, made, engine, digest=True).resolve() for engine in made.engines}
     assert engine_files(pristine) == paths | {pristine / "engines/tensorrt-rtx-8.9_12.0/portable-fp16/build.json"}
     check_version(bundle, made, load_flavour("tensorrt-rtx"))
 

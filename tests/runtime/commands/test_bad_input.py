@@ -14,6 +14,7 @@ from PIL import Image
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Bundle, Guidance, Jacobi, Sampler
+from starflow.runtime.bundle.bundle import sha256
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import BackendError, BundleError, StarflowError, UsageError
 from tests.edited_manifest import edit_manifest
@@ -183,9 +184,10 @@ def test_graphs_of_two_blocks_exchanged(copy: Path) -> None:
     edit_manifest(
         copy,
         lambda m: [
-            g["file"].update(bytes=(copy / g["file"]["path"]).stat().st_size)
+            g["file"].update(bytes=path.stat().st_size, sha256=sha256(path))
             for v in m["variants"]
             for g in v["graphs"]
+            for path in [copy / g["file"]["path"]]
         ],
     )
     with Sampler.open(copy, threads=1) as sampler, raises(BundleError, "manifest says"):
