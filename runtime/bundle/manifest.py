@@ -176,7 +176,7 @@ class FlowManifest(Part):
     ) -> None:
         """See that a network takes and makes tensors of these shapes, by role."""
         for specs, shapes, verb in ((network.inputs, inputs, "take"), (network.outputs, outputs, "make")):
-            found = {spec.role: spec.shape for spec in specs}
+            found: dict[str, tuple[int | str, ...]] = {spec.role: spec.shape for spec in specs}
             for role, shape in shapes.items():
                 if found.get(role) != shape:
                     raise ValueError(f"{what}: {network.file.path} must {verb} {role} {list(shape)}")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from starflow.runtime.plain.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
-    from starflow.training.data.dataset import Dataset
+    from starflow.training.data.samples import Dataset
     from starflow.training.recipe import AnyRecipe
     from starflow.training.runs.run import TrainingRun
 
