@@ -94,8 +94,8 @@ class AutoregressiveManifest(FlowManifest):
         """Sizes that are stated twice must agree: a runtime may rely on either."""
         model, given = self.model, self.conditioning
         channels, height, width = model.data_shape
-        rows, columns = height / model.patch_size, width / model.patch_size  # whole, or they do not make the tokens
-        if (model.tokens, model.token_dim) != (rows * columns, channels * model.patch_size**2):
+        (rows, below), (columns, beside) = divmod(height, model.patch_size), divmod(width, model.patch_size)
+        if below or beside or (model.tokens, model.token_dim) != (rows * columns, channels * model.patch_size**2):
             raise ValueError(
                 f"{model.tokens} tokens of {model.token_dim} values do not fill data of shape {model.data_shape}"
                 f" in patches of {model.patch_size}"

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +14,8 @@ from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
 from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
 from starflow.runtime.bundle.lock import bundle_lock
 from starflow.runtime.bundle.manifest import SCHEMA_VERSION, Variant
-from starflow.runtime.bundle.manifest_file import Manifest, manifest_text, read_manifest
+from starflow.runtime.bundle.manifest_digest import NAME, is_recorded, record_digests
+from starflow.runtime.bundle.manifest_file import Manifest, manifest_content, read_manifest
 from starflow.runtime.bundle.network_spec import NetworkSpec
 from starflow.runtime.bundle.versioned_file import read_versioned
 from starflow.runtime.plain.atomic_write import atomic_file
@@ -259,8 +261,11 @@ def replace_manifest(bundle: Bundle, manifest: Manifest) -> None:
     Raises:
         UsageError: the bundle cannot be written.
     """
-    with atomic_file(bundle.folder / "manifest.json") as temporary:
-        temporary.write_text(manifest_text(manifest), encoding="utf-8")
+    path, content = bundle.folder / "manifest.json", manifest_content(manifest)
+    record_digests(bundle.folder, path.read_bytes(), content)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content)
+    record_digests(bundle.folder, content)
 
 
 def _read_manifest(folder: Path, root: Path) -> Manifest:
@@ -272,8 +277,9 @@ def _read_manifest(folder: Path, root: Path) -> Manifest:
         read_manifest,
         SCHEMA_VERSION,
         name=root / "manifest.json",
-        digest="manifest_sha256",
+        recorded=partial(is_recorded, folder),
         again="copy or export the bundle again",
+        otherwise=f"remove {NAME} to open it as it is",
         newer="install a newer starflow",
         known_fields=(*AutoregressiveManifest.model_fields, *ContinuousManifest.model_fields),
     )

@@ -122,13 +122,11 @@ class FlowManifest(Part):
 
     Attributes:
         family_name: The family, as messages call it.
-        manifest_sha256: In the file, its SHA-256 with zeros in the place of these digits; bundles of older versions lack it.
     """
 
     family_name: ClassVar[str]
 
     schema_version: Literal[1]
-    manifest_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     model: FlowSummary
     image: ImageSpec
     conditioning: ConditioningSpec

@@ -1,13 +1,13 @@
 """JSON files of a bundle that state the version of their schema."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from starflow.runtime.bundle.sealed_text import is_sealed
 from starflow.runtime.plain.errors import BundleError
 from starflow.runtime.plain.validation import one_line
 
@@ -16,6 +16,8 @@ Read = TypeVar("Read")
 MOST_BYTES = (
     64 << 20
 )  # a manifest has a few hundred bytes for each input of each graph: 2 MiB for 48 blocks of 24 layers
+
+LOOKS = 3  # at a file that is being replaced: its digest is replaced right after it
 
 
 def read_versioned(
@@ -27,7 +29,8 @@ def read_versioned(
     newer: str,
     known_fields: tuple[str, ...],
     name: Path | None = None,
-    digest: str | None = None,
+    recorded: Callable[[bytes], bool] = lambda content: True,
+    otherwise: str = "",
 ) -> Read:
     """Read a JSON file with a `schema_version`.
 
@@ -38,7 +41,8 @@ def read_versioned(
         newer: What to do about a newer schema.
         known_fields: Fields that a misspelt one may stand for.
         name: The name of the file in messages, if it is another one.
-        digest: Field with the digest of the file, see `sealed_text`. A file without it is not checked.
+        recorded: Whether a digest of the content is known, where one is kept.
+        otherwise: How to open a file whose digest is another one all the same.
 
     Raises:
         BundleError: the file cannot be read, is not JSON, has a newer schema, was changed, or does not follow its schema.
@@ -47,22 +51,23 @@ def read_versioned(
     try:
         if path.stat().st_size > MOST_BYTES:
             raise BundleError(f"{name}: has more than {MOST_BYTES >> 20} MiB, so it is not what was written; {again}")
-        text = path.read_bytes().decode("utf-8")  # line ends as they are: they are part of the digest
-        content = json.loads(text)
+        for _ in range(LOOKS):
+            written = path.read_bytes()
+            if recorded(written):
+                break
+            time.sleep(0.01)
+        else:
+            raise BundleError(f"{name}: was changed after it was written; {again}, or {otherwise}")
+        content = json.loads(written.decode("utf-8"))
     except OSError as error:
         raise BundleError(f"{name}: cannot be read ({error.strerror}); {again}") from None
     except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
         raise BundleError(f"{name}: is not JSON ({error}); {again}") from None
-    fields = content if isinstance(content, dict) else {}
-    found, stated = fields.get("schema_version"), fields.get(digest or "")
+    found = content.get("schema_version") if isinstance(content, dict) else None
     if type(found) is not int:
         raise BundleError(f"{name}: has no schema_version, which is a whole number; {again}")
     if found > version:
         raise BundleError(f"{name}: has schema {found}, this starflow reads {version}; {newer}")
-    if isinstance(stated, str) and not is_sealed(text, stated):
-        raise BundleError(
-            f"{name}: was changed after it was written; {again}, or take {digest} out to open it as it is"
-        )
     try:
         return validate(content)
     except ValidationError as error:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -125,11 +126,18 @@ def test_a_changed_manifest_is_noticed(root: Path) -> None:
     ):
         assert changed != text
         path.write_text(changed, newline="")
-        with pytest.raises(BundleError, match=r"was changed after it was written.*take manifest_sha256 out"):
+        with pytest.raises(BundleError, match=r"was changed after it was written.*remove manifest.sha256"):
             Bundle.open(root)
-    without = {name: value for name, value in json.loads(text).items() if name != "manifest_sha256"}
-    path.write_text(json.dumps(without))
-    Bundle.open(root)  # as bundles of older versions are
+    (root / "manifest.sha256").unlink()
+    Bundle.open(root)  # as those of older versions are
+
+
+def test_sha256sum_reads_the_digest(root: Path) -> None:
+    subprocess.run(["sha256sum", "-c", "manifest.sha256"], cwd=root, check=True)
+    bundle = Bundle.open(root)
+    with changing_manifest(bundle) as manifest:
+        replace_manifest(bundle, manifest.model_copy(update={"plans": ()}))
+    subprocess.run(["sha256sum", "-c", "manifest.sha256"], cwd=root, check=True)
 
 
 @pytest.fixture

@@ -228,9 +228,9 @@ def test_a_damaged_manifest_is_refused(continuous_bundle: Path, tmp_path: Path) 
             Bundle.open(tmp_path / "bundle")
         assert "\n" not in str(caught.value)
 
-    refused({"batch": 3}, "its graph must take")
-    refused({"max_passes": 10}, "its graph must take")
-    refused({"guided": False}, "its graph must not take guidance")
+    refused({"batch": 3}, r"its graph takes x float32 \[2, 1, 8, 8\], expected float32 \[3, 1, 8, 8\]")
+    refused({"max_passes": 10}, r"its graph takes passes float32 \[256, 4\], expected float32 \[10, 4\]")
+    refused({"guided": False}, "its graph takes label|its graph takes guidance, which does not fit")
     refused({"solver": 1}, "unknown field solver")
     refused({"model": good["model"] | {"family": "discontinuous"}}, "model.family")
     graphs = [good["variants"][0] | {"graphs": good["variants"][0]["graphs"] * 2}]
