@@ -1,6 +1,5 @@
 """JSON files of a bundle that state the version of their schema."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,6 +7,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from starflow.runtime.plain.errors import BundleError
+from starflow.runtime.plain.json_text import read_json
 from starflow.runtime.plain.validation import one_line
 
 Read = TypeVar("Read")
@@ -29,10 +29,10 @@ def read_versioned(
         BundleError: the file cannot be read, is not JSON, has a newer schema, or does not follow its schema.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror}); {again}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise BundleError(f"{path}: is not JSON ({error}); {again}") from None
     found = content.get("schema_version") if isinstance(content, dict) else None
     if isinstance(found, int) and found > version:

@@ -1,10 +1,10 @@
 """Which folders a command may replace: only those that it recognises as made by starflow."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.json_text import read_json
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class FolderKind:
     def recognises(self, folder: Path) -> bool:
         """Whether a folder is of this kind."""
         try:
-            content = json.loads((folder / self.file).read_bytes())
-        except (OSError, ValueError, RecursionError):
+            content = read_json(folder / self.file)
+        except (OSError, ValueError):
             return False
         return isinstance(content, dict) and self.fields <= content.keys()
 

@@ -1,6 +1,5 @@
 """diffusers' autoencoders behind one interface: pixels to latents and back, whatever the class."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from starflow.runtime.plain.errors import CheckpointError, UsageError
 from starflow.runtime.plain.install_hint import install_hint
+from starflow.runtime.plain.json_text import read_json
 from starflow.training.autoencoder.config import KlConfig, TinyConfig
 
 CLASSES = {"tiny": "AutoencoderTiny", "kl": "AutoencoderKL"}
@@ -132,7 +132,7 @@ def load_autoencoder(folder: Path) -> Autoencoder:
         if not (folder / file).is_file():
             raise CheckpointError(f"{folder}: has no {file}; {expected}")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
     except ValueError as error:
         raise CheckpointError(f"{folder / 'config.json'}: is not JSON ({error}); copy the folder again") from None
     name = config.get("_class_name") if isinstance(config, dict) else None
