@@ -15,11 +15,12 @@ MOST_PIXELS = 1 << 26
 # Threads within an operator: twice the cores of the largest machines. ONNX Runtime starts them all.
 MOST_THREADS = 1024
 
-# Labels of one --labels: each is an image, and the largest data sets have as many.
-MOST_LABELS = 10_000_000
+# Labels of one range, 0-9: each is an image.
+MOST_LABELS = 1_000_000
 
-# Passes of a network for one batch. The finest plan calibrated so far takes 512; at 1 ms a pass this is a quarter of an hour.
-MOST_PASSES = 1_000_000
+# Passes of a network for one chunk, or steps from noise to data: plans take tens, references of calibration 512. At 1 ms a pass,
+# this is more than a minute for a batch.
+MOST_PASSES = 100_000
 
 # Arrays in a compressed archive: images compress to a tenth, and a bomb to a thousandth. Below a gibibyte it does not matter.
 MOST_EXPANSION = 100

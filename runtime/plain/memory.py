@@ -45,6 +45,17 @@ def check_memory(needed: int, what: str, instead: str) -> None:
         )
 
 
+def check_images(count: int, values: int, condition_values: int = 0) -> None:
+    """See that memory holds `count` images of so many values each, and their conditions, while they are sampled.
+
+    Raises:
+        UsageError: it does not.
+    """
+    # float32: the noise drawn image by image, the noise as one array, the data made of it, and its pixels.
+    needed = 4 * count * (4 * values + condition_values)
+    check_memory(needed, f"sampling {count:,} images at once", "sample fewer at a time, with another seed each time")
+
+
 def gibibytes(count: int) -> str:
     """Bytes for people: `12.30 GiB`."""
     return f"{count / 2**30:,.2f} GiB"
