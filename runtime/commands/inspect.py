@@ -57,7 +57,7 @@ def _print(summary: dict[str, Any], *, hashes: bool) -> None:
     console = Terminal(soft_wrap=True)
     for key in SENTENCES:
         if key in summary:
-            console.print(Text.assemble((f"{key:<11}", "bold"), summary[key]))
+            console.print(Text.assemble((f"{key:<11}", "bold"), str(summary[key])))
     console.print(Text.assemble((f"{'bytes':<11}", "bold"), f"{summary['bytes']:,}"))
     for variant in summary["variants"]:
         console.print()

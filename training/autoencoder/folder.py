@@ -24,7 +24,7 @@ from starflow.training.autoencoder.network import Autoencoder, decoder_state, lo
 from starflow.training.checkpoint_folder import checkpoint_folder
 from starflow.training.config import LatentScaling
 from starflow.training.frozen import Frozen, read_json
-from starflow.training.tensor_file import write_tensors
+from starflow.training.tensor_file import check_digest, write_tensors
 
 WEIGHTS, RECORD, NOISY_DECODER = "diffusion_pytorch_model.safetensors", "starflow.json", "noisy_decoder.safetensors"
 
@@ -65,11 +65,14 @@ def open_autoencoder(folder: Path) -> AutoencoderFolder:
         CheckpointError: it does not hold an autoencoder, or is damaged.
         UsageError: diffusers is not installed.
     """
+    if (folder / WEIGHTS).is_file():
+        check_digest(folder / WEIGHTS)
     autoencoder = load_autoencoder(folder)
     record = read_json(folder / RECORD, AutoencoderRecord) if (folder / RECORD).is_file() else None
     path, noisy = folder / NOISY_DECODER, None
     if record is not None and record.noisy_decoder_std is not None:
         try:
+            check_digest(path)
             state = load_file(path)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path}: missing or damaged ({error}); copy the folder again") from None
