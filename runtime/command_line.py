@@ -33,6 +33,7 @@ from starflow.runtime.plain.printable import one_line, printable_output
 DISTRIBUTION = "starflow-compiler"
 COMMANDS = "starflow.commands"
 DEBUG = "--debug"
+MOST_QUOTED = 80  # characters of what a user gave
 
 # Which extra brings an optional package, by the name it is imported under.
 EXTRA_OF = {
@@ -191,6 +192,7 @@ class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong."""
 
     def error(self, message: str) -> NoReturn:
+        message = re.sub(rf"'([^']{{{MOST_QUOTED}}})[^']+'", r"'\1...'", message)
         for pattern, words in WORDING:
             if match := re.fullmatch(pattern, message):
                 message = match.expand(words)

@@ -14,7 +14,7 @@ def uniform_grid(steps: int) -> tuple[float, ...]:
         UsageError: fewer than one step, or far more than rounding leaves any use for.
     """
     if not 1 <= steps <= MOST_PASSES:
-        raise UsageError(f"{steps} steps from noise to data; give 1 to {MOST_PASSES:,}")
+        raise UsageError(f"{steps} steps from noise to data; give at least 1, and at most {MOST_PASSES:,}")
     return tuple(index / steps for index in range(steps + 1))
 
 

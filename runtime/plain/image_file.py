@@ -56,7 +56,7 @@ def read_image(path: Path, mode: Literal["L", "RGB"], size: tuple[int, int] | No
     except NotRegularError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     except UnidentifiedImageError:
-        raise UsageError(f"{path}: is not an image; expected {', '.join(FORMATS)}") from None
+        raise UsageError(f"{path}: is not an image, or damaged; expected {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:
         raise UsageError(f"{path}: has more than {MOST_PIXELS:,} pixels; scale it down first") from None
     except Exception as error:  # Pillow reports damage by a dozen types

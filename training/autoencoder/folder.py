@@ -22,7 +22,7 @@ from starflow.runtime.plain.errors import CheckpointError
 from starflow.runtime.plain.own_folder import AUTOENCODER
 from starflow.training.autoencoder.network import Autoencoder, decoder_state, load_autoencoder
 from starflow.training.checkpoint_folder import checkpoint_folder
-from starflow.training.config import LatentScaling
+from starflow.training.config import LatentScaling, PixelShape
 from starflow.training.frozen import Frozen, read_json
 from starflow.training.tensor_file import check_digest, write_tensors
 
@@ -38,7 +38,7 @@ class AutoencoderRecord(Frozen):
         noisy_decoder_std: Standard deviation of the noise that the noisy decoder removes, on scaled latents.
     """
 
-    pixel_shape: tuple[int, int, int]
+    pixel_shape: PixelShape
     latent: LatentScaling
     noisy_decoder_std: float | None = Field(None, gt=0)
 

@@ -90,6 +90,21 @@ def _tensor(record: TensorRecord, mapped: mmap.mmap, places: Places) -> Tensor:
     return numbers.as_strided(shape, strides, first)
 
 
+def check_archive(path: Path) -> None:
+    """Compare every part of a file of `torch.save` with its checksum, which PyTorch does not.
+
+    Raises:
+        ValueError: one differs, or it is no such file.
+        OSError: it cannot be read.
+    """
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"the checksum of {damaged} differs")
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        raise ValueError(str(error)) from None
+
+
 def _zipped(file: BinaryIO) -> tuple[Any, Places]:
     try:
         with zipfile.ZipFile(file) as archive:
