@@ -58,7 +58,7 @@ class Bundle:
         bundle = cls(root, _read_manifest(root / "manifest.json"))
         for file in bundle.files():
             path = root / file.path
-            if not path.resolve().is_relative_to(root.resolve()):
+            if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
                 raise BundleError(f"{root}: the manifest names {file.path}, which lies outside the bundle")
             if not path.is_file():
                 raise BundleError(f"{path}: is missing; export the bundle again")

@@ -4,7 +4,7 @@ import math
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -40,16 +40,22 @@ def read_array(path: Path, kinds: str = NUMBERS) -> NDArray[Any]:
 
 def read_archive(path: Path, kinds: str = NUMBERS + TEXTS) -> dict[str, NDArray[Any]]:
     """The arrays of an .npz file by name, each compared with its checksum; for arguments and errors see `read_array`."""
-    try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-            total = sum(entry.file_size for entry in entries)
-            if total > max(HARMLESS_BYTES, MOST_EXPANSION * path.stat().st_size):
-                raise ValueError(f"it grows more than {MOST_EXPANSION} times; store it without compression (np.savez)")
-            _check_memory(total)
-            return {entry.filename.removesuffix(".npy"): _entry(archive, entry, kinds) for entry in entries}
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, MemoryError) as error:
-        raise ValueError(f"it is damaged ({error or type(error).__name__})") from None
+    with open_regular(path) as file:
+        try:
+            return _arrays(file, path.stat().st_size, kinds)
+        # A damaged directory also sends reads to places that do not exist.
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+            raise ValueError(f"it is damaged ({error or type(error).__name__})") from None
+
+
+def _arrays(file: BinaryIO, size: int, kinds: str) -> dict[str, NDArray[Any]]:
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        total = sum(entry.file_size for entry in entries)
+        if total > max(HARMLESS_BYTES, MOST_EXPANSION * size):
+            raise ValueError(f"it grows more than {MOST_EXPANSION} times; store it without compression (np.savez)")
+        _check_memory(total)
+        return {entry.filename.removesuffix(".npy"): _entry(archive, entry, kinds) for entry in entries}
 
 
 def _entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, kinds: str) -> NDArray[Any]:

@@ -1,5 +1,6 @@
 """Which folders a command may replace: only those that it recognises as made by starflow."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def check_replaceable(destination: Path, kind: FolderKind, source: Path | None) 
     Raises:
         UsageError: it is something else, or holds the source.
     """
-    if source is not None and source.resolve().is_relative_to(destination.resolve()):
+    if source is not None and Path(os.path.realpath(source)).is_relative_to(os.path.realpath(destination)):
         raise UsageError(f"{destination}: holds {source}, which is read; name another folder")
     if any(destination.iterdir()) and not kind.recognises(destination):
         raise UsageError(

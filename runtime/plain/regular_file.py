@@ -17,6 +17,9 @@ _KINDS = {
 class NotRegularError(OSError):
     """The path names something that is no regular file, or one that is too large."""
 
+    def __str__(self) -> str:
+        return str(self.strerror)
+
 
 def check_regular(path: Path) -> int:
     """The size in bytes of a regular file; links are followed.

@@ -29,6 +29,8 @@ TYPES = {
 # How a file from before PyTorch 1.6 begins.
 LEGACY_MAGIC, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 LOCAL_HEADER = 30  # bytes of a zip entry's own header, before its name
+# What a damaged archive raises; its directory may send reads to places that do not exist.
+DAMAGE = (zipfile.BadZipFile, NotImplementedError, RuntimeError, struct.error, EOFError, OSError)
 PADDING = b"FB"  # extra field by which PyTorch aligns the data
 
 # Where the numbers of a storage are in the file: first byte and number of bytes.
@@ -97,12 +99,13 @@ def check_archive(path: Path) -> None:
         ValueError: one differs, or it is no such file.
         OSError: it cannot be read.
     """
-    try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            if damaged := archive.testzip():
-                raise ValueError(f"the checksum of {damaged} differs")
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise ValueError(str(error)) from None
+    with open_regular(path) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                if damaged := archive.testzip():
+                    raise ValueError(f"the checksum of {damaged} differs")
+        except DAMAGE as error:
+            raise ValueError(str(error)) from None
 
 
 def _zipped(file: BinaryIO) -> tuple[Any, Places]:
@@ -126,7 +129,7 @@ def _zipped(file: BinaryIO) -> tuple[Any, Places]:
                 raise ValueError("its numbers are big-endian; save it again on a usual machine")
             starts = {name: _data_start(file, entry) for name, entry in entries.items()}
             content = read_pickle(io.BytesIO(archive.read(pickles[0])))
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, struct.error, EOFError) as error:
+    except DAMAGE as error:
         raise ValueError(str(error)) from None
 
     def place(storage: StorageRecord) -> tuple[int, int]:
