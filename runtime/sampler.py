@@ -1,5 +1,6 @@
 """`Sampler`: an open bundle that samples images."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.finite_array import finite_array
 from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plain.images import to_uint8
+from starflow.runtime.plain.memory import check_images
 from starflow.runtime.plans.decode_plan import DecodePlan, Jacobi
 from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSteps
 
@@ -148,6 +150,7 @@ class Sampler:
         """Standard normal noise [count, *noise_shape]; the noise of image i depends only on the seed and i."""
         if count < 1 or seed < 0:
             raise UsageError(f"{count} images with seed {seed}: give at least one image and a seed >= 0")
+        check_images(count, math.prod(self.noise_shape))
         draw = (
             np.random.default_rng([seed, index]).standard_normal(self.noise_shape, np.float32) for index in range(count)
         )

@@ -6,6 +6,7 @@ the bundle stays valid. They lie in `engines/<target>/<variant>/` next to their 
 
 import hashlib
 import json
+import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -186,7 +187,7 @@ def check_engine_file(bundle: Bundle, record: BuildRecord, engine: EngineSpec, *
     """
     path = bundle.path(engine.file)
     force = ""
-    if not path.resolve().is_relative_to((bundle.folder / ENGINES).resolve()):
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(bundle.folder / ENGINES)):
         fault = "lies outside the bundle's engines"
     elif not path.is_file():
         fault = "is missing"

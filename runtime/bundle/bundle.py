@@ -22,6 +22,7 @@ from starflow.runtime.plain.atomic_write import atomic_file
 from starflow.runtime.plain.errors import BundleError, UsageError
 from starflow.runtime.plain.folder_exchange import find_replaced
 from starflow.runtime.plain.held_folder import HeldFolder
+from starflow.runtime.plain.regular_file import open_regular
 
 FamilyManifest = TypeVar("FamilyManifest", AutoregressiveManifest, ContinuousManifest)
 
@@ -156,8 +157,8 @@ class Bundle:
         Raises:
             BundleError: it is not what was exported.
         """
-        with self.reading(file) as path:
-            content = path.read_bytes()
+        with self.reading(file) as path, open_regular(path) as opened:
+            content = opened.read(file.bytes + 1)
         if hashlib.sha256(content).hexdigest() != file.sha256:
             raise BundleError(_not_exported(self.root / file.path))
         return content

@@ -8,6 +8,7 @@ import hashlib
 from pathlib import Path
 
 from starflow.runtime.plain.atomic_write import write_text
+from starflow.runtime.plain.regular_file import open_regular
 
 NAME = "manifest.sha256"
 MOST_BYTES = 4096
@@ -27,7 +28,7 @@ def is_recorded(folder: Path, manifest: bytes) -> bool:
     path = folder / NAME
     if not path.exists():
         return True
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return _sha256(manifest) in file.read(MOST_BYTES).decode("ascii", "replace").split()
 
 

@@ -1,6 +1,5 @@
 """JSON files of a bundle that state the version of their schema."""
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +8,12 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from starflow.runtime.plain.errors import BundleError
+from starflow.runtime.plain.json_text import parse_json
+from starflow.runtime.plain.limits import MOST_JSON_BYTES
+from starflow.runtime.plain.regular_file import open_regular
 from starflow.runtime.plain.validation import one_line
 
 Read = TypeVar("Read")
-
-MOST_BYTES = (
-    64 << 20
-)  # a manifest has a few hundred bytes for each input of each graph: 2 MiB for 48 blocks of 24 layers
 
 LOOKS = 3  # at a file that is being replaced: its digest is replaced right after it
 
@@ -49,19 +47,20 @@ def read_versioned(
     """
     name = name or path
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise BundleError(f"{name}: has more than {MOST_BYTES >> 20} MiB, so it is not what was written; {again}")
         for _ in range(LOOKS):
-            written = path.read_bytes()
+            with open_regular(path) as file:
+                written = file.read(MOST_JSON_BYTES + 1)
+            if len(written) > MOST_JSON_BYTES:
+                raise BundleError(f"{name}: has more than {MOST_JSON_BYTES >> 20} MiB; {again}")
             if recorded(written):
                 break
             time.sleep(0.01)
         else:
             raise BundleError(f"{name}: was changed after it was written; {again}, or {otherwise}")
-        content = json.loads(written.decode("utf-8"))
+        content = parse_json(written.decode("utf-8"))
     except OSError as error:
         raise BundleError(f"{name}: cannot be read ({error.strerror}); {again}") from None
-    except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
+    except ValueError as error:
         raise BundleError(f"{name}: is not JSON ({error}); {again}") from None
     found = content.get("schema_version") if isinstance(content, dict) else None
     if type(found) is not int:

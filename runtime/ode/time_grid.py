@@ -4,16 +4,17 @@ import math
 from collections.abc import Sequence
 
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.limits import MOST_PASSES
 
 
 def uniform_grid(steps: int) -> tuple[float, ...]:
     """Equal steps from 0 to 1.
 
     Raises:
-        UsageError: fewer than one step.
+        UsageError: fewer than one step, or far more than rounding leaves any use for.
     """
-    if steps < 1:
-        raise UsageError(f"{steps} steps from noise to data; give at least 1")
+    if not 1 <= steps <= MOST_PASSES:
+        raise UsageError(f"{steps} steps from noise to data; give at least 1, and at most {MOST_PASSES:,}")
     return tuple(index / steps for index in range(steps + 1))
 
 

@@ -28,8 +28,8 @@ def check_file(destination: Path) -> None:
     """
     if destination.is_dir():
         raise UsageError(f"{destination}: is a folder; name a file")
-    if destination.exists() and not destination.is_file():
-        raise UsageError(f"{destination}: is a device or pipe, which a file would replace; name a file")
+    if destination.exists() and not destination.is_file():  # a new file would take the place of the device itself
+        raise UsageError(f"{destination}: is a device, pipe or socket; name a file")
     _check_parent(destination)
 
 

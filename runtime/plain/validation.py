@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.json_text import read_json
 
 Read = TypeVar("Read")
 
@@ -109,10 +110,10 @@ def read_plan_file(
         UsageError: it is missing, not JSON, or not such a plan.
     """
     try:
-        return validate(json.loads(path.read_text(encoding="utf-8")))
+        return validate(read_json(path))
     except OSError as error:
         raise UsageError(f"plan {path}: cannot be read ({error.strerror}); name {instead} or a file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"plan {path}: is not JSON ({error})") from None
-    except ValidationError as error:
+    except ValidationError as error:  # which is a ValueError, too
         raise UsageError(f"plan {path}: {one_line(error, known_fields)}") from None
+    except ValueError as error:
+        raise UsageError(f"plan {path}: is not JSON ({error})") from None

@@ -60,7 +60,10 @@ def as_latents(
     if not (cache / "key").is_file() or (cache / "key").read_text(encoding="utf-8") != key:
         _write_latents(source, images, latent_shape, cache, key, device)
     # Mode c: PyTorch wants writable memory; nothing writes to it.
-    latents = {name: torch.from_numpy(np.load(cache / f"{name}.npy", mmap_mode="c")) for name in images}
+    try:
+        latents = {name: torch.from_numpy(np.load(cache / f"{name}.npy", mmap_mode="c")) for name in images}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{cache}: is damaged ({error}); remove it, and the images are encoded again") from None
     source = replace(source, path=cache / AUTOENCODER)  # the folder that was named may change
     scaling = given or (source.record.latent if source.record else measured_scaling(latents["train"]))
     return replace(
