@@ -90,8 +90,12 @@ def trace(
             opset_version=OPSET,
             input_names=[*(f"{WEIGHT}{key}" for key in names), *inputs],
             output_names=[output],
+            optimize=False,
         )
     assert program is not None
+    from starflow.export.onnx_graph.simplification import simplify  # loads ONNX Script, which step graphs do without
+
+    simplify(program.model)
     return TracedGraph(name, tuple(inputs), program.model_proto)
 
 
