@@ -27,23 +27,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from starflow.export.onnx_graph.builder import IR_VERSION, OPSET
 from starflow.export.onnx_graph.external_data import external_tensor
 from starflow.export.onnx_graph.network_weights import NetworkWeights, Tensors
-from starflow.export.onnx_graph.weight_file import WeightFile
+from starflow.export.onnx_graph.shared_weights import SharedWeights
 from starflow.training.tensor_file import CheckpointTensors
-
-
-@dataclass(frozen=True)
-class SharedWeights:
-    """Weights by reference.
-
-    Attributes:
-        tensors: A model's parameters and buffers by name.
-        file: Open file they are stored in, float32 or smaller; graphs widen what is smaller.
-        location: Its path relative to the graph's folder.
-    """
-
-    tensors: Tensors
-    file: WeightFile
-    location: str
 
 
 def traced_weights(tensors: CheckpointTensors, dtype: np.dtype) -> Tensors:
@@ -105,8 +90,12 @@ def trace(
             opset_version=OPSET,
             input_names=[*(f"{WEIGHT}{key}" for key in names), *inputs],
             output_names=[output],
+            optimize=False,
         )
     assert program is not None
+    from starflow.export.onnx_graph.simplification import simplify  # loads ONNX Script, which step graphs do without
+
+    simplify(program.model)
     return TracedGraph(name, tuple(inputs), program.model_proto)
 
 

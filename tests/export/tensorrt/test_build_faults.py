@@ -28,7 +28,7 @@ def start(root: Path, *options: str, limit: int | None = None) -> subprocess.Pop
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     command = [sys.executable, "-m", "starflow.runtime", "build", str(root), "--target", RTX, "--json"]
-    command += ["--profile-tokens", "1,4", *options]
+    command += ["--profile-tokens", "1", *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=prepare)
 
 
