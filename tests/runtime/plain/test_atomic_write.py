@@ -183,6 +183,6 @@ def test_a_device_or_pipe_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("/dev/null")
     for destination in (tmp_path / "pipe", tmp_path / "link"):
-        with pytest.raises(UsageError, match="is a device or pipe"), atomic_file(destination):
+        with pytest.raises(UsageError, match="is a device, pipe or socket"), atomic_file(destination):
             pass
     assert names(tmp_path) == ["link", "pipe"] and (tmp_path / "pipe").is_fifo()
