@@ -109,7 +109,7 @@ class Sampler:
         if self._open:
             self._open.beside.close()
             self._open.backend.close()
-            self._open = None
+            self._open, self.bundle = None, self.bundle.released()
 
     @property
     def _running(self) -> "_Open":

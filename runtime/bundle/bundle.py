@@ -99,6 +99,10 @@ class Bundle:
         """Where to read a file; see `reading` for files that are read long after the bundle was opened."""
         return self.folder / file.path
 
+    def released(self) -> "Bundle":
+        """The same bundle by its name alone, whose folder may be removed when it is replaced."""
+        return replace(self, _held=None)
+
     def with_manifest(self, manifest: Manifest) -> "Bundle":
         """The same folder under another manifest."""
         return replace(self, manifest=manifest)

@@ -63,7 +63,6 @@ def test_an_open_sampler_makes_samples_of_the_bundle_that_was_opened(
         assert np.array_equal(samples(root), after)
         assert np.array_equal(samples(sampler), before)
         assert len(os.listdir(root.parent)) == 2, "the old bundle stays as long as it is read"
-    del sampler
     replace_by(root, tiny_bundle)
     assert os.listdir(root.parent) == ["bundle"]
     assert np.array_equal(samples(root), before)

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -186,3 +188,44 @@ def test_a_device_or_pipe_is_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="is a device, pipe or socket"), atomic_file(destination):
             pass
     assert names(tmp_path) == ["link", "pipe"] and (tmp_path / "pipe").is_fifo()
+
+
+WRITER = (
+    "import sys; from pathlib import Path; from starflow.runtime.plain.atomic_write import atomic_file, atomic_folder\n"
+    "from starflow.runtime.plain.own_folder import BUNDLE\n"
+    "writing = atomic_file('result') if sys.argv[1] == 'file' else atomic_folder('result', BUNDLE, replace=True)\n"
+    "with writing as temporary:\n"
+    "    print('writing', flush=True); input()\n"
+)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path: Path, kind: str) -> None:
+    def start() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", WRITER, kind]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+        assert process.stdout is not None and process.stdout.readline() == "writing\n"
+        return process
+
+    killed, alive = start(), start()
+    killed.kill()
+    killed.communicate()
+    (tmp_path / ".result.1a2b3c4d.txt").touch()  # not of this form
+    assert len(names(tmp_path)) == 3
+    start().communicate("\n")
+    assert len([name for name in names(tmp_path) if name != "result"]) == 2, "that of the process at work stays"
+    alive.communicate("\n")
+    assert alive.returncode == 0
+    assert names(tmp_path) == [".result.1a2b3c4d.txt", "result"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_permissions_follow_the_umask(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        with atomic_file(tmp_path / "file"), atomic_folder(tmp_path / "folder", BUNDLE, replace=False) as folder:
+            (folder / "inside").touch()
+    finally:
+        os.umask(before)
+    modes = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("file", "folder", "folder/inside")}
+    assert modes == {"file": 0o666 & ~mask, "folder": 0o777 & ~mask, "folder/inside": 0o666 & ~mask}
