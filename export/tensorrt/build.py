@@ -29,7 +29,7 @@ from starflow.runtime.bundle.bundle import Bundle, sha256
 from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
 from starflow.runtime.bundle.lock import bundle_lock
 from starflow.runtime.bundle.manifest import Variant
-from starflow.runtime.plain.atomic_write import atomic_file, check_file
+from starflow.runtime.plain.atomic_write import atomic_file, check_file, make_folders
 from starflow.runtime.plain.errors import BundleError, UsageError
 from starflow.runtime.plain.progress import Report, no_report
 
@@ -132,7 +132,7 @@ class _VariantBuilder:
         self.bundle, self.flavour, self.variant, self.config, self.force = bundle, flavour, variant, config, force
         self.folder = build_folder(bundle, config.target, variant.name)
         check_file(self.folder / "build.json")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folders(self.folder)
         for abandoned in (*self.folder.glob(".block*.engine.*"), *self.folder.glob(".build.json.*")):
             abandoned.unlink()  # of a build that was killed; the lock says that no other is at work
         self.recorded = self._recorded()

@@ -56,7 +56,7 @@ def _beside(destination: Path, make: Callable[[Path], None]) -> Iterator[tuple[P
     descriptor = None
     try:
         try:
-            parent.mkdir(parents=True, exist_ok=True)
+            make_folders(parent)
             remove_abandoned(destination)
             while descriptor is None:
                 make(temporary)
@@ -109,6 +109,18 @@ def atomic_file(destination: str | os.PathLike[str]) -> Iterator[Path]:
 
 def _touch(path: Path) -> None:
     path.touch(exist_ok=False)
+
+
+def make_folders(path: Path) -> None:
+    """Create a folder and those above it, where they are missing, so that they survive a power failure.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
 
 
 def sync(path: Path) -> None:

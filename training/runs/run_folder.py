@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from starflow.runtime.plain.atomic_write import make_folders
 from starflow.runtime.plain.errors import UsageError
 
 
@@ -21,7 +22,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     """
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise UsageError(f"{folder}: cannot be opened ({error.strerror}); name another folder with --out") from None
