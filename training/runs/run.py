@@ -338,6 +338,8 @@ def device_named(name: str) -> torch.device:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
     except RuntimeError:
         raise RecipeError(f"training.device: found {name!r}, expected auto, cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise RecipeError(f"training.device: found {name!r}, expected auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RecipeError("training.device: found cuda, but torch sees no CUDA device; use auto or cpu")
     return device
