@@ -287,7 +287,7 @@ class TrainingRun(ABC):
             **self.digests(),
         }
         with atomic_file(self.folder / "state.pt") as temporary:
-            torch.save(state, temporary)
+            _save_state(state, temporary)
         self.write_checkpoint(
             {
                 "recipe.yaml": yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False),
@@ -326,6 +326,21 @@ class TrainingRun(ABC):
         self.memory.update(state.get("objective", {}))
         self.step, self.metrics = state["step"], state.get("metrics", {})
         return True
+
+
+def _save_state(state: Mapping[str, Any], path: Path) -> None:
+    """Write a state.
+
+    Raises:
+        OSError: the system refuses, which PyTorch reports by another type and without its reason.
+    """
+    with path.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            while isinstance(error.__context__, Exception) and not isinstance(error, OSError):
+                error = error.__context__
+            raise OSError(getattr(error, "errno", None), getattr(error, "strerror", str(error)), str(path)) from None
 
 
 def device_named(name: str) -> torch.device:
