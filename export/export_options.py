@@ -8,6 +8,10 @@ from starflow.export.precision import Precision, TextPrecision
 from starflow.runtime.bundle.network_spec import DenoiserKind
 from starflow.runtime.plain.errors import UsageError
 
+# The largest sizes a bundle may have: graphs hold tables of their positions, and a runtime allocates caches for all of them.
+MOST_BATCH = 1 << 16
+MOST_TOKENS = 1 << 18  # of an image or a condition; published models have up to 1,024 and 128
+
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -61,6 +65,10 @@ class ExportOptions:
         for height, width in sizes:
             if height < 1 or width < 1 or height % patch or width % patch:
                 raise UsageError(f"--shape {height}x{width}: give sides that are multiples of the patch size {patch}")
+            if height * width // patch**2 > MOST_TOKENS:
+                raise UsageError(
+                    f"--shape {height}x{width}: found more than {MOST_TOKENS:,} tokens; give smaller sides"
+                )
         return sizes
 
     def tokens(self, trained: int, *, features: bool) -> int:
@@ -77,8 +85,10 @@ class ExportOptions:
             return trained
         if not features:
             raise UsageError("--condition-tokens: only models conditioned on features take another number of tokens")
-        if self.condition_tokens < 1:
-            raise UsageError(f"--condition-tokens {self.condition_tokens}: give a number of at least 1")
+        if not 1 <= self.condition_tokens <= MOST_TOKENS:
+            raise UsageError(
+                f"--condition-tokens {self.condition_tokens}: give a number of at least 1 and at most {MOST_TOKENS:,}"
+            )
         return self.condition_tokens
 
 

@@ -26,7 +26,7 @@ class Conditioning(Frozen):
 class LatentScaling(Frozen):
     """The flow sees (latent - shift) * scale."""
 
-    scale: float = 1.0
+    scale: float = Field(1.0, gt=0)
     shift: float = 0.0
 
 

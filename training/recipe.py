@@ -21,16 +21,18 @@ from starflow.training.data.source import DataSource, ImageSource
 from starflow.training.frozen import Frozen
 from starflow.training.yaml_text import read_override, read_yaml
 
+MOST_STEPS = 1_000_000_000  # years, on any machine; what counts steps may have 32 bits
+
 
 class RunSettings(Frozen):
     """How to run a training. A step is one update of the weights."""
 
-    steps: int | None = Field(None, gt=0)  # give either steps or epochs
-    epochs: float | None = Field(None, gt=0)
-    batch_size: int = Field(128, gt=0)  # images in one step
+    steps: int | None = Field(None, gt=0, le=MOST_STEPS)  # give either steps or epochs
+    epochs: float | None = Field(None, gt=0, le=MOST_STEPS)
+    batch_size: int = Field(128, gt=0, le=MOST_STEPS)  # images in one step
     accumulate: int = Field(1, gt=0)  # passes a batch is split into, to fit memory; the result is the same
     learning_rate: float = Field(1e-3, gt=0)  # after the warm-up
-    warmup_steps: int = Field(200, ge=0)  # linear from 0
+    warmup_steps: int = Field(200, ge=0, le=MOST_STEPS)  # linear from 0
     final_learning_rate: float = Field(1e-6, ge=0)  # where the cosine ends
     betas: tuple[float, float] = (0.9, 0.95)  # a short memory of the variance: flows have sudden gradients
     weight_decay: float = Field(1e-4, ge=0)  # matrices only, not norms, biases or embeddings
@@ -40,7 +42,7 @@ class RunSettings(Frozen):
     flip: bool = False  # augmentation: mirror left-right
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # autocast; weights and averages stay fp32. fp16: CUDA only
     compile: bool = False  # torch.compile: for long runs on a GPU; an H100 spent more than a minute on compiling
-    seed: int = Field(0, ge=0)  # weights, batches, noise: the run is a function of it
+    seed: int = Field(0, ge=0, lt=1 << 63)  # weights, batches, noise: the run is a function of it
     device: str = "auto"  # auto: cuda if there is one, else cpu
     threads: int | None = Field(None, gt=0, le=MOST_THREADS)  # CPU threads; None: torch's choice
     log_every: int = Field(20, gt=0)

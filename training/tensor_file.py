@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from starflow.training.state_check import check_tensors
 DIGEST, DIGEST_START = "starflow", "sha256:"
 NO_DIGEST = "0" * 64
 MOST_HEADER_BYTES = 100 << 20  # as the safetensors library has it
+MOST_TENSORS = 50_000  # published models have up to two thousand; each takes a system call or two
 
 TYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -98,6 +99,16 @@ def check_digest(path: Path) -> None:
         raise CheckpointError(f"{path}: is damaged: it is not what was written here; copy it again")
 
 
+def check_count(path: Path, names: Sequence[str]) -> None:
+    """See that a file holds as many tensors as models have.
+
+    Raises:
+        CheckpointError: it holds far more.
+    """
+    if len(names) > MOST_TENSORS:
+        raise CheckpointError(f"{path}: holds {len(names):,} tensors, expected at most {MOST_TENSORS:,}")
+
+
 def _stated_digest(header: bytes) -> str | None:
     try:
         metadata = parse_json(header.decode())["__metadata__"]
@@ -124,6 +135,7 @@ class CheckpointTensors(Mapping[str, Callable[[], NDArray[np.float32]]]):
         try:
             check_regular(path)
             with safe_open(path, framework="pt") as file:
+                check_count(path, file.keys())
                 self._shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: damaged or truncated ({error}); copy it again") from None

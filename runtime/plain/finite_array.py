@@ -14,7 +14,8 @@ def finite_array(values: object, shape: tuple[int, ...], what: str, *, single: b
     """
     expected = f"this bundle takes float32 [N, {', '.join(map(str, shape))}]"
     try:
-        array = np.asarray(values, np.float32)
+        with np.errstate(over="ignore"):  # what is infinite then is refused below
+            array = np.asarray(values, np.float32)
     except (TypeError, ValueError):
         raise UsageError(f"{what} is not an array of numbers; {expected}") from None
     array = array[None] if single and array.shape == shape else array

@@ -38,7 +38,10 @@ def read_image(path: Path, mode: Literal["L", "RGB"], size: tuple[int, int] | No
             meaning in 8 bits.
     """
     try:
-        with open_regular(path) as file, _opened(file) as image:
+        with open_regular(path) as file:
+            _opened(file).verify()  # compares a PNG's checksums, which reading does not
+            file.seek(0)
+            image = _opened(file)
             if image.width * image.height > MOST_PIXELS:
                 raise Image.DecompressionBombError
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)

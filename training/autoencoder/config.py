@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from starflow.training.frozen import Frozen
 
 # The largest sizes an autoencoder may have; published ones have 4 stages of 2 layers and up to 512 channels.
-MOST_CHANNELS, MOST_STAGES, MOST_STAGE_LAYERS = 1 << 14, 12, 64
+MOST_CHANNELS, MOST_STAGES, MOST_STAGE_LAYERS = 1 << 14, 12, 16
 
 Widths = Annotated[
     tuple[Annotated[int, Field(gt=0, le=MOST_CHANNELS)], ...], Field(min_length=1, max_length=MOST_STAGES)

@@ -23,6 +23,7 @@ from starflow.training.layers.model_limits import (
 )
 
 DENOISER_LAYERS = 8
+MOST_CLIP = 1e6  # published models clip at 1 to 20; exp of the square root overflows
 
 Layers = Annotated[int, Field(ge=0, le=MOST_LAYERS)]  # of one flow block
 
@@ -102,7 +103,7 @@ class StarflowConfig(ImageConfig):
     sos: bool = False
     seq_order: Literal["L2R", "R2L"] = "R2L"  # with an even number of blocks, L2R leaves the deep block in raster order
     use_softplus: bool = False
-    soft_clip: float = Field(0, ge=0)
+    soft_clip: float = Field(0, ge=0, le=MOST_CLIP)
     use_final_norm: bool = False
     hf_style_rope: bool = False
     use_swiglu: bool = False

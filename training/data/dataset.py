@@ -11,6 +11,7 @@ from torch import Tensor
 
 from starflow.runtime.plain.errors import DataError, UsageError
 from starflow.runtime.plain.image_file import read_image
+from starflow.runtime.plain.memory import check_memory
 from starflow.training.config import Conditioning
 from starflow.training.data.npz import Archive
 from starflow.training.data.samples import Dataset, Samples
@@ -81,6 +82,8 @@ def _read_all(files: list[Path], source: FolderSource) -> Tensor:
             image = ImageOps.fit(image, (source.size, source.size), Image.Resampling.LANCZOS)
         array = np.asarray(image)
         images.append(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+        if len(images) == 1:  # one by one, and stacked
+            check_memory(2 * array.nbytes * len(files), f"{len(files)} images", "scale them down with data.size")
         if images[-1].shape != images[0].shape:
             (_, h, w), (_, first_h, first_w) = images[-1].shape, images[0].shape
             raise DataError(f"{file}: is {w}x{h}, {files[0]} is {first_w}x{first_h}; set data.size to resize them all")

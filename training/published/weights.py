@@ -11,7 +11,7 @@ from starflow.runtime.plain.errors import CheckpointError, UsageError
 from starflow.runtime.plain.regular_file import NotRegularError, check_regular
 from starflow.training.published.pickled_tensors import DamagedPickleError, ForeignNameError
 from starflow.training.published.torch_file import read_torch_file
-from starflow.training.tensor_file import check_digest
+from starflow.training.tensor_file import check_count, check_digest
 
 # Keys under which training scripts save the state dict, and what wrappers put in front of its names.
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
@@ -45,6 +45,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         check_digest(path)
         with safe_open(path, framework="pt") as file:
+            check_count(path, file.keys())
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from starflow.runtime.plain.atomic_write import atomic_file
-from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.errors import StarflowError, UsageError
 from starflow.runtime.plain.images import write_png
 from starflow.runtime.plain.terminal import Terminal
 
@@ -53,8 +53,15 @@ class Journal:
     ) -> None:
         if self._console.is_terminal:
             self._progress.stop()
-        self._log.close()
-        self._writer.close()
+        for file in (self._log, self._writer):
+            try:
+                file.close()
+            except OSError as error:  # what was not written before is written now
+                value = value or error
+        if isinstance(value, OSError) and value.filename is None:
+            raise StarflowError(
+                f"{self.folder}: cannot be written ({value.strerror}); give the same command again to continue"
+            ) from value
 
     def _keep_log_until(self, step: int) -> None:
         if not self._log_path.exists():

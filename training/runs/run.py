@@ -287,7 +287,7 @@ class TrainingRun(ABC):
             **self.digests(),
         }
         with atomic_file(self.folder / "state.pt") as temporary:
-            torch.save(state, temporary)
+            _save_state(state, temporary)
         self.write_checkpoint(
             {
                 "recipe.yaml": yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False),
@@ -328,6 +328,21 @@ class TrainingRun(ABC):
         return True
 
 
+def _save_state(state: Mapping[str, Any], path: Path) -> None:
+    """Write a state.
+
+    Raises:
+        OSError: the system refuses, which PyTorch reports by another type and without its reason.
+    """
+    with path.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            while isinstance(error.__context__, Exception) and not isinstance(error, OSError):
+                error = error.__context__
+            raise OSError(getattr(error, "errno", None), getattr(error, "strerror", str(error)), str(path)) from None
+
+
 def device_named(name: str) -> torch.device:
     """The device of a recipe: `auto` is CUDA if there is one, else the CPU.
 
@@ -338,6 +353,8 @@ def device_named(name: str) -> torch.device:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
     except RuntimeError:
         raise RecipeError(f"training.device: found {name!r}, expected auto, cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise RecipeError(f"training.device: found {name!r}, expected auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RecipeError("training.device: found cuda, but torch sees no CUDA device; use auto or cpu")
     return device
