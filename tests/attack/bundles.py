@@ -21,6 +21,7 @@ from tests.attack.json_damage import damaged_json
 
 CONDITIONS: dict[str, Any] = {
     "class": [1],
+    "small": [1],
     "velocity": [1],
     "captions": ["a red apple"],
     "latents": None,

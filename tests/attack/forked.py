@@ -95,7 +95,7 @@ def import_ahead(do: Callable[[], str]) -> None:
         return "\n".join(name for name in sys.modules if name not in before)
 
     for name in attempt(imported, 120, None).told.splitlines():
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):  # modules that others make up are no modules
             importlib.import_module(name)
 
 
