@@ -132,7 +132,10 @@ def _answer(do: Callable[[], str]) -> tuple[How, str]:
 
 def _of_memory(text: str) -> bool:
     """Whether an allocation failed that no one had checked before."""
-    return any(sign in text for sign in ("bad_alloc", "Unable to allocate", "can't allocate memory", "bad allocation"))
+    return any(
+        sign in text
+        for sign in ("bad_alloc", "Unable to allocate", "can't allocate memory", "bad allocation", "not enough memory")
+    )
 
 
 def _address_space() -> int:
