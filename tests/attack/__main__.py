@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from tests.attack.campaign import FULL, SHORT, Campaign
@@ -31,6 +32,9 @@ def main() -> int:
         "--only", metavar="PART[:CASE]", help="one part, or one case of it, as the list of faults names it"
     )
     parser.add_argument("--short", action="store_true", help="a small part of everything")
+    parser.add_argument(
+        "--cases", type=int, metavar="N", help="number of damaged artifacts of each kind (default: thousands)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the damage (default: 0)")
     parser.add_argument(
         "--minutes", type=float, default=20, help="time after which no further case is tried (default: 20)"
@@ -46,7 +50,10 @@ def main() -> int:
     one_thread()
     try:
         end = time.monotonic() + 60 * arguments.minutes
-        campaign = Campaign(scratch, arguments.seed, arguments.processes, SHORT if arguments.short else FULL, end)
+        size = SHORT if arguments.short else FULL
+        if arguments.cases is not None:
+            size = replace(size, cases=dict.fromkeys(size.cases, arguments.cases))
+        campaign = Campaign(scratch, arguments.seed, arguments.processes, size, end)
         tallies = campaign.run(arguments.only)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
