@@ -11,7 +11,7 @@ BUNDLE ?= out/demo/bundle
 IN_PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow mutation lint format schema docs gpu-check bench clean
+.PHONY: help install demo test test-slow mutation attack lint format schema docs gpu-check bench clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -30,6 +30,9 @@ test-slow: $(VENV)/installed ## Run the slow tests, and those that need a GPU wh
 
 mutation: $(VENV)/installed ## Break the modules whose errors would be silent and count what no test notices (at most an hour)
 	$(BIN)/python -m tests.mutation
+
+attack: $(VENV)/installed ## Damage bundles, checkpoints, recipes and inputs, kill commands, fill disks, run races, and count the faults (20 minutes)
+	$(BIN)/python -m tests.attack
 
 lint: $(VENV)/installed $(NAMESPACE) ## Check format, lint and types
 	$(BIN)/ruff format --check

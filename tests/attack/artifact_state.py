@@ -60,6 +60,9 @@ def bundle_state(tree: Tree) -> str:
     if "manifest.json" not in files:
         raise BrokenArtifactError(f"no manifest among {sorted(files)[:5]}")
     manifest = _document(files, "manifest.json")
+    recorded = files.get("manifest.sha256")
+    if recorded is not None and hashlib.sha256(files["manifest.json"]).hexdigest() not in recorded.decode():
+        raise BrokenArtifactError("manifest.sha256 names another manifest")
     named = {file["path"]: file["sha256"] for file in _files(manifest)}
     plans = [f"{plan['backend']} {plan['variant']}" for plan in manifest.get("plans", ())]
     built = []

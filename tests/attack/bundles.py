@@ -21,6 +21,7 @@ from tests.attack.json_damage import damaged_json
 
 CONDITIONS: dict[str, Any] = {
     "class": [1],
+    "small": [1],
     "velocity": [1],
     "captions": ["a red apple"],
     "latents": None,
@@ -133,7 +134,10 @@ def _seal(root: Path, path: Path) -> bool:
     found = [value for value in _objects(manifest) if value.get("path") == name]
     for value in found:
         value |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    _write(root / "manifest.json", json.dumps(manifest, indent=1).encode(), "")
+    content = json.dumps(manifest, indent=1).encode()
+    _write(root / "manifest.json", content, "")
+    if (root / "manifest.sha256").exists():
+        _write(root / "manifest.sha256", f"{hashlib.sha256(content).hexdigest()}  manifest.json\n".encode(), "")
     return bool(found)
 
 

@@ -13,11 +13,16 @@ class CommandError(Exception):
     """A command ended with a status, and said other than one line about it."""
 
 
+class InternalError(Exception):
+    """The last resort of the command line made one line of an error that nobody foresaw."""
+
+
 def run_command(*words: str | Path) -> str:
     """Run a command; return what it printed on stdout.
 
     Raises:
         StarflowError: it said in one line on stderr why it failed.
+        InternalError: it said so, but the error is a bug.
         CommandError: it failed in another way.
     """
     output, errors = io.StringIO(), io.StringIO()
@@ -31,4 +36,6 @@ def run_command(*words: str | Path) -> str:
     start, _, message = errors.getvalue().rstrip("\n").partition(": error: ")
     if len(lines) != 1 or status not in (1, 2) or not start.startswith("starflow"):
         raise CommandError(f"exit status {status} with {errors.getvalue()[:1000]!r}")
+    if message.startswith("internal error"):
+        raise InternalError(message)
     raise StarflowError(message)

@@ -56,10 +56,16 @@ static const char *of(int descriptor, char *buffer) {
   return buffer;
 }
 
-/* An absolute path. */
+/* An absolute path that leads through no descriptor. */
 static const char *at(int folder, const char *path, char *buffer) {
-  if (!path || path[0] == '/' || !watching || inside) return path;
+  if (!path || !watching || inside) return path;
   char start[PATH_MAX];
+  int descriptor, length = 0;
+  if (sscanf(path, "/proc/self/fd/%d%n", &descriptor, &length) == 1 && (path[length] == '/' || !path[length])) {
+    int whole = snprintf(buffer, PATH_MAX, "%s%s", of(descriptor, start), path + length);
+    return whole < PATH_MAX ? buffer : path;
+  }
+  if (path[0] == '/') return path;
   if (folder == AT_FDCWD) {
     if (!getcwd(start, sizeof start)) return path;
   } else {

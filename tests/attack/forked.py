@@ -95,7 +95,7 @@ def import_ahead(do: Callable[[], str]) -> None:
         return "\n".join(name for name in sys.modules if name not in before)
 
     for name in attempt(imported, 120, None).told.splitlines():
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):  # modules that others make up are no modules
             importlib.import_module(name)
 
 
@@ -132,7 +132,10 @@ def _answer(do: Callable[[], str]) -> tuple[How, str]:
 
 def _of_memory(text: str) -> bool:
     """Whether an allocation failed that no one had checked before."""
-    return any(sign in text for sign in ("bad_alloc", "Unable to allocate", "can't allocate memory", "bad allocation"))
+    return any(
+        sign in text
+        for sign in ("bad_alloc", "Unable to allocate", "can't allocate memory", "bad allocation", "not enough memory")
+    )
 
 
 def _address_space() -> int:

@@ -13,12 +13,15 @@ from tests.attack.stage import Stage
 GROWING = ("write", "create", "mkdir", "link", "resize")
 
 
-def fill_everywhere(stage: Stage, offsets: int) -> Iterator[tuple[str, str, str]]:
-    """Case, outcome and a line, for a disk that fills up at each of so many places of all that the command writes."""
+OFFSETS = 50
+FULL = ("No space left", "cannot be written", "disk is full")  # one of them says why the command failed
+
+
+def fill_everywhere(stage: Stage, chosen: slice = slice(None)) -> Iterator[tuple[str, str, str]]:
+    """Case, outcome and a line, for a disk that fills up at some of OFFSETS places in all that the command writes."""
     total = sum(_need(operation) for operation in stage.operations)
-    for index in range(offsets):
-        limit = total * index // offsets
-        yield (f"{stage.scene.name}:{limit}", *fill_after(stage, limit))
+    for number in range(OFFSETS)[chosen]:
+        yield (f"{stage.scene.name}:{number}", *fill_after(stage, total * number // OFFSETS))
 
 
 def fill_after(stage: Stage, limit: int) -> tuple[str, str]:
@@ -39,7 +42,7 @@ def fill_after(stage: Stage, limit: int) -> tuple[str, str]:
     where = f"after {limit} bytes"
     if ended.how != "refused":
         return ("goes on" if ended.how == "done" else ended.how), f"{where}: {ended.told[-300:]}"
-    if not ended.told.isprintable() or "No space left" not in ended.told:
+    if not ended.told.isprintable() or not any(why in ended.told for why in FULL):
         return "message", f"{where}: {ended.told[:300]!r}"
     try:
         state = stage.state()

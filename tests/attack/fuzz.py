@@ -9,9 +9,8 @@ import os
 import re
 import shutil
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -19,22 +18,8 @@ import numpy as np
 from numpy.random import Generator
 
 from tests.attack.forked import Ended, attempt, freeze, import_ahead
+from tests.attack.tally import ALLOWED
 
-# What an attempt may come to. Those after the first four are faults.
-OUTCOMES = (
-    "refused",
-    "same",
-    "weights differ",
-    "another model",
-    "silent",
-    "traceback",
-    "abort",
-    "hang",
-    "memory",
-    "message",
-    "left over",
-)
-ALLOWED = OUTCOMES[:4]
 MEMORY_FACTOR = 2  # a damaged artifact may take so much of the honest one's memory
 LONGEST_MESSAGE = 2000
 CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]")  # what a terminal would obey
@@ -72,23 +57,6 @@ class Part(Protocol):
 
     def left_over(self, folder: Path) -> list[str]:
         """What stands in the folder after the attempt that should not."""
-
-
-@dataclass
-class Tally:
-    """The outcomes of a part's cases, and the cases that are faults, each with a line."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    faults: list[tuple[str, str, str]] = field(default_factory=list)
-
-    def add(self, case: str, outcome: str, told: str) -> None:
-        self.counts[outcome] += 1
-        if outcome not in ALLOWED:
-            self.faults.append((case, outcome, told))
-
-    def update(self, other: "Tally") -> None:
-        self.counts.update(other.counts)
-        self.faults.extend(other.faults)
 
 
 class Fuzzer:
@@ -133,7 +101,8 @@ class Fuzzer:
     def _judge(self, damage: Damage, ended: Ended) -> tuple[str, str]:
         honest = self._honest[damage.honest]
         if ended.how == "raised":
-            return "traceback", _end_of(ended.told)
+            badly_said = "tests.attack.command.CommandError" in ended.told
+            return ("message" if badly_said else "traceback"), _end_of(ended.told)
         if ended.how in ("abort", "hang", "memory"):
             return ended.how, _end_of(ended.told)
         if ended.peak > MEMORY_FACTOR * honest.peak:

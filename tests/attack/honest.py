@@ -34,6 +34,14 @@ def make_class(folder: Path) -> None:
         starflow("build", bundle, "--target", "tensorrt-rtx:8.9")
 
 
+def make_small(folder: Path) -> None:
+    """The same with two variants and nothing else, which is made in a second."""
+    from tests.models import class_config, write_checkpoint
+
+    write_checkpoint(folder / "checkpoint", class_config())
+    starflow("export", folder / "checkpoint", "-o", folder / "bundle", "--batch", "2")
+
+
 def make_velocity(folder: Path) -> None:
     """A class-conditional continuous flow with a plan."""
     from tests.models import velocity_config, write_velocity
@@ -58,11 +66,18 @@ def make_captions(folder: Path) -> None:
 
 def make_latents(folder: Path) -> None:
     """A STARFlow over the latents of an autoencoder, which is in the bundle."""
+    _latent_checkpoint(folder / "checkpoint", 0)
+    starflow("export", folder / "checkpoint", "-o", folder / "bundle", "--batch", "2")
+
+
+def _latent_checkpoint(folder: Path, seed: int) -> None:
+    import torch
     from diffusers import AutoencoderTiny
 
     from starflow.training.config import ImageRange
     from tests.models import unconditional_config, write_latent_checkpoint
 
+    torch.manual_seed(seed)
     network = AutoencoderTiny(
         in_channels=1,
         out_channels=1,
@@ -73,8 +88,7 @@ def make_latents(folder: Path) -> None:
         num_decoder_blocks=(1, 1),
     )
     config = unconditional_config().model_copy(update={"image": ImageRange(mode="latent")})
-    write_latent_checkpoint(folder / "checkpoint", config, network, (1, 16, 16))
-    starflow("export", folder / "checkpoint", "-o", folder / "bundle", "--batch", "2")
+    write_latent_checkpoint(folder, config, network, (1, 16, 16))
 
 
 def make_shapes(folder: Path) -> None:
@@ -85,12 +99,29 @@ def make_shapes(folder: Path) -> None:
     starflow("export", folder / "checkpoint", "-o", folder / "bundle", "--shape", "8x8", "--shape", "4x8")
 
 
+def make_pair(folder: Path) -> None:
+    """Two checkpoints of one configuration: the images of either tell which one made them."""
+    from tests.models import class_config, write_checkpoint
+
+    write_checkpoint(folder / "checkpoint", class_config())
+    write_checkpoint(folder / "earlier", class_config(), seed=1)
+
+
+def make_latent_pair(folder: Path) -> None:
+    """Two checkpoints over latents, whose decoders are opened late."""
+    _latent_checkpoint(folder / "checkpoint", 0)
+    _latent_checkpoint(folder / "earlier", 1)
+
+
 MAKERS: dict[str, Callable[[Path], None]] = {
     "class": make_class,
+    "small": make_small,
     "velocity": make_velocity,
     "captions": make_captions,
     "latents": make_latents,
     "shapes": make_shapes,
+    "pair": make_pair,
+    "latent pair": make_latent_pair,
 }
 
 

@@ -14,10 +14,10 @@ from tests.attack.file_observer import Operation
 from tests.attack.stage import Stage
 
 
-def kill_everywhere(stage: Stage, every: int = 1) -> Iterator[tuple[str, str, str]]:
-    """Case, outcome and a line, for a kill before each `every`-th operation."""
+def kill_everywhere(stage: Stage, chosen: slice = slice(None)) -> Iterator[tuple[str, str, str]]:
+    """Case, outcome and a line, for a kill before each of the chosen operations."""
     continued: set[str] = set()
-    for number in range(0, len(stage.operations), every):
+    for number in range(len(stage.operations))[chosen]:
         yield (f"{stage.scene.name}:{number}", *kill_before(stage, number, continued))
 
 

@@ -85,8 +85,8 @@ class Disk:
             self._walk(entry, f"{path}/{name}" if path else name, disk, tree)
 
 
-def lose_power_everywhere(stage: Stage) -> Iterator[tuple[str, str, str]]:
-    """Case, outcome and a line, for a power loss before each operation of the command, and after it."""
+def lose_power_everywhere(stage: Stage, chosen: slice = slice(None)) -> Iterator[tuple[str, str, str]]:
+    """Case, outcome and a line, for a power loss before each of the chosen operations of the command; the last is its end."""
     stage.reset()
 
     def played() -> str:
@@ -109,8 +109,12 @@ def lose_power_everywhere(stage: Stage) -> Iterator[tuple[str, str, str]]:
     if ended.how != "done":
         raise RuntimeError(f"{stage.scene.name}: {ended.told}")
     last = len(stage.operations)
-    for index, (disk, state) in enumerate(json.loads(ended.told)):
+    found = json.loads(ended.told)
+    shown = range(len(found) // len(DISKS))[chosen]
+    for index, (disk, state) in enumerate(found):
         number = index // len(DISKS)
+        if number not in shown:
+            continue
         where = f"{disk} disk, operation {number} of {last}"
         if state.startswith("broken"):
             outcome = "broken"
@@ -120,7 +124,7 @@ def lose_power_everywhere(stage: Stage) -> Iterator[tuple[str, str, str]]:
             outcome = "neither"
         else:
             outcome = "whole"
-        yield f"{stage.scene.name}:{number}:{disk}", outcome, f"{where}: {state}"
+        yield f"{stage.scene.name}:{number}", outcome, f"{where}: {state}"
 
 
 def _state(stage: Stage, tree: Tree) -> str:

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -75,29 +76,73 @@ class SecondCommand:
         return self._told.read_text(encoding="utf-8") if self.started else ""
 
 
-def replace_under_reader(folder: Path, kind: str, every: int = 1) -> Iterator[Case]:
-    """Replace a bundle before each file that a sampler opens, and before each of its calls.
+class Readers:
+    """A sampler that reads a bundle while `export --force` replaces it.
 
-    `folder` holds `checkpoint` and `earlier`, and gets the bundle; `export --force` replaces the one by the other.
+    Args:
+        folder: Has `checkpoint` and `earlier`, and gets the bundle.
+        name: What the bundle holds.
     """
-    export = [
-        ("export", str(folder / name), "-o", str(folder / "bundle"), "--batch", "2", "--force")
-        for name in ("earlier", "checkpoint")
-    ]
-    import_ahead(lambda: _export(export[1]) + _images(folder / "bundle", lambda: None))
-    freeze()
-    expected = {}
-    for words in (export[1], export[0]):
-        made = attempt(lambda: _export(words) + _images(folder / "bundle", lambda: None), LIMIT, None)  # noqa: B023
-        if made.how != "done":
-            raise RuntimeError(f"{' '.join(words)}: {made.told}")
-        expected[made.told] = words[1]
 
-    def reads(number: int) -> tuple[str, str]:
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name, self._folder, self._bundle = name, folder, folder / "bundle"
+        first = self._exported("earlier")
+        import_ahead(lambda: first() + _images(self._bundle))
+        freeze()
+        self._expected = [self._made("earlier"), self._made("checkpoint")]
+
+    def replace_everywhere(self, chosen: slice = slice(None)) -> Iterator[Case]:
+        """Replace the bundle before each file that the sampler opens, and before each of its calls."""
+        numbers = range(10**6)[chosen]
+        for number in numbers:
+            outcome, told = self._replace(number)
+            if outcome == "past the end":
+                return
+            yield f"{self.name} read under export:{number}", outcome, told
+
+    def read_in_a_loop(self, rounds: int) -> Iterator[Case]:
+        """Open and generate so many times while another process exports without end, by turns from two checkpoints."""
+        stop, told = self._folder / "stop", self._folder / "told"
+        stop.unlink(missing_ok=True)
+        told.unlink(missing_ok=True)
+        writer = os.fork()
+        if not writer:
+            self._export_until(stop, told)
+        try:
+            for number in range(rounds):
+                ended = attempt(lambda: _images(self._bundle), LIMIT)
+                case = f"{self.name} opened and sampled:{number}"
+                if ended.how != "done":
+                    yield case, "error", f"{ended.how} {ended.told[-300:]}"
+                else:
+                    yield case, "whole" if ended.told in self._expected else "neither", ""
+        finally:
+            stop.touch()
+            os.waitpid(writer, 0)
+        if told.exists():
+            yield f"{self.name} exported:0", "writer fails", told.read_text()
+
+    def _exported(self, checkpoint: str) -> Callable[[], str]:
+        words = ("export", str(self._folder / checkpoint), "-o", str(self._bundle), "--batch", "2", "--force")
+
+        def run() -> str:
+            run_command(*words)
+            return ""
+
+        return run
+
+    def _made(self, checkpoint: str) -> str:
+        export = self._exported(checkpoint)
+        ended = attempt(lambda: export() + _images(self._bundle), LIMIT, None)
+        if ended.how != "done":
+            raise RuntimeError(f"{checkpoint}: {ended.told}")
+        return ended.told
+
+    def _replace(self, number: int) -> tuple[str, str]:
         """Replace before operation or call `number`."""
 
         def run() -> str:
-            second = SecondCommand(lambda: _export(export[1]), folder / "second")
+            second = SecondCommand(self._exported("checkpoint"), self._folder / "second")
             count, where = -1, ""
 
             def step(what: str) -> None:
@@ -111,13 +156,13 @@ def replace_under_reader(folder: Path, kind: str, every: int = 1) -> Iterator[Ca
                 step(f"{operation.kind} {operation.path.partition('/bundle')[2]}")
                 return 0
 
-            with observing(folder / "bundle", observe):
-                images = _images(folder / "bundle", lambda: step("a call"))
+            with observing(self._bundle, observe):
+                images = _images(self._bundle, lambda: step("a call"))
             if not (result := second.result()):
                 return "past the end"
             return images + where if result == "done" else f"export: {result}"
 
-        _expect(lambda: _export(export[0]))
+        _expect(self._exported("earlier"))
         ended = attempt(run, LIMIT, None)
         if ended.how != "done":
             return "error", f"{ended.how} {ended.told[-300:]}"
@@ -126,59 +171,22 @@ def replace_under_reader(folder: Path, kind: str, every: int = 1) -> Iterator[Ca
         if ended.told.startswith("export:"):
             return "writer fails", ended.told
         images, where = ended.told[:64], ended.told[64:]
-        return ("whole" if images in expected else "neither"), f"replaced before {where}"
+        return ("whole" if images in self._expected else "neither"), f"replaced before {where}"
 
-    number = 0
-    while True:
-        outcome, told = reads(number)
-        if outcome == "past the end":
-            return
-        yield f"{kind} under export:{number}", outcome, told
-        number += every
-
-
-def read_in_a_loop(folder: Path, rounds: int) -> Iterator[Case]:
-    """Open and generate so many times while another process exports without end, by turns from two checkpoints."""
-    commands = [
-        ("export", str(folder / name), "-o", str(folder / "bundle"), "--batch", "2", "--force")
-        for name in ("earlier", "checkpoint")
-    ]
-    import_ahead(lambda: _export(commands[1]) + _images(folder / "bundle", lambda: None))
-    freeze()
-    expected = [
-        attempt(lambda: _export(words) + _images(folder / "bundle", lambda: None), LIMIT, None).told
-        for words in commands
-    ]
-    stop, told = folder / "stop", folder / "told"
-    stop.unlink(missing_ok=True)
-    writer = os.fork()
-    if not writer:
+    def _export_until(self, stop: Path, told: Path) -> NoReturn:
         try:
             made = 0
             while not stop.exists():
-                ended = attempt(lambda: _export(commands[made % 2]), LIMIT, None)  # noqa: B023
+                ended = attempt(self._exported(("checkpoint", "earlier")[made % 2]), LIMIT, None)
                 if ended.how != "done":
                     told.write_text(f"export {made}: {ended.how} {ended.told[-300:]}")
                     break
                 made += 1
         finally:
             os._exit(0)
-    try:
-        for number in range(rounds):
-            ended = attempt(lambda: _images(folder / "bundle", lambda: None), LIMIT)
-            case = f"open and generate:{number}"
-            if ended.how != "done":
-                yield case, "error", f"{ended.how} {ended.told[-300:]}"
-            else:
-                yield case, "whole" if ended.told in expected else "neither", ""
-    finally:
-        stop.touch()
-        os.waitpid(writer, 0)
-    if told.exists():
-        yield "open and generate:writer", "writer fails", told.read_text()
 
 
-def replace_under_writer(stage: Stage, every: int = 1) -> Iterator[Case]:
+def replace_under_writer(stage: Stage, chosen: slice = slice(None)) -> Iterator[Case]:
     """Export another checkpoint into the bundle that a command changes, before each of its operations.
 
     Then the bundle is the exported one, as it is or changed from its own weights; the command either says in one line that the
@@ -198,7 +206,7 @@ def replace_under_writer(stage: Stage, every: int = 1) -> Iterator[Case]:
 
     own = lambda: stage.scene.run(stage.world)  # noqa: E731
     allowed = {after(exported), after(exported, own), after(own, exported)}
-    for number in range(0, len(stage.operations), every):
+    for number in range(len(stage.operations))[chosen]:
         ended = _interrupted(stage, number, exported)
         case, where = f"{stage.scene.name} under export:{number}", shown(stage.operations, number)
         result, _, failed = ended.told.partition("|")
@@ -248,9 +256,9 @@ def _changed(stage: Stage, allowed: set[str], where: str) -> tuple[str, str]:
     return ("whole" if state in allowed else "neither"), where
 
 
-def train_twice(stage: Stage, every: int = 1) -> Iterator[Case]:
+def train_twice(stage: Stage, chosen: slice = slice(None)) -> Iterator[Case]:
     """Start a second training in the folder of a first, before each of its operations: one of the two does the work."""
-    for number in range(0, len(stage.operations), every):
+    for number in range(len(stage.operations))[chosen]:
         ended = _interrupted(stage, number, lambda: stage.scene.run(stage.world))
         case, where = f"train twice:{number}", shown(stage.operations, number)
         result, _, failed = ended.told.partition("|")
@@ -265,7 +273,7 @@ def train_twice(stage: Stage, every: int = 1) -> Iterator[Case]:
             yield case, outcome, f"{where}: {', '.join(sorted(left))}"
 
 
-def _images(bundle: Path, between: Callable[[], None]) -> str:
+def _images(bundle: Path, between: Callable[[], None] = lambda: None) -> str:
     """Digest of what a sampler makes; `between` is called between its calls."""
     with Sampler.open(bundle, threads=1) as sampler:
         between()
@@ -277,11 +285,6 @@ def _images(bundle: Path, between: Callable[[], None]) -> str:
         between()
         again = sampler.to_images(sampler.generate(noise, [1, 2] if classes else None))
     return hashlib.sha256(x.tobytes() + images.tobytes() + again.tobytes()).hexdigest()
-
-
-def _export(words: tuple[str, ...]) -> str:
-    run_command(*words)
-    return ""
 
 
 def _expect(run: Callable[[], str]) -> None:

@@ -80,7 +80,7 @@ def _checkpoints(world: Path) -> None:
     """Two of them, of the same sizes and other weights; their matrices are just large enough to be quantised."""
     from tests.models import class_config, write_checkpoint
 
-    config = class_config(channels=64, num_blocks=2, layers_per_block=(1, 1), patch_size=4, head_dim=64)
+    config = class_config(channels=64, num_blocks=2, layers_per_block=(1, 1), head_dim=64)
     write_checkpoint(world / "checkpoint", config)
     write_checkpoint(world / "earlier", config, seed=1)
 
