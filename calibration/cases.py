@@ -19,7 +19,6 @@ class Cases:
     """Noise and conditions, in whole batches.
 
     Attributes:
-        calibrate: To calibrate on.
         check: To measure on: other noise, and other conditions as far as there are any.
     """
 

@@ -19,7 +19,6 @@ class Conditions:
         tokens: [N, m, width] float32, or None.
         null_tokens: The same shape, or None.
         labels: [N] int64, or None.
-        null_label: Index of the null class.
     """
 
     tokens: NDArray | None = None

@@ -77,8 +77,6 @@ class FamilyLoop(Protocol):
 
         Args:
             noise: [B, *noise_shape] float32, standard normal.
-            conditions: Conditions of the B images.
-            request: Options of sampling.
             count: Number of images that are wanted; the others pad the batch.
             on_work: Called with the number of units just done, see `work`.
 

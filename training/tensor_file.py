@@ -23,7 +23,6 @@ def write_tensors(path: Path, state: Mapping[str, Tensor], *, half: bool, progre
     """Write a safetensors file without holding more than one tensor of it.
 
     Args:
-        path: The new file.
         state: Floating-point tensors; they may be mapped from another file.
         half: Store them as float16.
         progress: Called after every tensor.

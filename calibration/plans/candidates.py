@@ -22,7 +22,6 @@ class BlockCandidates:
     """All measurements of one flow block.
 
     Attributes:
-        block: Its index.
         tokens: Number of tokens that it decodes.
         guess: The guess that converges fastest.
         guesses: By guess, the root of the summed chunk errors after each pass, at one width.
@@ -42,7 +41,6 @@ def explore(probe: BlockProbe, cost: BlockCost, budget: float, *, fixed: bool) -
     """Measure one flow block.
 
     Args:
-        probe: The block.
         cost: Its times; passes that could not pay are not measured.
         budget: Largest error that is allowed.
         fixed: Whether windows must have fixed advances. Windows over several images always have.
@@ -102,9 +100,6 @@ def candidate_edges(
     """Every edge over the block's tokens, the first of which is token `first` of the whole plan.
 
     Args:
-        found: Its measurements.
-        cost: Its times.
-        first: Its first token.
         batch: Images decoded together.
         gains: By kind of segment, the error of the finished sample over that of the block's tokens.
         fixed: Whether all chunks must have a fixed number of passes.

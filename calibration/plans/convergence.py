@@ -46,7 +46,6 @@ class WindowTrial:
     """A window as it ran over a whole block.
 
     Attributes:
-        window: What ran.
         advances: By how many tokens it moved on, pass by pass, for each batch.
         error: Squared relative error of the block's tokens.
     """
@@ -64,7 +63,6 @@ class BlockProbe:
     """One flow block, with the right answers for a number of batches.
 
     Args:
-        runner: Runs the block.
         inputs: The block's inputs, batch by batch.
         tokens: [N, T, D] in block order, decoded token by token.
     """
@@ -84,7 +82,6 @@ class BlockProbe:
         """Curves of the chunks of every width, side by side from the first token to the last.
 
         Args:
-            widths: Widths of chunks.
             guess: What they start from.
             passes: By width, the number of passes that are worth measuring.
         """

@@ -49,7 +49,6 @@ class DecodeCalibration:
         spec: The plan as a bundle keeps it, or None where none was faster than sequential decoding.
         reason: Why there is none.
         plan: The best plan that was found, kept or not.
-        measured: How it ran.
         planned: Times of a batch by the plan, its parts by flow block.
         sequential: Times of a batch decoded token by token.
         candidates: What was measured of each flow block, in sampling order.
@@ -99,8 +98,6 @@ def calibrate_plan(
     """Find the plan of least time whose error stays within the budget.
 
     Args:
-        bundle: The bundle of an autoregressive flow.
-        variant: The variant to plan for.
         cases: Convergence is measured on the first, plans are judged on the second.
         costs: Times of passes, where they are known.
         progress: Told of every stage.
@@ -156,7 +153,6 @@ def refusal(plan: DecodePlan, error: float, budget: float, planned: float, seque
     """Why a plan is not stored, or None.
 
     Args:
-        error: Its measured error.
         budget: Largest error that is allowed.
         planned, sequential: Milliseconds of a batch by the plan, and token by token.
     """

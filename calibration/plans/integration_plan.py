@@ -97,8 +97,6 @@ def calibrate_integration(
     """Find the plan of least time whose error stays within the budget.
 
     Args:
-        bundle: The bundle of a continuous flow.
-        variant: The variant to plan for.
         cases: Plans are searched on the first and judged on the second.
         progress: Told of every stage.
 

@@ -53,7 +53,6 @@ def search_plans(runs: Trials, budget: float, on_solver: Callable[[str], object]
 
     Args:
         budget: Largest relative error.
-        on_solver: Told of every solver.
 
     Returns:
         Everything that was tried, in that order.

@@ -9,7 +9,6 @@ class PlanOptions:
 
     Attributes:
         budget: Largest relative error of finished samples.
-        repetitions: Number of timed repetitions.
         widths: Numbers of tokens in a pass to try.
         fixed: Whether the number of passes must be fixed beforehand, for devices that should not wait for the host; plans for
             a GPU are always fixed.

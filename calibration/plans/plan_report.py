@@ -21,10 +21,8 @@ class ReportTable:
     """A table of a report; cells are plain text.
 
     Attributes:
-        title: Its heading.
         text: What its columns say, in a sentence or two.
         columns: Their heads. The first one and those in `words` hold words, all others numbers.
-        rows: Its cells.
         words: Heads of further columns of words.
     """
 
@@ -46,7 +44,6 @@ class PlanReport:
         tables: The first one is printed; an HTML file holds them all.
         values: Everything that was measured, for programs.
         size: Width and height of the plot in inches.
-        draw: Draws the plot.
     """
 
     stored: bool

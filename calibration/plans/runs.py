@@ -33,8 +33,6 @@ class PlanRuns:
         """Sample the first `count` images (by default all).
 
         Args:
-            plan: How.
-            count: Number of images.
             lap: Ends the time of each flow block.
 
         Returns:

@@ -18,9 +18,7 @@ class Edge(Generic[What]):
 
     Attributes:
         start, end: Tokens, counted over everything that is planned.
-        milliseconds: Its time.
         error: Its share of the squared error.
-        what: What it stands for.
     """
 
     start: int

@@ -31,7 +31,6 @@ class Replacement:
     """What takes the place of a matrix.
 
     Attributes:
-        matrix: Its codes.
         wide: Whether activations go in as two parts of 8 bits (cpu only).
     """
 
@@ -91,7 +90,6 @@ def edit_graph(
     """A step graph with quantised weights.
 
     Args:
-        source: The graph.
         lowering: `cpu` or `portable`.
         replacements: By name of the weight. Where a norm in `input_scales` precedes, of the matrix times these scales.
         input_scales: What a norm's output is divided by, [in], and the matrices that take it are multiplied by; powers of two.

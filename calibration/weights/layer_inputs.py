@@ -37,7 +37,6 @@ class InputRecorder:
 
     Args:
         weights: The block's graph, of the cpu lowering in float32.
-        spec: Its entry in the manifest.
         trace: Samples, with what each block was given.
         threads: Threads within an operator; 0 takes one per physical core.
     """

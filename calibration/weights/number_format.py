@@ -24,8 +24,6 @@ class WeightFormat:
 
     Attributes:
         name: `int8`, `int4` (two's complement) or `fp8` (E4M3).
-        bits: Of one code.
-        lowest, highest: The range of codes.
     """
 
     name: FormatName
@@ -49,7 +47,6 @@ class QuantizedMatrix:
     """A matrix in codes.
 
     Attributes:
-        format: Type of the codes.
         codes: [out, in]; int8 for integers, float8 for `fp8`.
         scales: [out, blocks] in the type they are stored in; a block is in / blocks inputs.
     """
@@ -89,7 +86,6 @@ def best_scales(weights: NDArray, target: WeightFormat, block: int, dtype: np.dt
 
     Args:
         weights: [out, in].
-        target: Type of the codes.
         block: Inputs that share a scale.
         dtype: Type the scales are stored in.
         importance: [in] weight of an input's squared error: its mean square.

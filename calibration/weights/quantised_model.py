@@ -34,13 +34,9 @@ class QuantisedModel:
     """What a bundle's model becomes by a choice of treatments.
 
     Attributes:
-        bundle: The bundle.
         measured: The variant that is run: cpu, float32.
         source: The variant that the new one is made from.
-        lowering: Its lowering.
         blocks: By flow block, what may take the place of its weights.
-        case: What is sampled.
-        threads: Threads of ONNX Runtime.
     """
 
     bundle: Bundle

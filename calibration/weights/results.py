@@ -19,7 +19,6 @@ class WeightRequest:
     """What is asked for.
 
     Attributes:
-        weights: Type of the weights.
         budget: Relative error of whole samples that is allowed.
         lowerings: The lowerings to make variants of; None takes those whose source the bundle holds.
         threads: Threads of ONNX Runtime; 0 takes one per physical core.
@@ -36,10 +35,7 @@ class MatrixResult:
     """One matrix after the calibration.
 
     Attributes:
-        weight: Its name.
-        block: Its flow block.
         shape: [out, in].
-        treatment: What was chosen.
         plain_output_error, output_error: Relative error of its product's outputs from its weights alone, in the smallest
             treatment: rounded plainly, and calibrated.
         sample_errors: What it alone does to the samples in each treatment, predicted from what it does to its flow block.
@@ -65,7 +61,6 @@ class Measured:
     Attributes:
         what: In words.
         bytes: Of all weights a pass over every flow block reads.
-        error: Of the samples.
     """
 
     what: str
@@ -81,7 +76,6 @@ class WeightCalibration:
         variant: The manifest's new entry.
         request: What was asked for.
         images: Images it was measured on.
-        guidance: Their guidance weight.
         matrices: Every matrix that could be quantised.
         measured: The source, plain rounding, calibrated rounding of all matrices, and every choice that was tried; the
             last one was taken.

@@ -61,7 +61,6 @@ def error_given(bundle: Bundle, variant: Variant, block: int, trace: RecordedTra
     """Relative error of one block's tokens when each is given the exact ones before it: one pass over all positions.
 
     Args:
-        variant: What is measured.
         trace: Exact tokens, with what each block was given.
         images: How many of its images to look at, in whole batches.
         threads: Threads within an operator; 0 takes one per physical core.

@@ -22,7 +22,6 @@ class Treatment:
 
     Attributes:
         name: As the manifest records it.
-        format: Type of its codes.
         blocks: Inputs that may share a scale, the best choice first; the first one that divides the inputs is taken. None:
             all inputs of an output share one.
         wide: Whether activations go in as two parts of 8 bits.

@@ -44,7 +44,6 @@ class VariantWriter:
         Args:
             source: Name of the variant the graphs are edits of.
             edit: Turns the source's graph of a flow block into the new one; new weights of one name are the same at every shape.
-            precision: Type of the weights.
             quantization: What was done, for the manifest.
 
         Returns:

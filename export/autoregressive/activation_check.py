@@ -24,9 +24,7 @@ def activation_peaks(
     """Largest magnitude of any activation, by transformer layer or projection.
 
     Args:
-        config: Configuration of the checkpoint.
         model: Its model, on the meta device, where it returns.
-        tensors: Its parameters.
         data: What to run on, in the normalising direction. None draws samples by Jacobi iteration over the whole sequence:
             until it converges for models of up to some ten million parameters, a few passes over smaller images for
             larger ones. Models conditioned on features then get standard normal ones.

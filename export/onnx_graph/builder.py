@@ -34,7 +34,6 @@ class GraphBuilder:
     """An ONNX graph under construction. Values are named by strings, nodes appear in the order they are asked for.
 
     Args:
-        name: Name of the graph.
         weights: File that weights are stored in.
         location: Path of that file relative to the graph's folder, in or below it.
     """

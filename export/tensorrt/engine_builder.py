@@ -31,7 +31,6 @@ def build_engine(
     Ctrl-C and SIGTERM end the build at TensorRT's next step, and leave as KeyboardInterrupt.
 
     Args:
-        parsed: The graph.
         config: What to build for, and how.
         longest: Most tokens of one run; no profile takes more.
         destination: The engine file; one that exists is replaced.

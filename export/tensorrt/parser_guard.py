@@ -42,7 +42,6 @@ class Misreading:
         node: Name of the node, or of the input or initializer where no node is at fault.
         operator: The node's operator; empty where there is none.
         problem: What stands there, and what TensorRT makes of it.
-        mend: What to write in its place.
     """
 
     node: str

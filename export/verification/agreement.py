@@ -22,7 +22,6 @@ class Measurement:
     """The error of one part of the bundle on one route.
 
     Attributes:
-        route: What was run.
         kind: The inputs it was given.
         block: Index of the flow block; 0 where there are no blocks.
         largest: Largest |found - expected|; this and the following are None where a value is not finite.

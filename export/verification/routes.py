@@ -41,7 +41,6 @@ class Route:
 
     Attributes:
         name: Backend and variant, as reports call it.
-        open: Opens the backend.
     """
 
     name: str

@@ -93,10 +93,8 @@ def verify(
     """Compare every route with the reference.
 
     Args:
-        bundle: The bundle.
         reference: What to compare with. If it is one of the routes, its chunks are compared with its own steps.
         routes: What to run. A route that breaks down is reported, and the others go on.
-        case: What to sample.
         tolerances: Bounds on the errors.
         text_encoder: Folder of the text encoder the bundle was exported with, to compare the bundle's with.
         autoencoder: Folder of the autoencoder the bundle was exported with, likewise.

@@ -27,7 +27,6 @@ class InvertedBlock:
     """One flow block of inverted data, in block order.
 
     Attributes:
-        block: The block.
         inputs: The inputs that yield the tokens: their noise, and the condition.
         tokens: [B, T, D], the output of the block.
         log_sigma: [B, T] float64, log sigma summed over channels; 0 for a token that passes unchanged.
@@ -46,7 +45,6 @@ def invert_batch(
 
     Args:
         x: [B, T, D] float32 in raster order, one batch of the exported size.
-        conditions: Conditions of the B images.
         chunk: Largest number of tokens in a pass; None takes the largest number the bundle allows.
 
     Raises:

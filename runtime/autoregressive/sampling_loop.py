@@ -31,7 +31,6 @@ class SampledBlock:
     """One flow block of a sampled batch.
 
     Attributes:
-        block: The block.
         inputs: Its inputs; the noise may be a view of the tokens of the block above.
         tokens: [B, T, D] float32 in block order.
         passes: Number of runs of its network, prefill not counted.
@@ -63,7 +62,6 @@ def sample_blocks(
 
     Args:
         noise: [B, T, D] float32 in raster order, already scaled by the prior.
-        conditions: Conditions of the B images.
         request: Guidance and attention temperature.
         on_tokens: Called with the number of tokens just decoded.
         finite: Whether NaN and infinity are errors; if not, the next block gets zeros instead.

@@ -45,7 +45,6 @@ class BlockRunner(ABC):
     each S that occurs; `previous` for S = 1 always holds the token before the next one.
 
     Args:
-        block: The flow block.
         graph: Its step graph in the chosen variant.
         max_chunk: Largest number of tokens in one run.
     """
@@ -144,7 +143,6 @@ class BlockRunner(ABC):
         Each position gets the true token before it instead of an output, so a pass over any number of tokens is exact.
 
         Args:
-            inputs: Inputs of the block.
             tokens: [B, T, D] in block order, the true outputs.
             chunk: Largest number of tokens in a pass; None takes the largest number the graph accepts.
         """

@@ -25,7 +25,6 @@ class Integrated:
     Attributes:
         x: [B, *data_shape] float32.
         passes: Number of runs of the network.
-        times: The time grid.
     """
 
     x: NDArray[np.float32]

@@ -65,13 +65,11 @@ class VariantTiming:
     """One variant, decoded or integrated in one way.
 
     Attributes:
-        variant: Its name.
         decoding: `sequential` (token by token) or `plan`.
         plan: The same in words; for a continuous flow its solver and steps.
         batch: Images sampled together.
         rows: The flow blocks of an autoregressive flow, the deep block first; the whole flow last.
         images_per_second: Whole batches, prefill included.
-        batch_milliseconds: Time of a batch.
         predicted_milliseconds: Time of a batch as the plan's calibration predicts it; None without such a prediction.
         error: ||x - exact|| / ||exact|| of the batch against the exact one (see `Benchmark.exact`); None for that one itself.
     """
@@ -101,8 +99,6 @@ class VariantMemory:
     """Memory of one variant, all its graphs open, a batch sampled in every way that was timed.
 
     Attributes:
-        variant: Its name.
-        predicted: From the manifest.
         measured: Growth of this process; None where the memory is not the host's, or the system does not tell.
     """
 
@@ -196,7 +192,6 @@ class _Contestant:
     """Samples the same batch over and over in one way.
 
     Attributes:
-        sampler: What samples.
         passes: How often each block's network ran, prefill apart; a value for each repetition.
         sample: What came out last; noise and conditions are the same for all contestants.
     """

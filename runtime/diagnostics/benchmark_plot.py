@@ -21,7 +21,6 @@ def write_benchmark_plot(benchmark: Benchmark, profiles: Sequence[StepProfile], 
     """Time per image split into flow blocks beside the error; below, a token's time split into kinds of operators.
 
     Args:
-        benchmark: What was measured.
         profiles: Of its variants; none leaves the lower part out.
         path: The picture; its ending is its format.
 

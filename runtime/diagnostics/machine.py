@@ -116,8 +116,6 @@ def imported_package(name: str, module: str, *other_names: str) -> Package:
     """A package, imported.
 
     Args:
-        name: Of the distribution.
-        module: What is imported.
         *other_names: Distributions that may bring the module instead.
     """
     try:

@@ -29,7 +29,6 @@ class PredictedMemory:
 
     Attributes:
         weights: Weights of all blocks, as they are laid out for computing.
-        caches: Caches of all blocks.
         buffers: All other inputs and outputs, for single steps.
     """
 

@@ -60,7 +60,6 @@ class StepProfile:
     """A token, decoded by single steps.
 
     Attributes:
-        variant: Name of the variant.
         milliseconds: Time of a step in the middle of a sequence, without a profiler.
         profiled_milliseconds: Time of the same steps under the profiler.
         kinds: The parts of a step, with the profiler's cost subtracted.
@@ -97,7 +96,6 @@ def profile_steps(sampler: Sampler, *, guidance: float, bandwidth: float) -> Ste
 
     Args:
         sampler: An open sampler of the variant, on ONNX Runtime's CPU backend.
-        guidance: Weight.
         bandwidth: Bytes a second.
 
     Raises:

@@ -16,7 +16,6 @@ class Times:
     """Seconds of one piece of work, a value for each repetition.
 
     Attributes:
-        whole: All of it.
         parts: Between its laps, by what they ended; parts of one name in one repetition add up.
     """
 

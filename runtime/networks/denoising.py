@@ -73,7 +73,6 @@ class Denoiser(NetworkRunner):
 
         Args:
             x: [N, C, H, W] samples. N may be any number.
-            conditions: Conditions of the N images.
             rate: Fraction of the denoising step, 1 for the whole step.
 
         Raises:

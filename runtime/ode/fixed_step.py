@@ -50,7 +50,6 @@ def walk(velocity: Velocity, x: NDArray, table: NDArray) -> Iterator[NDArray]:
 
     Args:
         velocity: v(x, t), with the shape of x.
-        x: The initial state.
         table: See `pass_table`.
     """
     point = total = x

@@ -72,7 +72,6 @@ def integration_plan(
 
     Args:
         solver: `euler`, `midpoint`, `heun` or `rk4`, which take equal steps, or `dopri5`, which chooses its steps.
-        steps: Number of equal steps.
         tolerance: Error allowed in a step of `dopri5`; it implies that solver.
 
     Raises:

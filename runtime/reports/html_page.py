@@ -53,7 +53,6 @@ def write_page(path: Path, title: str, body: Iterable[str], footer: str) -> None
     """Write a page that needs nothing else; the same body gives the same bytes.
 
     Args:
-        path: The HTML file.
         title: Plain text.
         body: HTML, line by line.
         footer: HTML at the end of the page.

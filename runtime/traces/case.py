@@ -23,7 +23,6 @@ class Case:
         noise: [N, *noise_shape] float32, as `starflow sample --seed` draws it.
         condition: Labels [N] int64, condition tokens [N, m, width] float32, or None.
         null_condition: Null condition tokens [m, width] if the condition is tokens, else None.
-        guidance: Guidance weight.
         seed: Seed of noise and conditions.
     """
 
@@ -48,7 +47,6 @@ def draw_case(
     """Draw noise and conditions for whole batches.
 
     Args:
-        bundle: The bundle.
         images: Smallest number of images; None takes one batch.
         seed: Seed of noise and conditions.
         guidance: Guidance weight; None takes 1 if the bundle takes guidance.

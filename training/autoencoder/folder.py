@@ -93,7 +93,6 @@ def save_autoencoder(
     """Write a folder, whole or not at all; an existing one gives way.
 
     Args:
-        folder: Destination.
         autoencoder: Holds the encoder and the plain decoder.
         record: Its `latent` is written into diffusers' configuration as well.
         noisy: Holds the decoder for noisy latents.

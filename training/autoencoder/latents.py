@@ -34,13 +34,10 @@ def as_latents(
     """Turn a data set of images into one of latents, which are mapped into memory from `cache`.
 
     Args:
-        data: Images.
-        folder: The autoencoder's.
         given: Scaling; None takes it from the autoencoder's record, or measures it on the training images.
         flip: Encode the mirrored training images as well: an encoder does not commute with mirroring.
         cache: Folder that keeps the latents and a copy of the autoencoder; it is written anew if autoencoder or images
             have changed.
-        device: Where to encode.
 
     Raises:
         RecipeError: the autoencoder does not take such images.

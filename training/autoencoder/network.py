@@ -77,7 +77,6 @@ class Autoencoder(nn.Module):
         """Reconstruct through noise: what training an autoencoder runs.
 
         Args:
-            pixels: A batch.
             noise: Standard normal, shaped as its latents.
             noise_std: Noise that a flow will leave in latents of standard deviation 1. It is scaled to these latents, so
                 that larger latents do not escape it. Under a bound on power, Gaussian latents carry the most information

@@ -18,7 +18,6 @@ def score(model: AutoregressiveFlow, x: Tensor, y: Tensor | None = None) -> Tens
     """grad log p(x | y) of the likelihood as the published loss counts it: without a learned prior.
 
     Args:
-        model: An autoregressive flow.
         x: [B, C, H, W] float32.
         y: Condition of every sample, see `AutoregressiveFlow.forward`. There is no guidance: it has no likelihood.
 
@@ -43,7 +42,6 @@ def score_denoise(
     Args:
         model: See `score`, with `x` and `y`.
         x: Samples of the noised data.
-        y: Condition.
         noise_std: sigma, the standard deviation of the noise the flow was trained with.
         rate: Part of the way to go (`self_denoising_lr` of the published code).
     """

@@ -62,7 +62,6 @@ def flow_log_likelihood(
     """log p(x): integrate from data at t = 1 back to noise by fourth-order Runge-Kutta steps on a graded grid.
 
     Args:
-        velocity: The field.
         x: Data [B, ...].
         steps: Number of steps; each evaluates the field and its divergence four times.
         generator: Random numbers of Hutchinson's estimate.

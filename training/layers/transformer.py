@@ -84,7 +84,6 @@ class Attention(nn.Module):
         """Attend from `h` [rows, S, channels] to itself and, with a cache, to everything before `position`.
 
         Args:
-            h: Residual stream.
             rotation: cos and sin, [S, head_dim / 2] each, of the S positions.
             cache: Written in place from `position` on, the position of the first token of `h`.
             position: See `cache`.

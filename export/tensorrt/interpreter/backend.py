@@ -83,8 +83,6 @@ class NetworkBackend(GraphBackend):
     Opening one raises ExportError if the parser refuses its graph, or the interpreter does not know a layer.
 
     Args:
-        bundle: The bundle.
-        variant: A portable variant.
         flavour_name: Whose parser: `tensorrt-rtx` parses on any machine, `tensorrt` needs a GPU.
         rounding: Round where the network does, in place of float32 throughout.
     """

@@ -21,7 +21,6 @@ class OnnxRuntimeBackend(GraphBackend):
     """Sessions for the graphs of one variant.
 
     Args:
-        bundle: The bundle.
         variant: The variant to run; providers other than `cpu` need a portable one.
         provider: The execution provider. A session that falls back to another one is an error.
         threads: Number of threads within an operator on the CPU; 0 measures for each block whether one or all cores are faster.

@@ -83,8 +83,6 @@ def open_session(
     """Load a graph.
 
     Args:
-        bundle: The bundle.
-        graph: One of its graphs.
         provider: The execution provider that must run it.
         threads: Number of threads within an operator on the CPU; 0 lets ONNX Runtime choose (one per physical core).
         profile: Path prefix of the file that ONNX Runtime's profiler writes when the session ends; it appends the time of day.

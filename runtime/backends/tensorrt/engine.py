@@ -80,7 +80,6 @@ class GraphEngine:
         """Capture a run of S = `count` tokens as a CUDA graph.
 
         Args:
-            count: S.
             buffers: Every input and output.
             scratch: At least `scratch_bytes`; runs that share it must not overlap.
             stream: The stream that runs the graph.
