@@ -1,15 +1,15 @@
 """From a parsed step graph to an engine on disk."""
 
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from starflow.export.tensorrt.build_monitor import BuildMonitor
 from starflow.export.tensorrt.engine_header import begins_like_engine
-from starflow.export.tensorrt.engine_writer import engine_writer
 from starflow.export.tensorrt.parse import ParsedGraph
-from starflow.export.tensorrt.timing_cache import timing_cache
 from starflow.runtime.backends.tensorrt.flavour import Flavour
 from starflow.runtime.bundle.build_record import BuildConfig, Profile
 from starflow.runtime.plain.atomic_write import atomic_file
@@ -44,10 +44,10 @@ def build_engine(
     settings = _settings(parsed, config, longest)
     settings.progress_monitor = monitor.interface
     cache = destination.parent.parent / "timing.cache"
-    with timing_cache(parsed.flavour, cache, settings), atomic_file(destination) as temporary:
+    with _timing_cache(parsed.flavour, cache, settings), atomic_file(destination) as temporary:
         try:
             with temporary.open("wb") as file:
-                writer = engine_writer(parsed.flavour, file)
+                writer = _engine_writer(parsed.flavour, file)
                 built = _build(parsed, settings, writer, monitor)
         except OSError as error:  # closing is the last chance to learn of a full disk
             writer.error = writer.error or error
@@ -125,3 +125,43 @@ def _failure(parsed: ParsedGraph) -> str:
     said = parsed.log.last_error()
     advice = next((mend for pattern, mend in ADVICE.items() if re.search(pattern, said)), None)
     return f"{parsed.place}: {parsed.flavour.name} cannot build it: {said[:300]}" + (f"; {advice}" if advice else "")
+
+
+def _engine_writer(flavour: Flavour, file: BinaryIO) -> Any:
+    """A `trt.IStreamWriter` that writes an engine into an open file; it must outlive the build.
+
+    TensorRT takes no notice of a write that fails and calls the build a success, so the failure is kept in the writer's `error`,
+    which is None otherwise. After an error nothing more is written.
+    """
+
+    # A subclass of this flavour's own class, so it cannot exist before a flavour is chosen.
+    class EngineWriter(flavour.trt.IStreamWriter):  # type: ignore[name-defined]
+        error: OSError | None = None
+
+        def write(self, data: bytes) -> int:
+            if self.error is None:
+                try:
+                    return file.write(data)
+                except OSError as error:
+                    self.error = error
+            return 0
+
+    return EngineWriter()
+
+
+@contextmanager
+def _timing_cache(flavour: Flavour, path: Path, settings: Any) -> Iterator[None]:
+    """Let a builder configuration use the timing cache at `path`, and keep what a build has measured.
+
+    A flavour that builds for named compute capabilities does so without a GPU and measures nothing: it has no cache.
+    """
+    if flavour.named_capabilities:
+        yield
+        return
+    cache = settings.create_timing_cache(path.read_bytes() if path.exists() else b"")
+    if not cache or not settings.set_timing_cache(cache, False):  # damaged, or of another GPU or release
+        cache = settings.create_timing_cache(b"")
+        settings.set_timing_cache(cache, False)
+    yield
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(cache.serialize())
