@@ -7,22 +7,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.export.tensorrt.interpreter import arithmetic, attention, cache, movement, quantization, reductions
+from starflow.export.tensorrt.interpreter import arithmetic, attention, cache, movement, reductions
 from starflow.export.tensorrt.interpreter.cache import cache_pairs
 from starflow.export.tensorrt.interpreter.constants import Constants
-from starflow.export.tensorrt.interpreter.kernel import Compute, Kernel
-from starflow.export.tensorrt.interpreter.layers import NetworkLayer, NetworkTensor, read_layers
+from starflow.export.tensorrt.interpreter.layers import Compute, Kernel, NetworkLayer, NetworkTensor, read_layers
 from starflow.export.tensorrt.interpreter.number_types import buffer_dtype, rounding_to, working_dtype
 from starflow.export.tensorrt.parse import ParsedGraph
 from starflow.runtime.plain.errors import ExportError
 
 KERNELS: dict[str, Kernel] = (
-    arithmetic.KERNELS
-    | movement.KERNELS
-    | reductions.KERNELS
-    | attention.KERNELS
-    | cache.KERNELS
-    | quantization.KERNELS
+    arithmetic.KERNELS | movement.KERNELS | reductions.KERNELS | attention.KERNELS | cache.KERNELS
 )
 # Their results hold nothing that was not rounded before.
 _EXACT = frozenset(movement.KERNELS) | {"SELECT", "ATTENTION_OUTPUT", "KV_CACHE_UPDATE"}

@@ -1,9 +1,11 @@
 """The layers of a parsed network as plain Python: kind, name, tensors, and the object that holds the attributes."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Never
+
+from numpy.typing import NDArray
 
 from starflow.export.tensorrt.parse import ParsedGraph
 from starflow.runtime.plain.errors import ExportError
@@ -61,6 +63,17 @@ class NetworkLayer:
         raise ExportError(
             f"{self.where}: layer {self.name} ({self.kind}): {reason}; the network interpreter does not support it"
         )
+
+
+# A kernel reads a layer's attributes once, and returns the function that computes the layer.
+# Takes the layer's inputs by index, None where an optional one is not set. The result may be a view of an input.
+Compute = Callable[..., NDArray]
+Kernel = Callable[[NetworkLayer], Compute]
+
+
+def axes_of(mask: int) -> tuple[int, ...]:
+    """TensorRT's bit mask of axes as axes."""
+    return tuple(axis for axis in range(mask.bit_length()) if mask >> axis & 1)
 
 
 def read_layers(parsed: ParsedGraph) -> list[NetworkLayer]:
