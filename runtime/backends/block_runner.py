@@ -42,7 +42,8 @@ class BlockRunner(ABC):
     A sampling loop calls `prefill`, then `advance` and `iterate` until all tokens are decoded, then `read`.
 
     Buffers have the names of the graph's inputs and outputs. A buffer whose shape depends on the number of tokens S exists for
-    each S that occurs; `previous` for S = 1 always holds the token before the next one.
+    each S that occurs, the others exist once. `previous` for S = 1 always holds the token before the next one: nothing reads it
+    after the token is computed, so the token output shares its buffer, and a step feeds the next one.
 
     Args:
         graph: Its step graph in the chosen variant.
@@ -51,7 +52,13 @@ class BlockRunner(ABC):
 
     def __init__(self, block: Block, graph: GraphSpec, max_chunk: int) -> None:
         self.block, self.graph, self.max_chunk = block, graph, max_chunk
-        self.input_names = frozenset(spec.name for spec in graph.inputs)
+        self.specs = {spec.name: spec for spec in (*graph.inputs, *graph.outputs)}
+
+    def buffer_key(self, name: str, count: int) -> tuple[str, int]:
+        """The tensor and the S under which a buffer is kept."""
+        if name == "x" and count == 1:
+            return "previous", 1
+        return name, count if "S" in self.specs[name].shape else 1
 
     # What a backend adds
 
@@ -79,9 +86,11 @@ class BlockRunner(ABC):
     def advance(self, steps: int) -> None:
         """Decode the next `steps` tokens one by one."""
 
-    @abstractmethod
     def clear(self) -> None:
         """Zero the caches: NaN or infinity would reach later sequences through masked positions."""
+        for spec in self.graph.inputs:
+            if spec.role == "cache":
+                self.store(spec.name, 0)
 
     # Decoding a sequence
 
@@ -89,7 +98,7 @@ class BlockRunner(ABC):
         """Start a sequence: store its inputs and write the condition into the caches."""
         block, tokens = self.block, inputs.noise
         for name, value in inputs.scalars.items():
-            if name in self.input_names:
+            if name in self.specs:
                 self.store(name, value)
         if inputs.label is not None:
             self.store("label", inputs.label)

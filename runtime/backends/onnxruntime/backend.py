@@ -7,9 +7,8 @@ from starflow.runtime.backends.block_runner import BlockRunner
 from starflow.runtime.backends.cuda.bandwidth import CudaBandwidthProbe
 from starflow.runtime.backends.cuda.device import Gpu
 from starflow.runtime.backends.memory_bandwidth import BandwidthProbe, HostBandwidthProbe
+from starflow.runtime.backends.onnxruntime.block_runner import DeviceBlockRunner, HostBlockRunner
 from starflow.runtime.backends.onnxruntime.continuous_runner import OnnxRuntimeContinuousRunner
-from starflow.runtime.backends.onnxruntime.device_runner import DeviceBlockRunner
-from starflow.runtime.backends.onnxruntime.host_runner import HostBlockRunner
 from starflow.runtime.backends.onnxruntime.thread_choice import fastest_runner, thread_counts
 from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
