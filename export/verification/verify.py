@@ -23,14 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starflow.export.verification.agreement import Measurement, compare, token_errors
-from starflow.export.verification.autoencoder import compare_autoencoder
-from starflow.export.verification.denoisers import compare_denoiser, denoiser_name
 from starflow.export.verification.families import subject_of
 from starflow.export.verification.guard import NOT_GUARDED, Guarded
+from starflow.export.verification.networks import (
+    compare_autoencoder,
+    compare_denoiser,
+    compare_text_encoder,
+    denoiser_name,
+)
 from starflow.export.verification.routes import Failure, NotRun, Reference, Route
 from starflow.export.verification.subject import Part, Subject
-from starflow.export.verification.text_encoder import NAME as TEXT_ENCODER
-from starflow.export.verification.text_encoder import compare_text_encoder
 from starflow.export.verification.tolerances import Kind, Tolerances
 from starflow.export.verification.torch_reference import TorchReference
 from starflow.runtime.bundle.bundle import Bundle
@@ -146,11 +148,11 @@ def verify(
         for spec in bundle.manifest.denoisers:
             name = denoiser_name(spec)
             start(name)
-            compared, data[name] = compare_denoiser(bundle, spec, reference, case, sample, tolerances)
-            measurements += compared
+            measurement, data[name] = compare_denoiser(bundle, spec, reference, case, sample, tolerances)
+            measurements.append(measurement)
     if text_encoder:
-        start(TEXT_ENCODER)
-        measurements += compare_text_encoder(bundle, text_encoder, tolerances)
+        start("text encoder")
+        measurements.append(compare_text_encoder(bundle, text_encoder, tolerances))
     if autoencoder:
         start("autoencoder")
         measurements += compare_autoencoder(bundle, autoencoder, sample, tolerances)
