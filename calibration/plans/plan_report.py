@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from starflow.runtime.reports.html_page import row, section, table, verdict, write_page
+from starflow.runtime.reports.html_page import section, table, verdict, write_page
 from starflow.runtime.reports.plot import svg_plot, write_plot
 from starflow.runtime.reports.tables import plain_table
 
@@ -87,24 +87,14 @@ class PlanReport:
         yield from section("Error against passes", [svg_plot("plan", self.size, self.draw)])
         for each in self.tables:
             numbers = [i for i, column in enumerate(each.columns) if i and column not in each.words]
-            yield from section(each.title, table(each.columns, map(_row(numbers), each.rows), numbers), each.text)
+            rows = ([escape(cell).replace("\n", "<br>") for cell in cells] for cells in each.rows)
+            yield from section(each.title, table(each.columns, rows, numbers), each.text)
 
 
 FOOTER = (
     "Times are medians; what is compared took turns in one process. Errors are relative: ||x - reference|| / ||reference|| over "
     "samples that the search had not seen, except where a table says otherwise."
 )
-
-
-def _row(numbers: list[int]) -> Callable[[tuple[str, ...]], str]:
-    """Writes a row whose columns of words stand before, between and behind one block of numbers."""
-    first, last = numbers[0], numbers[-1] + 1
-
-    def write(cells: tuple[str, ...]) -> str:
-        html = [escape(cell).replace("\n", "<br>") for cell in cells]
-        return row(html[:first], html[first:last], html[last:])
-
-    return write
 
 
 def milliseconds(value: float | None) -> str:
