@@ -163,20 +163,26 @@ class _Calibration:
         plain = self._measure(PLAIN, model.smallest, model.sample_plainly())
         self.steps(f"{self.name}: sampling with calibrated rounding")
         calibrated = self._measure(ALL, model.smallest, model.sample(model.smallest))
-        numbers = iter(range(1, 100))
-        tried = choose_within(
-            options, self.request.budget, lambda choice: self._try(next(numbers), treatments_of(choice))
-        )
+        sampled: list[tuple[Choice, _Sampled]] = []
+
+        def measure(choice: Choice) -> float:
+            what, chosen = f"choice {len(sampled) + 1}", treatments_of(choice)
+            self.steps(f"{self.name}: sampling {what}")
+            sampled.append((choice, self._measure(what, chosen, model.sample(chosen))))
+            return sampled[-1][1].error
+
+        tried = choose_within(options, self.request.budget, measure)
         if not tried:
             raise ExportError(
                 f"{self.model.bundle.root}: no matrix can be {self.request.weights} with an error of at most "
                 f"{self.request.budget:g}; allow more with --budget"
             )
-        choice, taken = tried[-1].choice, tried[-1].found
+        choice = tried[-1].choice
+        taken = next(found for made, found in sampled if made == choice)
         caches: frozenset[int] = frozenset()
         if model.lowering == "cpu":
             caches, taken = self._choose_caches(treatments_of(choice), taken)
-        found = [plain, calibrated, *(each.found for each in tried[:-1]), taken]
+        found = [plain, calibrated, *(found for made, found in sampled if made != choice), taken]
         exact = Measured(SOURCE, model.bytes({}), SampleError(0.0, 0.0, 0.0))
         return WeightCalibration(
             variant=self._write(choice, caches, plain.error, taken.error),
@@ -232,10 +238,6 @@ class _Calibration:
 
     def _measure(self, what: str, chosen: Mapping[str, str], samples: NDArray, more: int = 0) -> _Sampled:
         return _Sampled(Measured(what, self.model.bytes(chosen) + more, sample_error(samples, self.exact)), samples)
-
-    def _try(self, number: int, chosen: Mapping[str, str]) -> _Sampled:
-        self.steps(f"{self.name}: sampling choice {number}")
-        return self._measure(f"choice {number}", chosen, self.model.sample(chosen))
 
     def _choose_caches(self, chosen: Mapping[str, str], taken: _Sampled) -> tuple[frozenset[int], _Sampled]:
         """Caches of 8 bits for each flow block whose samples stay within the budget with them; the largest caches first."""
