@@ -13,17 +13,11 @@ from starflow.runtime.plain.finite_array import finite_array
 
 @dataclass(frozen=True)
 class Conditions:
-    """Conditions of N images and their null counterparts.
+    """Conditions of N images and their null counterparts."""
 
-    Attributes:
-        tokens: [N, m, width] float32, or None.
-        null_tokens: The same shape, or None.
-        labels: [N] int64, or None.
-    """
-
-    tokens: NDArray | None = None
-    null_tokens: NDArray | None = None
-    labels: NDArray | None = None
+    tokens: NDArray | None = None  # [N, m, width] float32, or None
+    null_tokens: NDArray | None = None  # the same shape, or None
+    labels: NDArray | None = None  # [N] int64, or None
     null_label: int = 0
 
     def part(self, index: NDArray) -> "Conditions":

@@ -50,13 +50,9 @@ class TextEncoding(Frozen):
 
 
 class LatentAutoencoder(Frozen):
-    """The autoencoder of a flow over latents: in the checkpoint's `autoencoder/`, or named at export.
+    """The autoencoder of a flow over latents: in the checkpoint's `autoencoder/`, or named at export."""
 
-    Attributes:
-        pixel_shape: [C, H, W] of the images that its decoder makes.
-    """
-
-    pixel_shape: tuple[int, int, int]
+    pixel_shape: tuple[int, int, int]  # [C, H, W] of the images that its decoder makes
 
 
 class ImageRange(Frozen):

@@ -43,16 +43,11 @@ class ChunkCurve:
 
 @dataclass(frozen=True)
 class WindowTrial:
-    """A window as it ran over a whole block.
-
-    Attributes:
-        advances: By how many tokens it moved on, pass by pass, for each batch.
-        error: Squared relative error of the block's tokens.
-    """
+    """A window as it ran over a whole block."""
 
     window: Window
-    advances: tuple[tuple[int, ...], ...]
-    error: float
+    advances: tuple[tuple[int, ...], ...]  # by how many tokens it moved on, pass by pass, for each batch
+    error: float  # squared relative error of the block's tokens
 
     @property
     def passes(self) -> float:

@@ -30,15 +30,10 @@ from starflow.runtime.traces.case import Case
 
 @dataclass(frozen=True)
 class Measured:
-    """A plan as it ran.
+    """A plan as it ran."""
 
-    Attributes:
-        error: ||x - sequential|| / ||sequential|| over the samples.
-        passes: Network passes of each flow block, the mean over the batches.
-    """
-
-    error: float
-    passes: dict[int, float]
+    error: float  # ||x - sequential|| / ||sequential|| over the samples
+    passes: dict[int, float]  # network passes of each flow block, the mean over the batches
 
 
 @dataclass(frozen=True)

@@ -40,19 +40,12 @@ Plan = FixedSteps | AdaptiveSteps
 
 @dataclass(frozen=True)
 class IntegrationCalibration:
-    """The result of a calibration.
+    """The result of a calibration."""
 
-    Attributes:
-        spec: The plan as a bundle keeps it.
-        reference: The fine integration that samples were compared with.
-        trials: Everything that was tried, in that order.
-        timed: The plans that were timed, each with the milliseconds of a batch.
-    """
-
-    spec: CalibratedIntegrationPlan
-    reference: FixedSteps
-    trials: tuple[Trial, ...]
-    timed: tuple[tuple[Plan, float], ...]
+    spec: CalibratedIntegrationPlan  # the plan as a bundle keeps it
+    reference: FixedSteps  # the fine integration that samples were compared with
+    trials: tuple[Trial, ...]  # everything that was tried, in that order
+    timed: tuple[tuple[Plan, float], ...]  # the plans that were timed, each with the milliseconds of a batch
 
 
 class _Runs(PlanRuns):

@@ -24,18 +24,12 @@ TOLERANCES = tuple(10 ** (-exponent / 2) for exponent in range(2, 13))
 
 @dataclass(frozen=True)
 class Trial:
-    """A plan that was tried.
-
-    Attributes:
-        grid: How its times were chosen; None where the solver chooses them.
-        passes: Runs of the network in a batch, on average.
-        error: ||x - reference|| / ||reference||, infinite where the integration diverged.
-    """
+    """A plan that was tried."""
 
     plan: FixedSteps | AdaptiveSteps
-    grid: GridKind | None
-    passes: float
-    error: float
+    grid: GridKind | None  # how its times were chosen; None where the solver chooses them
+    passes: float  # runs of the network in a batch, on average
+    error: float  # ||x - reference|| / ||reference||, infinite where the integration diverged
 
 
 class Trials(Protocol):

@@ -18,40 +18,25 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ReportTable:
-    """A table of a report; cells are plain text.
-
-    Attributes:
-        text: What its columns say, in a sentence or two.
-        columns: Their heads. The first one and those in `words` hold words, all others numbers.
-        words: Heads of further columns of words.
-    """
+    """A table of a report; cells are plain text."""
 
     title: str
-    text: str
-    columns: tuple[str, ...]
+    text: str  # what its columns say, in a sentence or two
+    columns: tuple[str, ...]  # their heads; the first one and those in `words` hold words, all others numbers
     rows: tuple[tuple[str, ...], ...]
-    words: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()  # heads of further columns of words
 
 
 @dataclasses.dataclass(frozen=True)
 class PlanReport:
-    """What was found, whatever the family.
+    """What was found, whatever the family."""
 
-    Attributes:
-        stored: Whether the bundle got a plan.
-        outcome: One line: what was chosen, or why nothing was.
-        facts: Further lines: error against budget, times, passes.
-        tables: The first one is printed; an HTML file holds them all.
-        values: Everything that was measured, for programs.
-        size: Width and height of the plot in inches.
-    """
-
-    stored: bool
-    outcome: str
-    facts: tuple[str, ...]
-    tables: tuple[ReportTable, ...]
-    values: dict[str, Any]
-    size: tuple[float, float]
+    stored: bool  # whether the bundle got a plan
+    outcome: str  # one line: what was chosen, or why nothing was
+    facts: tuple[str, ...]  # further lines: error against budget, times, passes
+    tables: tuple[ReportTable, ...]  # the first one is printed; an HTML file holds them all
+    values: dict[str, Any]  # everything that was measured, for programs
+    size: tuple[float, float]  # width and height of the plot in inches
     draw: Callable[["Figure"], None]
 
     def print(self) -> None:

@@ -28,14 +28,10 @@ CODE_TYPES = {"int8": TensorProto.INT8, "int4": TensorProto.INT4, "fp8": TensorP
 
 @dataclass(frozen=True)
 class Replacement:
-    """What takes the place of a matrix.
-
-    Attributes:
-        wide: Whether activations go in as two parts of 8 bits (cpu only).
-    """
+    """What takes the place of a matrix."""
 
     matrix: QuantizedMatrix
-    wide: bool = False
+    wide: bool = False  # whether activations go in as two parts of 8 bits (cpu only)
 
 
 @dataclass(frozen=True)

@@ -56,15 +56,10 @@ class MatrixResult:
 
 @dataclass(frozen=True)
 class Measured:
-    """One way to quantise all of the model, sampled.
+    """One way to quantise all of the model, sampled."""
 
-    Attributes:
-        what: In words.
-        bytes: Of all weights a pass over every flow block reads.
-    """
-
-    what: str
-    bytes: int
+    what: str  # in words
+    bytes: int  # of all weights a pass over every flow block reads
     error: SampleError
 
 

@@ -36,15 +36,10 @@ class Linear:
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm whose output goes into matrix products and nowhere else.
+    """A norm whose output goes into matrix products and nowhere else."""
 
-    Attributes:
-        parameters: Names of its scale and, if it has one, its bias.
-        weights: Names of the matrices that take its output.
-    """
-
-    parameters: tuple[str, ...]
-    weights: tuple[str, ...]
+    parameters: tuple[str, ...]  # names of its scale and, if it has one, its bias
+    weights: tuple[str, ...]  # names of the matrices that take its output
 
 
 class StepGraphWeights:

@@ -35,19 +35,12 @@ from starflow.runtime.plain.progress import Report, no_report
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What to build of a bundle.
+    """What to build of a bundle."""
 
-    Attributes:
-        variants: Names; None takes every portable variant of 16 bits.
-        options: Limits on the builder.
-        profile_tokens: Numbers of tokens a run may have.
-        force: Whether to build what is there and unchanged again.
-    """
-
-    variants: Sequence[str] | None = None
-    options: BuildOptions = field(default_factory=BuildOptions)
-    profile_tokens: Sequence[int] = DEFAULT_TOKENS
-    force: bool = False
+    variants: Sequence[str] | None = None  # names; None takes every portable variant of 16 bits
+    options: BuildOptions = field(default_factory=BuildOptions)  # limits on the builder
+    profile_tokens: Sequence[int] = DEFAULT_TOKENS  # numbers of tokens a run may have
+    force: bool = False  # whether to build what is there and unchanged again
 
 
 @dataclass(frozen=True)

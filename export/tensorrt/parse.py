@@ -11,23 +11,15 @@ from starflow.runtime.plain.errors import BackendError, ExportError
 
 @dataclass(frozen=True)
 class ParsedGraph:
-    """A parsed graph and everything that has to live as long as it.
-
-    Attributes:
-        block: Index of its flow block, for messages; None for a graph that is not a step graph.
-        builder: `trt.Builder` the network belongs to.
-        network: `trt.INetworkDefinition`, strongly typed.
-        parser: `trt.OnnxParser`, which owns the weights the network points into.
-        log: Messages since the builder was made; TensorRT's logger is `log.logger`.
-    """
+    """A parsed graph and everything that has to live as long as it."""
 
     flavour: Flavour
     path: Path
-    block: int | None
-    builder: Any
-    network: Any
-    parser: Any
-    log: MessageLog
+    block: int | None  # index of its flow block, for messages; None for a graph that is not a step graph
+    builder: Any  # `trt.Builder` the network belongs to
+    network: Any  # `trt.INetworkDefinition`, strongly typed
+    parser: Any  # `trt.OnnxParser`, which owns the weights the network points into
+    log: MessageLog  # messages since the builder was made; TensorRT's logger is `log.logger`
 
     @property
     def place(self) -> str:

@@ -16,15 +16,10 @@ SINCE = {"bf16": ((8, 0), "fp16"), "fp8": ((8, 9), "int8")}
 
 @dataclass(frozen=True)
 class Target:
-    """A TensorRT and the GPUs its engines run on.
+    """A TensorRT and the GPUs its engines run on."""
 
-    Attributes:
-        flavour: The TensorRT that builds.
-        compute_capabilities: Such as "8.9", in ascending order, none twice.
-    """
-
-    flavour: Flavour
-    compute_capabilities: tuple[str, ...]
+    flavour: Flavour  # the TensorRT that builds
+    compute_capabilities: tuple[str, ...]  # such as "8.9", in ascending order, none twice
 
     @property
     def name(self) -> str:

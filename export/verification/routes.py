@@ -37,13 +37,9 @@ class Reference(Protocol):
 
 @dataclass(frozen=True)
 class Route:
-    """One way to run one variant.
+    """One way to run one variant."""
 
-    Attributes:
-        name: Backend and variant, as reports call it.
-    """
-
-    name: str
+    name: str  # backend and variant, as reports call it
     bundle: Bundle
     variant: Variant
     open: Callable[[], Backend]

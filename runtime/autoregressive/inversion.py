@@ -24,18 +24,12 @@ from starflow.runtime.plain.guidance import Guidance
 
 @dataclass(frozen=True)
 class InvertedBlock:
-    """One flow block of inverted data, in block order.
-
-    Attributes:
-        inputs: The inputs that yield the tokens: their noise, and the condition.
-        tokens: [B, T, D], the output of the block.
-        log_sigma: [B, T] float64, log sigma summed over channels; 0 for a token that passes unchanged.
-    """
+    """One flow block of inverted data, in block order."""
 
     block: Block
-    inputs: BlockInputs
-    tokens: NDArray
-    log_sigma: NDArray
+    inputs: BlockInputs  # the inputs that yield the tokens: their noise, and the condition
+    tokens: NDArray  # [B, T, D], the output of the block
+    log_sigma: NDArray  # [B, T] float64, log sigma summed over channels; 0 for a token that passes unchanged
 
 
 def invert_batch(

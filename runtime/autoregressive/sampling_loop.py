@@ -28,18 +28,12 @@ SEQUENTIAL = DecodePlan(blocks=())
 
 @dataclass(frozen=True)
 class SampledBlock:
-    """One flow block of a sampled batch.
-
-    Attributes:
-        inputs: Its inputs; the noise may be a view of the tokens of the block above.
-        tokens: [B, T, D] float32 in block order.
-        passes: Number of runs of its network, prefill not counted.
-    """
+    """One flow block of a sampled batch."""
 
     block: Block
-    inputs: BlockInputs
-    tokens: NDArray
-    passes: int
+    inputs: BlockInputs  # its inputs; the noise may be a view of the tokens of the block above
+    tokens: NDArray  # [B, T, D] float32 in block order
+    passes: int  # number of runs of its network, prefill not counted
 
     @property
     def natural(self) -> NDArray:

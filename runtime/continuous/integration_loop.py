@@ -20,15 +20,10 @@ OnTime = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Integrated:
-    """The result of an integration.
+    """The result of an integration."""
 
-    Attributes:
-        x: [B, *data_shape] float32.
-        passes: Number of runs of the network.
-    """
-
-    x: NDArray[np.float32]
-    passes: int
+    x: NDArray[np.float32]  # [B, *data_shape] float32
+    passes: int  # number of runs of the network
     times: tuple[float, ...]
 
 

@@ -51,19 +51,12 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class Probe:
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes:
-        what: What one may want to do.
-        found: Names what it works with here; empty if it does not work.
-        hint: Says what would make it work.
-        needs_gpu: Whether nothing helps without a GPU.
-    """
-
-    what: str
-    found: Callable[[Diagnosis], list[str]]
-    hint: Callable[[Diagnosis], str]
-    needs_gpu: bool = False
+    what: str  # what one may want to do
+    found: Callable[[Diagnosis], list[str]]  # names what it works with here; empty if it does not work
+    hint: Callable[[Diagnosis], str]  # says what would make it work
+    needs_gpu: bool = False  # whether nothing helps without a GPU
 
     def try_on(self, facts: Diagnosis) -> Ability:
         """What the facts say about it."""

@@ -26,15 +26,11 @@ class PredictedMemory:
     """Bytes that stay allocated while a variant's blocks are open.
 
     It leaves out what a run allocates in passing and what a session needs for itself: a few MiB for each block.
-
-    Attributes:
-        weights: Weights of all blocks, as they are laid out for computing.
-        buffers: All other inputs and outputs, for single steps.
     """
 
-    weights: int
+    weights: int  # weights of all blocks, as they are laid out for computing
     caches: int
-    buffers: int
+    buffers: int  # all other inputs and outputs, for single steps
 
     @property
     def total(self) -> int:

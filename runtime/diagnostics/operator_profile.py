@@ -57,18 +57,12 @@ class KindTime:
 
 @dataclass(frozen=True)
 class StepProfile:
-    """A token, decoded by single steps.
-
-    Attributes:
-        milliseconds: Time of a step in the middle of a sequence, without a profiler.
-        profiled_milliseconds: Time of the same steps under the profiler.
-        kinds: The parts of a step, with the profiler's cost subtracted.
-    """
+    """A token, decoded by single steps."""
 
     variant: str
-    milliseconds: float
-    profiled_milliseconds: float
-    kinds: tuple[KindTime, ...]
+    milliseconds: float  # time of a step in the middle of a sequence, without a profiler
+    profiled_milliseconds: float  # time of the same steps under the profiler
+    kinds: tuple[KindTime, ...]  # the parts of a step, with the profiler's cost subtracted
 
     @property
     def floor_milliseconds(self) -> float:

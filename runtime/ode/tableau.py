@@ -11,19 +11,12 @@ from starflow.runtime.plain.errors import UsageError
 
 @dataclass(frozen=True)
 class Tableau:
-    """An explicit method.
+    """An explicit method."""
 
-    Attributes:
-        order: p, if the error at the end of an interval shrinks as h^p.
-        nodes: c_i, one for each stage.
-        matrix: a_ij, with i entries in row i.
-        weights: b_i.
-    """
-
-    order: int
-    nodes: tuple[float, ...]
-    matrix: tuple[tuple[float, ...], ...]
-    weights: tuple[float, ...]
+    order: int  # p, if the error at the end of an interval shrinks as h^p
+    nodes: tuple[float, ...]  # c_i, one for each stage
+    matrix: tuple[tuple[float, ...], ...]  # a_ij, with i entries in row i
+    weights: tuple[float, ...]  # b_i
 
     @property
     def stages(self) -> int:

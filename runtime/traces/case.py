@@ -17,20 +17,13 @@ CAPTIONS = ("a red apple", "two cats", "a sailboat", "the moon", "a blue car", "
 
 @dataclass(frozen=True)
 class Case:
-    """The inputs of N images, a multiple of the bundle's batch.
+    """The inputs of N images, a multiple of the bundle's batch."""
 
-    Attributes:
-        noise: [N, *noise_shape] float32, as `starflow sample --seed` draws it.
-        condition: Labels [N] int64, condition tokens [N, m, width] float32, or None.
-        null_condition: Null condition tokens [m, width] if the condition is tokens, else None.
-        seed: Seed of noise and conditions.
-    """
-
-    noise: NDArray[np.float32]
-    condition: NDArray | None
-    null_condition: NDArray | None
+    noise: NDArray[np.float32]  # [N, *noise_shape] float32, as `starflow sample --seed` draws it
+    condition: NDArray | None  # labels [N] int64, condition tokens [N, m, width] float32, or None
+    null_condition: NDArray | None  # null condition tokens [m, width] if the condition is tokens, else None
     guidance: float
-    seed: int
+    seed: int  # seed of noise and conditions
 
     def conditions(self, spec: ConditioningSpec) -> Conditions:
         """The conditions as the graphs of a bundle take them."""

@@ -45,17 +45,12 @@ class AutoencoderRecord(Frozen):
 
 @dataclass(frozen=True)
 class AutoencoderFolder:
-    """An autoencoder read from its folder `path`, float32, in evaluation mode.
-
-    Attributes:
-        noisy: The same encoder with the decoder for noisy latents; None if there is none.
-        record: None for a folder that starflow did not write.
-    """
+    """An autoencoder read from its folder `path`, float32, in evaluation mode."""
 
     path: Path
     autoencoder: Autoencoder
-    noisy: Autoencoder | None
-    record: AutoencoderRecord | None
+    noisy: Autoencoder | None  # the same encoder with the decoder for noisy latents; None if there is none
+    record: AutoencoderRecord | None  # None for a folder that starflow did not write
 
 
 def open_autoencoder(folder: Path) -> AutoencoderFolder:

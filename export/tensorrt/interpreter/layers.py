@@ -26,22 +26,14 @@ class NetworkTensor:
 
 @dataclass(frozen=True)
 class NetworkLayer:
-    """A layer with one output.
+    """A layer with one output."""
 
-    Attributes:
-        kind: TensorRT's layer type, such as `ELEMENTWISE`.
-        name: The parser derives it from the ONNX node's.
-        inputs: By index; None where an optional one is not set.
-        attributes: The layer object, of its own class.
-        where: Graph and flow block, for messages.
-    """
-
-    kind: str
-    name: str
-    inputs: tuple[NetworkTensor | None, ...]
+    kind: str  # TensorRT's layer type, such as `ELEMENTWISE`
+    name: str  # the parser derives it from the ONNX node's
+    inputs: tuple[NetworkTensor | None, ...]  # by index; None where an optional one is not set
     output: NetworkTensor
-    attributes: Any
-    where: str
+    attributes: Any  # the layer object, of its own class
+    where: str  # graph and flow block, for messages
 
     def has(self, index: int) -> bool:
         """Whether the input of this index is set."""
