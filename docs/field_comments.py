@@ -1,4 +1,4 @@
-"""Griffe extension: API pages say of a field what its comment says, which stands behind it in the source."""
+"""Griffe extension: API pages say of a field what its comment says, which stands behind or above it in the source."""
 
 import ast
 from typing import Any
@@ -7,11 +7,17 @@ import griffe
 
 
 class FieldComments(griffe.Extension):
-    """Makes the comment behind a field of a class the field's docstring."""
+    """Makes the comment of a field of a class its docstring."""
 
     def on_attribute_instance(self, *, node: ast.AST | griffe.ObjectNode, attr: griffe.Attribute, **_: Any) -> None:
         if not isinstance(node, ast.AnnAssign) or attr.docstring or not (attr.parent and attr.parent.is_class):
             return
-        _, mark, comment = attr.lines[-1].partition("  # ")
-        if mark and not comment.startswith(("type:", "noqa", "fmt:")):
+        source = attr.lines_collection[attr.filepath]
+        _, mark, comment = source[node.end_lineno - 1].partition("  # ")
+        if not mark:
+            first = node.lineno - 1
+            while source[first - 1].lstrip().startswith("# "):
+                first -= 1
+            comment = " ".join(line.strip("# ") for line in source[first : node.lineno - 1])
+        if comment and not comment.startswith(("type:", "noqa", "fmt:")):
             attr.docstring = griffe.Docstring(comment, parent=attr)

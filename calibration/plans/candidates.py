@@ -19,22 +19,15 @@ WINDOW_WIDTHS = (4, 6, 8, 12, 16, 32)
 
 @dataclass(frozen=True)
 class BlockCandidates:
-    """All measurements of one flow block.
-
-    Attributes:
-        tokens: Number of tokens that it decodes.
-        guess: The guess that converges fastest.
-        guesses: By guess, the root of the summed chunk errors after each pass, at one width.
-        curves: Curves of the chunks, from the fastest guess.
-        windows: Windows as they ran.
-    """
+    """All measurements of one flow block."""
 
     block: int
-    tokens: int
-    guess: Guess
+    tokens: int  # number of tokens that it decodes
+    guess: Guess  # the guess that converges fastest
+    # By guess, the root of the summed chunk errors after each pass, at one width.
     guesses: dict[Guess, tuple[float, ...]]
-    curves: tuple[ChunkCurve, ...]
-    windows: tuple[WindowTrial, ...]
+    curves: tuple[ChunkCurve, ...]  # curves of the chunks, from the fastest guess
+    windows: tuple[WindowTrial, ...]  # windows as they ran
 
 
 def explore(probe: BlockProbe, cost: BlockCost, budget: float, *, fixed: bool) -> BlockCandidates:

@@ -25,20 +25,14 @@ NEGLIGIBLE = 1e-13  # squared relative error below which a chunk is as good as d
 
 @dataclass(frozen=True)
 class ChunkCurve:
-    """Errors and changes of one chunk, pass by pass.
+    """Errors and changes of one chunk, pass by pass."""
 
-    Attributes:
-        start: Its first token.
-        tokens: Its width.
-        errors: [N, passes] squared distance to the sequential answer after each pass, over the mean squared norm of an
-            image's whole block.
-        changes: [N, passes] relative mean square change in each pass.
-    """
-
-    start: int
-    tokens: int
+    start: int  # its first token
+    tokens: int  # its width
+    # [N, passes] squared distance to the sequential answer after each pass, over the mean squared norm of an image's
+    # whole block.
     errors: NDArray[np.float64]
-    changes: NDArray[np.float64]
+    changes: NDArray[np.float64]  # [N, passes] relative mean square change in each pass
 
 
 @dataclass(frozen=True)

@@ -38,27 +38,18 @@ class Measured:
 
 @dataclass(frozen=True)
 class DecodeCalibration:
-    """The result of a calibration.
-
-    Attributes:
-        spec: The plan as a bundle keeps it, or None where none was faster than sequential decoding.
-        reason: Why there is none.
-        plan: The best plan that was found, kept or not.
-        planned: Times of a batch by the plan, its parts by flow block.
-        sequential: Times of a batch decoded token by token.
-        candidates: What was measured of each flow block, in sampling order.
-        costs: Times of each flow block.
-    """
+    """The result of a calibration."""
 
     options: PlanOptions
+    # The plan as a bundle keeps it, or None where none was faster than sequential decoding.
     spec: CalibratedDecodePlan | None
-    reason: str | None
-    plan: DecodePlan
+    reason: str | None  # why there is none
+    plan: DecodePlan  # the best plan that was found, kept or not
     measured: Measured
-    planned: Times
-    sequential: Times
-    candidates: tuple[BlockCandidates, ...]
-    costs: tuple[BlockCost, ...]
+    planned: Times  # times of a batch by the plan, its parts by flow block
+    sequential: Times  # times of a batch decoded token by token
+    candidates: tuple[BlockCandidates, ...]  # what was measured of each flow block, in sampling order
+    costs: tuple[BlockCost, ...]  # times of each flow block
 
     def predicted_milliseconds(self, block: int) -> float | None:
         """Predicted time of one flow block."""

@@ -25,23 +25,17 @@ HESSIAN_BYTES = 1 << 30  # of second moments held at a time
 
 @dataclass(frozen=True)
 class BlockCandidates:
-    """What may take the place of a flow block's weights.
+    """What may take the place of a flow block's weights."""
 
-    Attributes:
-        weights: Its graph in float32.
-        cache_peaks: By name of a cache input, the largest magnitude in each channel, [kv_heads, head_size]; of the cpu
-            lowering, whose caches may be quantised.
-        scales: Of the norms whose outputs are scaled.
-        plain: By matrix, rounded plainly in the smallest treatment.
-        calibrated: By matrix and treatment.
-        output_errors: By matrix: of the outputs, plain and calibrated.
-    """
-
-    weights: StepGraphWeights
+    weights: StepGraphWeights  # its graph in float32
+    # By name of a cache input, the largest magnitude in each channel, [kv_heads, head_size]; of the cpu lowering,
+    # whose caches may be quantised.
     cache_peaks: Mapping[str, NDArray]
-    scales: dict[Norm, NDArray] = field(default_factory=dict)
+    scales: dict[Norm, NDArray] = field(default_factory=dict)  # of the norms whose outputs are scaled
+    # By matrix, rounded plainly in the smallest treatment.
     plain: dict[str, Replacement] = field(default_factory=dict)
-    calibrated: dict[str, dict[str, Replacement]] = field(default_factory=dict)
+    calibrated: dict[str, dict[str, Replacement]] = field(default_factory=dict)  # by matrix and treatment
+    # By matrix: of the outputs, plain and calibrated.
     output_errors: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 

@@ -20,16 +20,11 @@ NORM_PARAMETERS = {
 
 @dataclass(frozen=True)
 class Linear:
-    """A product x Wᵀ (+ b) of a step graph.
+    """A product x Wᵀ (+ b) of a step graph."""
 
-    Attributes:
-        weight: Name of W, [out, in]; it may be stored in half precision and cast on the way.
-        value: Name of x.
-        outputs, inputs: Sizes of W.
-    """
-
-    weight: str
-    value: str
+    weight: str  # name of W, [out, in]; it may be stored in half precision and cast on the way
+    value: str  # name of x
+    # Sizes of W.
     outputs: int
     inputs: int
 

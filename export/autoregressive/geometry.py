@@ -11,17 +11,12 @@ class StepGeometry:
     position p predicts one token; row p of the noise and sample buffers belongs to that token. With a start token the
     inputs are [start, x_0 .. x_{T-2}] and predict x_0 .. x_{T-1}; without one they are x_0 .. x_{T-2}, predict
     x_1 .. x_{T-1}, and x_0 passes unchanged.
-
-    Attributes:
-        batch: Images B decoded together.
-        rows: Rows of the network: 2B where guidance needs [conditional, null] halves, else B.
-        prefix: Condition tokens m in front.
-        height, width: Image size in tokens.
     """
 
-    batch: int
-    rows: int
-    prefix: int
+    batch: int  # images B decoded together
+    rows: int  # rows of the network: 2B where guidance needs [conditional, null] halves, else B
+    prefix: int  # condition tokens m in front
+    # Image size in tokens.
     height: int
     width: int
     start_token: bool

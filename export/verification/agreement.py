@@ -19,38 +19,26 @@ from starflow.runtime.traces.trace import finite
 
 @dataclass(frozen=True)
 class Measurement:
-    """The error of one part of the bundle on one route.
-
-    Attributes:
-        kind: The inputs it was given.
-        block: Index of the flow block; 0 where there are no blocks.
-        largest: Largest |found - expected|; this and the following are None where a value is not finite.
-        scaled: Largest |found - expected| / max(1, |expected|).
-        relative: |found - expected| / |expected| over all tokens, Euclidean norm.
-        token: Index of the token with the largest error (or the first that is not finite), in decoding order.
-        position: Its position in the caches, condition tokens first.
-        image: Index of its image.
-        place: The part and the token, in words.
-        measure: Which of the figures the tolerance bounds: `largest` means `scaled`.
-        finding: Where a value is not finite, in words.
-        per_token: For every token its error, relative to the root mean square of all tokens; their own root mean square
-            is `relative`. None for a token that is not finite.
-    """
+    """The error of one part of the bundle on one route."""
 
     route: str
-    kind: Kind
-    block: int
+    kind: Kind  # the inputs it was given
+    block: int  # index of the flow block; 0 where there are no blocks
+    # Largest |found - expected|; this and the following are None where a value is not finite.
     largest: float | None
-    scaled: float | None
-    relative: float | None
+    scaled: float | None  # largest |found - expected| / max(1, |expected|)
+    relative: float | None  # |found - expected| / |expected| over all tokens, Euclidean norm
+    # Index of the token with the largest error (or the first that is not finite), in decoding order.
     token: int
-    position: int
-    image: int
-    place: str
-    measure: Measure
+    position: int  # its position in the caches, condition tokens first
+    image: int  # index of its image
+    place: str  # the part and the token, in words
+    measure: Measure  # which of the figures the tolerance bounds: `largest` means `scaled`
     tolerance: float
     passed: bool
-    finding: str | None
+    finding: str | None  # where a value is not finite, in words
+    # For every token its error, relative to the root mean square of all tokens; their own root mean square is
+    # `relative`. None for a token that is not finite.
     per_token: tuple[float | None, ...]
 
     @property

@@ -46,26 +46,20 @@ from starflow.runtime.traces.trace import Trace
 
 @dataclass(frozen=True)
 class Verification:
-    """The result of a verification.
-
-    Attributes:
-        routes: Names of all that was compared with the reference.
-        measurements: One for each route, kind and part.
-        sensitivity: Per part, [T] error of the reference's own tokens after the noise was moved by one unit in the last
-            place: how much the model amplifies the smallest disturbance.
-        images: Per route, uint8 [N, H, W, C]; empty for models of latents.
-    """
+    """The result of a verification."""
 
     subject: Subject
     reference: str
     case: Case
-    routes: tuple[str, ...]
-    measurements: tuple[Measurement, ...]
+    routes: tuple[str, ...]  # names of all that was compared with the reference
+    measurements: tuple[Measurement, ...]  # one for each route, kind and part
     failures: tuple[Failure, ...]
     guard: Guarded
     not_run: tuple[NotRun, ...]
+    # Per part, [T] error of the reference's own tokens after the noise was moved by one unit in the last place: how
+    # much the model amplifies the smallest disturbance.
     sensitivity: dict[int, NDArray]
-    images: dict[str, NDArray[np.uint8]]
+    images: dict[str, NDArray[np.uint8]]  # per route, uint8 [N, H, W, C]; empty for models of latents
 
     @property
     def compared(self) -> bool:

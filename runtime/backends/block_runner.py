@@ -21,18 +21,13 @@ MARK = 7  # a value that no cache holds after a step
 
 @dataclass(frozen=True)
 class BlockInputs:
-    """The inputs of one flow block for a sequence.
+    """The inputs of one flow block for a sequence."""
 
-    Attributes:
-        noise: [B, T, D] float32 in block order.
-        condition: [rows, m, width] float32, [conditional, null] if the block is guided; None for a block without prefix.
-        label: [rows] int64, for models conditioned on a class index.
-        scalars: Other inputs per image, by role: guidance weights [B] and inverse temperature [rows], float32.
-    """
-
-    noise: NDArray
+    noise: NDArray  # [B, T, D] float32 in block order
+    # [rows, m, width] float32, [conditional, null] if the block is guided; None for a block without prefix.
     condition: NDArray | None
-    label: NDArray | None
+    label: NDArray | None  # [rows] int64, for models conditioned on a class index
+    # Other inputs per image, by role: guidance weights [B] and inverse temperature [rows], float32.
     scalars: dict[str, NDArray]
 
 

@@ -35,24 +35,16 @@ Unit = Literal["token", "pass"]
 
 @dataclass(frozen=True)
 class BlockTiming:
-    """One flow block, or the whole flow: medians over the repetitions.
+    """One flow block, or the whole flow: medians over the repetitions."""
 
-    Attributes:
-        block: Flow block, or None for the whole flow.
-        milliseconds: Time per unit (see `Benchmark.unit`): that of a batch, prefill included, over the number of tokens or
-            passes.
-        spread: Interquartile range over the median.
-        passes: Runs of the network in a batch, prefill apart; the mean over the repetitions.
-        bytes: Weights and mean valid cache that a unit reads; with a plan, those of a step times passes per token.
-        floor_milliseconds: bytes / bandwidth.
-    """
-
-    block: int | None
+    block: int | None  # flow block, or None for the whole flow
+    # Time per unit (see `Benchmark.unit`): that of a batch, prefill included, over the number of tokens or passes.
     milliseconds: float
-    spread: float
-    passes: float
+    spread: float  # interquartile range over the median
+    passes: float  # runs of the network in a batch, prefill apart; the mean over the repetitions
+    # Weights and mean valid cache that a unit reads; with a plan, those of a step times passes per token.
     bytes: int
-    floor_milliseconds: float
+    floor_milliseconds: float  # bytes / bandwidth
 
     @property
     def memory_bandwidth_percent(self) -> float:
@@ -62,26 +54,19 @@ class BlockTiming:
 
 @dataclass(frozen=True)
 class VariantTiming:
-    """One variant, decoded or integrated in one way.
-
-    Attributes:
-        decoding: `sequential` (token by token) or `plan`.
-        plan: The same in words; for a continuous flow its solver and steps.
-        batch: Images sampled together.
-        rows: The flow blocks of an autoregressive flow, the deep block first; the whole flow last.
-        images_per_second: Whole batches, prefill included.
-        predicted_milliseconds: Time of a batch as the plan's calibration predicts it; None without such a prediction.
-        error: ||x - exact|| / ||exact|| of the batch against the exact one (see `Benchmark.exact`); None for that one itself.
-    """
+    """One variant, decoded or integrated in one way."""
 
     variant: str
-    decoding: Literal["sequential", "plan"]
-    plan: str
-    batch: int
+    decoding: Literal["sequential", "plan"]  # `sequential` (token by token) or `plan`
+    plan: str  # the same in words; for a continuous flow its solver and steps
+    batch: int  # images sampled together
+    # The flow blocks of an autoregressive flow, the deep block first; the whole flow last.
     rows: tuple[BlockTiming, ...]
-    images_per_second: float
+    images_per_second: float  # whole batches, prefill included
     batch_milliseconds: float
+    # Time of a batch as the plan's calibration predicts it; None without such a prediction.
     predicted_milliseconds: float | None
+    # ||x - exact|| / ||exact|| of the batch against the exact one (see `Benchmark.exact`); None for that one itself.
     error: float | None
 
     @property
@@ -109,24 +94,17 @@ class VariantMemory:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What was measured, and the memory bandwidth measured beside it.
+    """What was measured, and the memory bandwidth measured beside it."""
 
-    Attributes:
-        bandwidth: Bytes a second.
-        repetitions: Number of timed batches of each row.
-        unit: What times and bytes are given for: a token of an autoregressive flow, a pass of a continuous one.
-        exact: The variant that errors are relative to: the most precise of those compared, the first of several; decoded token
-            by token, or integrated by its own plan.
-        variants: Times.
-        memory: Bytes, one entry for each sampler.
-    """
-
-    bandwidth: float
-    repetitions: int
+    bandwidth: float  # bytes a second
+    repetitions: int  # number of timed batches of each row
+    # What times and bytes are given for: a token of an autoregressive flow, a pass of a continuous one.
     unit: Unit
+    # The variant that errors are relative to: the most precise of those compared, the first of several; decoded token
+    # by token, or integrated by its own plan.
     exact: str
-    variants: tuple[VariantTiming, ...]
-    memory: tuple[VariantMemory, ...]
+    variants: tuple[VariantTiming, ...]  # times
+    memory: tuple[VariantMemory, ...]  # bytes, one entry for each sampler
 
 
 def step_bytes(graph: GraphSpec, block: Block) -> int:

@@ -40,19 +40,13 @@ STEPS = 48  # in the middle of a sequence, where caches are as full as on averag
 
 @dataclass(frozen=True)
 class KindTime:
-    """Time per token of all operators of one kind, over all flow blocks.
+    """Time per token of all operators of one kind, over all flow blocks."""
 
-    Attributes:
-        kind: One of `KINDS`, or `between operators` for the time that steps take beyond their operators.
-        milliseconds: Time per token.
-        floor_milliseconds: Time to read the weights (of matrix products) or the valid caches (of attention) once.
-        operators: Milliseconds per token by operator, the largest first.
-    """
-
-    kind: str
-    milliseconds: float
+    kind: str  # one of `KINDS`, or `between operators` for the time that steps take beyond their operators
+    milliseconds: float  # time per token
+    # Time to read the weights (of matrix products) or the valid caches (of attention) once.
     floor_milliseconds: float
-    operators: dict[str, float]
+    operators: dict[str, float]  # milliseconds per token by operator, the largest first
 
 
 @dataclass(frozen=True)

@@ -30,16 +30,11 @@ WEIGHTS, RECORD, NOISY_DECODER = "diffusion_pytorch_model.safetensors", "starflo
 
 
 class AutoencoderRecord(Frozen):
-    """`starflow.json`.
+    """`starflow.json`."""
 
-    Attributes:
-        pixel_shape: [C, H, W] of the images it was trained on.
-        latent: Gives the latents of the training set mean 0 and standard deviation 1.
-        noisy_decoder_std: Standard deviation of the noise that the noisy decoder removes, on scaled latents.
-    """
-
-    pixel_shape: tuple[int, int, int]
-    latent: LatentScaling
+    pixel_shape: tuple[int, int, int]  # [C, H, W] of the images it was trained on
+    latent: LatentScaling  # gives the latents of the training set mean 0 and standard deviation 1
+    # Standard deviation of the noise that the noisy decoder removes, on scaled latents.
     noisy_decoder_std: float | None = Field(None, gt=0)
 
 

@@ -22,24 +22,18 @@ from starflow.training.layers.tokens import patchify, unpatchify
 
 @dataclass(frozen=True)
 class FlowOutput:
-    """The normalising direction.
+    """The normalising direction."""
 
-    Attributes:
-        z: Latent noise, shaped as the data (STARFlow) or as tokens (TARFlow).
-        log_dets: Per block, [B, T, D] -log sigma in block order; identity blocks have zeros [B].
-        activations: Tokens [B, T, D] in natural order: the patched input, then every block's output.
-        raws: Per block, the network's [a, mu] before any shift; None for identity blocks.
-        condition: Final-normed condition tokens of the deep block, or None.
-        loss: Scalar; mean(z^2) / 2 minus the mean log-determinant: nats per dimension less log(2 pi) / 2.
-        loss_z, loss_log_det: Its two parts.
-    """
-
-    z: Tensor
+    z: Tensor  # latent noise, shaped as the data (STARFlow) or as tokens (TARFlow)
+    # Per block, [B, T, D] -log sigma in block order; identity blocks have zeros [B].
     log_dets: tuple[Tensor, ...]
+    # Tokens [B, T, D] in natural order: the patched input, then every block's output.
     activations: tuple[Tensor, ...]
+    # Per block, the network's [a, mu] before any shift; None for identity blocks.
     raws: tuple[Tensor | None, ...]
-    condition: Tensor | None
-    loss: Tensor
+    condition: Tensor | None  # final-normed condition tokens of the deep block, or None
+    loss: Tensor  # scalar; mean(z^2) / 2 minus the mean log-determinant: nats per dimension less log(2 pi) / 2
+    # Its two parts.
     loss_z: Tensor
     loss_log_det: Tensor
 

@@ -66,20 +66,15 @@ class Samples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Samples to train on, held-out samples, and the condition that stands for "no condition".
-
-    Attributes:
-        null: The null class (int64 []) or the features of an empty text (float32 [T, W]); None without conditions.
-        text: How captions became features; None without captions.
-        latents: The space of the latents; None if the values are images or points.
-    """
+    """Samples to train on, held-out samples, and the condition that stands for "no condition"."""
 
     train: Samples
     test: Samples
     conditioning: Conditioning
+    # The null class (int64 []) or the features of an empty text (float32 [T, W]); None without conditions.
     null: Tensor | None
-    text: TextEncoding | None = None
-    latents: LatentSpace | None = None
+    text: TextEncoding | None = None  # how captions became features; None without captions
+    latents: LatentSpace | None = None  # the space of the latents; None if the values are images or points
 
     @property
     def kind(self) -> Literal["images", "latents", "points"]:

@@ -36,23 +36,16 @@ ANOTHER = "use another --out, or --no-resume to start again"
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a call of `TrainingRun.fit` ended. Figures that were not measured are None.
+    """Where a call of `TrainingRun.fit` ended. Figures that were not measured are None."""
 
-    Attributes:
-        step: Updates done, of `total_steps` in the recipe.
-        loss: Mean over the last steps.
-        images_per_second: Mean over the call, without the time of evaluations and samples.
-        test_step: Step of the last evaluation on held-out images.
-        test_psnr, test_noisy_psnr: Of an autoencoder, in dB, from its own latents and from noisy ones.
-    """
-
-    step: int
+    step: int  # updates done, of `total_steps` in the recipe
     total_steps: int
     interrupted: bool
-    loss: float | None
-    images_per_second: float | None
-    test_step: int | None = None
+    loss: float | None  # mean over the last steps
+    images_per_second: float | None  # mean over the call, without the time of evaluations and samples
+    test_step: int | None = None  # step of the last evaluation on held-out images
     test_bits_per_dim: float | None = None
+    # Of an autoencoder, in dB, from its own latents and from noisy ones.
     test_psnr: float | None = None
     test_noisy_psnr: float | None = None
 
