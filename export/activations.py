@@ -26,14 +26,10 @@ MARGIN = 2.0  # the check sees one sample, not all
 
 @dataclass(frozen=True)
 class ActivationData:
-    """Data to look at in place of samples drawn from the model.
+    """Data to look at in place of samples drawn from the model."""
 
-    Attributes:
-        x: [N, C, H, W] float32, scaled as the model was trained.
-        condition: Features [N, m, width] float32; class ids [N] int64, the number of classes being the null class; or None.
-    """
-
-    x: Tensor
+    x: Tensor  # [N, C, H, W] float32, scaled as the model was trained
+    # Features [N, m, width] float32; class ids [N] int64, the number of classes being the null class; or None.
     condition: Tensor | None
 
 

@@ -31,16 +31,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Inverted:
-    """The noise and the density of data.
+    """The noise and the density of data."""
 
-    Attributes:
-        noise: [N, *noise_shape] float32, which `Sampler.generate` turns into the data, without guidance.
-        log_likelihood: [N] float64 nats, log p(data | condition).
-        log_determinant: [N, T] float64, log |dz/dx| by token in raster order, summed over flow blocks and channels.
-    """
-
+    # [N, *noise_shape] float32, which `Sampler.generate` turns into the data, without guidance.
     noise: NDArray[np.float32]
-    log_likelihood: NDArray[np.float64]
+    log_likelihood: NDArray[np.float64]  # [N] float64 nats, log p(data | condition)
+    # [N, T] float64, log |dz/dx| by token in raster order, summed over flow blocks and channels.
     log_determinant: NDArray[np.float64]
 
 

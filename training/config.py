@@ -30,15 +30,12 @@ class LatentScaling(Frozen):
 
 
 class TextEncoding(Frozen):
-    """Where the features of captions come from; the model's `txt_size` and `txt_dim` tell their number and width.
+    """Where the features of captions come from; the model's `txt_size` and `txt_dim` tell their number and width."""
 
-    Attributes:
-        encoder: Folder of the text encoder, `package:NAME/FOLDER` for one inside a Python package, or its published name.
-        template: What the tokenizer gets for a caption, the empty one included; `{caption}` stands for the caption and
-            `{aspect_ratio}`, if it occurs, for the image's, such as "3:2".
-    """
-
+    # Folder of the text encoder, `package:NAME/FOLDER` for one inside a Python package, or its published name.
     encoder: str
+    # What the tokenizer gets for a caption, the empty one included; `{caption}` stands for the caption and
+    # `{aspect_ratio}`, if it occurs, for the image's, such as "3:2".
     template: str = CAPTION
 
     @field_validator("template")

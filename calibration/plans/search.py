@@ -14,17 +14,13 @@ UNITS = 1000  # the budget is spent in thousandths; errors are rounded up
 
 @dataclass(frozen=True)
 class Edge(Generic[What]):
-    """One way to get from token `start` to token `end`.
+    """One way to get from token `start` to token `end`."""
 
-    Attributes:
-        start, end: Tokens, counted over everything that is planned.
-        error: Its share of the squared error.
-    """
-
+    # Tokens, counted over everything that is planned.
     start: int
     end: int
     milliseconds: float
-    error: float
+    error: float  # its share of the squared error
     what: What
 
 

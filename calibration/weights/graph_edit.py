@@ -45,14 +45,11 @@ class StoredArray:
 
 @dataclass
 class EditedGraph:
-    """A step graph with some weights replaced.
+    """A step graph with some weights replaced."""
 
-    Attributes:
-        model: Structure; weights that were not replaced are still references into the source's file.
-        arrays: Content of the new initializers, which `model` holds without data.
-    """
-
+    # Structure; weights that were not replaced are still references into the source's file.
     model: onnx.ModelProto
+    # Content of the new initializers, which `model` holds without data.
     arrays: dict[str, StoredArray] = field(default_factory=dict)
 
     def add(self, name: str, data_type: int, dims: tuple[int, ...], content: NDArray) -> str:

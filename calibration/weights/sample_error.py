@@ -23,14 +23,10 @@ from starflow.runtime.traces.case import Case
 
 @dataclass(frozen=True)
 class SampleError:
-    """How far samples are from the exact ones of the same noise, ||x - exact|| / ||exact||.
+    """How far samples are from the exact ones of the same noise, ||x - exact|| / ||exact||."""
 
-    Attributes:
-        total: Over all images together.
-        median, worst: Over the images one by one.
-    """
-
-    total: float
+    total: float  # over all images together
+    # Over the images one by one.
     median: float
     worst: float
 

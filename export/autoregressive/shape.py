@@ -11,16 +11,12 @@ from starflow.training.autoregressive.model import AutoregressiveFlow
 
 @dataclass(frozen=True)
 class FlowShape:
-    """One of the shapes.
+    """One of the shapes."""
 
-    Attributes:
-        height, width: Of the data, in (latent) pixels.
-        geometries: Sizes of the step graph of each flow block that has one.
-    """
-
+    # Of the data, in (latent) pixels.
     height: int
     width: int
-    geometries: dict[int, StepGeometry]
+    geometries: dict[int, StepGeometry]  # sizes of the step graph of each flow block that has one
     max_chunk: int
 
     def __str__(self) -> str:

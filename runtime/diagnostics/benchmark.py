@@ -81,14 +81,11 @@ class VariantTiming:
 
 @dataclass(frozen=True)
 class VariantMemory:
-    """Memory of one variant, all its graphs open, a batch sampled in every way that was timed.
-
-    Attributes:
-        measured: Growth of this process; None where the memory is not the host's, or the system does not tell.
-    """
+    """Memory of one variant, all its graphs open, a batch sampled in every way that was timed."""
 
     variant: str
     predicted: PredictedMemory
+    # Growth of this process; None where the memory is not the host's, or the system does not tell.
     measured: MeasuredMemory | None
 
 

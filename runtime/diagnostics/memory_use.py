@@ -61,16 +61,12 @@ def _scale_bytes(path: Path) -> int:
 
 @dataclass(frozen=True)
 class MeasuredMemory:
-    """Bytes this process grew by.
+    """Bytes this process grew by."""
 
-    Attributes:
-        resident: Growth at the end, of memory of its own and mapped files of the bundle; the code of libraries, which processes
-            share, does not count.
-        peak: Largest growth of the whole resident set on the way, libraries included.
-    """
-
+    # Growth at the end, of memory of its own and mapped files of the bundle; the code of libraries, which processes
+    # share, does not count.
     resident: int
-    peak: int
+    peak: int  # largest growth of the whole resident set on the way, libraries included
 
 
 class MemoryGauge:

@@ -13,13 +13,10 @@ Work = Callable[[Lap], object]
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one piece of work, a value for each repetition.
-
-    Attributes:
-        parts: Between its laps, by what they ended; parts of one name in one repetition add up.
-    """
+    """Seconds of one piece of work, a value for each repetition."""
 
     whole: list[float] = field(default_factory=list)
+    # Between its laps, by what they ended; parts of one name in one repetition add up.
     parts: dict[Hashable, list[float]] = field(default_factory=dict)
 
     @property

@@ -12,30 +12,23 @@ from starflow.training.text.text_features import TextFeatures
 
 
 class Batch(NamedTuple):
-    """Samples on a device.
-
-    Attributes:
-        condition: int64 [B] class labels, float32 [B, T, W] text features, or None; the others are as in `Samples`.
-    """
+    """Samples on a device."""
 
     values: Tensor
+    # int64 [B] class labels, float32 [B, T, W] text features, or None; the others are as in `Samples`.
     condition: Tensor | None
     mirrored: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Images, latents or points, and their conditions.
+    """Images, latents or points, and their conditions."""
 
-    Attributes:
-        values: Images uint8 [N, C, H, W], unscaled latents of images float16 [N, C, h, w], or points float32 [N, D].
-        condition: Class labels int64 [N], features of N captions, any features float32 [N, T, W], or None.
-        mirrored: Latents of the mirror images, shaped as `values`, or None.
-    """
-
+    # Images uint8 [N, C, H, W], unscaled latents of images float16 [N, C, h, w], or points float32 [N, D].
     values: Tensor
+    # Class labels int64 [N], features of N captions, any features float32 [N, T, W], or None.
     condition: Tensor | TextFeatures | None
-    mirrored: Tensor | None = None
+    mirrored: Tensor | None = None  # latents of the mirror images, shaped as `values`, or None
 
     def __len__(self) -> int:
         return len(self.values)

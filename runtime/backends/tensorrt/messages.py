@@ -9,14 +9,10 @@ from starflow.runtime.backends.tensorrt.flavour import Flavour
 
 @dataclass
 class MessageLog:
-    """The messages of TensorRT, in order.
+    """The messages of TensorRT, in order."""
 
-    Attributes:
-        logger: The `trt.ILogger` for a builder or runtime, which it must outlive.
-        entries: (severity, text) of every message that is kept.
-    """
-
-    logger: Any = None
+    logger: Any = None  # the `trt.ILogger` for a builder or runtime, which it must outlive
+    # (severity, text) of every message that is kept.
     entries: list[tuple[int, str]] = field(default_factory=list)
     error_severity: int = 1
 
