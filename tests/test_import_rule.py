@@ -46,7 +46,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("training",),
     ),
     "export": (
-        ("export.onnx_graph", "export.precision", "export.streamed_model"),
+        ("export.onnx_graph", "export.precision"),
         ("export.activations", "export.bundle_folder"),
         ("export.networks",),
         ("export.export_options", "export.tensorrt"),

@@ -8,13 +8,9 @@ from torch import Tensor, nn
 
 
 class Flow(nn.Module, ABC):
-    """A trained map between noise and data.
+    """A trained map between noise and data."""
 
-    Attributes:
-        num_classes: Classes of a class model; as a label, this number stands for "no class".
-    """
-
-    num_classes: int = 0
+    num_classes: int = 0  # of a class model; as a label, this number stands for "no class"
 
     @property
     def device(self) -> torch.device:

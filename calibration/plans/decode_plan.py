@@ -10,8 +10,7 @@ from starflow.calibration.plans.budget_search import PlanEdge, fastest_plan
 from starflow.calibration.plans.candidates import BlockCandidates, block_curve, candidate_edges, explore
 from starflow.calibration.plans.convergence import BlockProbe, probes
 from starflow.calibration.plans.costs import measure_costs
-from starflow.calibration.plans.options import PlanOptions
-from starflow.calibration.plans.runs import PlanRuns, relative_error
+from starflow.calibration.plans.runs import PlanOptions, PlanRuns, relative_error
 from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.bundle.bundle import Bundle

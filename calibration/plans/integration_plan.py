@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from starflow.calibration.cases import Cases
 from starflow.calibration.plans.integration_search import MOST_STEPS, GridKind, Trial, fine_reference, search_plans
-from starflow.calibration.plans.options import PlanOptions
-from starflow.calibration.plans.runs import PlanRuns, relative_error
+from starflow.calibration.plans.runs import PlanOptions, PlanRuns, relative_error
 from starflow.calibration.plans.time_density import acceleration, equidistributed
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.bundle.bundle import Bundle

@@ -11,8 +11,7 @@ from onnx import numpy_helper
 from starflow.calibration.weights.graph_edit import EditedGraph
 from starflow.calibration.weights.step_graph_weights import StepGraphWeights
 from starflow.export.bundle_folder import file_spec, write_graph
-from starflow.export.onnx_graph.external_data import refer
-from starflow.export.onnx_graph.weight_file import WeightFile
+from starflow.export.onnx_graph.weight_file import WeightFile, refer
 from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 from starflow.runtime.bundle.bundle import Bundle, changing_manifest, replace_manifest
 from starflow.runtime.bundle.graph_spec import GraphSpec

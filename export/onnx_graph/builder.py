@@ -11,8 +11,7 @@ import onnx
 from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from starflow.export.onnx_graph.external_data import external_tensor
-from starflow.export.onnx_graph.weight_file import StoredTensor, WeightFile
+from starflow.export.onnx_graph.weight_file import StoredTensor, WeightFile, external_tensor
 
 OPSET = 24  # TensorScatter; Attention with grouped queries
 IR_VERSION = 11

@@ -32,17 +32,11 @@ class Part:
 
 
 class Subject(ABC):
-    """What a family of flows offers to compare.
+    """What a family of flows offers to compare."""
 
-    Attributes:
-        parts: By index, in the order of sampling.
-        kinds: With which inputs they are run, and what each kind means, for reports.
-        model: The model in a few words.
-    """
-
-    parts: Mapping[int, Part]
-    kinds: Mapping[Kind, str]
-    model: str
+    parts: Mapping[int, Part]  # by index, in the order of sampling
+    kinds: Mapping[Kind, str]  # with which inputs they are run, and what each kind means, for reports
+    model: str  # in a few words
 
     @property
     def unit(self) -> str:

@@ -164,20 +164,16 @@ def some_condition(manifest: Manifest) -> tuple[NDArray | None, NDArray | None]:
 
 
 class _Contestant:
-    """Samples the same batch over and over in one way.
+    """Samples the same batch over and over in one way; noise and conditions are the same for all contestants."""
 
-    Attributes:
-        passes: How often each block's network ran, prefill apart; a value for each repetition.
-        sample: What came out last; noise and conditions are the same for all contestants.
-    """
-
-    sample: NDArray
+    sample: NDArray  # what came out last
 
     def __init__(self, sampler: Sampler, guidance: float) -> None:
         self.sampler, manifest = sampler, sampler.manifest
         self.by_decode_plan = isinstance(sampler.plan, DecodePlan) and bool(sampler.plan.blocks)
         self._guidance = guidance if manifest.guided else 0.0
         self._inputs = (sampler.noise(manifest.batch), *some_condition(manifest))
+        # How often each block's network ran, prefill apart; a value for each repetition.
         self.passes: dict[int, list[int]] = {}
 
     def __call__(self, lap: Lap) -> None:

@@ -57,14 +57,7 @@ def generator_for(seed: int, stream: int, index: int, device: torch.device | str
 
 
 class TrainingRun(ABC):
-    """One run: a recipe, its data, and a folder that holds state.pt, log.jsonl, samples/ and checkpoint/.
-
-    Attributes:
-        average: Moving average of the model; it is judged, sampled and kept.
-        figures: Scalars of the last step besides its loss, by their names in log.jsonl.
-        memory: What a resumed run needs to know beyond weights, average, optimiser and step.
-        metrics: The last figures of `judge`, and the step they belong to.
-    """
+    """One run: a recipe, its data, and a folder that holds state.pt, log.jsonl, samples/ and checkpoint/."""
 
     UNITS: ClassVar[Mapping[str, str]]  # the figures of `judge`, and their units
 
@@ -91,14 +84,14 @@ class TrainingRun(ABC):
             self.samples = samples.resident(self.device)
         torch.manual_seed(training.seed)
         self.model = model().to(self.device)
-        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)  # a moving one: judged, sampled and kept
         self._network = torch.compile(self.trained_call()) if training.compile else self.trained_call()
         self.optimizer = build_optimizer(self.model, training)
         self.scaler = torch.amp.GradScaler(enabled=training.precision == "fp16")
         self._order = (-1, torch.empty(0))
-        self.figures: dict[str, Tensor] = {}
-        self.memory: dict[str, Tensor] = {}
-        self.metrics: dict[str, Any] = {}
+        self.figures: dict[str, Tensor] = {}  # scalars of the last step besides its loss, by their names in log.jsonl
+        self.memory: dict[str, Tensor] = {}  # what a resumed run needs beyond weights, average, optimiser and step
+        self.metrics: dict[str, Any] = {}  # the last figures of `judge`, and the step they belong to
 
     # What one kind of run does
 
