@@ -37,12 +37,10 @@ def encode_conditions(
     """Check a condition and convert it to the arrays that graphs take.
 
     Args:
-        spec: What the model is conditioned on.
         count: Number of images N.
         condition: Class labels [N] (numbers or names), condition tokens [N, m, width] (or [m, width] for all images), or None
             for the null class and for models without conditions.
         null_condition: Null condition tokens [m, width] or [N, m, width], for guided models conditioned on features.
-        guided: Whether guidance is on.
 
     Raises:
         UsageError: the condition does not fit the model.

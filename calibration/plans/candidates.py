@@ -35,7 +35,6 @@ def explore(probe: BlockProbe, cost: BlockCost, budget: float, *, fixed: bool) -
 
     Args:
         cost: Its times; passes that could not pay are not measured.
-        budget: Largest error that is allowed.
         fixed: Whether windows must have fixed advances. Windows over several images always have.
     """
     paying = paying_passes(cost)

@@ -85,7 +85,6 @@ def calibrate_plan(
     Args:
         cases: Convergence is measured on the first, plans are judged on the second.
         costs: Times of passes, where they are known.
-        progress: Told of every stage.
     """
     manifest, fixed = bundle.autoregressive, options.fixed or backend.name != "onnxruntime cpu"
     total = len(manifest.decoded_tokens()) + 5
@@ -138,7 +137,6 @@ def refusal(plan: DecodePlan, error: float, budget: float, planned: float, seque
     """Why a plan is not stored, or None.
 
     Args:
-        budget: Largest error that is allowed.
         planned, sequential: Milliseconds of a batch by the plan, and token by token.
     """
     if not plan.blocks:

@@ -90,7 +90,6 @@ def calibrate_integration(
 
     Args:
         cases: Plans are searched on the first and judged on the second.
-        progress: Told of every stage.
 
     Raises:
         UsageError: no plan stays within the budget.

@@ -66,7 +66,6 @@ def calibrate_weights(
     Args:
         cases: Weights are calibrated on the first and measured on the second.
         trace: Returns the samples to calibrate on, with what each flow block was given; None draws them from the model.
-        report: Told of every step.
         waiting: Called before waiting for another process that changes the bundle.
 
     Raises:

@@ -33,8 +33,7 @@ class GraphBuilder:
     """An ONNX graph under construction. Values are named by strings, nodes appear in the order they are asked for.
 
     Args:
-        weights: File that weights are stored in.
-        location: Path of that file relative to the graph's folder, in or below it.
+        location: Path of the weight file relative to the graph's folder, in or below it.
     """
 
     def __init__(self, name: str, weights: WeightFile, location: str) -> None:

@@ -21,7 +21,6 @@ class BuildMonitor:
     """Follows the phases of one build, which nest: a step of one is a whole phase of the next.
 
     Args:
-        flavour: The TensorRT that builds.
         report: Told (parts done of `PARTS`, `PARTS`, name of the phase) whenever the number changes.
 
     Attributes:

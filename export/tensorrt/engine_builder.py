@@ -31,7 +31,6 @@ def build_engine(
     Ctrl-C and SIGTERM end the build at TensorRT's next step, and leave as KeyboardInterrupt.
 
     Args:
-        config: What to build for, and how.
         longest: Most tokens of one run; no profile takes more.
         destination: The engine file; one that exists is replaced.
         report: Told how far the build is, in `PARTS`.

@@ -91,11 +91,9 @@ def verify(
     Args:
         reference: What to compare with. If it is one of the routes, its chunks are compared with its own steps.
         routes: What to run. A route that breaks down is reported, and the others go on.
-        tolerances: Bounds on the errors.
         text_encoder: Folder of the text encoder the bundle was exported with, to compare the bundle's with.
         autoencoder: Folder of the autoencoder the bundle was exported with, likewise.
         not_run, guard: Handed on to the result.
-        progress: Told of every sample and flow block.
 
     Raises:
         StarflowError: the reference cannot be run.

@@ -56,7 +56,6 @@ def sample_blocks(
 
     Args:
         noise: [B, T, D] float32 in raster order, already scaled by the prior.
-        request: Guidance and attention temperature.
         on_tokens: Called with the number of tokens just decoded.
         finite: Whether NaN and infinity are errors; if not, the next block gets zeros instead.
 

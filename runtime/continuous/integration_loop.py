@@ -35,7 +35,6 @@ def integrate_batch(
     Args:
         runner: Runs the velocity graph, whose condition and guidance are set.
         x: Noise [B, *data_shape] float32.
-        plan: Solver and steps.
         on_time: Called with the time just reached.
 
     Raises:

@@ -50,9 +50,7 @@ def take_turns(
 
     Args:
         works: Each is called with a function that ends a part of it, see `Lap`.
-        repetitions: Number of timed rounds.
         warm_up: Whether a round that is not timed comes first.
-        before_round: Called before each timed round.
         progress: Called with rounds done and in total.
     """
     if warm_up:

@@ -56,7 +56,6 @@ class SideNetworks:
         Args:
             count: N.
             condition, null_condition: See `Sampler.generate`.
-            guided: Whether guidance is on.
 
         Raises:
             UsageError: the condition does not fit the model.

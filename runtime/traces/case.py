@@ -41,7 +41,6 @@ def draw_case(
 
     Args:
         images: Smallest number of images; None takes one batch.
-        seed: Seed of noise and conditions.
         guidance: Guidance weight; None takes 1 if the bundle takes guidance.
         conditions: Returns the conditions and the null condition for a number of images, instead of `usual_conditions`.
     """

@@ -41,7 +41,6 @@ def score_denoise(
 
     Args:
         model: See `score`, with `x` and `y`.
-        x: Samples of the noised data.
         noise_std: sigma, the standard deviation of the noise the flow was trained with.
         rate: Part of the way to go (`self_denoising_lr` of the published code).
     """
@@ -55,7 +54,6 @@ def learned_denoise(
     """x - prediction * 0.3 (sigma - sigma') / sigma.
 
     Args:
-        model: A flow with a learned denoiser.
         x: [B, C, H, W] float32.
         y: Text features of every sample, for a denoiser that reads them.
         noise_std: sigma, of the noise in x.

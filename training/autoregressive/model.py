@@ -174,7 +174,6 @@ class AutoregressiveFlow(Flow):
             noise: Standard normal noise of `noise_shape`, float32.
             y: Condition of every sample (see `forward`).
             y_null: STARFlow's null condition [B, m, txt_dim], needed for guidance.
-            guidance: Weight w, or a `Guidance`.
             attention_temperature: STARFlow divides all attention logits by it; TARFlow those of its unguided branch.
             jacobi: Decode in chunks iterated to a fixed point in place of single tokens.
             sequence: Filled with the data after every block, [B, C, H, W] each.

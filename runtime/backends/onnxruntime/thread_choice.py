@@ -32,7 +32,6 @@ def fastest_runner(open_runner: Callable[[int], Runner], counts: Sequence[int]) 
     Runners take turns, so a disturbance affects all of them, and the best round of each counts.
 
     Args:
-        open_runner: Opens a runner with a number of threads.
         counts: Numbers of threads to choose from; a single one is not measured.
     """
     if len(counts) == 1:

@@ -24,7 +24,6 @@ class TensorrtBlockRunner(BlockRunner):
         max_chunk: Largest number of tokens in one run by the manifest; prefill also keeps to the limit of the engine.
         scratch: Memory for values between a run's inputs and outputs. Runners that share it must share `stream`, so that their
             runs do not overlap.
-        stream: The stream that runs everything.
     """
 
     def __init__(

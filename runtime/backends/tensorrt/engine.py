@@ -82,7 +82,6 @@ class GraphEngine:
         Args:
             buffers: Every input and output.
             scratch: At least `scratch_bytes`; runs that share it must not overlap.
-            stream: The stream that runs the graph.
             feed_back: Adds the copies that prepare the next run.
             resources: Takes the graph and its execution context, and frees them.
 
