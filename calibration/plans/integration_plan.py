@@ -22,12 +22,7 @@ from starflow.runtime.ode.time_grid import uniform_grid
 from starflow.runtime.plain.errors import IntegrationError, UsageError
 from starflow.runtime.plain.progress import Report, no_report
 from starflow.runtime.plans.calibrated_integration_plan import CalibratedIntegrationPlan
-from starflow.runtime.plans.integration_plan import (
-    AdaptiveSteps,
-    FixedSolver,
-    FixedSteps,
-    default_plan,
-)
+from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSolver, FixedSteps, default_plan
 from starflow.runtime.traces.case import Case
 from starflow.runtime.traces.continuous import path_states
 

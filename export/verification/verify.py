@@ -22,15 +22,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from starflow.export.verification import networks
 from starflow.export.verification.agreement import Measurement, compare, token_errors
 from starflow.export.verification.families import subject_of
 from starflow.export.verification.guard import NOT_GUARDED, Guarded
-from starflow.export.verification.networks import (
-    compare_autoencoder,
-    compare_denoiser,
-    compare_text_encoder,
-    denoiser_name,
-)
 from starflow.export.verification.routes import Failure, NotRun, Reference, Route
 from starflow.export.verification.subject import Part, Subject
 from starflow.export.verification.tolerances import Kind, Tolerances
@@ -138,16 +133,16 @@ def verify(
     sample = data[reference.name]
     if isinstance(reference, TorchReference):
         for spec in bundle.manifest.denoisers:
-            name = denoiser_name(spec)
+            name = networks.denoiser_name(spec)
             start(name)
-            measurement, data[name] = compare_denoiser(bundle, spec, reference, case, sample, tolerances)
+            measurement, data[name] = networks.compare_denoiser(bundle, spec, reference, case, sample, tolerances)
             measurements.append(measurement)
     if text_encoder:
         start("text encoder")
-        measurements.append(compare_text_encoder(bundle, text_encoder, tolerances))
+        measurements.append(networks.compare_text_encoder(bundle, text_encoder, tolerances))
     if autoencoder:
         start("autoencoder")
-        measurements += compare_autoencoder(bundle, autoencoder, sample, tolerances)
+        measurements += networks.compare_autoencoder(bundle, autoencoder, sample, tolerances)
     return Verification(
         subject=subject,
         reference=reference.name,
