@@ -92,14 +92,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Exit status 0 if everything that ran agrees with the reference, 1 if not."""
     import json
 
-    from starflow.export.verification.guard import guard_variants
     from starflow.export.verification.networks import autoencoder_folder, denoiser_name, text_encoder_folder
     from starflow.export.verification.report import write_report
     from starflow.export.verification.results import as_plain_values, print_table
     from starflow.export.verification.routes import NotRun, Reference, choose_variants, default_reference, find_routes
     from starflow.export.verification.tolerances import tolerances
     from starflow.export.verification.torch_reference import TorchReference
-    from starflow.export.verification.verify import verify
+    from starflow.export.verification.verify import guard_variants, verify
     from starflow.runtime.bundle.bundle import Bundle
     from starflow.runtime.commands.shape_argument import parse_shape
     from starflow.runtime.plain.atomic_write import check_file

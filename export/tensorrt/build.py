@@ -9,8 +9,7 @@ from pathlib import Path
 from starflow.export.bundle_folder import file_spec
 from starflow.export.tensorrt.build_monitor import PARTS
 from starflow.export.tensorrt.build_resources import check_room
-from starflow.export.tensorrt.engine_builder import build_engine
-from starflow.export.tensorrt.engine_header import begins_like_engine
+from starflow.export.tensorrt.engine_builder import begins_like_engine, build_engine
 from starflow.export.tensorrt.parse import parse_graph
 from starflow.export.tensorrt.parser_guard import guard_graph
 from starflow.export.tensorrt.profiles import DEFAULT_TOKENS, token_profiles

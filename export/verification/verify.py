@@ -22,21 +22,45 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from starflow.export.tensorrt.parser_guard import guard_graph
 from starflow.export.verification import networks
 from starflow.export.verification.agreement import Measurement, compare, token_errors
 from starflow.export.verification.families import subject_of
-from starflow.export.verification.guard import NOT_GUARDED, Guarded
 from starflow.export.verification.routes import Failure, NotRun, Reference, Route
 from starflow.export.verification.subject import Part, Subject
 from starflow.export.verification.tolerances import Kind, Tolerances
 from starflow.export.verification.torch_reference import TorchReference
 from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.networks.autoencoder import Autoencoder
-from starflow.runtime.plain.errors import StarflowError, UsageError
+from starflow.runtime.plain.errors import ExportError, StarflowError, UsageError
 from starflow.runtime.plain.images import to_uint8
 from starflow.runtime.plain.progress import Report, no_report
 from starflow.runtime.traces.case import Case, nudged
 from starflow.runtime.traces.trace import Trace
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """How many portable graphs were read, and which would be misread."""
+
+    graphs: int
+    failures: tuple[Failure, ...]
+
+
+NOT_GUARDED = Guarded(0, ())
+
+
+def guard_variants(bundle: Bundle, variants: Sequence[Variant]) -> Guarded:
+    """Read every graph of the portable ones among some variants."""
+    graphs = [graph for variant in variants if variant.lowering == "portable" for graph in variant.graphs]
+    failures = []
+    for graph in graphs:
+        try:
+            guard_graph(bundle.root / graph.file.path, graph.block)
+        except ExportError as error:
+            failures.append(Failure("parser guard", str(error)))
+    return Guarded(len(graphs), tuple(failures))
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plans.decode_plan import Jacobi
 from starflow.training.autoregressive.config import AutoregressiveConfig, BlockConfig, block_configs
 from starflow.training.autoregressive.flow_block import Context, FlowBlock
-from starflow.training.flow import Flow
-from starflow.training.layers.likelihood import gaussian_log_density
+from starflow.training.flow import Flow, gaussian_log_density
 from starflow.training.layers.tokens import patchify, unpatchify
 
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from starflow.training.layers.likelihood import gaussian_log_density
+from starflow.training.flow import gaussian_log_density
 
 EXACT_UP_TO = 4  # dimensions: beyond, a trace takes too many backward passes
 GRADING = 3  # steps at t = 1 - (k / steps)^3: small where data are sharp and the divergence grows fast

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from starflow.runtime.plain.atomic_write import atomic_file
 from starflow.runtime.plain.errors import CheckpointError, RecipeError, StarflowError
-from starflow.training.data.augmentation import mirror_images, shift_images
-from starflow.training.data.samples import Batch, Samples
+from starflow.training.data.samples import Batch, Samples, mirror_images, shift_images
 from starflow.training.recipe import AnyRecipe, changed_field
 from starflow.training.runs.optimizer import average_decay_at, build_optimizer, learning_rate_at, update_average
 from starflow.training.runs.progress import Journal

@@ -11,7 +11,7 @@ from onnx import helper
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.export.tensorrt.build import BuildRequest, BuiltEngine, build_bundle
-from starflow.export.tensorrt.engine_header import begins_like_engine
+from starflow.export.tensorrt.engine_builder import begins_like_engine
 from starflow.export.tensorrt.target import parse_target
 from starflow.runtime.backends.tensorrt.build import check_version
 from starflow.runtime.backends.tensorrt.flavour import Flavour, load_flavour
