@@ -10,7 +10,7 @@ from starflow.calibration.plans.budget_search import PlanEdge, fastest_plan
 from starflow.calibration.plans.candidates import BlockCandidates, block_curve, candidate_edges, explore
 from starflow.calibration.plans.convergence import BlockProbe, probes
 from starflow.calibration.plans.costs import measure_costs
-from starflow.calibration.plans.runs import PlanOptions, PlanRuns, relative_error
+from starflow.calibration.plans.runs import Measured, PlanOptions, PlanRuns
 from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.bundle.bundle import Bundle
@@ -24,15 +24,6 @@ from starflow.runtime.plans.calibrated_decode_plan import (
     segment_milliseconds,
 )
 from starflow.runtime.plans.decode_plan import BlockPlan, Chunk, DecodePlan
-from starflow.runtime.traces.case import Case
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A plan as it ran."""
-
-    error: float  # ||x - sequential|| / ||sequential|| over the samples
-    passes: dict[int, float]  # network passes of each flow block, the mean over the batches
 
 
 @dataclass(frozen=True)
@@ -56,18 +47,6 @@ class DecodeCalibration:
         tokens = next(found.tokens for found in self.candidates if found.block == block)
         times = [segment_milliseconds(segment, cost) for segment in self.plan.segments(block, tokens)]
         return None if None in times else cost.prefill_milliseconds + sum(time for time in times if time is not None)
-
-
-class _Runs(PlanRuns):
-    """Runs plans and compares their samples with those of sequential decoding."""
-
-    def __init__(self, bundle: Bundle, variant: Variant, backend: Backend, case: Case) -> None:
-        super().__init__(bundle, variant, backend, case)
-        self._sequential = self.sample(SEQUENTIAL)[0]
-
-    def measure(self, plan: DecodePlan) -> Measured:
-        x, passes = self.sample(plan)
-        return Measured(relative_error(x, self._sequential), passes)
 
 
 def calibrate_plan(
@@ -98,9 +77,9 @@ def calibrate_plan(
         progress(2 + number, total, f"flow block {probe.block.index}")
         candidates.append(explore(probe, cost, options.budget, fixed=fixed))
     progress(total - 3, total, "sensitivity")
-    gains = _gains(_Runs(bundle, variant, backend, cases.calibrate), blocks, candidates, options.budget)
+    gains = _gains(PlanRuns(bundle, variant, backend, cases.calibrate, SEQUENTIAL), blocks, candidates, options.budget)
     progress(total - 2, total, "searching")
-    runs = _Runs(bundle, variant, backend, cases.check)
+    runs = PlanRuns(bundle, variant, backend, cases.check, SEQUENTIAL)
     edges: list[PlanEdge] = []
     first = 0
     for found, cost in zip(candidates, costs, strict=True):
@@ -154,7 +133,7 @@ def widths_to_try(wanted: Sequence[int], tokens: Iterable[int], most: int) -> li
 
 
 def _gains(
-    runs: _Runs, blocks: dict[int, BlockProbe], candidates: Sequence[BlockCandidates], budget: float
+    runs: PlanRuns, blocks: dict[int, BlockProbe], candidates: Sequence[BlockCandidates], budget: float
 ) -> dict[int, dict[str, float]]:
     """For every flow block, how the error of its tokens comes out in the finished sample, by kind of segment.
 

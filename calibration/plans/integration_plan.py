@@ -5,6 +5,7 @@ against a fine integration of the same velocity on the same backend.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from starflow.calibration.cases import Cases
 from starflow.calibration.plans.integration_search import MOST_STEPS, GridKind, Trial, fine_reference, search_plans
-from starflow.calibration.plans.runs import PlanOptions, PlanRuns, relative_error
+from starflow.calibration.plans.runs import PlanOptions, PlanRuns
 from starflow.calibration.plans.time_density import acceleration, equidistributed
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.bundle.bundle import Bundle
@@ -23,7 +24,6 @@ from starflow.runtime.plain.errors import IntegrationError, UsageError
 from starflow.runtime.plain.progress import Report, no_report
 from starflow.runtime.plans.calibrated_integration_plan import CalibratedIntegrationPlan
 from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSolver, FixedSteps, default_plan
-from starflow.runtime.traces.case import Case
 from starflow.runtime.traces.continuous import path_states
 
 PATH_STEPS = 64  # steps of Runge's method along which the bend of the paths is measured
@@ -43,27 +43,21 @@ class IntegrationCalibration:
 
 
 class _Runs(PlanRuns):
-    """Runs plans, and knows where the samples should end."""
-
-    def __init__(self, bundle: Bundle, variant: Variant, backend: Backend, case: Case, reference: FixedSteps) -> None:
-        super().__init__(bundle, variant, backend, case)
-        self._end = self.sample(reference)[0]
-        self._bend: NDArray | None = None
+    """Tries plans, and knows where paths bend."""
 
     def trial(self, plan: Plan, grid: GridKind | None) -> Trial:
         try:
-            x, passes = self.sample(plan)
+            found = self.measure(plan)
         except IntegrationError:
             return Trial(plan, grid, float(plan.passes) if isinstance(plan, FixedSteps) else np.inf, np.inf)
-        return Trial(plan, grid, passes[0], relative_error(x, self._end))
+        return Trial(plan, grid, found.passes[0], found.error)
 
     def grid(self, kind: GridKind, solver: FixedSolver, steps: int) -> tuple[float, ...]:
         if kind == "uniform":
             return uniform_grid(steps)
-        if self._bend is None:
-            self._bend = self._acceleration()
-        return equidistributed(self._bend, FIXED_STEP[solver].order, steps)
+        return equidistributed(self._acceleration, FIXED_STEP[solver].order, steps)
 
+    @cached_property
     def _acceleration(self) -> NDArray:
         """How much the paths bend, at equal times."""
         plan = FixedSteps(solver="rk4", times=uniform_grid(PATH_STEPS))

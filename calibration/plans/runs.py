@@ -32,14 +32,32 @@ class PlanOptions:
     fixed: bool = False
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A plan as it ran."""
+
+    error: float  # ||x - reference|| / ||reference|| over the samples
+    passes: dict[int, float]  # network passes of each flow block, the mean over the batches
+
+
 @dataclass
 class PlanRuns:
-    """Runs plans of either family on the samples of a case."""
+    """Runs plans of either family on the samples of a case, and compares them with those of a reference plan."""
 
     bundle: Bundle
     variant: Variant
     backend: Backend
     case: Case
+    reference: Plan | None = None
+
+    def __post_init__(self) -> None:
+        if self.reference is not None:
+            self._expected = self.sample(self.reference)[0]
+
+    def measure(self, plan: Plan) -> Measured:
+        """Run a plan and compare its samples."""
+        x, passes = self.sample(plan)
+        return Measured(relative_error(x, self._expected), passes)
 
     def sample(self, plan: Plan, count: int | None = None, lap: Lap | None = None) -> tuple[NDArray, dict[int, float]]:
         """Sample the first `count` images (by default all).
