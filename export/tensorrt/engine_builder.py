@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from starflow.export.tensorrt.build_monitor import BuildMonitor
 from starflow.export.tensorrt.parse import ParsedGraph
 from starflow.runtime.backends.tensorrt.flavour import Flavour
-from starflow.runtime.backends.tensorrt.messages import message_log
+from starflow.runtime.backends.tensorrt.messages import MessageLog
 from starflow.runtime.bundle.build_record import BuildConfig, Profile
 from starflow.runtime.plain.atomic_write import atomic_file
 from starflow.runtime.plain.errors import ExportError
@@ -177,7 +177,7 @@ def begins_like_engine(flavour: Flavour, path: Path) -> bool:
     trt = flavour.trt
     if not hasattr(trt.Runtime, "get_engine_validity"):
         return path.stat().st_size > 0
-    log = message_log(flavour)
+    log = MessageLog(flavour)
     runtime = trt.Runtime(log.logger)
     with path.open("rb") as file:
         header = file.read(runtime.engine_header_size)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from starflow.runtime.backends.tensorrt.flavour import Flavour
-from starflow.runtime.backends.tensorrt.messages import MessageLog, message_log, readable
+from starflow.runtime.backends.tensorrt.messages import MessageLog, readable
 from starflow.runtime.plain.errors import BackendError, ExportError
 
 
@@ -42,7 +42,7 @@ def parse_graph(flavour: Flavour, path: Path, block: int | None = None) -> Parse
         ExportError: the parser refuses the graph; the message names the node, its operator and the flow block.
     """
     trt = flavour.trt
-    log = message_log(flavour)
+    log = MessageLog(flavour)
     try:
         builder = trt.Builder(log.logger)
     except TypeError:  # what pybind11 makes of a null pointer

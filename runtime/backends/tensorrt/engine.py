@@ -12,7 +12,7 @@ from starflow.runtime.backends.tensorrt.build import rebuild_advice
 from starflow.runtime.backends.tensorrt.contract import check_engine
 from starflow.runtime.backends.tensorrt.flavour import Flavour
 from starflow.runtime.backends.tensorrt.kernel_cache import KernelCache
-from starflow.runtime.backends.tensorrt.messages import message_log
+from starflow.runtime.backends.tensorrt.messages import MessageLog
 from starflow.runtime.bundle.build_record import BuildRecord, EngineSpec, check_engine_file
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import fixed_shape
@@ -24,7 +24,7 @@ class TensorrtRuntime:
 
     def __init__(self, flavour: Flavour, gpu: Gpu) -> None:
         self.flavour, self.gpu = flavour, gpu
-        self._log = message_log(flavour, "ERROR")
+        self._log = MessageLog(flavour, "ERROR")
         self._runtime = flavour.trt.Runtime(self._log.logger)
 
     def deserialize(self, path: Path) -> Any:
