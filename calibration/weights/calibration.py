@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from starflow.calibration.cases import Cases
 from starflow.calibration.weights.budget_choice import ROUNDS, choose_within
-from starflow.calibration.weights.candidates import BlockCandidates, round_block
+from starflow.calibration.weights.candidates import BlockCandidates
 from starflow.calibration.weights.layer_inputs import InputRecorder
 from starflow.calibration.weights.precision_choice import Choice, Option, choose, predicted_error
 from starflow.calibration.weights.quantised_model import QuantisedModel, treatments_of
@@ -204,7 +204,7 @@ class _Calibration:
         weights = StepGraphWeights(self.model.bundle.root / spec.file.path)
         described = self.model.bundle.autoregressive.blocks[block]
         recorder = InputRecorder(weights, spec, described, self.trace, threads=self.request.threads)
-        return round_block(weights, recorder, self.treatments, self.model.lowering)
+        return BlockCandidates(weights, recorder, self.treatments, self.model.lowering)
 
     def _options(self, block: int) -> dict[str, list[Option]]:
         """What each treatment of each matrix of a flow block costs, and what it does to the samples."""
