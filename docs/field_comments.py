@@ -10,7 +10,11 @@ class FieldComments(griffe.Extension):
     """Makes the comment of a field of a class its docstring."""
 
     def on_attribute_instance(self, *, node: ast.AST | griffe.ObjectNode, attr: griffe.Attribute, **_: Any) -> None:
-        if not isinstance(node, ast.AnnAssign) or attr.docstring or not (attr.parent and attr.parent.is_class):
+        if (
+            not isinstance(node, ast.Assign | ast.AnnAssign)
+            or attr.docstring
+            or not (attr.parent and attr.parent.is_class)
+        ):
             return
         source = attr.lines_collection[attr.filepath]
         _, mark, comment = source[node.end_lineno - 1].partition("  # ")

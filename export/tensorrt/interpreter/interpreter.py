@@ -62,10 +62,6 @@ class NetworkInterpreter:
         rounding: Whether each layer's result is rounded to the type the network gives it. Without, everything is
             float32, inputs and outputs of 16 bits too.
 
-    Attributes:
-        inputs, outputs: The network's, by name.
-        aliases: For each output that shares the memory of an input, that input's name.
-
     Raises:
         ExportError: a layer's kind, mode or attribute is not known, or a cache is not updated as TensorRT requires.
     """
@@ -78,7 +74,7 @@ class NetworkInterpreter:
         self.inputs = {tensor.name: self._buffer(tensor) for tensor in inputs}
         self.outputs = {tensor.name: self._buffer(tensor) for tensor in outputs}
         layers = read_layers(parsed)
-        self.aliases = cache_pairs(layers, self.inputs, self.outputs)
+        self.aliases = cache_pairs(layers, self.inputs, self.outputs)  # by output, the input whose memory it shares
         # Slot 0 stays None: an optional input that is not set.
         self._slots = {name: slot for slot, name in enumerate(self.inputs, 1)}
         self._values: list[NDArray | None] = [None] * (1 + len(self.inputs))

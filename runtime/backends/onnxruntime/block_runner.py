@@ -46,11 +46,7 @@ class Bindings:
 
 
 class HostBlockRunner(ArrayBlockRunner):
-    """One flow block in one session on the CPU: caches are updated in place.
-
-    Attributes:
-        threads: Number of threads within an operator.
-    """
+    """One flow block in one session on the CPU, with so many threads within an operator: caches are updated in place."""
 
     def __init__(
         self, bundle: Bundle, graph: GraphSpec, block: Block, max_chunk: int, threads: int, profile: Path | None = None

@@ -21,9 +21,6 @@ class TensorrtBackend(Backend):
 
     Only one thread may use a backend at a time; several backends may run side by side.
 
-    Attributes:
-        variant: The variant that was built.
-
     Raises:
         BundleError: an engine is damaged, needs another TensorRT, or is not the engine of its graph.
         BackendError: the GPU has too little memory, or TensorRT refuses to run there.

@@ -41,11 +41,6 @@ class TensorrtRuntime:
 class GraphEngine:
     """The engine of one graph, deserialised and compared with the manifest.
 
-    Attributes:
-        graph: The graph it was built from.
-        max_tokens: Largest number of tokens in one run.
-        scratch_bytes: Memory that a run needs besides its tensors, for any profile.
-
     Raises:
         BundleError: the file is missing or damaged, needs another TensorRT, or is not the engine of this graph.
         BackendError: the GPU has too little memory.
@@ -55,13 +50,13 @@ class GraphEngine:
         self._runtime, self._record = runtime, record
         self._path, self._rebuild = check_engine_file(bundle, record, spec), rebuild_advice(bundle, record)
         self.graph = bundle.graph(bundle.variant(record.variant, "portable"), spec.block)
-        self.max_tokens = record.max_tokens
+        self.max_tokens = record.max_tokens  # of one run
         self._engine = self._load()
         trt = runtime.flavour.trt
         longest = bundle.manifest.longest_run(spec.block)
         profiles = [profile.within(longest) for profile in record.profiles]
         check_engine(trt, self._engine, self.graph, profiles, str(self._path), self._rebuild)
-        self.scratch_bytes: int = self._engine.device_memory_size_v2
+        self.scratch_bytes: int = self._engine.device_memory_size_v2  # of a run besides its tensors, for any profile
         # Only RTX compiles kernels on the machine that runs them.
         self._cache = KernelCache(trt, self._engine, self._path) if hasattr(trt, "IRuntimeCache") else None
 
