@@ -69,15 +69,12 @@ class FamilyLoop(Protocol):
     def run(
         self, noise: NDArray, conditions: Conditions, request: Request, count: int, on_work: Callable[[int], None]
     ) -> NDArray[np.float32]:
-        """Sample one batch.
+        """Sample one batch, [B, *data_shape] float32.
 
         Args:
             noise: [B, *noise_shape] float32, standard normal.
             count: Number of images that are wanted; the others pad the batch.
             on_work: Called with the number of units just done, see `work`.
-
-        Returns:
-            [B, *data_shape] float32.
 
         Raises:
             BackendError, IntegrationError: a value is not finite.

@@ -38,15 +38,12 @@ class VariantWriter:
         self._stem = self._free_stem()
 
     def write(self, source: str, edit: Edit, precision: str, quantization: Quantization) -> list[Variant]:
-        """Write weights and graphs, of every shape of the bundle over the same weights.
+        """Write weights and graphs of every shape; the manifest's entries, that of the default shape first.
 
         Args:
             source: Name of the variant the graphs are edits of.
             edit: Turns the source's graph of a flow block into the new one; new weights of one name are the same at every shape.
             quantization: What was done, for the manifest.
-
-        Returns:
-            The manifest's entries, that of the default shape first.
         """
         location = f"weights/{self._stem}.safetensors"
         path = self._folder / location

@@ -90,8 +90,7 @@ def compare_denoiser(
 ) -> tuple[Measurement, NDArray]:
     """Compare what a denoiser adds to the reference's samples of a case, x [N, C, H, W], with what PyTorch's adds.
 
-    Returns:
-        The comparison, and the denoised samples [N, C, H, W].
+    The denoised samples [N, C, H, W] are returned as well.
     """
     manifest = bundle.autoregressive
     conditions = encode_conditions(manifest.conditioning, len(x), case.condition, None, guided=False)

@@ -239,12 +239,9 @@ class BlockRunner(ABC):
         return 1
 
     def slide(self, start: int, first: NDArray, tokens: NDArray, window: Window) -> tuple[int, ...]:
-        """Decode by a window; see `run_schedule` for the other arguments.
+        """Decode by a window: the number of tokens it moved after each pass; see `run_schedule` for the other arguments.
 
         With a tolerance and several images, the window moves past a token once it has converged in all images.
-
-        Returns:
-            Number of tokens the window moved after each pass.
         """
         if window.tolerance is None:
             self.run_schedule(start, first, tokens, window.schedule())

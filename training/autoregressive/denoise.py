@@ -15,14 +15,11 @@ LEARNED_STD = 0.3  # the published constant; a denoiser is trained for it whatev
 
 
 def score(model: AutoregressiveFlow, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """grad log p(x | y) of the likelihood as the published loss counts it: without a learned prior.
+    """grad log p(x | y), shaped as x, in nats per unit of x, of the published loss's likelihood: without a learned prior.
 
     Args:
         x: [B, C, H, W] float32.
         y: Condition of every sample, see `AutoregressiveFlow.forward`. There is no guidance: it has no likelihood.
-
-    Returns:
-        [B, C, H, W], nats per unit of x.
     """
 
     def log_likelihood(x: Tensor) -> Tensor:

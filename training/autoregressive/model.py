@@ -167,7 +167,7 @@ class AutoregressiveFlow(Flow):
         sequence: list[Tensor] | None = None,
         trace: list[JacobiTrace] | None = None,
     ) -> Tensor:
-        """Sample, token by token, from the deep block down.
+        """Sample [B, C, H, W] float32, token by token, from the deep block down.
 
         Args:
             noise: Standard normal noise of `noise_shape`, float32.
@@ -177,9 +177,6 @@ class AutoregressiveFlow(Flow):
             jacobi: Decode in chunks iterated to a fixed point in place of single tokens.
             sequence: Filled with the data after every block, [B, C, H, W] each.
             trace: Filled with the convergence of every chunk.
-
-        Returns:
-            [B, C, H, W] float32.
         """
         guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
         self._check_condition(y, len(noise))

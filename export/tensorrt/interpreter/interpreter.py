@@ -90,16 +90,13 @@ class NetworkInterpreter:
         outputs: Mapping[str, NDArray] | None = None,
         observe: Observe | None = None,
     ) -> dict[str, NDArray]:
-        """Run the network once.
+        """Run the network once: every output by name.
 
         Args:
             inputs: Every input, of the types and sizes `self.inputs` states. Caches are updated in these arrays.
             outputs: Arrays to write outputs into, after everything is computed; one may be the memory of an input. An aliased
                 output may be left out, or must be its input's array. An output that is left out gets a new array.
             observe: Called with each layer and its value (before it is reused; copy to keep).
-
-        Returns:
-            Every output by name.
 
         Raises:
             ExportError: an input or output is missing or does not fit, or a layer fails on these values.
