@@ -56,9 +56,6 @@ class FlowShape:
     geometries: dict[int, StepGeometry]  # sizes of the step graph of each flow block that has one
     max_chunk: int
 
-    def __str__(self) -> str:
-        return f"{self.height}x{self.width}"
-
 
 def flow_shapes(
     model: AutoregressiveFlow, options: ExportOptions, condition_tokens: int, guided: frozenset[int]
@@ -70,38 +67,30 @@ def flow_shapes(
     Raises:
         ExportError, UsageError: the model cannot have one of them.
     """
-    sizes = options.sizes(model.config.img_size, model.config.patch_size)
-    return tuple(_flow_shape(model, options, condition_tokens, guided, *size) for size in sizes)
-
-
-def _flow_shape(
-    model: AutoregressiveFlow,
-    options: ExportOptions,
-    condition_tokens: int,
-    guided: frozenset[int],
-    height: int,
-    width: int,
-) -> FlowShape:
     config, patch = model.config, model.config.patch_size
-    if isinstance(config, TarflowConfig) and (height, width) != (config.img_size, config.img_size):
-        raise UsageError(f"--shape {height}x{width}: a TARFlow samples {config.img_size}x{config.img_size} only")
-    geometries = {
-        block.index: StepGeometry(
-            batch=options.batch,
-            rows=2 * options.batch if block.index in guided else options.batch,
-            prefix=condition_tokens if block.condition == "prefix" else 0,
-            height=height // patch,
-            width=width // patch,
-            start_token=block.start_token,
-        )
-        for block in model.block_configs
-        if block.layers
-    }
-    for index, geometry in geometries.items():
-        if geometry.capacity < 1:
-            raise ExportError(f"flow block {index} has no token to decode: a single token, and no start token")
-    longest = max((geometry.capacity for geometry in geometries.values()), default=1)
-    max_chunk = longest if options.max_chunk is None else options.max_chunk
-    if not 1 <= max_chunk <= longest:
-        raise UsageError(f"--max-chunk {max_chunk}: give 1 to {longest} tokens at {height}x{width}")
-    return FlowShape(height, width, geometries, max_chunk)
+
+    def flow_shape(height: int, width: int) -> FlowShape:
+        if isinstance(config, TarflowConfig) and (height, width) != (config.img_size, config.img_size):
+            raise UsageError(f"--shape {height}x{width}: a TARFlow samples {config.img_size}x{config.img_size} only")
+        geometries = {
+            block.index: StepGeometry(
+                batch=options.batch,
+                rows=2 * options.batch if block.index in guided else options.batch,
+                prefix=condition_tokens if block.condition == "prefix" else 0,
+                height=height // patch,
+                width=width // patch,
+                start_token=block.start_token,
+            )
+            for block in model.block_configs
+            if block.layers
+        }
+        for index, geometry in geometries.items():
+            if geometry.capacity < 1:
+                raise ExportError(f"flow block {index} has no token to decode: a single token, and no start token")
+        longest = max((geometry.capacity for geometry in geometries.values()), default=1)
+        max_chunk = longest if options.max_chunk is None else options.max_chunk
+        if not 1 <= max_chunk <= longest:
+            raise UsageError(f"--max-chunk {max_chunk}: give 1 to {longest} tokens at {height}x{width}")
+        return FlowShape(height, width, geometries, max_chunk)
+
+    return tuple(flow_shape(*size) for size in options.sizes(config.img_size, patch))
