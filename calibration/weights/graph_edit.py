@@ -89,13 +89,19 @@ def edit_graph(
             A norm before matrices that all stay is left alone.
     """
     edited = _copy(source)
-    rename = _fold(source, edited, replacements, input_scales)
+    rename = {}
+    for norm, scales in input_scales.items():
+        if any(name in replacements for name in norm.weights):
+            arrays = {name: source.array(name) / scales for name in norm.parameters}
+            arrays |= {name: source.array(name) * scales for name in norm.weights if name not in replacements}
+            for name, array in arrays.items():
+                rename[name] = edited.add_float(f"{name}.scaled", array.astype(source.array(name).dtype))
     rewrite = REWRITES[lowering]()
     nodes = []
     for node in source.model.graph.node:
-        name = source.weight(node)
-        if name is not None and name in replacements:
-            nodes += rewrite(edited, node, name, replacements[name])
+        weight = source.weight(node)
+        if weight is not None and weight in replacements:
+            nodes += rewrite(edited, node, weight, replacements[weight])
         else:
             nodes.append(_renamed(node, rename))
     return _finish(edited, nodes)
@@ -139,25 +145,6 @@ def _renamed(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
     copy.CopyFrom(node)
     copy.input[:] = [names.get(name, name) for name in node.input]
     return copy
-
-
-def _fold(
-    source: StepGraphWeights,
-    edited: EditedGraph,
-    replacements: Mapping[str, Replacement],
-    input_scales: Mapping[Norm, NDArray],
-) -> dict[str, str]:
-    """Divide norms' parameters, multiply the matrices after them that stay; what took whose place, by name."""
-    rename = {}
-    for norm, scales in input_scales.items():
-        if not any(name in replacements for name in norm.weights):
-            continue
-        arrays = {name: source.array(name) / scales for name in norm.parameters}
-        arrays |= {name: source.array(name) * scales for name in norm.weights if name not in replacements}
-        for name, array in arrays.items():
-            exact = array.astype(source.array(name).dtype)
-            rename[name] = edited.add_float(f"{name}.scaled", exact)
-    return rename
 
 
 class _Portable:

@@ -48,7 +48,7 @@ def sample_blocks(
     conditions: Conditions,
     request: Request,
     plan: DecodePlan,
-    on_tokens: OnTokens,
+    on_tokens: OnTokens = lambda count: None,
     *,
     finite: bool = True,
 ) -> Iterator[SampledBlock]:
