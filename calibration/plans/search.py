@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 What = TypeVar("What")
 
@@ -42,17 +41,6 @@ def cheapest_path(count: int, edges: Sequence[Edge[What]], budget: float) -> lis
         better = time < target
         target[better] = time[better]
         chosen[edge.end, spent:][better] = index
-    return _path(count, edges, units, best, chosen)
-
-
-def _units(error: float, budget: float) -> int:
-    share = error / budget * UNITS if budget > 0 else (0.0 if error == 0 else np.inf)
-    return int(np.ceil(share)) if share <= UNITS else UNITS + 1
-
-
-def _path(
-    count: int, edges: Sequence[Edge[What]], units: Sequence[int], best: NDArray, chosen: NDArray
-) -> list[Edge[What]] | None:
     if not np.isfinite(best[count, UNITS]):
         return None
     path: list[Edge[What]] = []
@@ -62,3 +50,8 @@ def _path(
         path.append(edges[index])
         token, left = edges[index].start, left - units[index]
     return path[::-1]
+
+
+def _units(error: float, budget: float) -> int:
+    share = error / budget * UNITS if budget > 0 else (0.0 if error == 0 else np.inf)
+    return int(np.ceil(share)) if share <= UNITS else UNITS + 1

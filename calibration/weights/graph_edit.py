@@ -214,7 +214,10 @@ class _Cpu:
             return result
 
         def constant(what: str, array: NDArray) -> str:
-            return _embed(edited, f"const.{what}", array)
+            name, initializers = f"const.{what}", edited.model.graph.initializer  # small: it stays in the graph
+            if all(tensor.name != name for tensor in initializers):
+                initializers.append(numpy_helper.from_array(array, name))
+            return name
 
         blocks = op("Reshape", value, constant(f"blocks.{inputs}.{block}", np.array([-1, inputs // block, block])))
         peak = op("ReduceMax", op("Abs", blocks), constant("last_axis", np.array([2])), keepdims=1)
@@ -225,13 +228,6 @@ class _Cpu:
         stacked = op("Concat", first, rest, axis=0)
         self._parts[key] = op("Reshape", stacked, constant(f"rows.{inputs}", np.array([-1, inputs])))
         return self._parts[key], nodes
-
-
-def _embed(edited: EditedGraph, name: str, array: NDArray) -> str:
-    """A small constant, which stays in the graph."""
-    if all(tensor.name != name for tensor in edited.model.graph.initializer):
-        edited.model.graph.initializer.append(numpy_helper.from_array(array, name))
-    return name
 
 
 REWRITES: dict[str, type[_Cpu] | type[_Portable]] = {"cpu": _Cpu, "portable": _Portable}

@@ -49,7 +49,11 @@ class StepGraphWeights:
         self.model = onnx.load(path, load_external_data=False)
         self.initializers = {tensor.name: tensor for tensor in self.model.graph.initializer}
         self._casts = {node.output[0]: node.input[0] for node in self.model.graph.node if node.op_type == "Cast"}
-        self.linears = {linear.weight: linear for linear in self._linears()}
+        self.linears = {
+            name: Linear(name, node.input[0], *self.initializers[name].dims)
+            for node in self.model.graph.node
+            if (name := self.weight(node))
+        }
         self.norms = tuple(self._norms())
 
     def array(self, name: str) -> NDArray:
@@ -61,14 +65,6 @@ class StepGraphWeights:
         name = node.input[1] if is_linear(node) else ""
         name = self._casts.get(name, name)
         return name if name in self.initializers else None
-
-    def _linears(self) -> list[Linear]:
-        found = []
-        for node in self.model.graph.node:
-            if name := self.weight(node):
-                outputs, inputs = self.initializers[name].dims
-                found.append(Linear(name, node.input[0], outputs, inputs))
-        return found
 
     def _norms(self) -> list[Norm]:
         readers: dict[str, list[onnx.NodeProto]] = {}

@@ -104,13 +104,9 @@ class VariantWriter:
 
     def _remove_unnamed(self, manifest: AutoregressiveManifest) -> None:
         named = {file.path for file in Bundle(self._bundle.root, manifest).files()}
-        for pattern in (
-            "block*.{}.onnx",
-            "block*.{}.[0-9]*.onnx",
-            "weights/{}.safetensors",
-            "weights/{}.[0-9]*.safetensors",
-        ):
-            for path in self._folder.glob(pattern.format(self._name)):
+        stems = (self._name, f"{self._name}.[0-9]*")
+        for pattern in (*(f"block*.{stem}.onnx" for stem in stems), *(f"weights/{stem}.safetensors" for stem in stems)):
+            for path in self._folder.glob(pattern):
                 if path.relative_to(self._bundle.root).as_posix() not in named:
                     path.unlink()
 

@@ -3,6 +3,7 @@
 import datetime
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -126,7 +127,9 @@ class _VariantBuilder:
         self.folder.mkdir(parents=True, exist_ok=True)
         for abandoned in (*self.folder.glob(".block*.engine.*"), *self.folder.glob(".build.json.*")):
             abandoned.unlink()  # of a build that was killed; the lock says that no other is at work
-        self.recorded = self._recorded()
+        self.recorded: dict[str, EngineSpec] = {}  # the engines of the last build, by key
+        with suppress(BundleError):  # there is no record to rely on
+            self.recorded = {engine.key: engine for engine in read_build(self.folder / "build.json").engines}
         self._weights_checked = False
 
     def engine(self, graph: GraphSpec, report: Report) -> BuiltEngine:
@@ -163,13 +166,6 @@ class _VariantBuilder:
         )
         with atomic_file(self.folder / "build.json") as temporary:
             temporary.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-
-    def _recorded(self) -> dict[str, EngineSpec]:
-        """The engines of the last build, by key; none where there is no record to rely on."""
-        try:
-            return {engine.key: engine for engine in read_build(self.folder / "build.json").engines}
-        except BundleError:
-            return {}
 
     def _present(self, path: Path, key: str) -> FileSpec | None:
         """The engine of a key, if it is there and whole.

@@ -94,7 +94,8 @@ def _settings(parsed: ParsedGraph, config: BuildConfig, longest: int) -> Any:
     if parsed.flavour.named_capabilities:
         settings.num_compute_capabilities = len(config.compute_capabilities)
         for index, capability in enumerate(config.compute_capabilities):
-            settings.set_compute_capability(_capability(parsed.flavour, capability), index)
+            named = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}")
+            settings.set_compute_capability(named, index)
     if config.options.workspace_bytes is not None:
         settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, config.options.workspace_bytes)
     if config.options.optimization_level is not None:
@@ -102,10 +103,6 @@ def _settings(parsed: ParsedGraph, config: BuildConfig, longest: int) -> Any:
     for profile in config.profiles:
         settings.add_optimization_profile(_ranges(parsed, profile.within(longest)))
     return settings
-
-
-def _capability(flavour: Flavour, capability: str) -> Any:
-    return getattr(flavour.trt.ComputeCapability, f"SM{capability.replace('.', '')}")
 
 
 def _ranges(parsed: ParsedGraph, profile: Profile) -> Any:

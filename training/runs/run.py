@@ -29,6 +29,7 @@ from starflow.training.runs.progress import Journal
 
 ORDER, STEP, EVALUATION, SAMPLES = range(4)  # streams of random numbers
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DUE = ("log", "evaluate", "sample", "checkpoint")  # done every so many steps, which the recipe says
 DEVICE_SHARE = 0.25  # of the free memory of a GPU: data that take less are kept there
 ANOTHER = "use another --out, or --no-resume to start again"
 
@@ -190,7 +191,7 @@ class TrainingRun(ABC):
             clock = time.perf_counter()
             while self.step < last and not should_stop():
                 pending.append(self.train_step())
-                due = {name: self.step % every == 0 or self.step == last for name, every in self._intervals().items()}
+                due = {name: self.step == last or self.step % getattr(training, f"{name}_every") == 0 for name in DUE}
                 if not any(due.values()):
                     continue
                 steps += len(pending)
@@ -219,11 +220,6 @@ class TrainingRun(ABC):
                 self.save()
         speed_of_all = all_steps * training.batch_size / all_seconds if all_steps else None
         return Outcome(self.step, self.total_steps, self.step < last, loss, speed_of_all, **self.metrics)
-
-    def _intervals(self) -> dict[str, int]:
-        t = self.training
-        names = ("log", "evaluate", "sample", "checkpoint")
-        return dict(zip(names, (t.log_every, t.evaluate_every, t.sample_every, t.checkpoint_every), strict=True))
 
     def _record(self, journal: Journal, pending: list[dict[str, Tensor]]) -> dict[str, float]:
         """Write the figures of the last steps; return their means."""
