@@ -96,11 +96,7 @@ def drawn_conditions(
 
 
 def refuse_overflow(peaks: dict[str, float]) -> None:
-    """Stop an export to float16 that would overflow.
-
-    Raises:
-        ExportError: an activation is not finite, or comes within a factor of two of float16's end.
-    """
+    """Raise ExportError if an activation is not finite, or comes within a factor of two of float16's end."""
     for name, peak in peaks.items():
         if not peak * MARGIN <= FLOAT16_MAX:
             raise ExportError(

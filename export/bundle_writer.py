@@ -61,11 +61,7 @@ class BundleWriter:
         self._autoencoder = find_autoencoder(checkpoint, config, family.data_shapes[0], options.autoencoder)
 
     def run(self) -> Manifest:
-        """Write everything.
-
-        Raises:
-            ExportError: weights or activations do not fit a precision.
-        """
+        """Write everything; ExportError if weights or activations do not fit a precision."""
         self._folder.total = self._steps()
         for shape, suffix in enumerate(self._suffixes):
             for kind, trace in self._family.denoisers.items():

@@ -31,10 +31,6 @@ def resolve_plan(manifest: Manifest, plan: object) -> Any:
 
 
 def open_loop(bundle: Bundle, variant: Variant, backend: Backend, plan: object) -> FamilyLoop:
-    """The loop that samples from a bundle; see `Sampler.open` for `plan`.
-
-    Raises:
-        UsageError: the plan does not fit the bundle.
-    """
+    """The loop that samples from a bundle; see `Sampler.open` for `plan`. UsageError if the plan does not fit."""
     _, loop = FAMILIES[type(bundle.manifest)]
     return loop(bundle, variant, backend, resolve_plan(bundle.manifest, plan))

@@ -60,11 +60,7 @@ class FamilyLoop(Protocol):
         """The plan in a few words."""
 
     def check(self, request: Request) -> None:
-        """See that the bundle can do what is asked for.
-
-        Raises:
-            UsageError: it cannot.
-        """
+        """Raise UsageError if the bundle cannot do what is asked for."""
 
     def run(
         self, noise: NDArray, conditions: Conditions, request: Request, count: int, on_work: Callable[[int], None]

@@ -95,11 +95,7 @@ def load_flow(folder: str | os.PathLike[str]) -> tuple[CheckpointConfig, Flow]:
 
 
 def load_autoregressive(folder: str | os.PathLike[str]) -> tuple[CheckpointConfig, AutoregressiveFlow]:
-    """`load_flow` for an autoregressive flow.
-
-    Raises:
-        CheckpointError: it is a continuous flow; see also `load_flow`.
-    """
+    """`load_flow` for an autoregressive flow; CheckpointError if it is a continuous one."""
     config, model = load_flow(folder)
     if not isinstance(model, AutoregressiveFlow):
         raise CheckpointError(f"{folder}: holds a {config.model.family} model, expected starflow or tarflow")
@@ -107,11 +103,7 @@ def load_autoregressive(folder: str | os.PathLike[str]) -> tuple[CheckpointConfi
 
 
 def load_continuous(folder: str | os.PathLike[str]) -> tuple[CheckpointConfig, ContinuousFlow]:
-    """`load_flow` for a continuous flow.
-
-    Raises:
-        CheckpointError: it is an autoregressive flow; see also `load_flow`.
-    """
+    """`load_flow` for a continuous flow; CheckpointError if it is an autoregressive one."""
     config, model = load_flow(folder)
     if not isinstance(model, ContinuousFlow):
         raise CheckpointError(f"{folder}: holds a {config.model.family} model, expected continuous-flow")

@@ -98,11 +98,7 @@ class CheckpointTensors(Mapping[str, Callable[[], NDArray[np.float32]]]):
         return self._shapes[name]
 
     def check(self, model: Flow) -> None:
-        """Compare names and shapes with what `model` needs, without reading data.
-
-        Raises:
-            CheckpointError: a tensor is missing, surplus or mis-shaped.
-        """
+        """Compare names and shapes with what `model` needs, without reading data; CheckpointError if they differ."""
         check_tensors(str(self.path), self._shapes, model)
 
     def load(self, model: Flow) -> dict[str, Tensor]:

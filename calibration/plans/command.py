@@ -106,11 +106,7 @@ def _store(
 
 
 def parse_widths(text: str) -> tuple[int, ...]:
-    """Numbers of tokens in a pass, from the command line.
-
-    Raises:
-        UsageError: they are no numbers, or too small.
-    """
+    """Numbers of tokens in a pass, from the command line; UsageError if they are no numbers, or too small."""
     try:
         widths = tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:

@@ -113,11 +113,7 @@ def calibrate_plan(
 
 
 def refusal(plan: DecodePlan, error: float, budget: float, planned: float, sequential: float) -> str | None:
-    """Why a plan is not stored, or None.
-
-    Args:
-        planned, sequential: Milliseconds of a batch by the plan, and token by token.
-    """
+    """Why a plan of so many milliseconds a batch is not stored, or None; `sequential` is the time token by token."""
     if not plan.blocks:
         return "no plan within the budget is faster than sequential decoding"
     if error > budget:

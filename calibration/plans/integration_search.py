@@ -88,11 +88,7 @@ def fewest_steps(
 
 
 def fine_reference(sample: Callable[[FixedSteps], NDArray], budget: float) -> FixedSteps:
-    """Runge's method with so many steps that half as many end in the same place, next to the budget.
-
-    Raises:
-        UsageError: the most steps are not enough.
-    """
+    """Runge's method with so many steps that half as many end in the same place, next to the budget, or UsageError."""
     plan = FixedSteps(solver="rk4", times=uniform_grid(REFERENCE_STEPS))
     before = sample(plan)
     while True:

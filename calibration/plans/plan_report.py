@@ -51,19 +51,11 @@ class PlanReport:
             console.print(line, soft_wrap=True)
 
     def write_plot(self, path: Path) -> None:
-        """Write the plot.
-
-        Raises:
-            UsageError: the file cannot be written.
-        """
+        """Write the plot; UsageError if the file cannot be written."""
         write_plot(path, self.size, self.draw)
 
     def write_page(self, path: Path, name: str) -> None:
-        """Write an HTML file about the bundle of this name.
-
-        Raises:
-            UsageError: the file cannot be written.
-        """
+        """Write an HTML file about the bundle of this name; UsageError if it cannot be written."""
         write_page(path, f"starflow calibrate --plan: {name}", self._body(name), FOOTER)
 
     def _body(self, name: str) -> Iterator[str]:

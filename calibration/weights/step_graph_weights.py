@@ -38,11 +38,7 @@ class Norm:
 
 
 class StepGraphWeights:
-    """A step graph's structure, with its weights read one by one when they are asked for.
-
-    Args:
-        path: The graph's file; its weights lie in or below its folder.
-    """
+    """A step graph's structure; its weights, in or below its file's folder, are read one by one when asked for."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

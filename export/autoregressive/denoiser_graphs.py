@@ -32,11 +32,7 @@ class DenoiserShape:
 
 
 def denoiser_kinds(config: CheckpointConfig, options: ExportOptions) -> tuple[DenoiserKind, ...]:
-    """The denoisers an export writes.
-
-    Raises:
-        UsageError: the model has none of a kind that was asked for.
-    """
+    """The denoisers an export writes; UsageError if the model has none of a kind that was asked for."""
     model, asked = config.model, options.denoisers
     learned = isinstance(model, StarflowConfig) and model.learnable_self_denoiser
     if asked is None:

@@ -20,8 +20,7 @@ class _Phase:
 class BuildMonitor:
     """Follows the phases of one build, which nest: a step of one is a whole phase of the next.
 
-    Args:
-        report: Told (parts done of `PARTS`, `PARTS`, name of the phase) whenever the number changes.
+    `report` is told (parts done of `PARTS`, `PARTS`, name of the phase) whenever the number changes.
     """
 
     def __init__(self, flavour: Flavour, report: Report) -> None:

@@ -41,11 +41,7 @@ def container_memory(group: Path) -> int | None:
 
 
 def check_room(block: int, weight_bytes: int, folder: Path) -> None:
-    """Check that memory, and the disk of `folder`, hold the build of a flow block with so many bytes of weights.
-
-    Raises:
-        ExportError: they do not.
-    """
+    """Raise ExportError unless memory, and the disk of `folder`, hold the build of a block of these weights."""
     needed, available = needed_memory(weight_bytes), available_memory()
     if available is not None and available < needed:
         raise ExportError(

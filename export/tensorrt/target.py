@@ -27,11 +27,7 @@ class Target:
         return target_name(self.flavour.name, self.compute_capabilities)
 
     def check_variant(self, variant: Variant) -> None:
-        """Check that a variant can be computed on every GPU of the target.
-
-        Raises:
-            UsageError: it cannot; the message says what can be built instead.
-        """
+        """Raise UsageError, which says what can be built, unless every GPU of the target can compute a variant."""
         if variant.lowering != "portable":
             raise UsageError(
                 f"--variant {variant.name}: only ONNX Runtime on a CPU runs this variant; name a portable one"

@@ -18,11 +18,7 @@ FOOTER = "How to read this page: docs/verification.md, which also says what each
 
 
 def write_report(path: Path, bundle: Bundle, result: Verification, tolerances: Tolerances) -> None:
-    """Write the report; the same result gives the same bytes.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
+    """Write the report; the same result gives the same bytes. UsageError if the file cannot be written."""
     write_page(path, f"starflow verify: {bundle.root.name}", _body(bundle, result, tolerances), FOOTER)
 
 

@@ -70,11 +70,7 @@ class MeasuredMemory:
 
 
 class MemoryGauge:
-    """Watches the resident memory of this process (on Linux, which tells it in /proc).
-
-    Args:
-        files: Files that count while they are mapped.
-    """
+    """Watches the resident memory of this process (Linux tells it in /proc), and of `files` while they are mapped."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         self._files = {str(file.resolve()) for file in files}

@@ -65,11 +65,7 @@ class StepProfile:
 
 
 def profiling_backend(sampler: Sampler) -> OnnxRuntimeBackend:
-    """The sampler's backend, if it can time operators.
-
-    Raises:
-        UsageError: it has no profiler.
-    """
+    """The sampler's backend, if it can time operators; else UsageError."""
     backend = sampler.backend
     if not isinstance(backend, OnnxRuntimeBackend) or backend.name != "onnxruntime cpu":
         raise UsageError(

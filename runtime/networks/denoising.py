@@ -89,11 +89,7 @@ def choose_denoiser(manifest: Manifest, kind: str, variant: Variant) -> Denoiser
 
 
 def check_rate(rate: float) -> float:
-    """Check the fraction of the denoising step and return it.
-
-    Raises:
-        UsageError: it is negative or not finite.
-    """
+    """The fraction of the denoising step; UsageError if it is negative or not finite."""
     if not (math.isfinite(rate) and rate >= 0):
         raise UsageError(f"denoising rate {rate}: give a number >= 0; 1 takes the whole denoising step")
     return rate

@@ -52,11 +52,7 @@ DORMAND_PRINCE_ERROR = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 
 
 
 def fixed_step_tableau(solver: str) -> Tableau:
-    """The tableau of a solver with fixed steps.
-
-    Raises:
-        UsageError: there is no such solver.
-    """
+    """The tableau of a solver with fixed steps; UsageError if there is no such solver."""
     if solver not in FIXED_STEP:
         raise UsageError(f"solver {solver!r} is not known; choose {', '.join(FIXED_STEP)} or dopri5")
     return FIXED_STEP[solver]

@@ -7,11 +7,7 @@ from starflow.runtime.plain.errors import UsageError
 
 
 def uniform_grid(steps: int) -> tuple[float, ...]:
-    """Equal steps from 0 to 1.
-
-    Raises:
-        UsageError: fewer than one step.
-    """
+    """Equal steps from 0 to 1; UsageError if there is not one."""
     if steps < 1:
         raise UsageError(f"{steps} steps from noise to data; give at least 1")
     return tuple(index / steps for index in range(steps + 1))

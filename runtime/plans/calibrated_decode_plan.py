@@ -21,6 +21,7 @@ class BlockCost(Part):
     """Times of one flow block, measured in the middle of its sequence.
 
     Attributes:
+        block: Index of the flow block.
         prefill_milliseconds: Time between two sequences.
         step_milliseconds: Time of a token that is decoded alone.
         runs: Times of passes over several tokens, in increasing order of tokens.
@@ -47,6 +48,7 @@ class CalibratedDecodePlan(CalibratedPlan):
         predicted_milliseconds: Time that `costs` predict for the plan.
         sequential_milliseconds: Time of sequential decoding, measured in turn with the plan.
         costs: Times of passes on the machine it was calibrated on.
+        blocks: The blocks of the plan.
     """
 
     predicted_milliseconds: float = Field(gt=0)

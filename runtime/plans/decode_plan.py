@@ -172,11 +172,7 @@ class Jacobi:
     max_iterations: int = 32
 
     def plan(self, tokens: Mapping[int, int]) -> DecodePlan:
-        """The same as a decode plan, for flow blocks with `tokens` tokens each.
-
-        Raises:
-            UsageError: a value is out of range.
-        """
+        """The same as a decode plan, for flow blocks of so many tokens each; UsageError if a value is out of range."""
         if self.chunk < 1 or self.max_iterations < 1 or not self.threshold >= 0:
             raise UsageError(f"{self}: chunk and max_iterations must be at least 1, threshold at least 0")
         return DecodePlan(

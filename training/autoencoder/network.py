@@ -46,11 +46,7 @@ class Autoencoder(nn.Module):
         return int(2 ** (len(stages) - 1))
 
     def latent_shape(self, pixel_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """[C, h, w] of an image [C, H, W].
-
-        Raises:
-            UsageError: the autoencoder does not take such an image.
-        """
+        """[C, h, w] of an image [C, H, W]; UsageError if the autoencoder does not take it."""
         factor = self.factor
         channels, height, width = pixel_shape
         if channels != self.pixel_channels or height % factor or width % factor:
@@ -110,11 +106,7 @@ def _diffusers() -> Any:
 
 
 def build_autoencoder(config: TinyConfig | KlConfig, pixel_channels: int) -> Autoencoder:
-    """A fresh autoencoder.
-
-    Raises:
-        UsageError: diffusers is not installed.
-    """
+    """A fresh autoencoder; UsageError if diffusers is not installed."""
     return Autoencoder(getattr(_diffusers(), CLASSES[config.kind])(**config.settings(pixel_channels)))
 
 

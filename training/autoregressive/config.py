@@ -169,11 +169,7 @@ class BlockConfig(LayerConfig):
 
 
 def block_configs(config: AutoregressiveConfig) -> tuple[BlockConfig, ...]:
-    """Spell out every flow block of a model, from the data side (0) to the deep block.
-
-    Raises:
-        ValueError: options contradict each other.
-    """
+    """Every flow block of a model, from the data side (0) to the deep one; ValueError if options exclude each other."""
     if isinstance(config, TarflowConfig):
         return tuple(_tarflow_block(config, index) for index in range(config.num_blocks))
     count, layers = config.num_blocks, config.layers_per_block

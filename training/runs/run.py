@@ -297,11 +297,7 @@ class TrainingRun(ABC):
 
 
 def device_named(name: str) -> torch.device:
-    """The device of a recipe: `auto` is CUDA if there is one, else the CPU.
-
-    Raises:
-        RecipeError: there is no such device.
-    """
+    """The device of a recipe, or RecipeError: `auto` is CUDA if there is one, else the CPU."""
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
     except RuntimeError:

@@ -167,11 +167,7 @@ class Stream:
         self.gpu.call("cudaMemsetAsync", target.address, 0, target.size, self._stream)
 
     def synchronize(self) -> None:
-        """Wait until all work is done.
-
-        Raises:
-            BackendError: some of it failed.
-        """
+        """Wait until all work is done; BackendError if some of it failed."""
         self.gpu.call("cudaStreamSynchronize", self._stream)
 
     def drain(self) -> None:

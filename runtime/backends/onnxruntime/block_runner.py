@@ -19,8 +19,7 @@ from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 class Bindings:
     """The inputs and outputs of a session, bound once for each number of tokens.
 
-    Args:
-        value: Gives the buffer of an input, or of the token output `x`, for a number of tokens.
+    `value` gives the buffer of an input, or of the token output `x`, for a number of tokens.
     """
 
     def __init__(

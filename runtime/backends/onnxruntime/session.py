@@ -51,11 +51,7 @@ def check_provider(name: str) -> Provider:
 
 
 def numpy_dtype(spec: TensorSpec) -> np.dtype:
-    """The NumPy type of a tensor.
-
-    Raises:
-        BackendError: it is bfloat16, which NumPy does not have.
-    """
+    """The NumPy type of a tensor; BackendError if it is bfloat16, which NumPy does not have."""
     if spec.dtype == "bfloat16":
         raise BackendError(f"{spec.name} is bfloat16, which this backend cannot compute; use another variant")
     return np.dtype(spec.dtype)

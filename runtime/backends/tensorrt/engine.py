@@ -118,11 +118,7 @@ class GraphEngine:
             self._cache.save()
 
     def assert_done(self, done: bool, what: str) -> None:
-        """Raise the reason TensorRT gave, if it refused something.
-
-        Raises:
-            BackendError: it did.
-        """
+        """Raise BackendError, with the reason TensorRT gave, if it refused something."""
         if not done:
             free, total = self._runtime.gpu.memory()
             raise BackendError(

@@ -31,11 +31,7 @@ class KernelCache:
         self.config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
-        """Write the compiled kernels to disk.
-
-        Raises:
-            StarflowError: the disk is full or fails.
-        """
+        """Write the compiled kernels to disk; StarflowError if it is full or fails."""
         serialized = self._cache.serialize()
         content = b"" if serialized is None else bytes(serialized)
         if content in (b"", self._on_disk) or not os.access(self._path.parent, os.W_OK):
