@@ -21,11 +21,7 @@ FAMILIES: dict[type, tuple[Callable[[Any, object], Any], Callable[[Bundle, Varia
 
 
 def resolve_plan(manifest: Manifest, plan: object) -> Any:
-    """The plan for a value that `Sampler.open` takes; None for `auto`.
-
-    Raises:
-        UsageError: it does not fit the bundle, or belongs to another family.
-    """
+    """The plan for a value that `Sampler.open` takes, None for `auto`; UsageError if it does not fit the bundle."""
     resolve, _ = FAMILIES[type(manifest)]
     return resolve(manifest, plan)
 

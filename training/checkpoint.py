@@ -41,7 +41,6 @@ def save_checkpoint(
     One tensor at a time is converted and written, so a memory-mapped state as large as the memory is fine.
 
     Args:
-        folder: Destination.
         config: What `build_flow` and everything downstream need to know.
         state: The model's state dict, under the published parameter names; number types are kept.
         extra_files: Text files to store with it, such as recipe.yaml and metrics.json.
@@ -49,7 +48,6 @@ def save_checkpoint(
         half: Store the tensors as float16.
         replace: Whether an existing checkpoint gives way.
         source: What the state is read from, which must not lie in an existing `folder`.
-        progress: Called after every tensor.
 
     Raises:
         CheckpointError: see `write_tensors`; or the disk is full.
@@ -82,11 +80,7 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> tuple[CheckpointConfig, C
 
 
 def load_flow(folder: str | os.PathLike[str]) -> tuple[CheckpointConfig, Flow]:
-    """Build a checkpoint's model, of either family, with its weights, in evaluation mode.
-
-    Raises:
-        CheckpointError: see `open_checkpoint` and `CheckpointTensors.check`.
-    """
+    """Build a checkpoint's model, of either family, with its weights, to be evaluated, or CheckpointError."""
     config, tensors = open_checkpoint(folder)
     with torch.device("meta"):
         model = build_flow(config.model)

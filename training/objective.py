@@ -32,8 +32,6 @@ class Objective(ABC, Generic[AnyFlow]):
         Args:
             network: The model's forward pass.
             x: The whole batch, [B, ...] float32.
-            y: Its condition, or None.
-            generator: The random numbers of this step.
             size: Samples in a part.
         """
 

@@ -25,7 +25,6 @@ def write_tensors(path: Path, state: Mapping[str, Tensor], *, half: bool, progre
     Args:
         state: Floating-point tensors; they may be mapped from another file.
         half: Store them as float16.
-        progress: Called after every tensor.
 
     Raises:
         CheckpointError: a tensor is not floating-point, holds NaN or infinity, or does not fit into float16.

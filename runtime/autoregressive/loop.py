@@ -102,11 +102,7 @@ class AutoregressiveLoop:
 
 
 def resolve_decode_plan(manifest: AutoregressiveManifest, plan: object) -> DecodePlan | None:
-    """The decode plan for a value that `Sampler.open` takes; None for `auto`.
-
-    Raises:
-        UsageError: it does not fit the bundle, or is not a decode plan.
-    """
+    """The decode plan for a value that `Sampler.open` takes, None for `auto`; UsageError if it does not fit."""
     if isinstance(plan, str | os.PathLike):
         if plan == "auto":
             return None

@@ -122,7 +122,6 @@ def run_benchmark(
     Args:
         samplers: One for each variant to compare, of one bundle and on one device; not used before.
         guidance: Weight, for models that take one; time does not depend on its value.
-        progress: Called with repetitions done and in total.
     """
     contestants: list[_Contestant] = []
     memory, bandwidths = [], list[float]()

@@ -51,7 +51,6 @@ def take_turns(
     Args:
         works: Each is called with a function that ends a part of it, see `Lap`.
         warm_up: Whether a round that is not timed comes first.
-        progress: Called with rounds done and in total.
     """
     if warm_up:
         for work in works:

@@ -127,7 +127,6 @@ class DecodePlan(Part):
         Args:
             tokens: Number of tokens decoded in each flow block that has a graph.
             max_chunk: Largest number of tokens in one run.
-            batch: Number of images decoded together.
         """
         blocks = [plan.block for plan in self.blocks]
         for plan in self.blocks:
@@ -192,11 +191,7 @@ class Jacobi:
 
 
 def read_plan(path: Path) -> DecodePlan:
-    """Read a plan's JSON file.
-
-    Raises:
-        UsageError: the file is missing, not JSON, or not a decode plan.
-    """
+    """Read a plan's JSON file; UsageError if it is missing, not JSON, or not a decode plan."""
     return read_plan_file(path, DecodePlan.model_validate, instead="auto, sequential", known_fields=_FIELDS)
 
 

@@ -86,7 +86,6 @@ class Attention(nn.Module):
         Args:
             rotation: cos and sin, [S, head_dim / 2] each, of the S positions.
             cache: Written in place from `position` on, the position of the first token of `h`.
-            position: See `cache`.
             temperature: [rows]; logits are divided by it.
             modulation: Applied after the norm.
         """

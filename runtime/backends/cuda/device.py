@@ -98,11 +98,7 @@ class _Memory:
 
 
 class DeviceMemory(_Memory):
-    """GPU memory, aligned to 256 bytes and not initialised. Messages name its purpose, `what`.
-
-    Raises:
-        BackendError: the GPU has too little memory.
-    """
+    """GPU memory for `what`, aligned to 256 bytes, not initialised; BackendError if the GPU has too little."""
 
     _free = "cudaFree"
 
