@@ -84,19 +84,26 @@ class GraphEngine:
             BackendError: TensorRT refuses.
             BundleError: the engine was not built for `count` tokens.
         """
-        execution = resources.enter_context(closing(self._execution(count, buffers.addresses(), scratch, stream)))
-        # The first run compiles and allocates, which a capture must not. It writes where captured runs will write.
-        execution.enqueue()
-        stream.synchronize()
-        execution.assert_capturable()
+        context = self._context(count, buffers.addresses(), scratch, stream)
+        # The context goes when the work in the stream is over.
+        resources.callback(lambda _: stream.drain(), context)
+
+        def enqueue() -> None:
+            self.assert_done(context.execute_async_v3(stream.handle), "to run")
 
         def work() -> None:
-            execution.enqueue()
+            enqueue()
             feed_back()
 
+        # The first run compiles and allocates, which a capture must not. It writes where captured runs will write.
+        enqueue()
+        stream.synchronize()
+        if hasattr(context, "is_stream_capturable"):  # only RTX can tell
+            self.assert_done(context.is_stream_capturable(stream.handle), "to be captured into a CUDA graph")
         return resources.enter_context(closing(stream.capture(work)))
 
-    def _execution(self, count: int, addresses: dict[str, int], scratch: DeviceMemory, stream: Stream) -> "Execution":
+    def _context(self, count: int, addresses: dict[str, int], scratch: DeviceMemory, stream: Stream) -> Any:
+        """A `trt.IExecutionContext` for runs of `count` tokens at fixed addresses."""
         profile = self._record.profile_for(count)
         strategy = self._runtime.flavour.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(self._cache.config if self._cache else strategy)
@@ -110,7 +117,7 @@ class GraphEngine:
         for name, address in addresses.items():
             self.assert_done(context.set_tensor_address(name, address), f"the address of {name}")
         context.set_device_memory(scratch.address, scratch.size)
-        return Execution(self, context, stream)
+        return context
 
     def save_cache(self) -> None:
         """Keep the kernels compiled on this machine for the next start."""
@@ -139,24 +146,3 @@ class GraphEngine:
         raise BundleError(
             f"{self._path}: {self._runtime.flavour.name} cannot load it ({self._runtime.last_error()}); {self._rebuild}"
         )
-
-
-class Execution:
-    """Runs of an engine over a fixed number of tokens, at fixed addresses."""
-
-    def __init__(self, engine: GraphEngine, context: Any, stream: Stream) -> None:
-        self._engine, self._context, self._stream = engine, context, stream
-
-    def close(self) -> None:
-        self._stream.drain()
-        self._context = None
-
-    def enqueue(self) -> None:
-        """Put one run into the stream; returns before the run is done."""
-        self._engine.assert_done(self._context.execute_async_v3(self._stream.handle), "to run")
-
-    def assert_capturable(self) -> None:
-        """See that a run can be part of a CUDA graph; only RTX can tell."""
-        if hasattr(self._context, "is_stream_capturable"):
-            capturable = self._context.is_stream_capturable(self._stream.handle)
-            self._engine.assert_done(capturable, "to be captured into a CUDA graph")
