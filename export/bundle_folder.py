@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 
 from starflow.export.onnx_graph.network_weights import Tensors
+from starflow.export.onnx_graph.shared_weights import SharedWeights
 from starflow.export.onnx_graph.tensor_roles import graph_tensors
-from starflow.export.onnx_graph.traced_graph import SharedWeights
 from starflow.export.onnx_graph.weight_file import WeightFile
 from starflow.runtime.bundle.bundle import sha256
 from starflow.runtime.bundle.graph_spec import FileSpec

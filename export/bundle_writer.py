@@ -20,7 +20,8 @@ from starflow.export.onnx_graph.traced_graph import TracedGraph, traced_weights
 from starflow.export.precision import DTYPES, Precision, lowerings
 from starflow.runtime.bundle.graph_spec import GraphSpec
 from starflow.runtime.bundle.manifest import ImageSpec, Provenance, Variant
-from starflow.runtime.bundle.manifest_file import Manifest
+from starflow.runtime.bundle.manifest_digest import record_digests
+from starflow.runtime.bundle.manifest_file import Manifest, manifest_content
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, DenoiserKind, DenoiserSpec
 from starflow.runtime.plain.progress import Report
 from starflow.training.config import CheckpointConfig
@@ -81,7 +82,9 @@ class BundleWriter:
             for place, shape in enumerate(self._family.data_shapes)
         ]
         manifest = self._family.manifest(self._folder, self._common(), at_shapes)
-        (self._folder.root / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
+        content = manifest_content(manifest)
+        (self._folder.root / "manifest.json").write_bytes(content)
+        record_digests(self._folder.root, content)
         return manifest
 
     def _steps(self) -> int:

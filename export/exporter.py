@@ -20,6 +20,7 @@ from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.checkpoint import open_checkpoint
 from starflow.training.continuous.model import ContinuousFlow
 from starflow.training.families import build_flow
+from starflow.training.tensor_file import check_digest
 
 __all__ = ["ExportOptions", "export_checkpoint"]
 
@@ -49,6 +50,7 @@ def export_checkpoint(
     with torch.device("meta"):
         model = build_flow(config.model)
     tensors.check(model)
+    check_digest(tensors.path)
     family = next(family for kind, family in FAMILIES.items() if isinstance(model, kind))
     with atomic_folder(bundle, BUNDLE, replace=replace, source=Path(checkpoint)) as folder:
         made = family(config, model, tensors, options)

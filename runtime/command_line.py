@@ -7,26 +7,33 @@ runtime imports nothing of the other folders. A command is a module with
 * `configure(parser)`: adds its arguments;
 * `run(arguments) -> int`: does the work and returns the exit status. Heavy packages are imported here, not before.
 
-Exit status: 0 done; 1 failed; 2 wrong use, a missing file or folder among it; 130 interrupted.
+Exit status: 0 done; 1 failed; 2 wrong use, a missing file or folder among it; 130 interrupted. Whatever goes wrong is one line on
+standard error. `--debug`, before or after the command, shows the traceback as well.
 """
 
 import argparse
 import difflib
 import inspect
+import math
 import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import NoReturn, Protocol, cast
 
 from starflow.runtime.plain.errors import StarflowError, UsageError
 from starflow.runtime.plain.install_hint import install_hint
+from starflow.runtime.plain.limits import MOST_DIGITS
+from starflow.runtime.plain.printable import one_line, printable_output
 
 DISTRIBUTION = "starflow-compiler"
 COMMANDS = "starflow.commands"
+DEBUG = "--debug"
+MOST_QUOTED = 80  # characters of what a user gave
 
 # Which extra brings an optional package, by the name it is imported under.
 EXTRA_OF = {
@@ -56,8 +63,8 @@ TOPICS = {
 
 # What argparse says is wrong, and how we say it.
 WORDING = (
-    (r"argument (\S+): invalid int value: (.*)", r"\1: found \2, expected a whole number"),
-    (r"argument (\S+): invalid float value: (.*)", r"\1: found \2, expected a number"),
+    (r"argument (\S+): invalid _?int value: (.*)", r"\1: found \2, expected a whole number"),
+    (r"argument (\S+): invalid _?float value: (.*)", r"\1: found \2, expected a number"),
     (r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", r"\1: found \2, expected one of \3"),
     (r"argument (\S+): expected (?:one|at least one) argument", r"\1: needs a value"),
     (r"argument (\S+): not allowed with argument (\S+)", r"\1 and \2 exclude each other; leave one out"),
@@ -82,49 +89,110 @@ class Command(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `starflow` with `argv` (the process's own arguments when None) and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    speaker = "starflow"
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    debug = DEBUG in options
+    if arguments[:1] == [DEBUG]:
+        del arguments[0]
+    _occupy_standard_streams()
+    with printable_output(), _termination_as_interrupt():
+        return _guarded(arguments, debug=debug)
+
+
+def _guarded(arguments: Sequence[str], *, debug: bool) -> int:
+    """Run a command; whatever goes wrong becomes one line and an exit status."""
+    entry = None
     try:
-        with _termination_as_interrupt():
-            if not arguments:
-                print(_overview(), file=sys.stderr)
-                status = 2
-            elif arguments[0] in ("-h", "--help"):
-                print(_overview())
-                status = 0
-            elif arguments[0] == "--version":
-                print(f"starflow {version(DISTRIBUTION)}")
-                status = 0
-            else:
-                entry = _find(arguments[0])
-                speaker = f"starflow {entry.name}"
-                status = _run(entry, arguments[1:])
+        if not arguments:
+            print(_overview(), file=sys.stderr)
+            status = 2
+        elif arguments[0] in ("-h", "--help"):
+            print(_overview())
+            status = 0
+        elif arguments[0] == "--version":
+            print(f"starflow {version(DISTRIBUTION)}")
+            status = 0
+        else:
+            entry = _find(arguments[0])
+            status = _run(entry, arguments[1:])
+        if sys.stdout:
             sys.stdout.flush()  # a reader that went away shows here, not while Python shuts down
         return status
-    except StarflowError as error:
-        print(f"{speaker}: error: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("interrupted; nothing half-written is left", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader (`| head`) has what it wanted
-        _drop_output()
-        return 1
-    except OSError as error:
-        if error.filename is None:
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # panics of libraries in Rust are no Exception
+        status, message = _outcome(error)
+        if debug and message and not isinstance(error, KeyboardInterrupt):
+            _complain("".join(traceback.format_exception(error)))
+        if message:
+            speaker = f"starflow {entry.name}" if entry else "starflow"
+            start = "" if isinstance(error, KeyboardInterrupt) else f"{speaker}: error: "
+            _complain(start + one_line(message) + "\n")
+        return status
+
+
+def _outcome(error: BaseException) -> tuple[int, str | None]:
+    """Exit status and message of what went wrong; None where there is nothing to say."""
+    match error:
+        case StarflowError():
+            return error.exit_status, str(error)
+        case KeyboardInterrupt():
+            return 130, "interrupted; nothing half-written is left"
+        case BrokenPipeError():  # the reader (`| head`) has what it wanted
             _drop_output()
-        print(f"{speaker}: error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
-        return 2 if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError) else 1
+            return 1, None
+        case MemoryError():
+            return 1, "there is not enough memory; give less at once, or use a larger machine"
+        case OSError():
+            if error.filename is None:
+                _drop_output()
+            misused = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+            return 2 if misused else 1, f"{error.filename or 'output'}: {error.strerror or error}"
+        case _:
+            what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            return 1, f"internal error: {what.splitlines()[0]}; {DEBUG} shows where it happened"
+
+
+def _complain(text: str) -> None:
+    if sys.stderr:
+        with suppress(OSError):  # nobody listens any more
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+def _occupy_standard_streams() -> None:
+    """Open the null device for streams the process was started without: a file must not get their numbers, and be printed to."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
 
 
 def _drop_output() -> None:
     """Without this, Python complains at exit of what it could not write."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError, ValueError, AttributeError):  # no output, or none with a number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _int(text: str) -> int:
+    """A whole number of 64 bits; more digits are none of ours, and take long to convert."""
+    if not text.isascii() or len(text.lstrip("+-0")) > MOST_DIGITS:
+        raise ValueError
+    return int(text)
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
 
 
 class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong."""
 
     def error(self, message: str) -> NoReturn:
+        message = re.sub(rf"'([^']{{{MOST_QUOTED}}})[^']+'", r"'\1...'", message)
         for pattern, words in WORDING:
             if match := re.fullmatch(pattern, message):
                 message = match.expand(words)
@@ -152,7 +220,10 @@ def _run(entry: EntryPoint, arguments: Sequence[str]) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        parser.register("type", int, _int)
+        parser.register("type", float, _float)
         command.configure(parser)
+        parser.add_argument(DEBUG, action="store_true", help="if something goes wrong, also show where in the code")
         parser.usage = f"{parser.prog} {_usage(parser)}"
         parser.refuse_unknown_options(arguments)
         try:
@@ -214,6 +285,7 @@ def _overview() -> str:
         "options:",
         "  -h, --help  show this help and exit",
         "  --version   show the version and exit",
+        "  --debug     if something goes wrong, also show where in the code; goes before or after the command",
         "",
         "Exit status: 0 done; 1 failed; 2 wrong use, such as a missing file; 130 interrupted.",
     ]

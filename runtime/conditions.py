@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from starflow.runtime.bundle.manifest import ConditioningSpec
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.finite_array import finite_array
+from starflow.runtime.plain.whole_number import whole_number
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,16 @@ def encode_conditions(
         return Conditions(labels=labels, null_label=spec.num_classes)
     if condition is not None and np.ndim(condition) == 3:
         return _features(spec, count, condition, null_condition, guided)
-    one_hot = np.eye(spec.width, dtype=np.float32)[:, None]
-    tokens = one_hot[_labels(spec, count, condition)]
-    return Conditions(tokens=tokens, null_tokens=np.broadcast_to(one_hot[spec.num_classes], tokens.shape))
+    tokens = _one_hot(_labels(spec, count, condition), spec.width)
+    null = _one_hot(np.array([spec.num_classes]), spec.width)
+    return Conditions(tokens=tokens, null_tokens=np.broadcast_to(null, tokens.shape))
+
+
+def _one_hot(labels: NDArray, width: int) -> NDArray[np.float32]:
+    """[N, 1, width]; a table of all classes would take the square of their number."""
+    tokens = np.zeros((len(labels), 1, width), np.float32)
+    tokens[np.arange(len(labels)), 0, labels] = 1
+    return tokens
 
 
 def _labels(spec: ConditioningSpec, count: int, condition: ArrayLike | Sequence[str] | None) -> NDArray:
@@ -66,7 +74,7 @@ def _labels(spec: ConditioningSpec, count: int, condition: ArrayLike | Sequence[
         return np.full(count, spec.num_classes, np.int64)
     values = np.atleast_1d(np.asarray(condition))
     names = spec.class_names or ()
-    if list(names) == [str(index) for index in range(spec.num_classes)]:
+    if all(name == str(index) for index, name in enumerate(names)):
         names = ()  # the names are just the numbers
     known = f"0 to {spec.num_classes - 1}" + (f", or {', '.join(names)}" if names else "")
     if values.dtype.kind in "US":
@@ -84,8 +92,8 @@ def _labels(spec: ConditioningSpec, count: int, condition: ArrayLike | Sequence[
 def _label(value: str, names: Sequence[str], known: str) -> int:
     if value in names:
         return list(names).index(value)
-    if value.strip().isdigit():
-        return int(value)
+    if (index := whole_number(value)) is not None:
+        return index
     raise UsageError(f"label {value!r} is not a class of this model; it has {known}")
 
 

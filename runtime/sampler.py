@@ -1,5 +1,6 @@
 """`Sampler`: an open bundle that samples images."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.finite_array import finite_array
 from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plain.images import to_uint8
+from starflow.runtime.plain.memory import check_images
 from starflow.runtime.plans.decode_plan import DecodePlan, Jacobi
 from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSteps
 
@@ -58,7 +60,7 @@ class Sampler:
     @classmethod
     def open(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Bundle,
         *,
         backend: BackendName = "auto",
         variant: str | None = None,
@@ -66,11 +68,12 @@ class Sampler:
         provider: Provider = "cpu",
         threads: int = 0,
         shape: tuple[int, int] | None = None,
+        verify: bool = False,
     ) -> "Sampler":
         """Open a bundle.
 
         Args:
-            path: The bundle's folder.
+            path: The bundle's folder, or a bundle that is open.
             backend: What runs the flow: `onnxruntime`, `tensorrt` (engines from `starflow build`, on a GPU), or `auto`, which
                 takes TensorRT if there is a GPU and the bundle has engines for it, and ONNX Runtime otherwise.
             variant: Name of a variant, such as `portable-fp32`; None takes the first one made for the backend.
@@ -80,13 +83,17 @@ class Sampler:
             provider: ONNX Runtime's execution provider: `cpu`, or on a GPU `cuda` or `tensorrt`.
             threads: Threads within an operator on the CPU. 0 measures for each flow block whether one or all cores are faster.
             shape: Height and width of the data, for a bundle with several shapes; None takes the default shape.
+            verify: Whether to compare every file with its digest first, which reads all of them. Without it sizes are
+                compared, and the digests of what is small: the manifest, graphs and the tokenizer, but not the weights.
 
         Raises:
             BundleError: the bundle is damaged, of a newer schema, or lacks the variant.
             BackendError: the backend cannot run here. It never falls back to another device.
             UsageError: the plan does not fit the bundle, or the bundle has no such shape.
         """
-        bundle = Bundle.open(path).at_shape(shape)
+        bundle = (path if isinstance(path, Bundle) else Bundle.open(path)).at_shape(shape)
+        if verify:
+            bundle.verify_hashes()
         plan = resolve_plan(bundle.manifest, plan) or "auto"  # a wrong one is refused before anything is loaded
         chosen, opened = open_backend(bundle, backend, variant=variant, provider=provider, threads=threads)
         return cls(bundle, chosen, opened, plan, provider=provider, threads=threads)
@@ -143,6 +150,7 @@ class Sampler:
         """Standard normal noise [count, *noise_shape]; the noise of image i depends only on the seed and i."""
         if count < 1 or seed < 0:
             raise UsageError(f"{count} images with seed {seed}: give at least one image and a seed >= 0")
+        check_images(count, math.prod(self.noise_shape))
         draw = (
             np.random.default_rng([seed, index]).standard_normal(self.noise_shape, np.float32) for index in range(count)
         )

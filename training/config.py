@@ -8,6 +8,7 @@ from starflow.runtime.plain.caption_template import CAPTION
 from starflow.training.autoregressive.config import AutoregressiveConfig, StarflowConfig
 from starflow.training.continuous.config import ContinuousConfig
 from starflow.training.frozen import Frozen
+from starflow.training.layers.model_limits import MOST_CLASSES, MOST_SIDE, MOST_TOKENS, MOST_WIDTH
 
 ModelConfig = Annotated[AutoregressiveConfig | ContinuousConfig, Field(discriminator="family")]
 
@@ -16,10 +17,10 @@ class Conditioning(Frozen):
     """What a model is conditioned on, in the user's terms."""
 
     kind: Literal["none", "class", "features"] = "none"
-    num_classes: int = 0
+    num_classes: int = Field(0, ge=0, le=MOST_CLASSES)
     class_names: tuple[str, ...] | None = None
-    tokens: int = 0
-    width: int = 0
+    tokens: int = Field(0, ge=0, le=MOST_TOKENS)
+    width: int = Field(0, ge=0, le=MOST_WIDTH)
 
 
 class LatentScaling(Frozen):
@@ -46,10 +47,14 @@ class TextEncoding(Frozen):
         return value
 
 
+Side = Annotated[int, Field(gt=0, le=MOST_SIDE)]
+PixelShape = tuple[Side, Side, Side]
+
+
 class LatentAutoencoder(Frozen):
     """The autoencoder of a flow over latents: in the checkpoint's `autoencoder/`, or named at export."""
 
-    pixel_shape: tuple[int, int, int]  # [C, H, W] of the images that its decoder makes
+    pixel_shape: PixelShape  # [C, H, W] of the images that its decoder makes
 
 
 class ImageRange(Frozen):

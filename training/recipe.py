@@ -7,6 +7,7 @@ from typing import Any, Literal, Self, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from starflow.runtime.plain.errors import RecipeError
+from starflow.runtime.plain.limits import MOST_THREADS
 from starflow.runtime.plain.validation import one_line
 from starflow.training.autoencoder.config import (
     AutoencoderConfig,
@@ -35,13 +36,13 @@ class RunSettings(Frozen):
     weight_decay: float = Field(1e-4, ge=0)  # matrices only, not norms, biases or embeddings
     gradient_clip: float = Field(1.0, ge=0)  # norm over all parameters; 0 disables
     ema_decay: float = Field(0.999, ge=0, lt=1)  # the checkpoint holds the moving average; 0 disables
-    shift: int = Field(0, ge=0)  # augmentation: move by up to this many pixels, repeating the border
+    shift: int = Field(0, ge=0, le=256)  # augmentation: move by up to this many pixels, repeating the border
     flip: bool = False  # augmentation: mirror left-right
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # autocast; weights and averages stay fp32. fp16: CUDA only
     compile: bool = False  # torch.compile: for long runs on a GPU; an H100 spent more than a minute on compiling
     seed: int = Field(0, ge=0)  # weights, batches, noise: the run is a function of it
     device: str = "auto"  # auto: cuda if there is one, else cpu
-    threads: int | None = Field(None, gt=0)  # CPU threads; None: torch's choice
+    threads: int | None = Field(None, gt=0, le=MOST_THREADS)  # CPU threads; None: torch's choice
     log_every: int = Field(20, gt=0)
     evaluate_every: int = Field(1000, gt=0)  # figures on held-out images
     sample_every: int = Field(1000, gt=0)  # a grid of samples, or of reconstructions

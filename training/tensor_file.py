@@ -12,9 +12,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from starflow.runtime.plain.errors import CheckpointError
+from starflow.runtime.plain.json_text import parse_json
 from starflow.runtime.plain.progress import Report, no_report
+from starflow.runtime.plain.regular_file import check_regular, open_regular
 from starflow.training.flow import Flow
 from starflow.training.state_check import check_tensors
+
+# Where a file of ours keeps its digest. Either of the two tells that there is one, so that no damaged byte hides it.
+DIGEST, DIGEST_START = "starflow", "sha256:"
+NO_DIGEST = "0" * 64
+MOST_HEADER_BYTES = 100 << 20  # as the safetensors library has it
 
 TYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -29,7 +36,8 @@ def write_tensors(path: Path, state: Mapping[str, Tensor], *, half: bool, progre
     Raises:
         CheckpointError: a tensor is not floating-point, holds NaN or infinity, or does not fit into float16.
     """
-    header: dict[str, dict[str, object]] = {"__metadata__": {"format": "pt"}}  # as diffusers and transformers write it
+    # "format" is what diffusers and transformers expect. The digest covers the whole file, with zeros in its own place.
+    header: dict[str, dict[str, object]] = {"__metadata__": {"format": "pt", DIGEST: f"{DIGEST_START}{NO_DIGEST}"}}
     end = 0
     # Widest numbers first: every tensor then begins at a multiple of its number's size.
     names = sorted(state, key=lambda name: (-state[name].dtype.itemsize, name))
@@ -42,11 +50,17 @@ def write_tensors(path: Path, state: Mapping[str, Tensor], *, half: bool, progre
         header[name] = {"dtype": TYPES[dtype], "shape": list(value.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
+    start = len(text).to_bytes(8, "little") + text
+    digest = hashlib.sha256(start)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(start)
         for done, name in enumerate(names):
-            file.write(_stored(name, state[name], half=half).reshape(-1).view(torch.uint8).numpy().data)
+            content = _stored(name, state[name], half=half).reshape(-1).view(torch.uint8).numpy().data
+            file.write(content)
+            digest.update(content)
             progress(done + 1, len(names))
+        file.seek(start.index(NO_DIGEST.encode()))
+        file.write(digest.hexdigest().encode())
 
 
 def _stored(name: str, value: Tensor, *, half: bool) -> Tensor:
@@ -57,6 +71,41 @@ def _stored(name: str, value: Tensor, *, half: bool) -> Tensor:
     if half and not stored.isfinite().all():
         raise CheckpointError(f"{name} does not fit into float16; store these weights in float32")
     return stored.contiguous()
+
+
+def check_digest(path: Path) -> None:
+    """Compare a safetensors file with the digest that it states; one without a digest passes.
+
+    Raises:
+        CheckpointError: it is damaged.
+        OSError: it cannot be read.
+    """
+    with open_regular(path) as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if length > MOST_HEADER_BYTES:
+            return  # no such file, as its reader will say
+        start += file.read(length)
+        stated = _stated_digest(start[8:])
+        if stated is None:
+            return
+        digest = hashlib.sha256(start.replace(stated.encode(), NO_DIGEST.encode(), 1))
+        while part := file.read(1 << 20):
+            digest.update(part)
+    if digest.hexdigest() != stated:
+        raise CheckpointError(f"{path}: is damaged: it is not what was written here; copy it again")
+
+
+def _stated_digest(header: bytes) -> str | None:
+    try:
+        metadata = parse_json(header.decode())["__metadata__"]
+        return next(
+            str(value).removeprefix(DIGEST_START)
+            for name, value in metadata.items()
+            if name == DIGEST or str(value).startswith(DIGEST_START)
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
+        return None
 
 
 class CheckpointTensors(Mapping[str, Callable[[], NDArray[np.float32]]]):
@@ -71,6 +120,7 @@ class CheckpointTensors(Mapping[str, Callable[[], NDArray[np.float32]]]):
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            check_regular(path)
             with safe_open(path, framework="pt") as file:
                 self._shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
@@ -101,8 +151,13 @@ class CheckpointTensors(Mapping[str, Callable[[], NDArray[np.float32]]]):
         check_tensors(str(self.path), self._shapes, model)
 
     def load(self, model: Flow) -> dict[str, Tensor]:
-        """The state dict of `model`, float32; buffers it does not read are left out."""
+        """The state dict of `model`, float32; buffers it does not read are left out.
+
+        Raises:
+            CheckpointError: see `check` and `check_digest`.
+        """
         self.check(model)
+        check_digest(self.path)
         return {name: torch.from_numpy(self[name]()) for name in model.state_dict()}
 
     def sha256(self) -> str:

@@ -90,19 +90,19 @@ def _store(
     bundle: "Bundle", backend: str, variant: str, spec: "CalibratedDecodePlan | CalibratedIntegrationPlan | None"
 ) -> None:
     """Put a plan in the place of the one for this backend and variant; None removes that one."""
-    from starflow.runtime.bundle.bundle import Bundle, changing_manifest, replace_manifest
+    from starflow.runtime.bundle.bundle import changing_manifest, replace_manifest
 
-    with changing_manifest(bundle.root) as whole:
-        present = Bundle(bundle.root, whole).at_shape(bundle.shape).manifest.plans
+    with changing_manifest(bundle, variant) as whole:
+        present = bundle.with_manifest(whole).at_shape(bundle.shape).manifest.plans
         others = (other for other in present if (other.backend, other.variant) != (backend, variant))
         plans = (*others, *([spec] if spec else []))
         if plans == present:
             return
         if bundle.shape:  # not the default one, and only autoregressive flows have others
-            whole = Bundle(bundle.root, whole).autoregressive.replaced(bundle.shape, plans=plans)
+            whole = bundle.with_manifest(whole).autoregressive.replaced(bundle.shape, plans=plans)
         else:
             whole = whole.model_copy(update={"plans": plans})
-        replace_manifest(bundle.root, whole)
+        replace_manifest(bundle, whole)
 
 
 def parse_widths(text: str) -> tuple[int, ...]:

@@ -6,8 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
+from starflow.runtime.plain.terminal import Terminal
 from starflow.runtime.reports.html_page import section, table, verdict, write_page
 from starflow.runtime.reports.plot import svg_plot, write_plot
 from starflow.runtime.reports.tables import plain_table
@@ -45,7 +44,7 @@ class PlanReport:
         printed = plain_table(*first.columns, text=first.words)
         for cells in first.rows:
             printed.add_row(*cells)
-        console = Console(highlight=False)
+        console = Terminal()
         console.print(printed)
         for line in (*self.facts, self.outcome):
             console.print(line, soft_wrap=True)

@@ -79,8 +79,8 @@ def calibrate_weights(
         raise lacking(bundle, [MEASURED])
     sources = find_sources(bundle, request.weights, request.lowerings, EXACT)
     # A plan approximates; what weights do is measured token by token.
-    bundle = Bundle(bundle.root, bundle.autoregressive.model_copy(update={"plans": ()}))
-    with bundle_lock(bundle.root, "work", waiting):
+    bundle = bundle.with_manifest(bundle.autoregressive.model_copy(update={"plans": ()}))
+    with bundle_lock(bundle.folder, "work", waiting):
         remove_abandoned(bundle)
         measured = bundle.variant(MEASURED, "cpu")
         steps = _Steps(report, bundle, len(sources))
@@ -201,7 +201,7 @@ class _Calibration:
     def _round(self, block: int) -> BlockCandidates:
         self.steps(f"{self.name}: flow block {block}, looking at inputs")
         spec = self.model.bundle.graph(self.model.measured, block)
-        weights = StepGraphWeights(self.model.bundle.root / spec.file.path)
+        weights = StepGraphWeights(self.model.bundle.path(spec.file))
         described = self.model.bundle.autoregressive.blocks[block]
         recorder = InputRecorder(weights, spec, described, self.trace, threads=self.request.threads)
         return BlockCandidates(weights, recorder, self.treatments, self.model.lowering)

@@ -145,12 +145,11 @@ def _finite(value: object) -> object:
 
 
 def _print(calibration: "WeightCalibration") -> None:
-    from rich.console import Console
-
     from starflow.calibration.weights.results import SOURCE
+    from starflow.runtime.plain.terminal import Terminal
     from starflow.runtime.reports.tables import plain_table
 
-    console = Console(highlight=False)
+    console = Terminal()
     source = calibration.measurement(SOURCE)
     title = f"{calibration.variant.name}: {calibration.images} images, guidance {calibration.guidance:g}"
     table = plain_table("weights", "MB", "of source", "error %", "median", "worst", title=title)

@@ -32,7 +32,7 @@ def round_plainly(
         BundleError: the bundle lacks the variant to start from.
     """
     sources = find_sources(bundle, weights, lowerings, PLAIN)
-    with bundle_lock(bundle.root, "work", lambda: None):
+    with bundle_lock(bundle.folder, "work", lambda: None):
         return [
             _make(bundle, bundle.variant(name, ""), weights, lowering, report) for lowering, name in sources.items()
         ]
@@ -43,7 +43,7 @@ def _make(bundle: Bundle, source: Variant, weights: WeightType, lowering: Loweri
     name = f"{lowering}-{weights}"
     matrices: dict[str, str] = {}
     for graph in source.graphs:
-        for each in StepGraphWeights(bundle.root / graph.file.path).linears.values():
+        for each in StepGraphWeights(bundle.path(graph.file)).linears.values():
             matrices[each.weight] = treatment.name if treatment.takes(each.outputs, each.inputs) else KEPT
     total, done = len(source.graphs) * len(bundle.autoregressive.sizes), 0
 

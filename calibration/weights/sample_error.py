@@ -87,7 +87,7 @@ def candidate(bundle: Bundle, variant: Variant, graphs: Mapping[int, EditedGraph
     paths = {block: f"graphs/.candidate-{os.getpid()}.block{block}.onnx" for block in graphs}
     try:
         for block, graph in graphs.items():
-            path = bundle.root / paths[block]
+            path = bundle.folder / paths[block]
             onnx.save(
                 graph.embedded(), path, save_as_external_data=True, location=f"{path.name}.weights", size_threshold=4096
             )
@@ -98,8 +98,8 @@ def candidate(bundle: Bundle, variant: Variant, graphs: Mapping[int, EditedGraph
         yield variant.model_copy(update={"graphs": specs})
     finally:
         for name in paths.values():
-            (bundle.root / name).unlink(missing_ok=True)
-            (bundle.root / f"{name}.weights").unlink(missing_ok=True)
+            (bundle.folder / name).unlink(missing_ok=True)
+            (bundle.folder / f"{name}.weights").unlink(missing_ok=True)
 
 
 def _respecified(graph: GraphSpec, model: onnx.ModelProto, path: str) -> GraphSpec:
@@ -111,5 +111,5 @@ def _respecified(graph: GraphSpec, model: onnx.ModelProto, path: str) -> GraphSp
 
 def remove_abandoned(bundle: Bundle) -> None:
     """Delete candidates that a killed process left."""
-    for path in (bundle.root / "graphs").glob(".candidate-*"):
+    for path in (bundle.folder / "graphs").glob(".candidate-*"):
         path.unlink(missing_ok=True)

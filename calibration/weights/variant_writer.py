@@ -34,8 +34,8 @@ class VariantWriter:
 
     def __init__(self, bundle: Bundle, name: str) -> None:
         self._bundle, self._name = bundle, name
-        self._folder = bundle.root / "graphs"
-        self._stem = self._free_stem()
+        self._folder = bundle.folder / "graphs"
+        self._stem, self._source = self._free_stem(), name
 
     def write(self, source: str, edit: Edit, precision: str, quantization: Quantization) -> list[Variant]:
         """Write weights and graphs of every shape; the manifest's entries, that of the default shape first.
@@ -45,12 +45,13 @@ class VariantWriter:
             edit: Turns the source's graph of a flow block into the new one; new weights of one name are the same at every shape.
             quantization: What was done, for the manifest.
         """
+        self._source = source
         location = f"weights/{self._stem}.safetensors"
         path = self._folder / location
         shapes = [self._bundle.at_shape(size) for size in self._bundle.autoregressive.sizes]
         sources = [bundle.variant(source, "") for bundle in shapes]
         graphs = [
-            (bundle, StepGraphWeights(bundle.root / spec.file.path), spec.block)
+            (bundle, StepGraphWeights(bundle.path(spec.file)), spec.block)
             for bundle, variant in zip(shapes, sources, strict=True)
             for spec in variant.graphs
         ]
@@ -61,7 +62,7 @@ class VariantWriter:
                 edited = edit(weights, block)
                 read = _point_into(edited, file, location, self._folder)
                 written.append((bundle, block, edited.model, read))
-        described = file_spec(path, self._bundle.root)
+        described = file_spec(path, self._bundle.folder)
         return [
             Variant.model_validate(
                 {
@@ -79,35 +80,35 @@ class VariantWriter:
 
     def publish(self, variants: Sequence[Variant]) -> AutoregressiveManifest:
         """Put the variant into the manifest, last in the list of each shape; plans made for one of that name go with it."""
-        root = self._bundle.root
-        with changing_manifest(root) as manifest:
-            changed = Bundle(root, manifest).autoregressive
+        with changing_manifest(self._bundle, self._source) as manifest:
+            changed = self._bundle.with_manifest(manifest).autoregressive
             for size, variant in zip((None, *changed.sizes[1:]), variants, strict=True):
                 present = changed if size is None else changed.at_shape(*size)
                 others = tuple(other for other in present.variants if other.name != variant.name)
                 plans = tuple(plan for plan in present.plans if plan.variant != variant.name)
                 changed = changed.replaced(size, variants=(*others, variant), plans=plans)
-            replace_manifest(root, changed)
+            replace_manifest(self._bundle, changed)
             self._remove_unnamed(changed)
         return changed
 
     def _write_graph(self, bundle: Bundle, block: int, model: onnx.ModelProto, read: int) -> GraphSpec:
         shape = f".{bundle.shape[0]}x{bundle.shape[1]}" if bundle.shape else ""
-        written = write_graph(model, self._folder / f"block{block}.{self._stem}{shape}.onnx", self._bundle.root)
+        written = write_graph(model, self._folder / f"block{block}.{self._stem}{shape}.onnx", self._bundle.folder)
         return GraphSpec(block=block, **written, weight_bytes=read)
 
     def _free_stem(self) -> str:
         """The variant's name, with a number where the bundle's present variant of that name has it."""
-        taken = {file.path for file in self._bundle.files()}
+        # As it is now: while this process waited for its turn, another one may have added a variant of the name.
+        taken = {file.path for file in Bundle.open(self._bundle.folder).files()}
         names = [self._name, *(f"{self._name}.{number}" for number in range(2, 100))]
         return next(name for name in names if f"graphs/weights/{name}.safetensors" not in taken)
 
     def _remove_unnamed(self, manifest: AutoregressiveManifest) -> None:
-        named = {file.path for file in Bundle(self._bundle.root, manifest).files()}
+        named = {file.path for file in self._bundle.with_manifest(manifest).files()}
         stems = (self._name, f"{self._name}.[0-9]*")
         for pattern in (*(f"block*.{stem}.onnx" for stem in stems), *(f"weights/{stem}.safetensors" for stem in stems)):
             for path in self._folder.glob(pattern):
-                if path.relative_to(self._bundle.root).as_posix() not in named:
+                if path.relative_to(self._bundle.folder).as_posix() not in named:
                     path.unlink()
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from starflow.runtime.commands.backend_arguments import add_variant_argument
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.whole_number import whole_number
 
 if TYPE_CHECKING:
     from starflow.export.tensorrt.build import BuiltEngine
@@ -119,8 +120,7 @@ def _plain(engine: "BuiltEngine") -> dict[str, object]:
 
 
 def _print(built: "list[BuiltEngine]", target: "Target") -> None:
-    from rich.console import Console
-
+    from starflow.runtime.plain.terminal import Terminal
     from starflow.runtime.reports.tables import plain_table
 
     columns = ("variant", "flow block", "engine MiB", "weights MiB", "seconds")
@@ -133,20 +133,20 @@ def _print(built: "list[BuiltEngine]", target: "Target") -> None:
             f"{engine.weight_bytes / 2**20:.1f}",
             "unchanged" if engine.seconds is None else f"{engine.seconds:.1f}",
         )
-    Console().print(table)
+    Terminal().print(table)
 
 
 def _bytes(text: str | None) -> int | None:
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+)(KiB|MiB|GiB|)", text)
+    match = re.fullmatch(r"([0-9]{1,15})(KiB|MiB|GiB|)", text)
     if not match or int(match[1]) < 1:
         raise UsageError(f"--workspace {text}: give a size such as 512MiB or 2GiB")
     return int(match[1]) * UNITS[match[2]]
 
 
 def _tokens(text: str) -> tuple[int, ...]:
-    numbers = text.split(",")
-    if not all(number.isascii() and number.isdigit() for number in numbers):
+    numbers = [whole_number(number) for number in text.split(",")]
+    if any(number is None for number in numbers):
         raise UsageError(f"--profile-tokens {text}: give numbers of tokens, such as 1,16,128")
-    return tuple(map(int, numbers))
+    return tuple(number for number in numbers if number is not None)

@@ -26,17 +26,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from starflow.export.onnx_graph.builder import IR_VERSION, OPSET
 from starflow.export.onnx_graph.network_weights import NetworkWeights, Tensors
-from starflow.export.onnx_graph.weight_file import WeightFile, external_tensor
+from starflow.export.onnx_graph.shared_weights import SharedWeights
+from starflow.export.onnx_graph.weight_file import external_tensor
 from starflow.training.tensor_file import CheckpointTensors
-
-
-@dataclass(frozen=True)
-class SharedWeights:
-    """Weights by reference."""
-
-    tensors: Tensors  # a model's parameters and buffers by name
-    file: WeightFile  # open file they are stored in, float32 or smaller; graphs widen what is smaller
-    location: str  # its path relative to the graph's folder
 
 
 def traced_weights(tensors: CheckpointTensors, dtype: np.dtype) -> Tensors:
@@ -98,8 +90,12 @@ def trace(
             opset_version=OPSET,
             input_names=[*(f"{WEIGHT}{key}" for key in names), *inputs],
             output_names=[output],
+            optimize=False,
         )
     assert program is not None
+    from starflow.export.onnx_graph.simplification import simplify  # loads ONNX Script, which step graphs do without
+
+    simplify(program.model)
     return TracedGraph(name, tuple(inputs), program.model_proto)
 
 

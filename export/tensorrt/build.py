@@ -1,6 +1,7 @@
 """Builds the engines of a bundle, unless they are up to date, and records what they are."""
 
 import datetime
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -81,7 +82,7 @@ def build_bundle(
     profiles = token_profiles(request.profile_tokens, longest)
     total = sum(len(variant.graphs) for variant in variants)
     built: list[BuiltEngine] = []
-    with bundle_lock(bundle.root, "work", waiting):
+    with bundle_lock(bundle.folder, "work", waiting):
         for variant in variants:
             config = BuildConfig(
                 flavour=target.flavour.name,
@@ -135,15 +136,16 @@ class _VariantBuilder:
     def engine(self, graph: GraphSpec, report: Report) -> BuiltEngine:
         """Build the engine of a graph, unless it is there."""
         key = self.config.key(self.bundle, graph.block)
-        path = self.folder / f"block{graph.block}-{key[:12]}.engine"
+        name = f"block{graph.block}-{key[:12]}"
         report(0, PARTS)
-        file = None if self.force else self._present(path, key)
+        file = None if self.force else self._present(self.folder / f"{name}.engine", key)
         seconds = None
         if file is None:
+            path = self._free_path(name)
             started = time.perf_counter()
             self._build(graph, path, report)
             seconds = time.perf_counter() - started
-            file = file_spec(path, self.bundle.root)
+            file = file_spec(path, self.bundle.folder)
         report(PARTS, PARTS)
         spec = EngineSpec(block=graph.block, file=file, key=key)
         return BuiltEngine(self.bundle.shape, self.variant.name, spec, graph.weight_bytes, seconds)
@@ -167,15 +169,22 @@ class _VariantBuilder:
         with atomic_file(self.folder / "build.json") as temporary:
             temporary.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
+    def _free_path(self, name: str) -> Path:
+        """A path where no engine lies: those that `build.json` names stay as they are until it names others."""
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        return next(path for path in (self.folder / f"{each}.engine" for each in names) if not path.exists())
+
     def _present(self, path: Path, key: str) -> FileSpec | None:
-        """The engine of a key, if it is there and whole.
+        """The engine of a key, if it is there and whole: the recorded one, or else that at `path`.
 
         One that no record names was finished by a build that never came to its end. It is whole, since it appeared whole.
         """
+        recorded = self.recorded.get(key)
+        if recorded:
+            path = self.bundle.path(recorded.file)
         if not path.is_file():
             return None
-        file = file_spec(path, self.bundle.root)
-        recorded = self.recorded.get(key)
+        file = file_spec(path, self.bundle.folder)
         whole = recorded.file == file if recorded else begins_like_engine(self.flavour, path)
         return file if whole else None
 
@@ -184,7 +193,7 @@ class _VariantBuilder:
         if not self._weights_checked:
             self._check_source(self.variant.weights)
             self._weights_checked = True
-        source = self.bundle.root / graph.file.path
+        source = self.bundle.path(graph.file)
         check_room(graph.block, graph.weight_bytes, self.folder)
         guard_graph(source, graph.block)
         longest = self.bundle.manifest.longest_run(graph.block)
@@ -192,6 +201,7 @@ class _VariantBuilder:
 
     def _check_source(self, file: FileSpec) -> None:
         """Check a file that goes into an engine, because the engine's key states the digest of it."""
-        path = self.bundle.root / file.path
-        if sha256(path) != file.sha256:
-            raise BundleError(f"{path}: changed since it was exported; copy or export the bundle again")
+        if sha256(self.bundle.path(file)) != file.sha256:
+            raise BundleError(
+                f"{self.bundle.root / file.path}: changed since it was exported; copy or export the bundle again"
+            )

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from starflow.runtime.plain.errors import ExportError
+from starflow.runtime.plain.memory import available_memory, gibibytes
 
 # Most memory a build holds, in units of the block's weights: they are mapped from the file once, and TensorRT holds at most two
 # copies while it writes the engine. Measured with TensorRT RTX 1.7 on a block of 384 MiB: 2.6 with one profile, 2.9
@@ -18,43 +19,17 @@ def needed_memory(weight_bytes: int) -> int:
     return WEIGHT_COPIES * weight_bytes + FIXED_BYTES
 
 
-def available_memory() -> int | None:
-    """Bytes of memory this process can get without anything being swapped; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    free = next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), None)
-    limit = container_memory(Path("/sys/fs/cgroup"))
-    return min((each for each in (free, limit) if each is not None), default=None)
-
-
-def container_memory(group: Path) -> int | None:
-    """What a control group (v2) leaves, page cache counted as free; None without a limit."""
-    try:
-        limit = int((group / "memory.max").read_text(encoding="ascii"))
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-        statistics = (group / "memory.stat").read_text(encoding="ascii").split()
-        return limit - used + int(statistics[statistics.index("inactive_file") + 1])
-    except (OSError, ValueError):  # no such group, or "max"
-        return None
-
-
 def check_room(block: int, weight_bytes: int, folder: Path) -> None:
     """Raise ExportError unless memory, and the disk of `folder`, hold the build of a block of these weights."""
     needed, available = needed_memory(weight_bytes), available_memory()
     if available is not None and available < needed:
         raise ExportError(
-            f"flow block {block}: the build needs about {_gibibytes(needed)} of memory ({WEIGHT_COPIES} x {_gibibytes(weight_bytes)} "
-            f"of weights and {_gibibytes(FIXED_BYTES)}), but only {_gibibytes(available)} are available; build on a larger machine"
+            f"flow block {block}: the build needs about {gibibytes(needed)} of memory ({WEIGHT_COPIES} x {gibibytes(weight_bytes)} "
+            f"of weights and {gibibytes(FIXED_BYTES)}), but only {gibibytes(available)} are available; build on a larger machine"
         )
     free = shutil.disk_usage(folder).free
     if free < weight_bytes:  # an engine holds all weights, and more
         raise ExportError(
-            f"{folder}: the engine of flow block {block} needs more than {_gibibytes(weight_bytes)}, but only {_gibibytes(free)} are free; "
+            f"{folder}: the engine of flow block {block} needs more than {gibibytes(weight_bytes)}, but only {gibibytes(free)} are free; "
             "free some space"
         )
-
-
-def _gibibytes(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"

@@ -121,7 +121,7 @@ def compare_text_encoder(bundle: Bundle, folder: Path, tolerances: Tolerances) -
 
 def _precision(bundle: Bundle, text: TextSpec) -> Precision:
     """Whether weights may have been rounded to half precision."""
-    with safe_open(bundle.root / text.encoder.weights.path, "pt") as file:
+    with safe_open(bundle.path(text.encoder.weights), "pt") as file:
         types = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     return "fp16" if "F16" in types else "fp32"
 

@@ -100,32 +100,38 @@ def print_table(result: Verification) -> None:
 
     Lines of 80 columns: a route stands above its figures, because its name may be long.
     """
-    from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True)
+    from starflow.runtime.plain.terminal import Terminal
+
+    console = Terminal(soft_wrap=True)
     case = result.case
     console.print(
-        f"reference [bold]{result.reference}[/bold]: {count(len(case.noise), 'image')}, seed {case.seed}, "
-        f"guidance {case.guidance:g}\n"
+        Text.assemble(
+            "reference ",
+            (result.reference, "bold"),
+            f": {count(len(case.noise), 'image')}, seed {case.seed}, guidance {case.guidance:g}\n",
+        )
     )
     columns = ("block", result.subject.unit, "max abs", "scaled", "relative")
     if result.measurements:
-        console.print(f"[bold]{'inputs':<8}{''.join(f'{name:>9}' for name in columns)}  worst block, allowed[/bold]")
+        heads = "".join(f"{name:>9}" for name in columns)
+        console.print(f"{'inputs':<8}{heads}  worst block, allowed", style="bold")
     route = None
     for m in worst(result):
         if m.route != route:
-            console.print(f"[bold cyan]{m.route}[/bold cyan]")
+            console.print(m.route, style="bold cyan")
         route = m.route
         numbers = (str(m.block), str(m.token), figure(m.largest), figure(m.scaled), figure(m.relative))
-        verdict = "[green]ok[/green]" if m.passed else "[bold red]FAILED[/bold red]"
-        console.print(f"  {m.kind:<6}{''.join(f'{number:>9}' for number in numbers)}  {bound(m):<18}{verdict}")
+        verdict = ("ok", "green") if m.passed else ("FAILED", "bold red")
+        figures = "".join(f"{number:>9}" for number in numbers)
+        console.print(Text.assemble(f"  {m.kind:<6}{figures}  {bound(m):<18}", verdict))
     console.print()
     if result.guard.graphs and not result.guard.failures:
         console.print(f"parser guard: {guard_line(result)}")
     for name, what in findings(result):
-        console.print(f"[bold red]FAILED[/bold red] {name}: {escape(what)}")
+        console.print(Text.assemble(("FAILED", "bold red"), f" {name}: {what}"))
     for skipped in result.not_run:
-        console.print(f"[yellow]not run[/yellow] {skipped.route}: {escape(skipped.why)}")
-    colour = "green" if result.passed else "red"
-    console.print(f"[bold {colour}]{'PASSED' if result.passed else 'FAILED'}[/bold {colour}] {headline(result)}")
+        console.print(Text.assemble(("not run", "yellow"), f" {skipped.route}: {skipped.why}"))
+    verdict = ("PASSED", "bold green") if result.passed else ("FAILED", "bold red")
+    console.print(Text.assemble(verdict, f" {headline(result)}"))

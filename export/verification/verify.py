@@ -57,7 +57,7 @@ def guard_variants(bundle: Bundle, variants: Sequence[Variant]) -> Guarded:
     failures = []
     for graph in graphs:
         try:
-            guard_graph(bundle.root / graph.file.path, graph.block)
+            guard_graph(bundle.path(graph.file), graph.block)
         except ExportError as error:
             failures.append(Failure("parser guard", str(error)))
     return Guarded(len(graphs), tuple(failures))

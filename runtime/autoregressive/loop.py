@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
 from starflow.runtime.autoregressive.inversion import invert_batch
 from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL, SampledBlock, sample_blocks
@@ -31,7 +31,7 @@ class AutoregressiveLoop:
         self._manifest, self._backend = bundle.autoregressive, backend
         stored = self._manifest.plan_for(backend.name, variant.name)
         self.plan = plan or (stored.plan if stored else SEQUENTIAL)
-        self._deviation = _prior_deviation(bundle.root, self._manifest)
+        self._deviation = _prior_deviation(bundle)
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -123,12 +123,12 @@ def resolve_decode_plan(manifest: AutoregressiveManifest, plan: object) -> Decod
     return plan
 
 
-def _prior_deviation(root: Path, manifest: AutoregressiveManifest) -> NDArray | None:
+def _prior_deviation(bundle: Bundle) -> NDArray | None:
     """[T, D] standard deviation of the prior, or None if it is 1."""
-    spec, model = manifest.prior, manifest.model
+    spec, model = bundle.autoregressive.prior, bundle.autoregressive.model
     if spec is None:
         return None
-    deviation = load_file(root / spec.path).get("standard_deviation")
+    deviation = load(bundle.content(spec)).get("standard_deviation")
     if deviation is None or deviation.shape != (model.tokens, model.token_dim):
-        raise BundleError(f"{root / spec.path}: holds no standard_deviation [{model.tokens}, {model.token_dim}]")
+        raise BundleError(f"{bundle.root / spec.path}: holds no standard_deviation [{model.tokens}, {model.token_dim}]")
     return deviation

@@ -8,6 +8,7 @@ from starflow.runtime.bundle.build_record import read_builds
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.plain.errors import BackendError, UsageError
+from starflow.runtime.plain.thread_count import check_threads
 
 BackendName = Literal["auto", "onnxruntime", "tensorrt"]
 
@@ -24,8 +25,7 @@ def open_backend(
     """
     if backend not in get_args(BackendName):
         raise UsageError(f"backend {backend!r} is not known; choose {', '.join(get_args(BackendName))}")
-    if threads < 0:
-        raise UsageError(f"threads {threads}: give a number >= 0 (0 measures whether one or all cores are faster)")
+    check_threads(threads)
     if backend == "auto":
         backend = "onnxruntime"
         if provider == "cpu" and any(read_builds(bundle)):

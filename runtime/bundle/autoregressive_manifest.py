@@ -1,17 +1,19 @@
 """The manifest of an autoregressive flow."""
 
-import math
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from starflow.runtime.bundle.graph_spec import FileSpec
+from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
 from starflow.runtime.bundle.manifest import FlowManifest, FlowSummary, Variant
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, DenoiserSpec, TextSpec
+from starflow.runtime.bundle.step_graph_contract import step_graph_misfit
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.validation import Part, one_line
 from starflow.runtime.plans.calibrated_decode_plan import CalibratedDecodePlan
+
+Size = Annotated[int, Field(gt=0)]
 
 
 class Block(Part):
@@ -40,14 +42,14 @@ class ModelSummary(FlowSummary):
     """The model of an autoregressive flow."""
 
     family: Literal["starflow", "tarflow"]
-    parameters: int
-    noise_std: float
-    data_shape: tuple[int, int, int]
+    parameters: int = Field(ge=0)
+    noise_std: float = Field(ge=0)
+    data_shape: tuple[Size, Size, Size]
     noise_layout: Literal["image", "tokens"]
-    patch_size: int
+    patch_size: Size
     patch_order: Literal["row-column-channel", "channel-row-column"]
-    tokens: int
-    token_dim: int
+    tokens: Size
+    token_dim: Size
 
 
 class GuidanceSpec(Part):
@@ -91,15 +93,12 @@ class AutoregressiveManifest(FlowManifest):
     def _consistent(self) -> "AutoregressiveManifest":
         """Sizes that are stated twice must agree: a runtime may rely on either."""
         model, given = self.model, self.conditioning
-        if model.tokens * model.token_dim != math.prod(model.data_shape):
+        channels, height, width = model.data_shape
+        (rows, below), (columns, beside) = divmod(height, model.patch_size), divmod(width, model.patch_size)
+        if below or beside or (model.tokens, model.token_dim) != (rows * columns, channels * model.patch_size**2):
             raise ValueError(
                 f"{model.tokens} tokens of {model.token_dim} values do not fill data of shape {model.data_shape}"
-            )
-        if (given.tokens > 0) != (given.width > 0) or (
-            given.kind == "class-token" and given.width != given.num_classes + 1
-        ):
-            raise ValueError(
-                f"conditioning: {given.tokens} tokens of width {given.width} do not fit {given.num_classes} classes"
+                f" in patches of {model.patch_size}"
             )
         if [block.index for block in self.blocks] != list(range(len(self.blocks))):
             raise ValueError("blocks: must be in the order of their index, with none left out")
@@ -118,12 +117,9 @@ class AutoregressiveManifest(FlowManifest):
             if [graph.block for graph in variant.graphs] != working:
                 raise ValueError(f"variant {variant.name}: must have one graph for each of the flow blocks {working}")
             for graph in variant.graphs:
-                updates = [spec.updated_by for spec in graph.inputs if spec.updated_by]
-                outputs = [spec.name for spec in graph.outputs if spec.role in ("cache", "samples")]
-                if sorted(updates) != sorted(outputs):
-                    raise ValueError(
-                        f"variant {variant.name}, block {graph.block}: cache inputs and outputs do not pair up"
-                    )
+                fault = self._graph_misfit(graph)
+                if fault:
+                    raise ValueError(f"variant {variant.name}, block {graph.block}: {fault}")
         if self.max_chunk > max((block.capacity for block in self.blocks), default=1):
             raise ValueError(f"max_chunk {self.max_chunk}: exceeds the capacity of every block")
         for spec in self.plans:
@@ -139,6 +135,21 @@ class AutoregressiveManifest(FlowManifest):
         if len(set(self.sizes)) < len(self.sizes):
             raise ValueError("shapes: a shape occurs twice")
         return self
+
+    def _graph_misfit(self, graph: GraphSpec) -> str | None:
+        block, given = self.blocks[graph.block], self.conditioning
+        guided = self.guidance is not None and graph.block in self.guidance.blocks
+        return step_graph_misfit(
+            graph,
+            batch=self.batch,
+            rows=block.rows,
+            capacity=block.capacity,
+            token_dim=self.model.token_dim,
+            condition_width=given.width if block.prefix else 0,
+            labelled=given.kind == "class-label",
+            guidance=self.guidance.rule if self.guidance and guided else None,
+            attention_temperature=self.attention_temperature,
+        )
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:

@@ -6,6 +6,7 @@ the bundle stays valid. They lie in `engines/<target>/<variant>/` next to their 
 
 import hashlib
 import json
+import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,7 +150,7 @@ def build_folder(bundle: Bundle, target: str, variant: str) -> Path:
 
 def _engines(bundle: Bundle) -> Path:
     """Folder of the engines of a bundle; shapes other than the default one have a folder of their own."""
-    folder = bundle.root / ENGINES
+    folder = bundle.folder / ENGINES
     return folder / "x".join(map(str, bundle.shape)) if bundle.shape else folder
 
 
@@ -184,9 +185,9 @@ def check_engine_file(bundle: Bundle, record: BuildRecord, engine: EngineSpec, *
     Raises:
         BundleError: the engine is missing, truncated or changed, or was built from another graph, other weights or options.
     """
-    path = bundle.root / engine.file.path
+    path = bundle.path(engine.file)
     force = ""
-    if not path.resolve().is_relative_to((bundle.root / ENGINES).resolve()):
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(bundle.folder / ENGINES)):
         fault = "lies outside the bundle's engines"
     elif not path.is_file():
         fault = "is missing"
@@ -198,4 +199,4 @@ def check_engine_file(bundle: Bundle, record: BuildRecord, engine: EngineSpec, *
         fault, force = "its content is not what was built", " --force"
     else:
         return path
-    raise BundleError(f"{path}: {fault}; build again: {record.command(bundle)}{force}")
+    raise BundleError(f"{bundle.root / engine.file.path}: {fault}; build again: {record.command(bundle)}{force}")

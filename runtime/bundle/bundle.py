@@ -2,9 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,11 +14,15 @@ from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
 from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
 from starflow.runtime.bundle.lock import bundle_lock
 from starflow.runtime.bundle.manifest import SCHEMA_VERSION, Variant
-from starflow.runtime.bundle.manifest_file import Manifest, read_manifest
+from starflow.runtime.bundle.manifest_digest import NAME, is_recorded, record_digests
+from starflow.runtime.bundle.manifest_file import Manifest, manifest_content, read_manifest
+from starflow.runtime.bundle.network_spec import NetworkSpec
 from starflow.runtime.bundle.versioned_file import read_versioned
 from starflow.runtime.plain.atomic_write import atomic_file
 from starflow.runtime.plain.errors import BundleError, UsageError
 from starflow.runtime.plain.folder_exchange import find_replaced
+from starflow.runtime.plain.held_folder import HeldFolder
+from starflow.runtime.plain.regular_file import open_regular
 
 FamilyManifest = TypeVar("FamilyManifest", AutoregressiveManifest, ContinuousManifest)
 
@@ -28,12 +33,19 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+Loaded = TypeVar("Loaded")
+Stamp = tuple[int, int, int]  # inode, size in bytes, and time of the last change in ns
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A bundle on disk whose files have the sizes its manifest states.
 
+    An open bundle stays what it was: its files are read from the folder that was opened, even if another bundle has taken its
+    name, and a file that was changed in place since then is refused.
+
     Attributes:
-        root: Its folder.
+        root: The folder's name, for messages.
         manifest: Its manifest, with one shape only if the bundle comes from `at_shape`.
         shape: Height and width of the data if they are not the default ones, else None.
     """
@@ -41,6 +53,8 @@ class Bundle:
     root: Path
     manifest: Manifest
     shape: tuple[int, int] | None = None
+    _held: HeldFolder | None = field(default=None, repr=False, compare=False)
+    _stamps: Mapping[str, Stamp] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, root: str | os.PathLike[str]) -> "Bundle":
@@ -55,18 +69,99 @@ class Bundle:
         if not root.is_dir():
             what = "is a file" if root.exists() else "does not exist"
             raise UsageError(f"{root}: {what}; a bundle is a folder written by `starflow export`")
-        bundle = cls(root, _read_manifest(root / "manifest.json"))
-        for file in bundle.files():
-            path = root / file.path
-            if not path.resolve().is_relative_to(root.resolve()):
-                raise BundleError(f"{root}: the manifest names {file.path}, which lies outside the bundle")
-            if not path.is_file():
-                raise BundleError(f"{path}: is missing; export the bundle again")
-            if path.stat().st_size != file.bytes:
-                raise BundleError(
-                    f"{path}: has {path.stat().st_size} bytes, the manifest says {file.bytes}; copy or export it again"
-                )
-        return bundle
+        try:
+            held = HeldFolder(root)
+        except OSError as error:
+            raise BundleError(f"{root}: cannot be read ({error.strerror})") from None
+        bundle = cls(root, _read_manifest(held.path, root), None, held)
+        stamps = {file.path: bundle._checked(file) for file in bundle.files()}
+        return replace(bundle, _stamps=stamps)
+
+    def _checked(self, file: FileSpec) -> Stamp:
+        """The stamp of a file that has to lie in the bundle and have its size."""
+        path, name = self.path(file), self.root / file.path
+        # Twice: the folder may get another name in between. Unlike `resolve`, `realpath` bears links that lead in circles.
+        if not any(Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.folder)) for _ in range(2)):
+            raise BundleError(f"{self.root}: the manifest names {file.path}, which lies outside the bundle")
+        if not path.is_file():
+            raise BundleError(f"{name}: is missing; export the bundle again")
+        inode, size, changed = _stamp(path)
+        if size != file.bytes:
+            raise BundleError(f"{name}: has {size} bytes, the manifest says {file.bytes}; copy or export it again")
+        return inode, size, changed
+
+    @property
+    def folder(self) -> Path:
+        """Where to read and write its files: the folder that was opened, whatever has the name `root` now."""
+        return self._held.path if self._held else self.root
+
+    def path(self, file: FileSpec) -> Path:
+        """Where to read a file; see `reading` for files that are read long after the bundle was opened."""
+        return self.folder / file.path
+
+    def with_manifest(self, manifest: Manifest) -> "Bundle":
+        """The same folder under another manifest."""
+        return replace(self, manifest=manifest)
+
+    @contextmanager
+    def reading(self, *files: FileSpec) -> Iterator[Path]:
+        """Read files as they were when the bundle was opened; yields the path of the first one.
+
+        Raises:
+            BundleError: one of them was changed before it was read, or meanwhile.
+        """
+        self._check_unchanged(files)
+        try:
+            yield self.path(files[0])
+        finally:
+            self._check_unchanged(files)
+
+    def _check_unchanged(self, files: Sequence[FileSpec]) -> None:
+        for file in files:
+            try:
+                unchanged = self._stamps.get(file.path) in (None, _stamp(self.path(file)))
+            except OSError:
+                unchanged = False
+            if not unchanged:
+                raise BundleError(f"{self.root / file.path}: changed since the bundle was opened; open it again")
+
+    def load(self, graph: GraphSpec | NetworkSpec, load: Callable[[Path], Loaded]) -> Loaded:
+        """Load a graph, whose digest is checked, and its weights.
+
+        Args:
+            graph: One of the bundle's graphs.
+            load: Loads the graph of a path, and the weights that lie relative to it.
+
+        Raises:
+            BundleError: the graph is not what was exported, or either file was changed.
+        """
+        if graph.file.sha256:  # a candidate, which a calibration tries, has none
+            self.content(graph.file)
+        place = self.folder.resolve()
+        with self.reading(graph.file, self._weights(graph)) as path:
+            try:
+                return load(path)
+            except Exception:
+                if self.folder.resolve() == place:
+                    raise
+                return load(path)  # the folder got another name meanwhile, and a loader may check where its files lie
+
+    def _weights(self, graph: GraphSpec | NetworkSpec) -> FileSpec:
+        if isinstance(graph, NetworkSpec):
+            return graph.weights
+        return next((each.weights for each in self.manifest.variants if graph in each.graphs), graph.file)
+
+    def content(self, file: FileSpec) -> bytes:
+        """The content of a small file, compared with its digest.
+
+        Raises:
+            BundleError: it is not what was exported.
+        """
+        with self.reading(file) as path, open_regular(path) as opened:
+            content = opened.read(file.bytes + 1)
+        if hashlib.sha256(content).hexdigest() != file.sha256:
+            raise BundleError(_not_exported(self.root / file.path))
+        return content
 
     @property
     def autoregressive(self) -> AutoregressiveManifest:
@@ -96,11 +191,16 @@ class Bundle:
             if not sizes:
                 return self
             shape = sizes[0]
-        return Bundle(self.root, self.manifest.at_shape(*shape), None if shape == sizes[0] else shape)
+        return replace(self, manifest=self.manifest.at_shape(*shape), shape=None if shape == sizes[0] else shape)
 
     def files(self) -> Iterator[FileSpec]:
         """Every file the manifest names, each once."""
         return iter({file.path: file for file in self.manifest.files()}.values())
+
+    @property
+    def is_current(self) -> bool:
+        """Whether its name still leads to the folder that was opened."""
+        return self._held is None or self._held.is_current
 
     def verify_hashes(self) -> None:
         """Compare every file with its digest.
@@ -109,10 +209,8 @@ class Bundle:
             BundleError: a file's content changed.
         """
         for file in self.files():
-            if sha256(self.root / file.path) != file.sha256:
-                raise BundleError(
-                    f"{self.root / file.path}: its content is not what was exported; copy or export it again"
-                )
+            if sha256(self.path(file)) != file.sha256:
+                raise BundleError(_not_exported(self.root / file.path))
 
     def variant(self, name: str | None, lowering: str) -> Variant:
         """The variant called `name`, or if `name` is None the first variant of a lowering.
@@ -136,35 +234,62 @@ class Bundle:
 
 
 @contextmanager
-def changing_manifest(root: Path) -> Iterator[Manifest]:
+def changing_manifest(bundle: Bundle, *relied_on: str) -> Iterator[Manifest]:
     """Read the manifest and keep other processes from changing it, until `replace_manifest` has written the new one.
+
+    Args:
+        bundle: An open bundle.
+        relied_on: Names of variants that what will be written was derived from.
 
     Raises:
         UsageError: the bundle cannot be written.
-        BundleError: its file system has no locks.
+        BundleError: another bundle has its name by now, a variant relied on was replaced, or its file system has no locks.
     """
-    with bundle_lock(root, "manifest"):
-        yield _read_manifest(root / "manifest.json")
+    with bundle_lock(bundle.folder, "manifest"):
+        manifest = _read_manifest(bundle.folder, bundle.root)
+        same = bundle.is_current and manifest.provenance == bundle.manifest.provenance
+        for name in relied_on if same else ():
+            present = bundle.with_manifest(manifest).at_shape(bundle.shape).manifest.variants
+            same = same and bundle.variant(name, "") in present
+        if not same:
+            raise BundleError(f"{bundle.root}: was replaced meanwhile, so nothing was written; run the command again")
+        yield manifest
 
 
-def replace_manifest(root: Path, manifest: Manifest) -> None:
+def replace_manifest(bundle: Bundle, manifest: Manifest) -> None:
     """Replace the manifest of a bundle in one operation, so that the bundle is whole at any time.
 
     Raises:
         UsageError: the bundle cannot be written.
     """
-    with atomic_file(root / "manifest.json") as temporary:
-        temporary.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    path, content = bundle.folder / "manifest.json", manifest_content(manifest)
+    record_digests(bundle.folder, path.read_bytes(), content)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content)
+    record_digests(bundle.folder, content)
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _read_manifest(folder: Path, root: Path) -> Manifest:
+    path = folder / "manifest.json"
     if not path.exists():
-        raise BundleError(f"{path.parent}: has no manifest.json; a bundle is a folder written by `starflow export`")
+        raise BundleError(f"{root}: has no manifest.json; a bundle is a folder written by `starflow export`")
     return read_versioned(
         path,
         read_manifest,
         SCHEMA_VERSION,
+        name=root / "manifest.json",
+        recorded=partial(is_recorded, folder),
         again="copy or export the bundle again",
+        otherwise=f"remove {NAME} to open it as it is",
         newer="install a newer starflow",
         known_fields=(*AutoregressiveManifest.model_fields, *ContinuousManifest.model_fields),
     )
+
+
+def _stamp(path: Path) -> Stamp:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _not_exported(name: Path) -> str:
+    return f"{name}: its content is not what was exported; copy or export it again"

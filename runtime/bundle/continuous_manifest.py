@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from starflow.runtime.bundle.manifest import FlowManifest, FlowSummary
+from starflow.runtime.bundle.tensor_contract import Expected, misfit
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plans.calibrated_integration_plan import CalibratedIntegrationPlan
 
@@ -14,8 +15,8 @@ class ContinuousSummary(FlowSummary):
 
     family: Literal["continuous-flow"]
     network: Literal["transformer", "mlp"]
-    parameters: int
-    data_shape: Annotated[tuple[int, ...], Field(min_length=1, max_length=3)]
+    parameters: int = Field(ge=0)
+    data_shape: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1, max_length=3)]
 
 
 class ContinuousManifest(FlowManifest):
@@ -37,22 +38,23 @@ class ContinuousManifest(FlowManifest):
     @model_validator(mode="after")
     def _consistent(self) -> "ContinuousManifest":
         """Sizes that are stated twice must agree: a runtime may rely on either."""
-        state = (self.batch, *self.model.data_shape)
-        shapes = {"x": state, "point": state, "total": state, "pass": (1,), "passes": (self.max_passes, 4)}
+        given, state = self.conditioning, Expected("float32", (self.batch, *self.model.data_shape))
+        rows = self.batch * (2 if self.guided else 1)
+        kept = {"x": state, "point": state, "total": state, "pass": Expected("int64", (1,))}
+        inputs = {**kept, "passes": Expected("float32", (self.max_passes, 4))}
+        if given.kind == "class-label":
+            inputs["label"] = Expected("int64", (rows,))
+        if given.tokens:
+            inputs["condition"] = Expected("float32", (rows, given.tokens, given.width))
+        if self.guided:
+            inputs["guidance"] = Expected("float32", (self.batch,))
         for variant in self.variants:
             if [graph.block for graph in variant.graphs] != [0]:
                 raise ValueError(f"variant {variant.name}: must have one graph, of block 0")
             (graph,) = variant.graphs
-            inputs: dict[str, tuple[int | str, ...]] = {spec.role: spec.shape for spec in graph.inputs}
-            outputs = {spec.role: spec.shape for spec in graph.outputs}
-            if {role: inputs.get(role) for role in shapes} != shapes:
-                raise ValueError(f"variant {variant.name}: its graph must take {_shapes(shapes)}")
-            made = {**shapes, "velocity": state}
-            del made["passes"]
-            if outputs != made:
-                raise ValueError(f"variant {variant.name}: its graph must make {_shapes(made)}")
-            if ("guidance" in inputs) != self.guided:
-                raise ValueError(f"variant {variant.name}: its graph must {'' if self.guided else 'not '}take guidance")
+            fault = misfit(graph.inputs, inputs, "takes") or misfit(graph.outputs, {**kept, "velocity": state}, "makes")
+            if fault:
+                raise ValueError(f"variant {variant.name}: its graph {fault}")
         return self
 
     @property
@@ -75,7 +77,3 @@ class ContinuousManifest(FlowManifest):
     def plan_for(self, backend: str, variant: str) -> CalibratedIntegrationPlan | None:
         """The plan calibrated for a backend and a variant."""
         return next((plan for plan in self.plans if (plan.backend, plan.variant) == (backend, variant)), None)
-
-
-def _shapes(shapes: dict[str, tuple[int, ...]]) -> str:
-    return ", ".join(f"{role} {list(shape)}" for role, shape in shapes.items())

@@ -1,7 +1,7 @@
 """Files, graphs, and the inputs and outputs of graphs, as a manifest describes them."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -49,7 +49,7 @@ class TensorSpec(Part):
 
     name: str
     dtype: Literal["float32", "float16", "bfloat16", "int64", "int8"]
-    shape: tuple[int | Literal["S"], ...]
+    shape: tuple[Annotated[int, Field(gt=0)] | Literal["S"], ...]
     role: Role
     updated_by: str | None = None
 

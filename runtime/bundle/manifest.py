@@ -1,6 +1,6 @@
 """The parts of a manifest that both families of flows share. `docs/bundle.md` explains every field."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
@@ -11,6 +11,7 @@ from starflow.runtime.plain.validation import Part
 from starflow.runtime.plans.calibrated_plan import CalibratedPlan
 
 SCHEMA_VERSION = 1
+MOST_CLASSES = 1_000_000  # one-hot vectors of so many classes still fit in memory; ImageNet-21k has 21,841
 
 
 class Quantization(Part):
@@ -68,17 +69,33 @@ class ConditioningSpec(Part):
     """
 
     kind: Literal["none", "class-token", "class-label", "features"]
-    num_classes: int = 0
+    num_classes: int = Field(default=0, ge=0, le=MOST_CLASSES)
     class_names: tuple[str, ...] | None = None
-    tokens: int = 0
-    width: int = 0
+    tokens: int = Field(default=0, ge=0)
+    width: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "ConditioningSpec":
+        """The sizes are those of the kind."""
+        classes, sizes = self.num_classes, (self.tokens, self.width)
+        fits = {
+            "none": classes == 0 and sizes == (0, 0),
+            "class-token": classes > 0 and sizes == (1, classes + 1),
+            "class-label": classes > 0 and sizes == (0, 0),
+            "features": classes == 0 and min(sizes) > 0,
+        }
+        if not fits[self.kind]:
+            raise ValueError(f"{self.tokens} tokens of width {self.width} do not fit {classes} classes ({self.kind})")
+        if self.class_names is not None and len(self.class_names) != classes:
+            raise ValueError(f"class_names: found {len(self.class_names)} names of {classes} classes")
+        return self
 
 
 class ImageSpec(Part):
     """From data to pixels: value / scale + shift, then [-1, 1] to 8 bits. Mode `latent` means that there are no pixels."""
 
     mode: Literal["L", "RGB", "latent"]
-    scale: float
+    scale: float = Field(gt=0)
     shift: float
 
 
@@ -93,9 +110,10 @@ class Provenance(Part):
 class FlowSummary(Part):
     """The model the bundle was made from. `data_shape` is [C, H, W], or [D] for points."""
 
-    data_shape: tuple[int, ...]
+    data_shape: tuple[Annotated[int, Field(gt=0)], ...]
 
 
+CHANNELS = {"L": 1, "RGB": 3}
 OutputKind = Literal["images", "latents", "points"]
 
 
@@ -129,12 +147,46 @@ class FlowManifest(Part):
                 raise ValueError(f"plans: found variant {plan.variant}; there are {', '.join(sorted(named))}")
         return self
 
+    @model_validator(mode="after")
+    def _pixels_fit(self) -> "FlowManifest":
+        """Data become pixels of the mode, by the decoder if there is one; decoders and denoisers take the data's shape."""
+        data, channels = self.model.data_shape, CHANNELS.get(self.image.mode)
+        if self.autoencoder:
+            pixels = self.autoencoder.pixel_shape
+            if channels not in (None, pixels[0]):
+                raise ValueError(f"autoencoder: has {pixels[0]} channels, the image mode is {self.image.mode}")
+            for network, roles in self.autoencoder.networks():
+                shapes = {"latent": (self.batch, *data), "pixels": (self.batch, *pixels)}
+                self._check_network(network, "autoencoder", *({role: shapes[role]} for role in roles))
+        for denoiser in self.denoisers:
+            made = {"score": "score", "learned": "prediction"}[denoiser.kind]
+            state = (self.batch, *data)
+            self._check_network(denoiser.network, "denoisers", {"x": state}, {made: state})
+        if self.text:
+            ids = (1, self.text.tokens)
+            features = (1, self.conditioning.tokens, self.conditioning.width)
+            self._check_network(self.text.encoder, "text", {"ids": ids, "mask": ids}, {"features": features})
+        return self
+
+    @staticmethod
+    def _check_network(
+        network: NetworkSpec, what: str, inputs: Mapping[str, tuple[int, ...]], outputs: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        """See that a network takes and makes tensors of these shapes, by role."""
+        for specs, shapes, verb in ((network.inputs, inputs, "take"), (network.outputs, outputs, "make")):
+            found: dict[str, tuple[int | str, ...]] = {spec.role: spec.shape for spec in specs}
+            for role, shape in shapes.items():
+                if found.get(role) != shape:
+                    raise ValueError(f"{what}: {network.file.path} must {verb} {role} {list(shape)}")
+
     @property
     def output(self) -> OutputKind:
         """What the bundle makes: images (by a decoder if the data are latents), latents without a decoder, or points."""
-        if self.image.mode != "latent":
+        data = self.model.data_shape
+        channels = CHANNELS.get(self.image.mode)  # None for `latent`
+        if channels and (self.autoencoder or (len(data) == 3 and data[0] == channels)):
             return "images"
-        return "points" if len(self.model.data_shape) == 1 else "latents"
+        return "points" if len(data) == 1 else "latents"
 
     @model_validator(mode="after")
     def _text_fits(self) -> "FlowManifest":
@@ -156,9 +208,7 @@ class FlowManifest(Part):
         if self.text:
             yield self.text.encoder
         if self.autoencoder:
-            if self.autoencoder.encoder:
-                yield self.autoencoder.encoder
-            yield from (decoder.network for decoder in self.autoencoder.decoders)
+            yield from (network for network, _ in self.autoencoder.networks())
         yield from (denoiser.network for denoiser in self.denoisers)
 
     def files(self) -> Iterator[FileSpec]:

@@ -20,6 +20,11 @@ def read_manifest(content: Any) -> Manifest:
     return (ContinuousManifest if continuous else AutoregressiveManifest).model_validate(content)
 
 
+def manifest_content(manifest: Manifest) -> bytes:
+    """The content of `manifest.json`."""
+    return (manifest.model_dump_json(indent=1) + "\n").encode()
+
+
 def published_manifest_schema() -> dict[str, Any]:
     """JSON Schema of `manifest.json`, as published in schema/manifest-1.json."""
     return published_schema(Manifest, f"starflow bundle manifest, schema version {SCHEMA_VERSION}")

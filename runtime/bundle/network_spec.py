@@ -1,5 +1,6 @@
 """The networks beside the flow, as a manifest describes them: text encoder, autoencoder, denoisers. None has caches or chunks."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -63,6 +64,13 @@ class AutoencoderSpec(Part):
     encoder: NetworkSpec | None
     decoders: tuple[DecoderSpec, ...] = Field(min_length=1, max_length=2)
     pixel_shape: tuple[int, int, int]
+
+    def networks(self) -> Iterator[tuple[NetworkSpec, tuple[str, str]]]:
+        """Every network, with the roles of what it takes and what it makes."""
+        if self.encoder:
+            yield self.encoder, ("pixels", "latent")
+        for decoder in self.decoders:
+            yield decoder.network, ("latent", "pixels")
 
     @model_validator(mode="after")
     def _plain_first(self) -> "AutoencoderSpec":

@@ -128,11 +128,10 @@ def _plain(benchmark: "Benchmark", profiles: "Sequence[StepProfile]") -> dict[st
 
 
 def _print(benchmark: "Benchmark", profiles: "Sequence[StepProfile]", *, blocks: bool) -> None:
-    from rich.console import Console
-
     from starflow.runtime.commands.bench_tables import print_blocks, print_comparison, print_memory, print_profile
+    from starflow.runtime.plain.terminal import Terminal
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     print_comparison(console, benchmark)
     print_memory(console, benchmark.memory)
     for timing in benchmark.variants if blocks else ():

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from starflow.runtime.diagnostics.benchmark import Benchmark, BlockTiming, VariantMemory, VariantTiming
 from starflow.runtime.diagnostics.operator_profile import StepProfile
+from starflow.runtime.plain.terminal import Terminal
 from starflow.runtime.reports.tables import mebibytes, plain_table
 
 
-def print_comparison(console: Console, benchmark: Benchmark) -> None:
+def print_comparison(console: Terminal, benchmark: Benchmark) -> None:
     """One line for each variant and way of sampling."""
     by_token = benchmark.unit == "token"
     console.print(
@@ -39,7 +38,7 @@ def print_comparison(console: Console, benchmark: Benchmark) -> None:
         )
 
 
-def print_memory(console: Console, memory: Sequence[VariantMemory]) -> None:
+def print_memory(console: Terminal, memory: Sequence[VariantMemory]) -> None:
     """What the variants take, as predicted and as measured."""
     table = plain_table("memory", "weights", "caches", "buffers", "predicted", "measured", "peak", dense=True)
     for each in memory:
@@ -52,7 +51,7 @@ def print_memory(console: Console, memory: Sequence[VariantMemory]) -> None:
     console.print(table)
 
 
-def print_blocks(console: Console, timing: VariantTiming) -> None:
+def print_blocks(console: Terminal, timing: VariantTiming) -> None:
     """The flow blocks of a variant."""
     title = f"{timing.variant}, {timing.decoding}, by flow block"
     table = plain_table("flow block", "floor\nms", *_columns("token"), title=title, dense=True)
@@ -63,7 +62,7 @@ def print_blocks(console: Console, timing: VariantTiming) -> None:
     console.print(table)
 
 
-def print_profile(console: Console, profile: StepProfile) -> None:
+def print_profile(console: Terminal, profile: StepProfile) -> None:
     """What a token's time consists of."""
     title = f"{profile.variant}: where a token's time goes"
     table = plain_table("", "ms/token", "%", "floor", "above", "most of it", title=title, dense=True)

@@ -7,6 +7,8 @@ from typing import Any
 from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.input_files import load_array, load_captions
+from starflow.runtime.plain.limits import MOST_LABELS
+from starflow.runtime.plain.whole_number import whole_number
 
 
 def add_condition_arguments(parser: argparse._ActionsContainer) -> None:
@@ -44,6 +46,10 @@ def given_condition(arguments: argparse.Namespace) -> tuple[Any, int]:
         return captions, len(captions)
     if arguments.condition is not None:
         array = load_array(arguments.condition)
+        if array.ndim not in (2, 3) or not len(array):
+            raise UsageError(
+                f"--condition {arguments.condition}: found shape {list(array.shape)}, expected [N, tokens, width]"
+            )
         return array, 1 if array.ndim == 2 else len(array)
     return None, 0
 
@@ -64,10 +70,15 @@ def _labels(text: str) -> list[str]:
     labels: list[str] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if dash and first.isdigit() and last.isdigit():
-            if int(first) > int(last):
+        start, end = whole_number(first), whole_number(last)
+        if dash and start is not None and end is not None:
+            if start > end:
                 raise UsageError(f"--labels {part.strip()}: the range runs backwards; give {last}-{first}")
-            labels += [str(label) for label in range(int(first), int(last) + 1)]
+            if end - start >= MOST_LABELS:
+                raise UsageError(
+                    f"--labels {part.strip()}: found {end - start + 1:,} labels, expected at most {MOST_LABELS:,}"
+                )
+            labels += map(str, range(start, end + 1))
         elif part.strip():
             labels.append(part.strip())
     if not labels:

@@ -32,22 +32,22 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print(diagnosis: "Diagnosis") -> None:
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    from starflow.runtime.plain.terminal import Terminal
     from starflow.runtime.reports.tables import plain_table
 
-    console = Console(highlight=False)
+    console = Terminal()
     facts = Table.grid(padding=(0, 2))
     for name, value in _facts(diagnosis):
-        facts.add_row(f"[bold]{name}[/bold]", value)
+        facts.add_row(Text(name, "bold"), value)
     console.print(facts)
     last = "with what, or what is needed"
     table = plain_table("", "what you can do", last, text=("what you can do", last))
     for ability in diagnosis.abilities:
-        verdict = "[green]yes[/green]" if ability.possible else "[yellow]no[/yellow]"
-        # Square brackets are markup to rich and extras to pip.
-        table.add_row(verdict, ability.what, ability.how.replace("[", r"\["))
+        verdict = Text("yes", "green") if ability.possible else Text("no", "yellow")
+        table.add_row(verdict, ability.what, ability.how)
     console.print(table)
 
 
@@ -73,7 +73,7 @@ def _facts(diagnosis: "Diagnosis") -> list[tuple[str, str]]:
     for extra in diagnosis.extras:
         state = f"missing {', '.join(extra.missing)}" if extra.missing else "complete"
         rows.append((f"[{extra.name}]", state))
-    return [(name.replace("[", r"\["), value.replace("[", r"\[")) for name, value in rows]
+    return rows
 
 
 def _gibibytes(count: int | None) -> str:

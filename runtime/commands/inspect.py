@@ -14,7 +14,7 @@ from starflow.runtime.commands.backend_arguments import add_variant_argument
 from starflow.runtime.commands.shape_argument import add_shape_argument, parse_shape
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from starflow.runtime.plain.terminal import Terminal
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -48,17 +48,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print(summary: dict[str, Any], *, hashes: bool) -> None:
-    from rich.console import Console
+    from rich.text import Text
 
     from starflow.runtime.diagnostics.bundle_summary import SENTENCES
+    from starflow.runtime.plain.terminal import Terminal
     from starflow.runtime.reports.tables import mebibytes
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = Terminal(soft_wrap=True)
     for key in SENTENCES:
         if key in summary:
-            console.print(f"[bold]{key:<11}[/bold]", end="")
-            console.print(summary[key], markup=False)
-    console.print(f"[bold]{'bytes':<11}[/bold]{summary['bytes']:,}")
+            console.print(Text.assemble((f"{key:<11}", "bold"), str(summary[key])))
+    console.print(Text.assemble((f"{'bytes':<11}", "bold"), f"{summary['bytes']:,}"))
     for variant in summary["variants"]:
         console.print()
         _print_variant(console, variant)
@@ -67,14 +67,17 @@ def _print(summary: dict[str, Any], *, hashes: bool) -> None:
         tokens = ", ".join(map(str, build["profile_tokens"]))
         runs = f"runs of up to {tokens} tokens, " if tokens != "1" else ""
         console.print(
-            f"[bold]engines[/bold]    {build['target']}, {build['variant']}: {mebibytes(build['bytes'])}, "
-            f"{runs}TensorRT {build['version']}, {build['created']}"
+            Text.assemble(
+                ("engines    ", "bold"),
+                f"{build['target']}, {build['variant']}: {mebibytes(build['bytes'])}, ",
+                f"{runs}TensorRT {build['version']}, {build['created']}",
+            )
         )
     if hashes:
         console.print("every file has the digest that the manifest states")
 
 
-def _print_variant(console: "Console", variant: dict[str, Any]) -> None:
+def _print_variant(console: "Terminal", variant: dict[str, Any]) -> None:
     from starflow.runtime.reports.tables import mebibytes, plain_table
 
     title = f"{variant['name']}: weights {mebibytes(variant['weight_file_bytes'])}, takes {mebibytes(variant['memory_bytes'])}"
@@ -93,7 +96,7 @@ def _print_variant(console: "Console", variant: dict[str, Any]) -> None:
             )
         console.print(table)
     else:
-        console.print(f"[bold]{title}[/bold]")
+        console.print(title, style="bold")
         console.print(f"{variant['rows']} rows, a pass reads {mebibytes(variant['weight_bytes'])} of weights")
     if quantization := variant["quantization"]:
         became = ", ".join(f"{count} {treatment}" for treatment, count in sorted(quantization["matrices"].items()))
@@ -105,11 +108,13 @@ def _print_variant(console: "Console", variant: dict[str, Any]) -> None:
         console.print(f"quantised from {quantization['source']}: matrices {became}; {measured}")
 
 
-def _print_plans(console: "Console", plans: list[dict[str, Any]]) -> None:
+def _print_plans(console: "Terminal", plans: list[dict[str, Any]]) -> None:
+    from rich.text import Text
+
     from starflow.runtime.reports.tables import plain_table
 
     if not plans:
-        console.print("[bold]plans[/bold]      none; `starflow calibrate --plan` makes one")
+        console.print(Text.assemble(("plans      ", "bold"), "none; `starflow calibrate --plan` makes one"))
         return
     columns = ("variant", "backend", "plan", "passes", "ms/batch", "without", "error", "budget")
     table = plain_table(*columns, text=("backend", "plan"), title="plans", dense=True)

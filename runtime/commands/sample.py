@@ -12,6 +12,7 @@ Examples:
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from starflow.runtime.commands.backend_arguments import (
     chosen_plan,
 )
 from starflow.runtime.commands.condition_arguments import add_condition_arguments, given_condition, refuse_labels
+from starflow.runtime.commands.shape_argument import parse_shape
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.input_files import load_array
 
@@ -90,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow.runtime.networks.denoising import choose_denoising
     from starflow.runtime.plain.atomic_write import check_file, write_array
     from starflow.runtime.plain.images import grid, write_png
+    from starflow.runtime.plain.memory import check_images
     from starflow.runtime.plain.progress import progress_bar
     from starflow.runtime.sampler import Sampler
 
@@ -101,12 +104,16 @@ def run(arguments: argparse.Namespace) -> int:
     if count < max(given, 1):
         conditions = f"; there are conditions for {given} images" if given > 1 else ""
         raise UsageError(f"--count {count}: give a number of at least {max(given, 1)}{conditions}")
+    if arguments.columns is not None and arguments.columns < 1:
+        raise UsageError(f"--columns {arguments.columns}: give a number of at least 1")
+    bundle = Bundle.open(arguments.bundle).at_shape(parse_shape(arguments.shape))
+    conditioning = bundle.manifest.conditioning
+    check_images(count, math.prod(bundle.manifest.model.data_shape), conditioning.tokens * conditioning.width)
     if given > 1 and count != given:
         condition = np.asarray(condition)[np.arange(count) % given]
     null = None if arguments.null_condition is None else load_array(arguments.null_condition)
     if arguments.captions or arguments.captions_file:
         # Before the flow is loaded: the two need not lie in memory together.
-        bundle = Bundle.open(arguments.bundle)
         condition, empty = encode_once(bundle, condition, provider=arguments.provider, threads=arguments.threads)
         null = empty if null is None else null
     options = {"plan": chosen_plan(arguments), **backend_options(arguments)}

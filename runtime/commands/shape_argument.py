@@ -3,6 +3,7 @@
 import argparse
 
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.whole_number import whole_number
 
 
 def add_shape_argument(parser: argparse._ActionsContainer) -> None:
@@ -23,7 +24,7 @@ def parse_shape(text: str | None) -> tuple[int, int] | None:
     """
     if text is None:
         return None
-    height, cross, width = text.lower().partition("x")
-    if not cross or not (height + width).isascii() or not height.isdigit() or not width.isdigit():
+    height, width = (whole_number(side) for side in text.lower().partition("x")[::2])
+    if height is None or width is None:
         raise UsageError(f"--shape {text}: give height and width, such as 32x32")
-    return int(height), int(width)
+    return height, width

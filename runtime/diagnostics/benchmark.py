@@ -195,7 +195,7 @@ def _ways(sampler: Sampler, guidance: float) -> list[_Contestant]:
 def _open(sampler: Sampler, contestants: Sequence[_Contestant]) -> VariantMemory:
     """Sample a batch in each way, which opens the sampler's graphs, and watch the memory that takes."""
     bundle, variant = sampler.bundle, sampler.variant
-    gauge = MemoryGauge([bundle.root / variant.weights.path])
+    gauge = MemoryGauge([bundle.path(variant.weights)])
     for contestant in contestants:
         contestant(lambda part: None)
         contestant.passes.clear()

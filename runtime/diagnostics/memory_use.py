@@ -46,7 +46,7 @@ def predict_memory(bundle: Bundle, variant: Variant) -> PredictedMemory:
     """
     weights = sum(graph.weight_bytes for graph in variant.graphs)
     if variant.lowering == "cpu" and variant.quantization:
-        weights += 2 * _scale_bytes(bundle.root / variant.weights.path)
+        weights += 2 * _scale_bytes(bundle.path(variant.weights))
     caches = sum(map(cache_bytes, variant.graphs))
     inputs = sum(tensor_bytes(spec) for graph in variant.graphs for spec in graph.inputs)
     return PredictedMemory(weights, caches, buffers=inputs - caches)

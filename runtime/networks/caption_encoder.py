@@ -2,8 +2,9 @@
 
 import logging
 import textwrap
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from starflow.runtime.networks.network_runner import NetworkRunner
 from starflow.runtime.plain.caption_template import fill_template
 from starflow.runtime.plain.errors import BundleError, UsageError
 from starflow.runtime.plain.install_hint import install_hint
+from starflow.runtime.plain.native_errors import panics_unprinted
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ class CaptionEncoder(NetworkRunner):
     ) -> None:
         super().__init__(bundle, provider, threads, lean=lean)
         self._text = text
+        self._tokenizer_path = bundle.root / text.tokenizer.path
         self._tokenizer = _tokenizer(bundle, text)
         self._null: NDArray[np.float32] | None = None
 
@@ -49,9 +52,10 @@ class CaptionEncoder(NetworkRunner):
         return self._null
 
     def _encoded(self, caption: str) -> NDArray[np.float32]:
-        tokens = self._tokenizer.encode(fill_template(self._text.template, caption))
+        start = textwrap.shorten(caption, 60, placeholder=" ...")
+        with _refused_by(self._tokenizer_path, f"does not take the caption {start!r}"):
+            tokens = self._tokenizer.encode(fill_template(self._text.template, caption))
         if tokens.overflowing:
-            start = textwrap.shorten(caption, 60, placeholder=" ...")
             logger.warning("caption %r is cut: it has more than %d tokens", start, self._text.tokens)
         ids, mask = (np.array([part], np.int64) for part in (tokens.ids, tokens.attention_mask))
         features: NDArray[np.float32] = self.run(self._text.encoder, {"ids": ids, "mask": mask})[0]
@@ -102,12 +106,41 @@ def as_captions(condition: ArrayLike | Sequence[str] | None) -> list[str] | None
 
 
 def _tokenizer(bundle: Bundle, text: TextSpec) -> Any:
+    """The tokenizer of a file, which makes `length` tokens of any text."""
     try:
         from tokenizers import Tokenizer
     except ImportError:
         raise UsageError(f"captions need the package tokenizers: {install_hint('text')}") from None
-    path = bundle.root / text.tokenizer.path
+    path, length = bundle.root / text.tokenizer.path, text.tokens
+    content = bundle.content(text.tokenizer)
+    with _refused_by(path, "is not a tokenizer"):
+        tokenizer = Tokenizer.from_buffer(content)
+        padding, truncation = tokenizer.padding or {}, tokenizer.truncation or {}
+    made = [
+        padding.get("length"),
+        padding.get("pad_to_multiple_of"),
+        truncation.get("max_length"),
+        truncation.get("stride"),
+    ]
+    if made != [length, None, length, 0]:
+        raise BundleError(
+            f"{path}: pads to {made[0]} and cuts to {made[2]} tokens, the manifest says {length}; export the bundle again"
+        )
+    return tokenizer
+
+
+@contextmanager
+def _refused_by(path: Path, what: str) -> Iterator[None]:
+    """Turn an error of the tokenizers library, or a panic, into one line.
+
+    Raises:
+        BundleError: the library raised something.
+    """
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain exceptions
-        raise BundleError(f"{path}: is not a tokenizer: {error}; export the bundle again") from None
+        with panics_unprinted():
+            yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # it raises plain exceptions, and its panics are none
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise BundleError(f"{path}: {what}: {reason}; export the bundle again") from None

@@ -12,6 +12,7 @@ from starflow.runtime.backends.base import Provider
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.network_spec import NetworkSpec
 from starflow.runtime.plain.batches import batches
+from starflow.runtime.plain.thread_count import check_threads
 
 
 class NetworkRunner:
@@ -21,6 +22,7 @@ class NetworkRunner:
     """
 
     def __init__(self, bundle: Bundle, provider: Provider, threads: int, *, lean: bool = False) -> None:
+        check_threads(threads)
         self.bundle = bundle
         self._provider, self._threads, self._lean = provider, threads, lean
         self._sessions: dict[str, Any] = {}

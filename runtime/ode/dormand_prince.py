@@ -127,4 +127,5 @@ def _combine(weights: tuple[float, ...], slopes: list[NDArray]) -> NDArray:
 
 def _norm(x: NDArray) -> float:
     """The root mean square of the image where it is largest."""
-    return float(np.sqrt(np.square(x).reshape(len(x), -1).mean(axis=1)).max())
+    with np.errstate(over="ignore"):  # then it is infinite, and so is what is too fast for any step
+        return float(np.sqrt(np.square(x).reshape(len(x), -1).mean(axis=1)).max())

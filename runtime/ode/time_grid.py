@@ -4,12 +4,13 @@ import math
 from collections.abc import Sequence
 
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.limits import MOST_PASSES
 
 
 def uniform_grid(steps: int) -> tuple[float, ...]:
-    """Equal steps from 0 to 1; UsageError if there is not one."""
-    if steps < 1:
-        raise UsageError(f"{steps} steps from noise to data; give at least 1")
+    """Equal steps from 0 to 1; UsageError if there is not one, or more than rounding leaves any use for."""
+    if not 1 <= steps <= MOST_PASSES:
+        raise UsageError(f"{steps} steps from noise to data; give at least 1, and at most {MOST_PASSES:,}")
     return tuple(index / steps for index in range(steps + 1))
 
 

@@ -3,16 +3,17 @@
 Content is written beside its destination and renamed into place; an error, Ctrl-C or a full disk leaves nothing behind.
 """
 
+import contextlib
 import os
-import secrets
-import shutil
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starflow.runtime.plain.errors import StarflowError, UsageError
-from starflow.runtime.plain.folder_exchange import find_replaced, replace_folder
+from starflow.runtime.plain.folder_exchange import abandoned_name, find_replaced, replace_folder
+from starflow.runtime.plain.held_folder import lock_new, release, remove, remove_unless_held
 from starflow.runtime.plain.own_folder import FolderKind, check_replaceable
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def check_file(destination: Path) -> None:
     """
     if destination.is_dir():
         raise UsageError(f"{destination}: is a folder; name a file")
+    if destination.exists() and not destination.is_file():  # a new file would take the place of the device itself
+        raise UsageError(f"{destination}: is a device, pipe or socket; name a file")
     _check_parent(destination)
 
 
@@ -39,29 +42,57 @@ def _check_parent(destination: Path) -> Path:
 
 
 @contextmanager
-def _beside(destination: Path) -> Iterator[Path]:
-    """A free name beside `destination`, whose folder is made.
+def _beside(destination: Path, make: Callable[[Path], None]) -> Iterator[tuple[Path, int]]:
+    """A new file or folder beside `destination`, and the descriptor that keeps other processes from taking it for abandoned.
+
+    What killed processes left under such names is removed first, and what is left at the end.
 
     Raises:
         UsageError: the folder cannot be written.
         StarflowError: the system refuses to write.
     """
     parent = _check_parent(destination)
-    temporary = parent / f".{destination.name}.{secrets.token_hex(4)}"
+    temporary = abandoned_name(destination)
+    descriptor = None
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-    except OSError as error:
-        if isinstance(error.filename, str):
-            refused = Path(error.filename)
-            if not refused.is_relative_to(temporary) and not parent.is_relative_to(refused):
-                raise  # something else that was read or written meanwhile
-        raise StarflowError(f"{destination}: cannot be written ({error.strerror or error})") from error
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(destination)
+            while descriptor is None:
+                make(temporary)
+                with contextlib.suppress(FileNotFoundError):
+                    descriptor = lock_new(temporary)
+            yield temporary, descriptor
+        except OSError as error:
+            if isinstance(error.filename, str):
+                refused = Path(error.filename)
+                if not refused.is_relative_to(temporary) and not parent.is_relative_to(refused):
+                    raise  # something else that was read or written meanwhile
+            raise StarflowError(f"{destination}: cannot be written ({error.strerror or error})") from error
+    finally:
+        if descriptor is None:
+            remove(temporary)
+        else:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.stat(temporary), os.fstat(descriptor)):  # it did not take its place
+                    remove(temporary)
+            os.close(descriptor)
+
+
+def remove_abandoned(destination: Path) -> None:
+    """Remove what killed processes left when they wrote `destination`, and what was replaced while somebody read it."""
+    name = re.compile(rf"\.{re.escape(destination.name)}\.[0-9a-f]{{8}}")
+    with contextlib.suppress(OSError):
+        for entry in os.listdir(destination.parent):
+            if name.fullmatch(entry):
+                remove_unless_held(destination.parent / entry, in_doubt=False)
 
 
 @contextmanager
 def atomic_file(destination: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `destination`; on success it replaces `destination`, on any error it is removed.
+
+    The content is on disk before the name is: after a power failure `destination` is the old file or the new one, whole.
 
     Raises:
         UsageError: the folder cannot be created or written.
@@ -69,17 +100,28 @@ def atomic_file(destination: str | os.PathLike[str]) -> Iterator[Path]:
     """
     destination = Path(destination)
     check_file(destination)
-    with _beside(destination) as temporary:
-        try:  # before the file is there: Ctrl-C may come right after
-            temporary.touch(mode=0o600, exist_ok=False)
-            yield temporary
-            # A finished result gets the permissions any new file would have.
-            mask = os.umask(0)
-            os.umask(mask)
-            temporary.chmod(0o666 & ~mask)
-            temporary.replace(destination)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with _beside(destination, _touch) as (temporary, _):
+        yield temporary
+        sync(temporary)
+        temporary.replace(destination)
+        sync(destination.parent)
+
+
+def _touch(path: Path) -> None:
+    path.touch(exist_ok=False)
+
+
+def sync(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, to its disk.
+
+    Raises:
+        OSError: the disk is full, or fails.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(destination: str | os.PathLike[str], text: str) -> None:
@@ -103,7 +145,8 @@ def atomic_folder(
     """Yield a temporary folder beside `destination`; on success it takes that name, on any error it is removed.
 
     An existing folder and its successor change names at once, see `replace_folder`: whoever opens `destination` meets one of
-    the two, whole.
+    the two, whole. A folder that somebody reads, see `HeldFolder`, stays under a hidden name until the next command that writes
+    `destination`. As with `atomic_file`, the content is on disk before the name is.
 
     Args:
         destination: Folder to create.
@@ -124,15 +167,18 @@ def atomic_folder(
             what = "folder" if destination.is_dir() else "file"
             raise UsageError(f"{destination}: a {what} of that name exists; remove it or pass --force (folders only)")
         check_replaceable(destination, kind, source)
-    with _beside(destination) as temporary:
-        try:
-            temporary.mkdir(mode=0o700)
-            yield temporary
-            temporary.chmod(0o755)
-            if destination.exists():
-                check_replaceable(destination, kind, source)  # it may be another one by now
-                replace_folder(temporary, destination)
-            else:
-                temporary.replace(destination)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with _beside(destination, Path.mkdir) as (temporary, lock):
+        yield temporary
+        for folder, _, names in os.walk(temporary, topdown=False):
+            for name in names:
+                sync(Path(folder, name))
+            sync(Path(folder))
+        if destination.exists():
+            check_replaceable(destination, kind, source)  # it may be another one by now
+            replaced = replace_folder(temporary, destination)
+            release(lock)  # readers wait for it
+            sync(destination.parent)
+            remove_unless_held(replaced, in_doubt=True)
+        else:
+            temporary.replace(destination)
+            sync(destination.parent)

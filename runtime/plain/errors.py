@@ -4,11 +4,27 @@ A message is one line: what was found, where, what was expected, and what mends 
 and exits with `exit_status`; anything that is not a `StarflowError` is a bug and keeps its traceback.
 """
 
+import os
+import re
+
+DESCRIPTOR = re.compile(r"/proc/self/fd/\d+")
+
 
 class StarflowError(Exception):
     """Something the user can mend."""
 
     exit_status = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(DESCRIPTOR.sub(_folder_name, message))
+
+
+def _folder_name(descriptor: re.Match[str]) -> str:
+    """The name of a folder that is read through a descriptor (`held_folder`), which says nothing to anybody."""
+    try:
+        return os.readlink(descriptor[0])
+    except OSError:
+        return descriptor[0]
 
 
 class UsageError(StarflowError):

@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import errno
 import os
-import shutil
+import secrets
 from pathlib import Path
 
 RENAME_EXCHANGE = 2  # linux/fs.h
@@ -12,23 +12,24 @@ AT_FDCWD = -100  # fcntl.h
 NOT_SUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
 
 
-def replace_folder(folder: Path, destination: Path) -> None:
-    """Give `folder` the name of an existing folder, which is removed.
+def replace_folder(folder: Path, destination: Path) -> Path:
+    """Give `folder` the name of an existing folder; return the name that this one has now.
 
     Where the system cannot exchange two names at once, the old folder steps aside under a name by which
     `find_replaced` brings it back if the process dies in between.
     """
     if exchanged(folder, destination):
-        shutil.rmtree(folder)  # what was replaced
-        return
+        return folder
     aside = _aside(destination)
+    if aside.exists():  # somebody still read it after the last replacement
+        aside.rename(abandoned_name(destination))
     try:
         destination.rename(aside)
         folder.rename(destination)
     except BaseException:
         find_replaced(destination)
         raise
-    shutil.rmtree(aside)
+    return aside
 
 
 def find_replaced(destination: Path) -> None:
@@ -54,6 +55,11 @@ def exchanged(one: Path, other: Path) -> bool:
     if number in NOT_SUPPORTED:
         return False
     raise OSError(number, os.strerror(number), str(other))
+
+
+def abandoned_name(destination: Path) -> Path:
+    """A free name beside `destination`, of the form that `atomic_write.remove_abandoned` looks for."""
+    return destination.with_name(f".{destination.name}.{secrets.token_hex(4)}")
 
 
 def _aside(destination: Path) -> Path:

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from PIL import Image
 
 from starflow.runtime.plain.atomic_write import atomic_file
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.image_file import read_image
 
 
 def to_uint8(x: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -40,6 +42,8 @@ def grid(images: NDArray[np.uint8], columns: int | None = None, padding: int = 2
     count, height, width, channels = images.shape
     if count == 0:
         raise UsageError("a grid needs at least one image, found none")
+    if columns is not None and columns < 1:
+        raise UsageError(f"{columns} columns: give a number of at least 1")
     columns = min(columns or math.ceil(math.sqrt(count)), count)
     rows = math.ceil(count / columns)
     sheet = np.zeros((rows * (height + padding), columns * (width + padding), channels), np.uint8)
@@ -57,33 +61,18 @@ def write_png(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
         Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(temporary, format="png")
 
 
-def read_images(paths: Sequence[Path], mode: str, height: int, width: int) -> NDArray[np.uint8]:
+def read_images(paths: Sequence[Path], mode: Literal["L", "RGB"], height: int, width: int) -> NDArray[np.uint8]:
     """Read image files.
 
     Args:
-        paths: Files of any format Pillow reads; transparency is laid on black.
-        mode: `L` (grey) or `RGB`, which other modes are converted to.
+        paths, mode: See `read_image`.
         height, width: The size they must have; nothing is scaled or cut.
 
     Returns:
         uint8 [N, H, W, C].
 
     Raises:
-        UsageError: a file cannot be read, is no image, or has another size.
+        UsageError: a file cannot be read, see `read_image`.
     """
-    images = []
-    for path in paths:
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGBA") if file.has_transparency_data else file.copy()
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            reason = "is not an image" if path.exists() and path.is_file() else "does not exist"
-            raise UsageError(f"{path}: {reason} ({type(error).__name__})") from None
-        if image.mode == "RGBA":
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-        if image.size != (width, height):
-            raise UsageError(
-                f"{path}: is {image.width}x{image.height}, this bundle makes {width}x{height}; scale it first"
-            )
-        images.append(np.asarray(image.convert(mode)).reshape(height, width, -1))
+    images = [np.asarray(read_image(path, mode, (width, height))).reshape(height, width, -1) for path in paths]
     return np.stack(images)

@@ -1,13 +1,15 @@
 """Arrays and captions from files that a user names."""
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from starflow.runtime.plain.array_file import NUMBERS, read_archive, read_array
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.limits import MOST_TEXT_BYTES
+from starflow.runtime.plain.regular_file import read_text
 
 
 def load_captions(path: Path) -> list[str]:
@@ -17,7 +19,7 @@ def load_captions(path: Path) -> list[str]:
         UsageError: the file cannot be read, or holds no captions.
     """
     try:
-        captions = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        captions = [line.strip() for line in read_text(path, MOST_TEXT_BYTES).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(f"{path}: cannot be read as captions: {reason}") from None
@@ -33,11 +35,11 @@ def load_array(path: Path) -> Any:
         UsageError: there is no such file, or it holds no array of numbers.
     """
     try:
-        return np.load(path, allow_pickle=False)
+        return read_array(path)
     except FileNotFoundError:
         raise UsageError(f"{path}: does not exist; name a .npy file") from None
-    except (ValueError, OSError, EOFError):
-        raise UsageError(f"{path}: is not a .npy array of numbers") from None
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path}: is not a .npy array of numbers: {_reason(error)}") from None
 
 
 def load_data(path: Path) -> tuple[NDArray, NDArray | None]:
@@ -47,14 +49,17 @@ def load_data(path: Path) -> tuple[NDArray, NDArray | None]:
         UsageError: there is no such file, it holds other arrays, or values that are not finite numbers.
     """
     try:
-        with np.load(path) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = read_archive(path, NUMBERS)
     except FileNotFoundError:
         raise UsageError(f"{path}: does not exist; name an .npz file") from None
-    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile):
-        raise UsageError(f"{path}: is not an .npz file of numbers") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: is not an .npz file of numbers: {_reason(error)}") from None
     if "x" not in arrays or not set(arrays) <= {"x", "condition"}:
         raise UsageError(f"{path}: holds {sorted(arrays)}; give x [N, C, H, W] and, for conditioned models, condition")
     if any(array.dtype.kind not in "fiu" or not np.isfinite(array).all() for array in arrays.values()):
         raise UsageError(f"{path}: its arrays must hold finite numbers")
     return arrays["x"], arrays.get("condition")
+
+
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -1,10 +1,11 @@
 """Which folders a command may replace: only those that it recognises as made by starflow."""
 
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.json_text import read_json
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class FolderKind:
     def recognises(self, folder: Path) -> bool:
         """Whether a folder is of this kind."""
         try:
-            content = json.loads((folder / self.file).read_bytes())
-        except (OSError, ValueError, RecursionError):
+            content = read_json(folder / self.file)
+        except (OSError, ValueError):
             return False
         return isinstance(content, dict) and self.fields <= content.keys()
 
@@ -47,7 +48,7 @@ def check_replaceable(destination: Path, kind: FolderKind, source: Path | None) 
     Raises:
         UsageError: it is something else, or holds the source.
     """
-    if source is not None and source.resolve().is_relative_to(destination.resolve()):
+    if source is not None and Path(os.path.realpath(source)).is_relative_to(os.path.realpath(destination)):
         raise UsageError(f"{destination}: holds {source}, which is read; name another folder")
     if any(destination.iterdir()) and not kind.recognises(destination):
         raise UsageError(

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from starflow.runtime.plain.terminal import Terminal
 
 
 class Report(Protocol):
@@ -22,9 +23,9 @@ def no_report(done: int, total: int, doing: str | None = None) -> None:
 @contextmanager
 def progress_bar(what: str, *, enabled: bool = True) -> Iterator[Report]:
     """A bar on standard error while the context lasts; off when that is not a terminal."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.json_text import read_json
 
 Read = TypeVar("Read")
 
@@ -47,7 +48,7 @@ class Part(BaseModel):
     """A frozen part of a file whose schema is published; unknown fields are refused."""
 
     # Validators are built when a file is first read, not when the runtime is imported.
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 def one_line(error: ValidationError, known_fields: tuple[str, ...] = ()) -> str:
@@ -109,10 +110,10 @@ def read_plan_file(
         UsageError: it is missing, not JSON, or not such a plan.
     """
     try:
-        return validate(json.loads(path.read_text(encoding="utf-8")))
+        return validate(read_json(path))
     except OSError as error:
         raise UsageError(f"plan {path}: cannot be read ({error.strerror}); name {instead} or a file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"plan {path}: is not JSON ({error})") from None
-    except ValidationError as error:
+    except ValidationError as error:  # which is a ValueError, too
         raise UsageError(f"plan {path}: {one_line(error, known_fields)}") from None
+    except ValueError as error:
+        raise UsageError(f"plan {path}: is not JSON ({error})") from None

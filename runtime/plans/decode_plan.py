@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.limits import MOST_PASSES
 from starflow.runtime.plain.validation import Part, read_plan_file
 
 Guess = Literal["noise", "previous", "zeros"]
@@ -44,7 +45,7 @@ class Chunk(Part):
 
     kind: Literal["chunk"] = "chunk"
     tokens: int = Field(ge=1)
-    passes: int = Field(ge=1)
+    passes: int = Field(ge=1, le=MOST_PASSES)
     tolerance: float | None = Field(default=None, ge=0)
     norm: Literal["mean-square", "max"] = "mean-square"
     converged: Literal["image", "batch"] = "image"
@@ -172,8 +173,10 @@ class Jacobi:
 
     def plan(self, tokens: Mapping[int, int]) -> DecodePlan:
         """The same as a decode plan, for flow blocks of so many tokens each; UsageError if a value is out of range."""
-        if self.chunk < 1 or self.max_iterations < 1 or not self.threshold >= 0:
-            raise UsageError(f"{self}: chunk and max_iterations must be at least 1, threshold at least 0")
+        if self.chunk < 1 or not 1 <= self.max_iterations <= MOST_PASSES or not self.threshold >= 0:
+            raise UsageError(
+                f"{self}: chunk must be at least 1, max_iterations between 1 and {MOST_PASSES:,}, threshold at least 0"
+            )
         return DecodePlan(
             blocks=tuple(BlockPlan(block=block, segments=self._segments(count)) for block, count in tokens.items())
         )

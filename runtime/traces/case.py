@@ -1,5 +1,6 @@
 """A case: noise and conditions, drawn from a seed, that several ways of running a bundle are given."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import ConditioningSpec
 from starflow.runtime.conditions import Conditions, encode_conditions
 from starflow.runtime.networks.caption_encoder import encode_once
+from starflow.runtime.plain.memory import check_images
 from starflow.runtime.sampler import Sampler
 
 CAPTIONS = ("a red apple", "two cats", "a sailboat", "the moon", "a blue car", "snow", "an old tree", "blue")
@@ -46,12 +48,13 @@ def draw_case(
     """
     manifest = bundle.manifest
     count = -(-(images or manifest.batch) // manifest.batch) * manifest.batch
+    check_images(
+        count, math.prod(manifest.model.data_shape), manifest.conditioning.tokens * manifest.conditioning.width
+    )
     condition, null = conditions(count) if conditions else usual_conditions(bundle, count, seed)
     weight = guidance if guidance is not None else float(manifest.guided)
     # Any variant draws the same, and none opens a session for it.
-    with Sampler.open(
-        bundle.root, backend="onnxruntime", variant=manifest.variants[0].name, shape=bundle.shape
-    ) as sampler:
+    with Sampler.open(bundle, backend="onnxruntime", variant=manifest.variants[0].name) as sampler:
         return Case(sampler.noise(count, seed), condition, null, weight, seed)
 
 

@@ -1,5 +1,6 @@
 """The command `starflow`, driven with commands installed for the test the way any command is: as entry points."""
 
+import os
 import re
 import signal
 import subprocess
@@ -199,10 +200,57 @@ def test_known_errors_are_one_line(install: Install, capsys, error: str, status:
     assert capsys.readouterr().err == "starflow fails: error: manifest.json: found 3, expected 4\n"
 
 
-def test_anything_else_is_a_bug_and_keeps_its_traceback(install: Install) -> None:
-    install("fails", body("raise ZeroDivisionError"))
-    with pytest.raises(ZeroDivisionError):
-        main(["fails"])
+@pytest.mark.parametrize(
+    ("statement", "found"),
+    [
+        ("raise ZeroDivisionError", "ZeroDivisionError"),
+        ("int('x' * 10)", "ValueError: invalid literal for int() with base 10: 'xxxxxxxxxx'"),
+        ("raise RuntimeError('first\\nsecond')", "RuntimeError: first"),
+        ("(lambda f: f(f))(lambda f: f(f))", "RecursionError: maximum recursion depth exceeded"),
+        ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
+        (
+            "raise type('PanicException', (BaseException,), {})('index out of bounds')",
+            "PanicException: index out of bounds",
+        ),
+    ],
+)
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("before", [False, True])
+def test_anything_else_is_one_line_that_says_how_to_see_more(
+    install: Install, capsys, statement: str, found: str, debug: bool, before: bool
+) -> None:
+    install("fails", body(statement))
+    option = ["--debug"] if debug else []
+    assert main([*option, "fails"] if before else ["fails", *option]) == 1
+    *trace, line = capsys.readouterr().err.splitlines()
+    assert line == f"starflow fails: error: internal error: {found}; --debug shows where it happened"
+    assert bool(trace) == debug
+    if debug:
+        assert trace[0] == "Traceback (most recent call last):" and any(
+            "command_for_tests_fails.py" in each for each in trace
+        )
+
+
+def test_debug_shows_where_a_known_error_happened(install: Install, capsys) -> None:
+    install("fails", body("raise UsageError('found 3, expected 4')"))
+    assert main(["fails", "--debug"]) == 2
+    error = capsys.readouterr().err
+    assert "in run" in error and error.endswith("\nstarflow fails: error: found 3, expected 4\n")
+
+
+def test_debug_after_two_dashes_is_an_argument(install: Install, capsys) -> None:
+    source = HELLO.replace("    parser.add", "    parser.add_argument('greeting'); parser.add")
+    install("hello", source)
+    assert main(["hello", "--name", "x", "--", "--debug"]) == 0
+    assert capsys.readouterr().out == "hello x\n"
+
+
+def test_too_little_memory_is_one_line(install: Install, capsys) -> None:
+    install("fails", body("bytearray(1 << 62)"))
+    assert main(["fails"]) == 1
+    assert capsys.readouterr().err == (
+        "starflow fails: error: there is not enough memory; give less at once, or use a larger machine\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,12 +276,6 @@ def test_missing_package_names_the_extra(
 def test_missing_package_of_a_training_command_names_train() -> None:
     (train,) = entry_points(group="starflow.commands", name="train")
     assert command_line._extra_for(train, "torch") == "train"
-
-
-def test_missing_package_nobody_knows_is_a_bug(install: Install) -> None:
-    install("needy", body("import no_such_package"))
-    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
-        main(["needy"])
 
 
 def test_interrupt_is_one_line(install: Install, capsys) -> None:
@@ -296,6 +338,122 @@ def test_reader_that_goes_away_is_no_news(install: Install, rest: list[str]) -> 
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait(timeout=30) == 1
+
+
+# What a shell closes, and what the process then says on the other stream.
+@pytest.mark.parametrize(
+    ("closed", "command", "status", "said"),
+    [
+        (">&-", "talks", 0, ""),
+        ("<&- >&-", "talks", 0, ""),
+        (">&-", "fails", 2, "starflow fails: error: found 3, expected 4\n"),
+        ("2>&-", "talks", 0, "words\n"),
+        ("2>&-", "fails", 2, ""),
+        (">&- 2>&-", "fails", 2, ""),
+    ],
+)
+def test_closed_streams(install: Install, closed: str, command: str, status: int, said: str) -> None:
+    folder = install("talks", body("print('words')", "return 0"))
+    install("fails", body("raise UsageError('found 3, expected 4')"))
+    done = subprocess.run(
+        ["sh", "-c", f'"$0" -m starflow.runtime {command} {closed}', sys.executable],
+        cwd=folder,
+        env={"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (status, said)
+
+
+def test_a_file_does_not_get_the_number_of_a_closed_stream(install: Install, tmp_path: Path) -> None:
+    """What is printed to standard output by its number would end in the file otherwise."""
+    folder = install("writes", body("import os", "file = open('result', 'wb')", "assert file.fileno() > 2", "return 0"))
+    done = subprocess.run(
+        ["sh", "-c", '"$0" -m starflow.runtime writes >&-', sys.executable],
+        cwd=folder,
+        env={"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+ORDERS = "\x1b[31m", "\x9b2J", "\x1b]0;title\x07", "\r", "\b", "\x7f", "\u202e", "\u2066", "\u2028"
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("how", ["print", "sys.stderr.write", "error", "Terminal", "table"])
+def test_no_text_gives_the_terminal_orders(install: Install, capsys, order: str, how: str) -> None:
+    text = f"before{order}after"
+    code = {
+        "print": [f"print({text!r})"],
+        "sys.stderr.write": ["import sys", f"sys.stderr.write({text!r})"],
+        "error": [f"raise UsageError({text!r})"],
+        "Terminal": ["from starflow.runtime.plain.terminal import Terminal", f"Terminal().print({text!r})"],
+        "table": [
+            "from starflow.runtime.plain.terminal import Terminal",
+            "from starflow.runtime.reports.tables import plain_table",
+            "table = plain_table('a')",
+            f"table.add_row({text!r})",
+            "Terminal(soft_wrap=True).print(table)",
+        ],
+    }
+    install("talks", body(*code[how], "return 0"))
+    main(["talks"])
+    captured = capsys.readouterr()
+    said = captured.out + captured.err
+    assert "before" in said and "after" in said
+    assert order.encode("unicode_escape").decode() in said
+    assert not set(said) & set("\x1b\x9b\x07\r\b\x7f\u202e\u2066\u2028")
+
+
+def test_markup_in_a_text_is_text(install: Install, capsys) -> None:
+    code = "from starflow.runtime.plain.terminal import Terminal"
+    install("talks", body(code, "Terminal().print('[/x] [red]a[/red] :smile:')", "return 0"))
+    assert main(["talks"]) == 0
+    assert capsys.readouterr().out == "[/x] [red]a[/red] :smile:\n"
+
+
+def test_no_table_is_printed_on_another_console(repository: Path) -> None:
+    """Rich's own Console obeys what it prints."""
+    for folder in ("runtime", "training", "export", "calibration"):
+        for file in (repository / folder).rglob("*.py"):
+            assert "rich.console" not in file.read_text() or file.name == "terminal.py", file
+
+
+def test_a_name_that_is_not_utf8_is_printed(install: Install, capsys) -> None:
+    install("talks", body("print('\\udc80')", "raise UsageError('\\udc80')"))
+    assert main(["talks"]) == 2
+    assert capsys.readouterr() == ("\\udc80\n", "starflow talks: error: \\udc80\n")
+
+
+def test_a_message_is_one_line_of_bounded_length(install: Install, capsys) -> None:
+    install("fails", body("raise UsageError('a\\nb' + 'x' * 10_000)"))
+    assert main(["fails"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("starflow fails: error: a\\nbxx") and error.count("\n") == 1 and len(error) < 2100
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (["--count", "9" * 5000], "expected a whole number"),
+        (["--count", "10" + "0" * 19], "expected a whole number"),
+        (["--count", "\u00b2"], "found '\u00b2', expected a whole number"),
+        (["--count", "\u0663"], "found '\u0663', expected a whole number"),
+        (["--weight", "nan"], "found 'nan', expected a number"),
+        (["--weight", "1e999"], "found '1e999', expected a number"),
+    ],
+)
+def test_numbers_beyond_reason(install: Install, capsys, given: list[str], found: str) -> None:
+    source = HELLO.replace(
+        "    parser.add",
+        "    parser.add_argument('--count', type=int); parser.add_argument('--weight', type=float); parser.add",
+    )
+    install("hello", source)
+    assert main(["hello", "--name", "x", *given]) == 2
+    error = capsys.readouterr().err
+    assert found in error and error.count("\n") == 1 and len(error) < 2100
 
 
 def test_every_command_of_ours_is_there_and_cheap_to_list() -> None:

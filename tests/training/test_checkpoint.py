@@ -1,5 +1,6 @@
 """Checkpoints on disk: what is stored, that it appears whole or not at all, and what damage is called."""
 
+import hashlib
 import json
 import weakref
 from collections.abc import Iterator, Mapping
@@ -79,7 +80,10 @@ def test_number_types_are_kept_and_shapes_of_every_kind_survive(tmp_path: Path) 
     content = (tmp_path / "c" / "model.safetensors").read_bytes()
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
-    assert header.pop("__metadata__") == {"format": "pt"}  # as diffusers and transformers write it
+    metadata = header.pop("__metadata__")
+    assert metadata.pop("format") == "pt"  # as diffusers and transformers write it
+    digest = metadata.pop("starflow").removeprefix("sha256:")
+    assert digest == hashlib.sha256(content.replace(digest.encode(), b"0" * 64)).hexdigest() and not metadata
     for name, entry in header.items():  # readers that map the file need every tensor at a multiple of its number's size
         assert (8 + size + entry["data_offsets"][0]) % state[name].dtype.itemsize == 0
 

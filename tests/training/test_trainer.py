@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from starflow.runtime.plain.errors import CheckpointError, RecipeError, StarflowError
+from starflow.runtime.plain.errors import CheckpointError, RecipeError, StarflowError, UsageError
 from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.checkpoint import load_autoregressive
 from starflow.training.data.dataset import load_dataset
@@ -21,6 +21,7 @@ from starflow.training.data.source import Digits8Source
 from starflow.training.recipe import Recipe, Training
 from starflow.training.runs.optimizer import average_decay_at, build_optimizer, learning_rate_at, update_average
 from starflow.training.runs.run import generator_for
+from starflow.training.runs.run_folder import alone_in
 from starflow.training.trainer import Trainer, drop_conditions
 
 STARFLOW = {
@@ -300,6 +301,8 @@ def test_the_command_survives_signals(tmp_path: Path, digits: Dataset, number: s
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("step 12/"):
+            with pytest.raises(UsageError, match="another training is at work there"), alone_in(killed):
+                pass
             process.send_signal(number)
             break
     output, messages = process.communicate(timeout=120)

@@ -10,16 +10,26 @@ from pydantic import Field, model_validator
 
 from starflow.training.frozen import Frozen
 
+# The largest sizes an autoencoder may have; published ones have 4 stages of 2 layers and up to 512 channels.
+MOST_CHANNELS, MOST_STAGES, MOST_STAGE_LAYERS = 1 << 14, 12, 64
+
+Widths = Annotated[
+    tuple[Annotated[int, Field(gt=0, le=MOST_CHANNELS)], ...], Field(min_length=1, max_length=MOST_STAGES)
+]
+Blocks = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=MOST_STAGE_LAYERS)], ...], Field(min_length=1, max_length=MOST_STAGES)
+]
+
 
 class TinyConfig(Frozen):
     """diffusers' AutoencoderTiny: plain residual convolutions and a deterministic encoder, made to be fast."""
 
     kind: Literal["tiny"]
-    latent_channels: int = Field(4, gt=0)
-    encoder_block_out_channels: tuple[int, ...] = (64, 64, 64, 64)  # one width; all must be equal
-    decoder_block_out_channels: tuple[int, ...] = (64, 64, 64, 64)
-    num_encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)  # from pixels down; each stage but the first halves the side
-    num_decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)  # from latents up
+    latent_channels: int = Field(4, gt=0, le=MOST_CHANNELS)
+    encoder_block_out_channels: Widths = (64, 64, 64, 64)  # one width; all must be equal
+    decoder_block_out_channels: Widths = (64, 64, 64, 64)
+    num_encoder_blocks: Blocks = (1, 3, 3, 3)  # from pixels down; each stage but the first halves the side
+    num_decoder_blocks: Blocks = (3, 3, 3, 1)  # from latents up
     act_fn: Literal["relu", "silu", "gelu"] = "relu"
 
     @model_validator(mode="after")
@@ -43,10 +53,10 @@ class KlConfig(Frozen):
     """diffusers' AutoencoderKL: the variational autoencoder of latent diffusion (Rombach et al., CVPR 2022)."""
 
     kind: Literal["kl"]
-    latent_channels: int = Field(4, gt=0)
-    block_out_channels: tuple[int, ...] = (32, 64, 64, 64)  # from pixels down; each but the last halves the side
-    layers_per_block: int = Field(1, gt=0)
-    norm_num_groups: int = Field(8, gt=0)
+    latent_channels: int = Field(4, gt=0, le=MOST_CHANNELS)
+    block_out_channels: Widths = (32, 64, 64, 64)  # from pixels down; each but the last halves the side
+    layers_per_block: int = Field(1, gt=0, le=MOST_STAGE_LAYERS)
+    norm_num_groups: int = Field(8, gt=0, le=MOST_CHANNELS)
     act_fn: Literal["relu", "silu", "gelu"] = "silu"
     mid_block_add_attention: bool = True
     use_quant_conv: bool = True
@@ -81,7 +91,7 @@ class ReconstructionConfig(Frozen):
 
     distance: Literal["l1", "l2"] = "l1"
     gradient: float = Field(1.0, ge=0)  # weight of differences between neighbours: edges stay sharp
-    scales: int = Field(3, gt=0)  # the image and its halvings that are compared
+    scales: int = Field(3, gt=0, le=16)  # the image and its halvings that are compared
 
 
 class AutoencoderObjective(ReconstructionConfig):

@@ -22,9 +22,9 @@ from starflow.runtime.plain.errors import CheckpointError
 from starflow.runtime.plain.own_folder import AUTOENCODER
 from starflow.training.autoencoder.network import Autoencoder, decoder_state, load_autoencoder
 from starflow.training.checkpoint_folder import checkpoint_folder
-from starflow.training.config import LatentScaling
+from starflow.training.config import LatentScaling, PixelShape
 from starflow.training.frozen import Frozen, read_json
-from starflow.training.tensor_file import write_tensors
+from starflow.training.tensor_file import check_digest, write_tensors
 
 WEIGHTS, RECORD, NOISY_DECODER = "diffusion_pytorch_model.safetensors", "starflow.json", "noisy_decoder.safetensors"
 
@@ -32,7 +32,7 @@ WEIGHTS, RECORD, NOISY_DECODER = "diffusion_pytorch_model.safetensors", "starflo
 class AutoencoderRecord(Frozen):
     """`starflow.json`."""
 
-    pixel_shape: tuple[int, int, int]  # [C, H, W] of the images it was trained on
+    pixel_shape: PixelShape  # [C, H, W] of the images it was trained on
     latent: LatentScaling  # gives the latents of the training set mean 0 and standard deviation 1
     # Standard deviation of the noise that the noisy decoder removes, on scaled latents.
     noisy_decoder_std: float | None = Field(None, gt=0)
@@ -55,11 +55,14 @@ def open_autoencoder(folder: Path) -> AutoencoderFolder:
         CheckpointError: it does not hold an autoencoder, or is damaged.
         UsageError: diffusers is not installed.
     """
+    if (folder / WEIGHTS).is_file():
+        check_digest(folder / WEIGHTS)
     autoencoder = load_autoencoder(folder)
     record = read_json(folder / RECORD, AutoencoderRecord) if (folder / RECORD).is_file() else None
     path, noisy = folder / NOISY_DECODER, None
     if record is not None and record.noisy_decoder_std is not None:
         try:
+            check_digest(path)
             state = load_file(path)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path}: missing or damaged ({error}); copy the folder again") from None

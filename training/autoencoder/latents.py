@@ -67,7 +67,10 @@ def as_latents(
             except OSError as error:
                 raise DataError(f"{cache}: latents cannot be written: {error.strerror}") from None
     # Mode c: PyTorch wants writable memory; nothing writes to it.
-    latents = {name: torch.from_numpy(np.load(cache / f"{name}.npy", mmap_mode="c")) for name in images}
+    try:
+        latents = {name: torch.from_numpy(np.load(cache / f"{name}.npy", mmap_mode="c")) for name in images}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{cache}: is damaged ({error}); remove it, and the images are encoded again") from None
     source = replace(source, path=cache / AUTOENCODER)  # the folder that was named may change
     scaling = given or (source.record.latent if source.record else measured_scaling(latents["train"]))
     return replace(

@@ -1,15 +1,18 @@
 """diffusers' autoencoders behind one interface: pixels to latents and back, whatever the class."""
 
-import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from starflow.runtime.plain.errors import CheckpointError, UsageError
 from starflow.runtime.plain.install_hint import install_hint
-from starflow.training.autoencoder.config import KlConfig, TinyConfig
+from starflow.runtime.plain.json_text import read_json
+from starflow.training.autoencoder.config import MOST_CHANNELS, MOST_STAGE_LAYERS, MOST_STAGES, KlConfig, TinyConfig
 
 CLASSES = {"tiny": "AutoencoderTiny", "kl": "AutoencoderKL"}
 DECODER_PARTS = ("decoder.", "post_quant_conv.")  # parameters between latent and pixels
@@ -120,10 +123,12 @@ def load_autoencoder(folder: Path) -> Autoencoder:
     diffusers = _diffusers()
     expected = "an autoencoder is a diffusers folder with config.json and diffusion_pytorch_model.safetensors"
     for file in ("config.json", "diffusion_pytorch_model.safetensors"):
-        if not (folder / file).is_file():
+        if not os.path.isfile(folder / file):
             raise CheckpointError(f"{folder}: has no {file}; {expected}")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
+    except OSError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error.strerror}; copy the folder again") from None
     except ValueError as error:
         raise CheckpointError(f"{folder / 'config.json'}: is not JSON ({error}); copy the folder again") from None
     name = config.get("_class_name") if isinstance(config, dict) else None
@@ -132,12 +137,36 @@ def load_autoencoder(folder: Path) -> Autoencoder:
             f"{folder}: holds {name or 'no diffusers model'}, expected {' or '.join(CLASSES.values())}"
         )
     try:
+        _check_size(folder, config, getattr(diffusers, name))
         network = getattr(diffusers, name).from_pretrained(
             folder, local_files_only=True, torch_dtype=torch.float32, low_cpu_mem_usage=False
         )
+    except CheckpointError:
+        raise
     except Exception as error:  # diffusers, safetensors and torch report damage by many types
         raise CheckpointError(f"{folder}: cannot be read as {name}: {str(error).splitlines()[0]}; {expected}") from None
     return Autoencoder(network).eval().requires_grad_(False)
+
+
+def _check_size(folder: Path, config: dict[str, Any], network: Any) -> None:
+    """See that the file holds as many numbers as the configuration describes, before memory is taken for them.
+
+    Raises:
+        CheckpointError: it does not, or the configuration names sizes that no autoencoder has.
+    """
+    for field, value in config.items():
+        numbers = value if isinstance(value, list) else [value]
+        most = MOST_STAGE_LAYERS if "layers" in field or field.endswith("_blocks") else MOST_CHANNELS
+        if len(numbers) > MOST_STAGES or any(isinstance(each, int) and each > most for each in numbers):
+            raise CheckpointError(f"{folder / 'config.json'}: {field}: found {value!r:.60}, expected at most {most}")
+    with torch.device("meta"):
+        described = sum(parameter.numel() for parameter in network.from_config(config).parameters())
+    with safe_open(folder / "diffusion_pytorch_model.safetensors", framework="pt") as file:
+        held = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    if described > held:
+        raise CheckpointError(
+            f"{folder}: config.json describes {described:,} parameters, the weights file holds {held:,}; copy it again"
+        )
 
 
 def decoder_state(autoencoder: Autoencoder) -> dict[str, Tensor]:

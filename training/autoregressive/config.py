@@ -6,15 +6,25 @@ out each flow block on its own. What those options call the top block is the dee
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from starflow.training.frozen import Frozen
 from starflow.training.layers.image_config import ImageConfig
 from starflow.training.layers.layer_config import LayerConfig, head_dim_problem
+from starflow.training.layers.model_limits import (
+    MOST_BLOCKS,
+    MOST_CLASSES,
+    MOST_LAYERS,
+    MOST_SIDE,
+    MOST_TOKENS,
+    MOST_WIDTH,
+)
 
 DENOISER_LAYERS = 8
+
+Layers = Annotated[int, Field(ge=0, le=MOST_LAYERS)]  # of one flow block
 
 
 class BlockOptions(Frozen):
@@ -23,12 +33,12 @@ class BlockOptions(Frozen):
     With the option, rotary positions of the deep block are one-dimensional, as in a language model.
     """
 
-    channels: int
-    num_layers: int
-    num_heads: int
-    head_dim: int
-    num_kv_heads: int | None = None
-    expansion: float = 4
+    channels: int = Field(gt=0, le=MOST_WIDTH)
+    num_layers: int = Field(ge=0, le=MOST_LAYERS)
+    num_heads: int = Field(ge=0, le=MOST_WIDTH)
+    head_dim: int = Field(gt=0, le=MOST_WIDTH)
+    num_kv_heads: int | None = Field(None, gt=0, le=MOST_WIDTH)
+    expansion: float = Field(4, gt=0, le=MOST_WIDTH)
     use_rope: bool = True
     hf_style_rope: bool = False
     use_swiglu: bool = False
@@ -77,14 +87,16 @@ class StarflowConfig(ImageConfig):
     """
 
     family: Literal["starflow"] = "starflow"
-    pt_seq_len: int | None = None  # side length rotary positions are scaled to; img_size / patch_size if absent
-    top_block_channels: int | None = None
-    num_heads: int | None = None
-    num_kv_heads: int | None = None
-    num_blocks: int = Field(gt=0)
-    layers_per_block: tuple[int, ...]  # one entry: the same for all; 0: identity block; last entry: deep block
-    txt_size: int = Field(0, ge=0)  # text tokens (0: unconditional)
-    txt_dim: int = Field(0, ge=0)
+    pt_seq_len: int | None = Field(
+        None, gt=0, le=MOST_SIDE
+    )  # side rotary positions are scaled to; None: img_size / patch_size
+    top_block_channels: int | None = Field(None, gt=0, le=MOST_WIDTH)
+    num_heads: int | None = Field(None, gt=0, le=MOST_WIDTH)
+    num_kv_heads: int | None = Field(None, gt=0, le=MOST_WIDTH)
+    num_blocks: int = Field(gt=0, le=MOST_BLOCKS)
+    layers_per_block: tuple[Layers, ...]  # one entry: the same for all; 0: identity block; last entry: deep block
+    txt_size: int = Field(0, ge=0, le=MOST_TOKENS)  # text tokens (0: unconditional)
+    txt_dim: int = Field(0, ge=0, le=MOST_CLASSES)
     cond_top_only: bool = False
     rope: bool = False
     sos: bool = False
@@ -126,9 +138,9 @@ class TarflowConfig(ImageConfig):
 
     family: Literal["tarflow"] = "tarflow"
     patch_size: int = Field(gt=0)
-    num_blocks: int = Field(gt=0)
-    layers_per_block: int = Field(gt=0)
-    num_classes: int = Field(0, ge=0)
+    num_blocks: int = Field(gt=0, le=MOST_BLOCKS)
+    layers_per_block: int = Field(gt=0, le=MOST_LAYERS)
+    num_classes: int = Field(0, ge=0, le=MOST_CLASSES)
     nvp: bool = True  # False: volume preserving (no scale) with a learned prior
 
     @model_validator(mode="after")
@@ -171,13 +183,20 @@ class BlockConfig(LayerConfig):
 def block_configs(config: AutoregressiveConfig) -> tuple[BlockConfig, ...]:
     """Every flow block of a model, from the data side (0) to the deep one; ValueError if options exclude each other."""
     if isinstance(config, TarflowConfig):
+        _check_layers(config.num_blocks * config.layers_per_block)
         return tuple(_tarflow_block(config, index) for index in range(config.num_blocks))
     count, layers = config.num_blocks, config.layers_per_block
     if len(layers) != 1 and len(layers) < count:
         raise ValueError(f"layers_per_block has {len(layers)} entries for num_blocks {count}")
     # With surplus entries the published code takes the first ones for the shallow blocks and the last for the deep one.
     layers = layers * count if len(layers) == 1 else (*layers[: count - 1], layers[-1])
+    _check_layers(sum(layers))
     return tuple(_starflow_block(config, index, layers[index], deep=index == count - 1) for index in range(count))
+
+
+def _check_layers(count: int) -> None:
+    if count > MOST_LAYERS:
+        raise ValueError(f"its blocks have {count:,} layers, expected at most {MOST_LAYERS:,} in all")
 
 
 def denoiser_config(config: StarflowConfig) -> BlockConfig:

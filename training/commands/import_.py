@@ -13,9 +13,12 @@ Example:
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from starflow.runtime.plain.errors import CheckpointError, UsageError
+from starflow.runtime.plain.limits import MOST_JSON_BYTES
+from starflow.runtime.plain.regular_file import read_text
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -115,10 +118,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _class_names(values: list[str] | None) -> list[str] | None:
-    if values is None or len(values) > 1 or not Path(values[0]).is_file():
+    if values is None or len(values) > 1 or not os.path.isfile(values[0]):
         return values
     try:
-        return [line.strip() for line in Path(values[0]).read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = read_text(Path(values[0]), MOST_JSON_BYTES)
+        return [line.strip() for line in text.splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError):
         raise UsageError(
             f"--class-names {values[0]}: cannot be read; expected a text file with one name per line"

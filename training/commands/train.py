@@ -12,10 +12,18 @@ import dataclasses
 import json
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from starflow.runtime.plain.errors import RecipeError, UsageError
+
+if TYPE_CHECKING:
+    from starflow.training.data.samples import Dataset
+    from starflow.training.recipe import AnyRecipe
+    from starflow.training.runs.run import TrainingRun
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,31 +51,51 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train. Exit status 0 if the run is complete or reached --max-steps, 130 if it was interrupted."""
-    from starflow.training.autoencoder.trainer import AutoencoderTrainer, DecoderTrainer
     from starflow.training.data.dataset import load_dataset
-    from starflow.training.recipe import AutoencoderRecipe, DecoderRecipe, Recipe, load_recipe
-    from starflow.training.runs.run import TrainingRun
-    from starflow.training.trainer import Trainer
+    from starflow.training.recipe import load_recipe
+    from starflow.training.runs.run_folder import alone_in
 
     if arguments.max_steps is not None and arguments.max_steps < 1:
         raise UsageError(f"--max-steps: found {arguments.max_steps}, expected a number of at least 1")
     recipe = load_recipe(arguments.recipe, arguments.set)
     folder = arguments.out or Path("out") / arguments.recipe.stem
-    data = load_dataset(recipe.data, cache=folder)
-    trainer: TrainingRun
-    try:
-        match recipe:
-            case Recipe():
-                trainer = Trainer(recipe, data, folder)
-            case AutoencoderRecipe():
-                trainer = AutoencoderTrainer(recipe, data, folder)
-            case DecoderRecipe():
-                trainer = DecoderTrainer(recipe, data, folder)
-    except RecipeError as error:
-        raise RecipeError(f"{arguments.recipe}: {error}") from None
-    if arguments.resume and trainer.resume():
-        print(f"resuming {folder} at step {trainer.step}", file=sys.stderr)
+    with alone_in(folder):
+        data = load_dataset(recipe.data, cache=folder)
+        try:
+            trainer = _trainer(recipe, data, folder)
+        except RecipeError as error:
+            raise RecipeError(f"{arguments.recipe}: {error}") from None
+        if arguments.resume and trainer.resume():
+            print(f"resuming {folder} at step {trainer.step}", file=sys.stderr)
+        with _stop_signals() as stops:
+            outcome = trainer.fit(arguments.max_steps, should_stop=lambda: bool(stops))
+    if arguments.json:
+        print(json.dumps({**dataclasses.asdict(outcome), "checkpoint": str(folder / "checkpoint")}))
+    if outcome.interrupted:
+        print(f"stopped at step {outcome.step} and saved; give the same command again to continue", file=sys.stderr)
+        return 130
+    if not arguments.json:
+        print(f"{folder / 'checkpoint'}: step {outcome.step} of {outcome.total_steps}")
+    return 0
 
+
+def _trainer(recipe: "AnyRecipe", data: "Dataset", folder: Path) -> "TrainingRun":
+    """The run of a recipe."""
+    from starflow.training.autoencoder.trainer import AutoencoderTrainer, DecoderTrainer
+    from starflow.training.recipe import AutoencoderRecipe, DecoderRecipe
+    from starflow.training.trainer import Trainer
+
+    match recipe:
+        case AutoencoderRecipe():
+            return AutoencoderTrainer(recipe, data, folder)
+        case DecoderRecipe():
+            return DecoderTrainer(recipe, data, folder)
+    return Trainer(recipe, data, folder)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM fill the list, instead of ending the process; the second one ends it."""
     stops: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -77,16 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        outcome = trainer.fit(arguments.max_steps, should_stop=lambda: bool(stops))
+        yield stops
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-    if arguments.json:
-        print(json.dumps({**dataclasses.asdict(outcome), "checkpoint": str(folder / "checkpoint")}))
-    if outcome.interrupted:
-        print(f"stopped at step {outcome.step} and saved; give the same command again to continue", file=sys.stderr)
-        return 130
-    if not arguments.json:
-        print(f"{folder / 'checkpoint'}: step {outcome.step} of {outcome.total_steps}")
-    return 0

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from starflow.training.frozen import Frozen
 from starflow.training.layers.image_config import ImageConfig
 from starflow.training.layers.layer_config import LayerConfig, head_dim_problem
+from starflow.training.layers.model_limits import MOST_CLASSES, MOST_LAYERS, MOST_TOKENS, MOST_WIDTH
 
 
 class ContinuousTransformerConfig(ImageConfig):
@@ -18,10 +19,10 @@ class ContinuousTransformerConfig(ImageConfig):
 
     family: Literal["continuous-flow"] = "continuous-flow"
     network: Literal["transformer"] = "transformer"
-    layers: int = Field(gt=0)
-    num_classes: int = Field(0, ge=0)  # classes, without the null class; 0: not conditioned on classes
-    txt_size: int = Field(0, ge=0)  # text tokens; 0: not conditioned on text
-    txt_dim: int = Field(0, ge=0)
+    layers: int = Field(gt=0, le=MOST_LAYERS)
+    num_classes: int = Field(0, ge=0, le=MOST_CLASSES)  # classes, without the null class; 0: not conditioned on classes
+    txt_size: int = Field(0, ge=0, le=MOST_TOKENS)  # text tokens; 0: not conditioned on text
+    txt_dim: int = Field(0, ge=0, le=MOST_WIDTH)
 
     @model_validator(mode="after")
     def _consistent(self) -> "ContinuousTransformerConfig":
@@ -55,9 +56,9 @@ class ContinuousMlpConfig(Frozen):
 
     family: Literal["continuous-flow"] = "continuous-flow"
     network: Literal["mlp"] = "mlp"
-    dimensions: int = Field(gt=0)
-    channels: int = Field(gt=0)
-    layers: int = Field(gt=0)  # hidden layers after the first one
+    dimensions: int = Field(gt=0, le=MOST_WIDTH)
+    channels: int = Field(gt=0, le=MOST_WIDTH)
+    layers: int = Field(gt=0, le=MOST_LAYERS)  # hidden layers after the first one
 
 
 ContinuousConfig = Annotated[ContinuousTransformerConfig | ContinuousMlpConfig, Field(discriminator="network")]

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from starflow.runtime.plain.errors import DataError, UsageError
+from starflow.runtime.plain.image_file import read_image
 from starflow.training.config import Conditioning
 from starflow.training.data.npz import Archive
 from starflow.training.data.samples import Dataset, Samples
@@ -73,10 +74,9 @@ def _read_all(files: list[Path], source: FolderSource) -> Tensor:
     images: list[NDArray[np.uint8]] = []
     for file in files:
         try:
-            with Image.open(file) as opened:
-                image = opened.convert(source.mode)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{file}: cannot be read as an image: {error}") from None
+            image = read_image(file, source.mode)
+        except UsageError as error:
+            raise DataError(str(error)) from None
         if source.size is not None:
             image = ImageOps.fit(image, (source.size, source.size), Image.Resampling.LANCZOS)
         array = np.asarray(image)

@@ -1,7 +1,5 @@
 """Training data in a NumPy archive."""
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from starflow.runtime.plain.array_file import read_archive
 from starflow.runtime.plain.errors import DataError, UsageError
 
 
@@ -21,14 +20,15 @@ class Archive:
     """
 
     def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise UsageError(f"{path}: does not exist; data.path names an .npz file with `images` and their conditions")
         try:
-            if not zipfile.is_zipfile(path):
-                raise ValueError("it is not an archive, or is cut off")
-            with np.load(path, allow_pickle=False) as archive:
-                self.arrays: dict[str, NDArray[np.generic]] = {name: archive[name] for name in archive.files}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            self.arrays: dict[str, NDArray[np.generic]] = read_archive(path)
+        except FileNotFoundError:
+            raise UsageError(
+                f"{path}: does not exist; data.path names an .npz file with `images` and their conditions"
+            ) from None
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read as .npz: {error.strerror or error}") from None
+        except ValueError as error:
             raise DataError(f"{path}: cannot be read as .npz: {error}") from None
         self.path = path
         # How the names of each part's arrays begin; "test_" if the file holds held-out samples.

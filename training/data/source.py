@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from starflow.training.config import LatentScaling, TextEncoding
 from starflow.training.frozen import Frozen
+from starflow.training.layers.model_limits import MOST_SIDE, MOST_TOKENS
 from starflow.training.text.captions import caption_template
 
 
@@ -37,7 +38,7 @@ class Captioned(Frozen):
     """What turns the captions of a source into features."""
 
     encoder: str | None = None  # a Hugging Face folder, or package:NAME/FOLDER inside an installed Python package
-    tokens: int = Field(32, gt=0)  # text tokens a caption is cut or padded to
+    tokens: int = Field(32, gt=0, le=MOST_TOKENS)  # text tokens a caption is cut or padded to
     # What the published code writes around captions, the empty one included.
     aspect_ratio: str | None = Field(None, pattern=r"^\d+:\d+$")  # "in a 3:2 aspect ratio."
     fps: int | None = Field(None, ge=0)  # "A video with 16 fps:"; 0: "An image:"
@@ -58,7 +59,9 @@ class FolderSource(Captioned, Latents):
     kind: Literal["folder"]
     path: Path
     mode: Literal["L", "RGB"] = "RGB"
-    size: int | None = Field(None, gt=0)  # scale the short side to this and crop the centre; None: sizes must agree
+    size: int | None = Field(
+        None, gt=0, le=MOST_SIDE
+    )  # scale the short side to this and crop the centre; None: sizes must agree
     captions: Path | None = None  # .jsonl ({"file", "caption"} a line) or .csv (columns file, caption)
     holdout: float = Field(0.05, gt=0, lt=1)  # part kept away from training, for evaluation
 
@@ -92,7 +95,7 @@ class PointsSource(Frozen):
 
     kind: Literal["points"]
     shape: Literal["normal", "eight_gaussians", "moons", "checkerboard"]
-    count: int = Field(20_000, gt=1)
+    count: int = Field(20_000, gt=1, le=100_000_000)
     holdout: float = Field(0.1, gt=0, lt=1)
 
 

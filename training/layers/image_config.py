@@ -7,21 +7,26 @@ from pydantic import Field, model_validator
 
 from starflow.runtime.plain.errors import UsageError
 from starflow.training.frozen import Frozen
+from starflow.training.layers.model_limits import MOST_SIDE, MOST_TOKENS, MOST_WIDTH
 
 
 class ImageConfig(Frozen):
     """Images [in_channels, img_size, img_size], cut into square patches that are the tokens of a transformer."""
 
-    in_channels: int = Field(gt=0)
-    img_size: int = Field(gt=0)  # training size in pixels of the data, which may be latents
+    in_channels: int = Field(gt=0, le=MOST_WIDTH)
+    img_size: int = Field(gt=0, le=MOST_SIDE)  # training size in pixels of the data, which may be latents
     patch_size: int = Field(1, gt=0)
-    channels: int = Field(gt=0)
-    head_dim: int = Field(64, gt=0)
+    channels: int = Field(gt=0, le=MOST_WIDTH)
+    head_dim: int = Field(64, gt=0, le=MOST_WIDTH)
 
     @model_validator(mode="after")
     def _patches_tile_the_image(self) -> Self:
         if self.img_size % self.patch_size:
             raise ValueError(f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}")
+        if self.side**2 > MOST_TOKENS or self.token_dim > MOST_WIDTH:
+            raise ValueError(
+                f"img_size {self.img_size} makes {self.side**2} tokens of {self.token_dim} values, too many"
+            )
         return self
 
     @property

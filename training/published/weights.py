@@ -1,17 +1,17 @@
 """Published weights files, `.pth` and `.safetensors`: memory-mapped, and without running any code in them."""
 
-import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from starflow.runtime.plain.errors import CheckpointError, UsageError
+from starflow.runtime.plain.regular_file import NotRegularError, check_regular
+from starflow.training.published.pickled_tensors import DamagedPickleError, ForeignNameError
+from starflow.training.published.torch_file import read_torch_file
+from starflow.training.tensor_file import check_digest
 
 # Keys under which training scripts save the state dict, and what wrappers put in front of its names.
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
@@ -21,9 +21,8 @@ PREFIXES = ("module.", "_orig_mod.")
 def open_weights(path: Path) -> dict[str, Tensor]:
     """Open a `.safetensors` file, or a file of `torch.save`; data are read from disk when they are used.
 
-    A file of `torch.save` holds a state dict, or one under a key of `WRAPPERS`. PyTorch's restricted unpickler reads it,
-    which makes tensors and plain containers and refuses everything else. A file from before PyTorch 1.6 cannot be mapped
-    and is read whole.
+    A file of `torch.save` holds a state dict, or one under a key of `WRAPPERS`; see `read_torch_file`. A `.safetensors` file
+    that starflow wrote is compared with its digest.
 
     Returns:
         Name -> tensor on the CPU, without the prefixes of DistributedDataParallel and torch.compile.
@@ -32,15 +31,19 @@ def open_weights(path: Path) -> dict[str, Tensor]:
         UsageError: there is no such file.
         CheckpointError: the file is damaged, holds code, or holds no state dict.
     """
-    if not path.is_file():
-        found = "is a folder" if path.exists() else "does not exist"
-        raise UsageError(f"{path}: {found}; name a .pth or .safetensors file")
+    try:
+        check_regular(path)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: does not exist; name a .pth or .safetensors file") from None
+    except NotRegularError as error:
+        raise UsageError(f"{path}: {error.strerror}; name a .pth or .safetensors file") from None
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     return _without_prefixes(path, _state_dict(path, content))
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        check_digest(path)
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
@@ -51,18 +54,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> object:
     try:
-        with path.open("rb") as file:
-            mappable = file.read(2) == b"PK"  # a zip archive; older files are bare pickles
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the restricted unpickler warns of what it is going to refuse
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
-    except UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"holds more than tensors ({found[1]})" if found else "not a file of tensors, or damaged"
+        return read_torch_file(path)
+    except ForeignNameError as error:
         raise CheckpointError(
-            f"{path}: {what}; it was refused and nothing in it was run: save the state dict alone, or as .safetensors"
+            f"{path}: holds more than tensors ({error}); it was refused and nothing in it was run: "
+            "save the state dict alone, or as .safetensors"
         ) from None
-    except Exception as error:  # torch reports damage by many types
+    except (DamagedPickleError, ValueError, OSError) as error:
         raise CheckpointError(
             f"{path}: not a PyTorch file, or damaged ({_first_line(error)}); fetch it again"
         ) from None

@@ -8,12 +8,12 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from starflow.runtime.plain.atomic_write import atomic_file
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.images import write_png
+from starflow.runtime.plain.terminal import Terminal
 
 
 class Journal:
@@ -38,8 +38,8 @@ class Journal:
         self._keep_log_until(step)
         self._log = self._log_path.open("a", encoding="utf-8")
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-        self._console = Console(stderr=True)
-        text = TextColumn("[bold]{task.description}[/] {task.completed}/{task.total} {task.fields[figures]}")
+        self._console = Terminal(stderr=True)
+        text = TextColumn("{task.description} {task.completed}/{task.total} {task.fields[figures]}", markup=False)
         self._progress = Progress(text, BarColumn(), TimeRemainingColumn(), console=self._console)
         self._task = self._progress.add_task("step", total=total_steps, completed=step, figures="")
 
@@ -85,7 +85,7 @@ class Journal:
 
     def say(self, message: str) -> None:
         """Print a line above the live one."""
-        self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(message, soft_wrap=True)
 
     def picture(self, step: int, sheet: NDArray[np.uint8]) -> None:
         """Keep a sheet of samples, uint8 [H, W, C], as PNG and in TensorBoard."""

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from starflow.runtime.plain.atomic_write import atomic_file
 from starflow.runtime.plain.errors import CheckpointError, RecipeError, StarflowError
+from starflow.runtime.plain.memory import check_memory
 from starflow.training.data.samples import Batch, Samples, mirror_images, shift_images
+from starflow.training.published.torch_file import check_archive
 from starflow.training.recipe import AnyRecipe, changed_field
 from starflow.training.runs.optimizer import average_decay_at, build_optimizer, learning_rate_at, update_average
 from starflow.training.runs.progress import Journal
@@ -82,6 +84,7 @@ class TrainingRun(ABC):
         self.total_steps = training.steps or max(1, round((training.epochs or 0) * self.steps_per_epoch))
         if self.device.type == "cuda" and samples.nbytes < DEVICE_SHARE * torch.cuda.mem_get_info(self.device)[0]:
             self.samples = samples.resident(self.device)
+        self._check_memory(model)
         torch.manual_seed(training.seed)
         self.model = model().to(self.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)  # a moving one: judged, sampled and kept
@@ -92,6 +95,15 @@ class TrainingRun(ABC):
         self.figures: dict[str, Tensor] = {}  # scalars of the last step besides its loss, by their names in log.jsonl
         self.memory: dict[str, Tensor] = {}  # what a resumed run needs beyond weights, average, optimiser and step
         self.metrics: dict[str, Any] = {}  # the last figures of `judge`, and the step they belong to
+
+    def _check_memory(self, model: Callable[[], nn.Module]) -> None:
+        """See that the weights fit into memory: on a CPU with their gradients, average and two moments of AdamW."""
+        with torch.device("meta"):
+            count = sum(parameter.numel() for parameter in model().parameters())
+        copies = 5 if self.device.type == "cpu" else 1
+        check_memory(
+            4 * copies * count, f"a model of {count:,} parameters", "train a smaller one, or on a larger machine"
+        )
 
     # What one kind of run does
 
@@ -275,6 +287,7 @@ class TrainingRun(ABC):
         if not path.exists():
             return False
         try:
+            check_archive(path)
             state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
             # Read as a recipe, so that fields added since then have their defaults.
             was = type(self.recipe).model_validate_json(state["recipe"]).model_dump(mode="json")

@@ -1,11 +1,15 @@
 """Captions of images, and the words that the published code writes around them."""
 
 import csv
-import json
+import io
 from pathlib import Path
+from typing import Any
 
 from starflow.runtime.plain.caption_template import CAPTION
 from starflow.runtime.plain.errors import DataError, UsageError
+from starflow.runtime.plain.json_text import parse_json
+from starflow.runtime.plain.limits import MOST_TEXT_BYTES
+from starflow.runtime.plain.regular_file import read_text
 
 
 def read_captions(path: Path, root: Path) -> dict[Path, str]:
@@ -20,8 +24,11 @@ def read_captions(path: Path, root: Path) -> dict[Path, str]:
         DataError: an entry lacks a field, or a named image is missing.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines)) if path.suffix == ".csv" else [json.loads(x) for x in lines if x.strip()]
+        text = read_text(path, MOST_TEXT_BYTES)
+        if path.suffix == ".csv":
+            rows: list[Any] = list(csv.DictReader(io.StringIO(text, newline="")))
+        else:
+            rows = [parse_json(line) for line in text.splitlines() if line.strip()]
     except OSError as error:
         raise UsageError(f"{path}: cannot read the captions: {error.strerror}") from None
     except (ValueError, csv.Error) as error:

@@ -11,9 +11,12 @@ from torch import Tensor
 
 from starflow.runtime.plain.errors import DataError, UsageError
 from starflow.runtime.plain.install_hint import install_hint
+from starflow.runtime.plain.json_text import read_json
 
 PACKAGE = "package:"  # before a folder inside an installed Python package
 BATCH = 64
+# The largest sizes a configuration may name: vocabularies have up to 300,000 words, encoders up to 100 layers.
+MOST_SIZE, MOST_LAYERS = 1 << 24, 1024
 
 
 def encoder_folder(name: str) -> Path:
@@ -45,7 +48,9 @@ def load_tokenizer(folder: Path) -> Any:
     """
     transformers = _transformers()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_fast=True
+        )
     except Exception as error:  # transformers tells of damaged and missing files by many types
         raise DataError(f"{folder}: has no tokenizer that can be read: {_first_line(error)}") from None
     files = sorted(set(tokenizer.vocab_files_names.values()))
@@ -67,9 +72,14 @@ def load_encoder(folder: Path, tokens: int) -> Any:
     """
     transformers = _transformers()
     try:
+        _check_size(transformers, folder)
         # Plain attention: the fused kind leaves the mask out where no text of a batch is padded.
         model, found = transformers.AutoModelForTextEncoding.from_pretrained(
-            folder, local_files_only=True, attn_implementation="eager", output_loading_info=True
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            attn_implementation="eager",
+            output_loading_info=True,
         )
     except Exception as error:
         raise DataError(f"{folder}: cannot be read as a text encoder: {_first_line(error)}") from None
@@ -80,6 +90,26 @@ def load_encoder(folder: Path, tokens: int) -> Any:
     if tokens > most:
         raise DataError(f"{folder}: takes up to {most} tokens, but {tokens} are asked for")
     return model.eval().requires_grad_(False)
+
+
+def _check_size(transformers: Any, folder: Path) -> None:
+    """See that the weights are as large as the configuration describes, before memory is taken for them.
+
+    Raises:
+        ValueError: they are not, or the configuration names sizes that no encoder has.
+    """
+    for field, value in read_json(folder / "config.json").items():
+        most = MOST_LAYERS if "layers" in field else MOST_SIZE
+        if isinstance(value, int) and value > most:
+            raise ValueError(f"config.json: {field}: found {value}, expected at most {most:,}")
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        described = sum(
+            parameter.numel() for parameter in transformers.AutoModelForTextEncoding.from_config(config).parameters()
+        )
+    held = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+    if described > held:  # a parameter takes a byte or more
+        raise ValueError(f"config.json describes {described:,} parameters, the weights have {held:,} bytes")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from starflow.runtime.plain.array_file import read_archive
 from starflow.runtime.plain.atomic_write import atomic_file
 from starflow.runtime.plain.caption_template import fill_template
 from starflow.training.config import TextEncoding
@@ -82,12 +83,13 @@ def caption_features(captions: Sequence[str], text: TextEncoding, tokens: int, c
 
 
 def _cached(cache: Path, key: str) -> tuple[Tensor, Tensor] | None:
-    if not cache.is_file():
-        return None
-    with np.load(cache, allow_pickle=False) as archive:
-        if str(archive["key"]) != key:
+    try:
+        arrays = read_archive(cache)
+        if str(arrays["key"]) != key:
             return None
-        return torch.from_numpy(archive["rows"]), torch.from_numpy(archive["lengths"])
+        return torch.from_numpy(arrays["rows"]), torch.from_numpy(arrays["lengths"])
+    except (OSError, ValueError, KeyError):  # there is none, or a damaged one, which is computed again
+        return None
 
 
 def _computed(texts: list[str], folder: Path, tokens: int, cache: Path, key: str) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ class NetworkContinuousRunner(ContinuousRunner):
 
     def __init__(self, bundle: Bundle, graph: GraphSpec, flavour: Flavour, rounding: bool) -> None:
         super().__init__(graph)
-        self.interpreter = NetworkInterpreter(parse_graph(flavour, bundle.root / graph.file.path, 0), rounding=rounding)
+        self.interpreter = NetworkInterpreter(parse_graph(flavour, bundle.path(graph.file), 0), rounding=rounding)
         buffers = {**self.interpreter.inputs, **self.interpreter.outputs}
         self._buffers = {name: np.zeros(buffer.shape, buffer.dtype) for name, buffer in buffers.items()}
 
@@ -50,7 +50,7 @@ class NetworkBlockRunner(ArrayBlockRunner):
     def __init__(
         self, bundle: Bundle, graph: GraphSpec, block: Block, max_chunk: int, flavour: Flavour, rounding: bool
     ) -> None:
-        parsed = parse_graph(flavour, bundle.root / graph.file.path, block.index)
+        parsed = parse_graph(flavour, bundle.path(graph.file), block.index)
         self.interpreter = NetworkInterpreter(parsed, rounding=rounding)
         super().__init__(block, graph, max_chunk)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import get_args
 
 import numpy as np
@@ -13,7 +13,10 @@ from starflow.runtime.backends.base import Provider
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec, fixed_shape
 from starflow.runtime.bundle.network_spec import NetworkSpec
-from starflow.runtime.plain.errors import BackendError, BundleError, UsageError
+from starflow.runtime.plain import telemetry
+from starflow.runtime.plain.errors import BackendError, BundleError, StarflowError, UsageError
+
+telemetry.silence(onnxruntime)
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -86,29 +89,34 @@ def open_session(
             memory, but runs more slowly.
 
     Raises:
-        BundleError: the graph does not load, or is not the one the manifest describes.
+        BundleError: the graph does not load, is not the one the manifest describes, or was changed after the bundle was opened.
         BackendError: ONNX Runtime fell back to another provider.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it reports as an error it also raises
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     disabled = []
     if lean:
         options.add_session_config_entry("session.disable_prepacking", "1")
         disabled = ["ConstantFolding"]
-    path = bundle.root / graph.file.path
     wanted = EXECUTION_PROVIDERS[provider]
     providers = [(name, OPTIONS.get(name, {})) for name in wanted]
-    try:
+
+    def load(path: Path) -> onnxruntime.InferenceSession:
         # Without `enable_fallback` ONNX Runtime would print on stdout and go on with the CPU.
-        session = onnxruntime.InferenceSession(
+        return onnxruntime.InferenceSession(
             path, options, providers=providers, enable_fallback=False, disabled_optimizers=disabled
         )
+
+    try:
+        session = bundle.load(graph, load)
+    except StarflowError:
+        raise
     except Exception as error:  # ONNX Runtime raises a dozen types, all of which mean that it cannot load this graph
-        reason = f"{path}: ONNX Runtime cannot load it ({_first_line(error)})"
+        reason = f"{bundle.root / graph.file.path}: ONNX Runtime cannot load it ({_first_line(error)})"
         if provider != "cpu":
             raise BackendError(f"{reason} on {wanted[0]}; `starflow doctor` says what is missing") from None
         raise BundleError(f"{reason}; export the bundle again") from None
@@ -117,8 +125,9 @@ def open_session(
             f"ONNX Runtime fell back from {wanted[0]} to {session.get_providers()[0]}: its libraries did not load; "
             "`starflow doctor` says what is missing"
         )
-    _compare(path.name, "inputs", graph.inputs, session.get_inputs())
-    _compare(path.name, "outputs", graph.outputs, session.get_outputs())
+    name = PurePosixPath(graph.file.path).name
+    _compare(name, "inputs", graph.inputs, session.get_inputs())
+    _compare(name, "outputs", graph.outputs, session.get_outputs())
     return session
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from starflow.export.autoregressive.denoiser_graphs import DenoiserShape, trace_denoiser
-from starflow.export.onnx_graph.traced_graph import SharedWeights, TracedGraph
+from starflow.export.onnx_graph.shared_weights import SharedWeights
+from starflow.export.onnx_graph.traced_graph import TracedGraph
 from starflow.export.onnx_graph.weight_file import WeightFile
 from starflow.export.tensorrt.parse import parse_graph
 from starflow.runtime.backends.tensorrt.flavour import load_flavour

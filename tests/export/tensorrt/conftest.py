@@ -3,12 +3,13 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 
-from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 from starflow.runtime.bundle.bundle import sha256
+from tests.edited_manifest import edit_manifest
 
 RTX = "tensorrt-rtx:8.9,12.0"
 
@@ -37,11 +38,12 @@ def edit_graph(copy: Path) -> EditGraph:
         model = onnx.load(path, load_external_data=False)
         change(model)
         onnx.save(model, path)
-        manifest = copy / "manifest.json"
-        content = AutoregressiveManifest.model_validate_json(manifest.read_bytes()).model_dump(mode="json")
-        variant = next(each for each in content["variants"] if each["name"] == "portable-fp16")
-        graph = next(each for each in variant["graphs"] if each["block"] == block)
-        graph["file"] |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        manifest.write_text(AutoregressiveManifest.model_validate(content).model_dump_json())
+
+        def follow(manifest: dict[str, Any]) -> None:
+            variant = next(each for each in manifest["variants"] if each["name"] == "portable-fp16")
+            graph = next(each for each in variant["graphs"] if each["block"] == block)
+            graph["file"] |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+        edit_manifest(copy, follow)
 
     return edit

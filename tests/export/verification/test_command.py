@@ -6,12 +6,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 
-from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.bundle import Bundle, sha256
 from starflow.runtime.command_line import main
+from tests.edited_manifest import edit_manifest
 
 
 def test_it_agrees_with_the_checkpoint(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, capsys) -> None:
@@ -114,12 +116,14 @@ def test_a_graph_tensorrt_would_misread_fails(tiny_bundle: Path, tmp_path: Path,
     scatter = next(node for node in model.graph.node if node.op_type == "TensorScatter")
     model.graph.node.append(onnx.helper.make_node("Identity", [scatter.input[0]], ["read_beside"], name="beside"))
     onnx.save(model, path)
-    manifest = json.loads((copy / "manifest.json").read_text())
-    for variant in manifest["variants"]:
-        for graph in variant["graphs"]:
-            if graph["file"]["path"] == "graphs/block0.portable-fp32.onnx":
-                graph["file"]["bytes"] = path.stat().st_size
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+
+    def follow(manifest: dict[str, Any]) -> None:
+        for variant in manifest["variants"]:
+            for graph in variant["graphs"]:
+                if graph["file"]["path"] == "graphs/block0.portable-fp32.onnx":
+                    graph["file"] |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+    edit_manifest(copy, follow)
     assert main(["verify", str(copy), "--variants", "portable-fp32"]) == 1
     out = capsys.readouterr().out
     assert "FAILED parser guard" in out and "block0.portable-fp32.onnx" in out and "beside" in out

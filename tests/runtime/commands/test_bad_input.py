@@ -1,12 +1,10 @@
 """Everything wrong a caller can hand to the runtime: one line that says what to do, and nothing lost."""
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,10 @@ from PIL import Image
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Bundle, Guidance, Jacobi, Sampler
+from starflow.runtime.bundle.bundle import sha256
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import BackendError, BundleError, StarflowError, UsageError
+from tests.edited_manifest import edit_manifest
 from tests.models import features_config, tarflow_config, unconditional_config, write_checkpoint
 
 
@@ -133,13 +133,6 @@ def test_paths_that_are_no_bundle(tmp_path: Path) -> None:
         Bundle.open(tmp_path)
 
 
-def change_manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    path = bundle / "manifest.json"
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
 def test_damaged_manifests(copy: Path) -> None:
     original = (copy / "manifest.json").read_text()
     for change, words in (
@@ -150,7 +143,7 @@ def test_damaged_manifests(copy: Path) -> None:
         (lambda m: m["variants"][0]["weights"].update(path="../../secret"), ("path",)),
     ):
         (copy / "manifest.json").write_text(original)
-        change_manifest(copy, change)
+        edit_manifest(copy, change)
         with raises(BundleError, *words):
             Bundle.open(copy)
     (copy / "manifest.json").write_text(original[: len(original) // 2])
@@ -188,12 +181,13 @@ def test_graphs_of_two_blocks_exchanged(copy: Path) -> None:
     content = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(content)
-    change_manifest(
+    edit_manifest(
         copy,
         lambda m: [
-            g["file"].update(bytes=(copy / g["file"]["path"]).stat().st_size)
+            g["file"].update(bytes=path.stat().st_size, sha256=sha256(path))
             for v in m["variants"]
             for g in v["graphs"]
+            for path in [copy / g["file"]["path"]]
         ],
     )
     with Sampler.open(copy, threads=1) as sampler, raises(BundleError, "manifest says"):
@@ -349,6 +343,7 @@ def test_export_stopped_in_the_middle_leaves_nothing(tiny_checkpoint: Path, tmp_
 import os, sys
 from starflow.export.autoregressive import family
 from starflow.runtime.command_line import main
+from tests.edited_manifest import edit_manifest
 build = family.StepGraph.build
 def stop_at_the_second(graph):
     if graph.block.index == 0:

@@ -13,6 +13,7 @@ from starflow.runtime import Sampler
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.images import grid, to_uint8
+from tests.edited_manifest import edit_manifest
 
 
 def answer(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str, Any]:
@@ -73,16 +74,18 @@ def test_inspect_tells_plans_and_quantisation_with_errors_and_budgets(
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(tiny_bundle, copy)
-    manifest = json.loads((copy / "manifest.json").read_text())
     figures = {"budget": 0.01, "error": 0.004, "images": 8, "guidance": 1.0}
     plan = {"backend": "onnxruntime cpu", "variant": "cpu-fp32", "passes": 19.5, "milliseconds": 3.0, **figures}
     costs = {"predicted_milliseconds": 2.9, "sequential_milliseconds": 4.0, "costs": []}
     segments = [{"kind": "chunk", "tokens": 16, "passes": 3}]
-    manifest["plans"] = [plan | costs | {"blocks": [{"block": 1, "segments": segments}]}]
-    quantised = next(variant for variant in manifest["variants"] if variant["name"] == "portable-fp16")
-    matrices = {"a": "int8", "b": "int8", "c": "kept"}
-    quantised["quantization"] = {"source": "portable-fp32", "plain_error": 0.02, "matrices": matrices, **figures}
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+
+    def calibrated(manifest: dict[str, Any]) -> None:
+        manifest["plans"] = [plan | costs | {"blocks": [{"block": 1, "segments": segments}]}]
+        quantised = next(variant for variant in manifest["variants"] if variant["name"] == "portable-fp16")
+        matrices = {"a": "int8", "b": "int8", "c": "kept"}
+        quantised["quantization"] = {"source": "portable-fp32", "plain_error": 0.02, "matrices": matrices, **figures}
+
+    edit_manifest(copy, calibrated)
     told = answer(capsys, "inspect", copy)
     assert told["plans"] == [plan | {"plan": "flow block 1", "without_plan_milliseconds": 4.0}]
     (found,) = [variant["quantization"] for variant in told["variants"] if variant["quantization"]]

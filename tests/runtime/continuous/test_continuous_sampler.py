@@ -18,6 +18,7 @@ from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import BundleError, IntegrationError, StarflowError, UsageError
 from starflow.runtime.plans.decode_plan import Jacobi
 from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSteps, default_plan, integration_plan
+from tests.edited_manifest import edit_manifest
 from tests.models import points_config, write_velocity
 
 
@@ -218,6 +219,7 @@ def test_divergence_is_told_with_step_and_time(continuous_bundle: Path, tmp_path
 def test_a_damaged_manifest_is_refused(continuous_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(continuous_bundle, tmp_path / "bundle")
     path = tmp_path / "bundle" / "manifest.json"
+    edit_manifest(tmp_path / "bundle", lambda manifest: None)
     good = json.loads(path.read_text())
 
     def refused(change: dict[str, Any], says: str) -> None:
@@ -226,9 +228,9 @@ def test_a_damaged_manifest_is_refused(continuous_bundle: Path, tmp_path: Path) 
             Bundle.open(tmp_path / "bundle")
         assert "\n" not in str(caught.value)
 
-    refused({"batch": 3}, "its graph must take")
-    refused({"max_passes": 10}, "its graph must take")
-    refused({"guided": False}, "its graph must not take guidance")
+    refused({"batch": 3}, r"its graph takes x float32 \[2, 1, 8, 8\], expected float32 \[3, 1, 8, 8\]")
+    refused({"max_passes": 10}, r"its graph takes passes float32 \[256, 4\], expected float32 \[10, 4\]")
+    refused({"guided": False}, "its graph takes label|its graph takes guidance, which does not fit")
     refused({"solver": 1}, "unknown field solver")
     refused({"model": good["model"] | {"family": "discontinuous"}}, "model.family")
     graphs = [good["variants"][0] | {"graphs": good["variants"][0]["graphs"] * 2}]

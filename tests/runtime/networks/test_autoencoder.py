@@ -21,6 +21,7 @@ from starflow.runtime.plain.images import to_uint8
 from starflow.runtime.sampler import Sampler
 from starflow.training.checkpoint import load_autoregressive
 from starflow.training.config import ImageRange
+from tests.edited_manifest import edit_manifest
 from tests.models import class_config, velocity_config, write_checkpoint, write_latent_checkpoint, write_velocity
 
 TINY: dict[str, Any] = {
@@ -251,10 +252,12 @@ def test_verify_compares_it_with_pytorch(
     assert "autoencoder: it has no reference here; name --checkpoint" in " ".join(capsys.readouterr().out.split())
     # A wrong decoder: the graph of the noisy decoder replaces that of the plain one.
     swapped = shutil.copytree(bundle, tmp_path / "swapped")
-    manifest = json.loads((swapped / "manifest.json").read_text())
-    plain, noisy = manifest["autoencoder"]["decoders"]
-    plain["network"], noisy["network"] = noisy["network"], plain["network"]
-    (swapped / "manifest.json").write_text(json.dumps(manifest))
+
+    def swap(manifest: dict[str, Any]) -> None:
+        plain, noisy = manifest["autoencoder"]["decoders"]
+        plain["network"], noisy["network"] = noisy["network"], plain["network"]
+
+    edit_manifest(swapped, swap)
     assert main(["verify", str(swapped), "--checkpoint", str(checkpoint), "--variants", "cpu-fp32"]) == 1
     assert "noisy decoder" in capsys.readouterr().out
 

@@ -177,3 +177,12 @@ def test_parent_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(UsageError, match="not a folder you can write to"), atomic_file(tmp_path / "result"):
         pytest.fail("nothing may be written")
+
+
+def test_a_device_or_pipe_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for destination in (tmp_path / "pipe", tmp_path / "link"):
+        with pytest.raises(UsageError, match="is a device, pipe or socket"), atomic_file(destination):
+            pass
+    assert names(tmp_path) == ["link", "pipe"] and (tmp_path / "pipe").is_fifo()

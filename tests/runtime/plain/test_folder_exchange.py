@@ -35,10 +35,12 @@ def test_this_system_exchanges_two_names_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("way")
-def test_the_new_folder_takes_the_name_and_the_old_one_is_gone(tmp_path: Path) -> None:
-    replace_folder(folder(tmp_path / "new", "new"), folder(tmp_path / "name", "old"))
+def test_the_new_folder_takes_the_name_and_the_old_one_another(tmp_path: Path) -> None:
+    replaced = replace_folder(folder(tmp_path / "new", "new"), folder(tmp_path / "name", "old"))
     assert (tmp_path / "name" / "content").read_text() == "new"
-    assert os.listdir(tmp_path) == ["name"]
+    assert (replaced / "content").read_text() == "old" and len(os.listdir(tmp_path)) == 2
+    replace_folder(folder(tmp_path / "newer", "newer"), tmp_path / "name")  # while the first is still there
+    assert (tmp_path / "name" / "content").read_text() == "newer"
 
 
 @pytest.mark.parametrize("error", [OSError("disk on fire"), KeyboardInterrupt()])

@@ -19,6 +19,7 @@ from starflow.runtime.plans.calibrated_decode_plan import (
     predicted_milliseconds,
 )
 from starflow.runtime.plans.decode_plan import BlockPlan, Chunk
+from tests.edited_manifest import edit_manifest
 
 GOOD = {"blocks": [{"block": 1, "segments": [{"kind": "chunk", "tokens": 16, "passes": 3}]}]}
 
@@ -66,8 +67,7 @@ def test_bad_files_are_refused_in_one_line(tiny_bundle: Path, tmp_path: Path, co
 def test_a_run_wider_than_the_bundle_allows_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     narrow = tmp_path / "narrow"
     shutil.copytree(tiny_bundle, narrow)
-    manifest = json.loads((narrow / "manifest.json").read_text())
-    (narrow / "manifest.json").write_text(json.dumps(manifest | {"max_chunk": 8}))
+    edit_manifest(narrow, lambda manifest: manifest.update(max_chunk=8))
     with pytest.raises(UsageError, match="flow block 1 has a run of 16 tokens; this bundle was exported for 1 to 8"):
         Sampler.open(narrow, plan=DecodePlan.model_validate(GOOD))
 
@@ -117,8 +117,9 @@ def spec(**changes: Any) -> CalibratedDecodePlan:
 def planned_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     root = tmp_path / "planned"
     shutil.copytree(tiny_bundle, root)
-    with changing_manifest(root) as manifest:
-        replace_manifest(root, manifest.model_copy(update={"plans": (spec(),)}))
+    bundle = Bundle.open(root)
+    with changing_manifest(bundle) as manifest:
+        replace_manifest(bundle, manifest.model_copy(update={"plans": (spec(),)}))
     return root
 
 
@@ -140,10 +141,7 @@ def test_auto_takes_the_plan_of_its_variant(planned_bundle: Path) -> None:
     ],
 )
 def test_a_stored_plan_must_fit_its_bundle(planned_bundle: Path, changes: dict[str, Any], message: str) -> None:
-    path = planned_bundle / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["plans"] = [json.loads(spec(**changes).model_dump_json())]
-    path.write_text(json.dumps(manifest))
+    edit_manifest(planned_bundle, lambda manifest: manifest.update(plans=[spec(**changes).model_dump(mode="json")]))
     with pytest.raises(BundleError, match=message):
         Bundle.open(planned_bundle)
 

@@ -145,7 +145,7 @@ def test_bad_folders(tmp_path: Path) -> None:
         load_dataset(source, tmp_path)
     picture(source.path / "a.png")
     (source.path / "b.png").write_bytes((source.path / "a.png").read_bytes()[:40])
-    with pytest.raises(DataError, match=r"b\.png: cannot be read as an image"):
+    with pytest.raises(DataError, match=r"b\.png: is not an image, or damaged"):
         load_dataset(source, tmp_path)
     picture(source.path / "b.png", size=(7, 4))
     with pytest.raises(DataError, match=r"b\.png: is 7x4, .*a\.png is 6x4; set data\.size"):
