@@ -16,28 +16,18 @@ from starflow.runtime.traces.case import Case, draw_case
 
 @dataclasses.dataclass(frozen=True)
 class Cases:
-    """Noise and conditions, in whole batches.
-
-    Attributes:
-        calibrate: To calibrate on.
-        check: To measure on: other noise, and other conditions as far as there are any.
-    """
+    """Noise and conditions, in whole batches."""
 
     calibrate: Case
-    check: Case
+    check: Case  # to measure on: other noise, and other conditions as far as there are any
 
 
 @dataclasses.dataclass(frozen=True)
 class GivenConditions:
-    """What a model conditioned on features is sampled with.
+    """What a model conditioned on features is sampled with."""
 
-    Attributes:
-        tokens: Condition tokens [N, m, width].
-        null: Null condition tokens [m, width], or None.
-    """
-
-    tokens: NDArray[np.float32]
-    null: NDArray[np.float32] | None
+    tokens: NDArray[np.float32]  # condition tokens [N, m, width]
+    null: NDArray[np.float32] | None  # null condition tokens [m, width], or None
 
     def in_turn(self, number: int, count: int) -> tuple[NDArray, NDArray | None]:
         """Those of the images of case `number`, [count, m, width], which go on where the case before ended; and null."""

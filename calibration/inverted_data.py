@@ -33,15 +33,12 @@ def read_data(path: Path, bundle: Bundle) -> tuple[NDArray[np.float32], NDArray 
 def invert_data(
     x: NDArray[np.float32], condition: NDArray | None, threads: int = 0
 ) -> Callable[[Bundle], RecordedTrace]:
-    """Find the inputs and tokens of every flow block that sample this data without guidance.
+    """A function of a bundle that finds the inputs and tokens of every flow block which sample this data without guidance.
 
     Args:
         x: [N, C, H, W], scaled as the model was trained. Batches are filled up with the last image.
         condition: Class ids [N], or features [N, m, width].
         threads: Threads within an operator; 0 takes one per physical core.
-
-    Returns:
-        A function of the bundle, as `calibrate_weights` takes it.
     """
 
     def trace(bundle: Bundle) -> RecordedTrace:

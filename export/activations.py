@@ -6,8 +6,8 @@ logits are not; kernels accumulate them in float32.) bfloat16 has float32's rang
 """
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from starflow.export.streamed_model import Tensors, streamed
+from starflow.export.onnx_graph.network_weights import Tensors
 from starflow.runtime.plain.errors import ExportError
 from starflow.runtime.plain.input_files import load_data
+from starflow.training.autoregressive.model import AutoregressiveFlow
+from starflow.training.config import CheckpointConfig
+from starflow.training.continuous.model import ContinuousFlow
+from starflow.training.layers.transformer import Layer
 
 FLOAT16_MAX = 65504.0
 MARGIN = 2.0  # the check sees one sample, not all
@@ -26,14 +30,10 @@ MARGIN = 2.0  # the check sees one sample, not all
 
 @dataclass(frozen=True)
 class ActivationData:
-    """Data to look at in place of samples drawn from the model.
+    """Data to look at in place of samples drawn from the model."""
 
-    Attributes:
-        x: [N, C, H, W] float32, scaled as the model was trained.
-        condition: Features [N, m, width] float32; class ids [N] int64, the number of classes being the null class; or None.
-    """
-
-    x: Tensor
+    x: Tensor  # [N, C, H, W] float32, scaled as the model was trained
+    # Features [N, m, width] float32; class ids [N] int64, the number of classes being the null class; or None.
     condition: Tensor | None
 
 
@@ -74,15 +74,69 @@ def peaks_of(
     return peaks
 
 
-def refuse_overflow(peaks: dict[str, float]) -> None:
-    """Stop an export to float16 that would overflow.
+def layers_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Every module inside another one, with the name of the layer it belongs to."""
+    for name, part in module.named_modules():
+        if name and not isinstance(part, nn.ModuleList):
+            depth = 2 if name.startswith(("attn_blocks.", "layers.")) else 1
+            yield prefix + ".".join(name.split(".")[:depth]), part
 
-    Raises:
-        ExportError: an activation is not finite, or comes within a factor of two of float16's end.
-    """
+
+def drawn_conditions(
+    config: CheckpointConfig, model: AutoregressiveFlow | ContinuousFlow, count: int, generator: torch.Generator
+) -> tuple[Tensor | None, Tensor | None]:
+    """Conditions of some images, and the null condition: classes in turn, or standard normal features and zeros."""
+    tokens, width = (getattr(model.config, name, 0) for name in ("txt_size", "txt_dim"))
+    if tokens and config.conditioning.kind != "class":
+        return torch.randn((count, tokens, width), generator=generator), torch.zeros(1, tokens, width)
+    if not model.num_classes:
+        return None, None
+    labels = torch.arange(count) % model.num_classes
+    return model.encode_labels(labels), model.encode_labels(torch.full((1,), model.num_classes))
+
+
+def refuse_overflow(peaks: dict[str, float]) -> None:
+    """Raise ExportError if an activation is not finite, or comes within a factor of two of float16's end."""
     for name, peak in peaks.items():
         if not peak * MARGIN <= FLOAT16_MAX:
             raise ExportError(
                 f"activations of {name} reach {peak:.4g}; float16 ends at {FLOAT16_MAX:.0f}, half of which is kept free: "
                 "use --precision bf16 or fp32"
             )
+
+
+@contextmanager
+def streamed(model: nn.Module, tensors: Tensors) -> Iterator[None]:
+    """Give a model on the meta device its weights, float32, while the context lasts.
+
+    The model then returns to the meta device. Tensors are read one at a time; the few outside transformer layers stay in memory.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, Layer)}
+    inside = tuple(f"{name}." for name in layers)
+    with ExitStack() as stack:
+        stack.callback(model.to, "meta")
+        for name in model.state_dict():
+            if not name.startswith(inside):
+                _assign(model, name, tensors)
+        for prefix, layer in layers.items():
+
+            def load(module: nn.Module, arguments: object, prefix: str = prefix) -> None:
+                for name in module.state_dict():
+                    _assign(model, f"{prefix}.{name}", tensors)
+
+            def release(module: nn.Module, arguments: object, output: object) -> None:
+                module.to("meta")
+
+            stack.callback(layer.register_forward_pre_hook(load).remove)
+            stack.callback(layer.register_forward_hook(release).remove)
+        yield
+
+
+def _assign(model: nn.Module, name: str, tensors: Tensors) -> None:
+    path, _, last = name.rpartition(".")
+    owner = model.get_submodule(path)
+    value: Tensor = torch.from_numpy(tensors[name]().astype(np.float32, copy=False))
+    if last in owner._buffers:
+        owner._buffers[last] = value
+    else:
+        owner._parameters[last] = nn.Parameter(value, requires_grad=False)

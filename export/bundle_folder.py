@@ -27,11 +27,7 @@ def file_spec(path: Path, root: Path) -> FileSpec:
 
 
 def write_graph(model: onnx.ModelProto, path: Path, root: Path) -> dict[str, Any]:
-    """Write a graph into the bundle at `root`, beside its weights, and check it.
-
-    Returns:
-        What the manifest says of any graph: `file`, `inputs` and `outputs`.
-    """
+    """Write a graph into the bundle at `root`, beside its weights, and check it; its `file`, `inputs` and `outputs`."""
     with atomic_file(path) as temporary:
         onnx.save(model, temporary)
         onnx.checker.check_model(temporary, full_check=True)

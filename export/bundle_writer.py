@@ -62,11 +62,7 @@ class BundleWriter:
         self._autoencoder = find_autoencoder(checkpoint, config, family.data_shapes[0], options.autoencoder)
 
     def run(self) -> Manifest:
-        """Write everything.
-
-        Raises:
-            ExportError: weights or activations do not fit a precision.
-        """
+        """Write everything; ExportError if weights or activations do not fit a precision."""
         self._folder.total = self._steps()
         for shape, suffix in enumerate(self._suffixes):
             for kind, trace in self._family.denoisers.items():
@@ -146,7 +142,11 @@ class BundleWriter:
         for (shape, kind), model in denoisers.items():
             network = self._folder.network(model, file, f"{model.graph.name}.{precision}{self._suffixes[shape]}")
             self._denoisers[shape].append(DenoiserSpec(kind=kind, precision=precision, network=network))
-        peaks = self._activation_peaks() if precision == "fp16" else None
+        peaks: dict[str, float] | None = None
+        if precision == "fp16":
+            self._folder.step("checking activations")
+            refuse_overflow(found := family.activation_peaks())
+            peaks = {name: float(f"{peak:.4g}") for name, peak in found.items()}
         for (shape, lowering), entries in graphs.items():
             ordered = sorted(entries, key=lambda entry: entry[0])
             variant = {
@@ -158,12 +158,6 @@ class BundleWriter:
                 "graphs": tuple(self._write_graph(*entry, lowering, precision) for entry in ordered),
             }
             self._variants[shape].append(Variant.model_validate(variant))
-
-    def _activation_peaks(self) -> dict[str, float]:
-        self._folder.step("checking activations")
-        peaks = self._family.activation_peaks()
-        refuse_overflow(peaks)
-        return {name: float(f"{peak:.4g}") for name, peak in peaks.items()}
 
     def _write_graph(
         self, block: int, graph: GraphBuilder, model: onnx.ModelProto, lowering: str, precision: Precision

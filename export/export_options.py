@@ -15,36 +15,26 @@ MOST_TOKENS = 1 << 18  # of an image or a condition; published models have up to
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to write.
+    """What to write."""
 
-    Attributes:
-        precisions: Types of weights, activations and caches.
-        batch: Images sampled together; the runtime splits and pads any number of images.
-        shape: Height and width of the data in (latent) pixels; None takes the training size.
-        other_shapes: Further shapes that the bundle holds as well.
-        max_chunk: Most tokens of one run; None allows any number up to the capacity.
-        guidance: Whether conditioned networks run [conditional, null] rows.
-        attention_temperature: Whether graphs take the attention temperature as an input.
-        condition_tokens: Tokens of a feature condition; None takes the trained number.
-        denoisers: Denoisers to write; None takes the learned one where the model has it.
-        text_encoder: Folder of a text encoder, or `none`; None takes the one the checkpoint has or names.
-        text_precision: Type the text encoder's weights are stored in; None takes that of the folder.
-        autoencoder: Folder of an autoencoder, or `none`; None takes the one in the checkpoint, if its data are latents.
-        activations: Data whose activations must fit into fp16; None draws samples from the model.
-    """
-
-    precisions: Sequence[Precision] = ("fp32",)
-    batch: int = 1
+    precisions: Sequence[Precision] = ("fp32",)  # types of weights, activations and caches
+    batch: int = 1  # images sampled together; the runtime splits and pads any number of images
+    # Height and width of the data in (latent) pixels; None takes the training size.
     shape: tuple[int, int] | None = None
-    other_shapes: Sequence[tuple[int, int]] = ()
-    max_chunk: int | None = None
-    guidance: bool = True
-    attention_temperature: bool = False
-    condition_tokens: int | None = None
+    other_shapes: Sequence[tuple[int, int]] = ()  # further shapes that the bundle holds as well
+    max_chunk: int | None = None  # most tokens of one run; None allows any number up to the capacity
+    guidance: bool = True  # whether conditioned networks run [conditional, null] rows
+    attention_temperature: bool = False  # whether graphs take the attention temperature as an input
+    condition_tokens: int | None = None  # tokens of a feature condition; None takes the trained number
+    # Denoisers to write; None takes the learned one where the model has it.
     denoisers: Sequence[DenoiserKind] | None = None
+    # Folder of a text encoder, or `none`; None takes the one the checkpoint has or names.
     text_encoder: str | None = None
+    # Type the text encoder's weights are stored in; None takes that of the folder.
     text_precision: TextPrecision | None = None
+    # Folder of an autoencoder, or `none`; None takes the one in the checkpoint, if its data are latents.
     autoencoder: str | None = None
+    # Data whose activations must fit into fp16; None draws samples from the model.
     activations: ActivationData | None = None
 
     def sizes(self, trained: int, patch: int) -> tuple[tuple[int, int], ...]:

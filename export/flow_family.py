@@ -20,17 +20,13 @@ class FlowFamily(ABC):
 
     A further family is a subclass, made from (configuration, model on the meta device, tensors, options), and a row in
     `starflow.export.exporter.FAMILIES`. Making one raises ExportError or UsageError where the options do not fit the model.
-
-    Attributes:
-        conditioning: What the flow is conditioned on.
-        data_shapes: [C, H, W] of the data, or [D] of a point, at every shape of the bundle; the default shape first.
-        blocks: Flow blocks that have a graph, in the order they are written.
-        denoisers: Traces the denoiser of a kind at a shape, by its place in `data_shapes`.
     """
 
     conditioning: ConditioningSpec
+    # [C, H, W] of the data, or [D] of a point, at every shape of the bundle; the default shape first.
     data_shapes: Sequence[tuple[int, ...]]
-    blocks: tuple[int, ...] = (0,)
+    blocks: tuple[int, ...] = (0,)  # those that have a graph, in the order they are written
+    # Traces the denoiser of a kind at a shape, by its place in `data_shapes`.
     denoisers: Mapping[DenoiserKind, Callable[[int], TracedGraph]] = {}
 
     @abstractmethod

@@ -14,18 +14,11 @@ from starflow.runtime.plain.whole_number import whole_number
 
 @dataclass(frozen=True)
 class Conditions:
-    """Conditions of N images and their null counterparts.
+    """Conditions of N images and their null counterparts."""
 
-    Attributes:
-        tokens: [N, m, width] float32, or None.
-        null_tokens: The same shape, or None.
-        labels: [N] int64, or None.
-        null_label: Index of the null class.
-    """
-
-    tokens: NDArray | None = None
-    null_tokens: NDArray | None = None
-    labels: NDArray | None = None
+    tokens: NDArray | None = None  # [N, m, width] float32, or None
+    null_tokens: NDArray | None = None  # the same shape, or None
+    labels: NDArray | None = None  # [N] int64, or None
     null_label: int = 0
 
     def part(self, index: NDArray) -> "Conditions":
@@ -45,12 +38,10 @@ def encode_conditions(
     """Check a condition and convert it to the arrays that graphs take.
 
     Args:
-        spec: What the model is conditioned on.
         count: Number of images N.
         condition: Class labels [N] (numbers or names), condition tokens [N, m, width] (or [m, width] for all images), or None
             for the null class and for models without conditions.
         null_condition: Null condition tokens [m, width] or [N, m, width], for guided models conditioned on features.
-        guided: Whether guidance is on.
 
     Raises:
         UsageError: the condition does not fit the model.

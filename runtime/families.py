@@ -21,20 +21,12 @@ FAMILIES: dict[type, tuple[Callable[[Any, object], Any], Callable[[Bundle, Varia
 
 
 def resolve_plan(manifest: Manifest, plan: object) -> Any:
-    """The plan for a value that `Sampler.open` takes; None for `auto`.
-
-    Raises:
-        UsageError: it does not fit the bundle, or belongs to another family.
-    """
+    """The plan for a value that `Sampler.open` takes, None for `auto`; UsageError if it does not fit the bundle."""
     resolve, _ = FAMILIES[type(manifest)]
     return resolve(manifest, plan)
 
 
 def open_loop(bundle: Bundle, variant: Variant, backend: Backend, plan: object) -> FamilyLoop:
-    """The loop that samples from a bundle; see `Sampler.open` for `plan`.
-
-    Raises:
-        UsageError: the plan does not fit the bundle.
-    """
+    """The loop that samples from a bundle; see `Sampler.open` for `plan`. UsageError if the plan does not fit."""
     _, loop = FAMILIES[type(bundle.manifest)]
     return loop(bundle, variant, backend, resolve_plan(bundle.manifest, plan))

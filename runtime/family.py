@@ -31,16 +31,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Inverted:
-    """The noise and the density of data.
+    """The noise and the density of data."""
 
-    Attributes:
-        noise: [N, *noise_shape] float32, which `Sampler.generate` turns into the data, without guidance.
-        log_likelihood: [N] float64 nats, log p(data | condition).
-        log_determinant: [N, T] float64, log |dz/dx| by token in raster order, summed over flow blocks and channels.
-    """
-
+    # [N, *noise_shape] float32, which `Sampler.generate` turns into the data, without guidance.
     noise: NDArray[np.float32]
-    log_likelihood: NDArray[np.float64]
+    log_likelihood: NDArray[np.float64]  # [N] float64 nats, log p(data | condition)
+    # [N, T] float64, log |dz/dx| by token in raster order, summed over flow blocks and channels.
     log_determinant: NDArray[np.float64]
 
 
@@ -64,26 +60,17 @@ class FamilyLoop(Protocol):
         """The plan in a few words."""
 
     def check(self, request: Request) -> None:
-        """See that the bundle can do what is asked for.
-
-        Raises:
-            UsageError: it cannot.
-        """
+        """Raise UsageError if the bundle cannot do what is asked for."""
 
     def run(
         self, noise: NDArray, conditions: Conditions, request: Request, count: int, on_work: Callable[[int], None]
     ) -> NDArray[np.float32]:
-        """Sample one batch.
+        """Sample one batch, [B, *data_shape] float32.
 
         Args:
             noise: [B, *noise_shape] float32, standard normal.
-            conditions: Conditions of the B images.
-            request: Options of sampling.
             count: Number of images that are wanted; the others pad the batch.
             on_work: Called with the number of units just done, see `work`.
-
-        Returns:
-            [B, *data_shape] float32.
 
         Raises:
             BackendError, IntegrationError: a value is not finite.

@@ -18,7 +18,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("runtime.plans",),
         ("runtime.bundle",),
         ("runtime.backends.block_runner", "runtime.backends.continuous_runner", "runtime.backends.memory_bandwidth"),
-        ("runtime.backends.base", "runtime.backends.cuda"),
+        ("runtime.backends.array_block_runner", "runtime.backends.base", "runtime.backends.cuda"),
         ("runtime.backends.onnxruntime", "runtime.backends.tensorrt"),
         ("runtime.backends",),
         ("runtime.conditions",),
@@ -46,7 +46,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("training",),
     ),
     "export": (
-        ("export.onnx_graph", "export.precision", "export.streamed_model"),
+        ("export.onnx_graph", "export.precision"),
         ("export.activations", "export.bundle_folder"),
         ("export.networks",),
         ("export.export_options", "export.tensorrt"),

@@ -41,7 +41,6 @@ def save_checkpoint(
     One tensor at a time is converted and written, so a memory-mapped state as large as the memory is fine.
 
     Args:
-        folder: Destination.
         config: What `build_flow` and everything downstream need to know.
         state: The model's state dict, under the published parameter names; number types are kept.
         extra_files: Text files to store with it, such as recipe.yaml and metrics.json.
@@ -49,7 +48,6 @@ def save_checkpoint(
         half: Store the tensors as float16.
         replace: Whether an existing checkpoint gives way.
         source: What the state is read from, which must not lie in an existing `folder`.
-        progress: Called after every tensor.
 
     Raises:
         CheckpointError: see `write_tensors`; or the disk is full.
@@ -82,11 +80,7 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> tuple[CheckpointConfig, C
 
 
 def load_flow(folder: str | os.PathLike[str]) -> tuple[CheckpointConfig, Flow]:
-    """Build a checkpoint's model, of either family, with its weights, in evaluation mode.
-
-    Raises:
-        CheckpointError: see `open_checkpoint` and `CheckpointTensors.check`.
-    """
+    """Build a checkpoint's model, of either family, with its weights, to be evaluated, or CheckpointError."""
     config, tensors = open_checkpoint(folder)
     with torch.device("meta"):
         model = build_flow(config.model)
@@ -95,11 +89,7 @@ def load_flow(folder: str | os.PathLike[str]) -> tuple[CheckpointConfig, Flow]:
 
 
 def load_autoregressive(folder: str | os.PathLike[str]) -> tuple[CheckpointConfig, AutoregressiveFlow]:
-    """`load_flow` for an autoregressive flow.
-
-    Raises:
-        CheckpointError: it is a continuous flow; see also `load_flow`.
-    """
+    """`load_flow` for an autoregressive flow; CheckpointError if it is a continuous one."""
     config, model = load_flow(folder)
     if not isinstance(model, AutoregressiveFlow):
         raise CheckpointError(f"{folder}: holds a {config.model.family} model, expected starflow or tarflow")
@@ -107,11 +97,7 @@ def load_autoregressive(folder: str | os.PathLike[str]) -> tuple[CheckpointConfi
 
 
 def load_continuous(folder: str | os.PathLike[str]) -> tuple[CheckpointConfig, ContinuousFlow]:
-    """`load_flow` for a continuous flow.
-
-    Raises:
-        CheckpointError: it is an autoregressive flow; see also `load_flow`.
-    """
+    """`load_flow` for a continuous flow; CheckpointError if it is an autoregressive one."""
     config, model = load_flow(folder)
     if not isinstance(model, ContinuousFlow):
         raise CheckpointError(f"{folder}: holds a {config.model.family} model, expected continuous-flow")

@@ -31,15 +31,12 @@ class LatentScaling(Frozen):
 
 
 class TextEncoding(Frozen):
-    """Where the features of captions come from; the model's `txt_size` and `txt_dim` tell their number and width.
+    """Where the features of captions come from; the model's `txt_size` and `txt_dim` tell their number and width."""
 
-    Attributes:
-        encoder: Folder of the text encoder, `package:NAME/FOLDER` for one inside a Python package, or its published name.
-        template: What the tokenizer gets for a caption, the empty one included; `{caption}` stands for the caption and
-            `{aspect_ratio}`, if it occurs, for the image's, such as "3:2".
-    """
-
+    # Folder of the text encoder, `package:NAME/FOLDER` for one inside a Python package, or its published name.
     encoder: str
+    # What the tokenizer gets for a caption, the empty one included; `{caption}` stands for the caption and
+    # `{aspect_ratio}`, if it occurs, for the image's, such as "3:2".
     template: str = CAPTION
 
     @field_validator("template")
@@ -55,13 +52,9 @@ PixelShape = tuple[Side, Side, Side]
 
 
 class LatentAutoencoder(Frozen):
-    """The autoencoder of a flow over latents: in the checkpoint's `autoencoder/`, or named at export.
+    """The autoencoder of a flow over latents: in the checkpoint's `autoencoder/`, or named at export."""
 
-    Attributes:
-        pixel_shape: [C, H, W] of the images that its decoder makes.
-    """
-
-    pixel_shape: PixelShape
+    pixel_shape: PixelShape  # [C, H, W] of the images that its decoder makes
 
 
 class ImageRange(Frozen):

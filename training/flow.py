@@ -1,5 +1,6 @@
 """What a flow of either family offers: noise in, samples out."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
@@ -8,13 +9,9 @@ from torch import Tensor, nn
 
 
 class Flow(nn.Module, ABC):
-    """A trained map between noise and data.
+    """A trained map between noise and data."""
 
-    Attributes:
-        num_classes: Classes of a class model; as a label, this number stands for "no class".
-    """
-
-    num_classes: int = 0
+    num_classes: int = 0  # of a class model; as a label, this number stands for "no class"
 
     @property
     def device(self) -> torch.device:
@@ -48,3 +45,8 @@ class Flow(nn.Module, ABC):
         """Sample a class model: noise of `noise_shape`, labels [B] int64 -> data."""
         null = self.encode_labels(torch.full_like(labels, self.num_classes))
         return self.reverse(noise, self.encode_labels(labels), null, guidance=guidance)
+
+
+def gaussian_log_density(z: Tensor) -> Tensor:
+    """log N(z; 0, I) summed over all but the first axis: [B, ...] -> [B], nats."""
+    return (-0.5 * z.square() - 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)

@@ -20,11 +20,7 @@ Kind = TypeVar("Kind", bound=Frozen)
 
 
 def read_json(path: Path, kind: type[Kind]) -> Kind:
-    """Read a JSON file of one value.
-
-    Raises:
-        CheckpointError: the file does not hold such a value.
-    """
+    """Read a JSON file of one value; CheckpointError if it does not hold such a value."""
     try:
         return kind.model_validate(read_json_file(path))
     except OSError as error:

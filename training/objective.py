@@ -13,21 +13,15 @@ AnyFlow = TypeVar("AnyFlow", bound=Flow)
 
 
 class Objective(ABC, Generic[AnyFlow]):
-    """The loss of a batch, and the likelihood the result is judged by.
+    """The loss of a batch, and the likelihood the result is judged by."""
 
-    Attributes:
-        figures: Scalars of the last step besides its loss, by their names in log.jsonl.
-        memory: What a resumed run needs to know of the steps before it.
-        judged: Number of held-out samples whose likelihood is computed; None: all.
-        loss_is_likelihood: Whether the loss is the negative log-likelihood per dimension, less log(2 pi) / 2, in nats.
-    """
-
-    judged: int | None = None
-    loss_is_likelihood = False
+    judged: int | None = None  # number of held-out samples whose likelihood is computed; None: all
+    # Whether the loss is the negative log-likelihood per dimension, less log(2 pi) / 2, in nats.
+    loss_is_likelihood: bool = False
 
     def __init__(self) -> None:
-        self.figures: dict[str, Tensor] = {}
-        self.memory: dict[str, Tensor] = {}
+        self.figures: dict[str, Tensor] = {}  # scalars of the last step besides its loss, by their names in log.jsonl
+        self.memory: dict[str, Tensor] = {}  # what a resumed run needs to know of the steps before it
 
     @abstractmethod
     def losses(
@@ -38,8 +32,6 @@ class Objective(ABC, Generic[AnyFlow]):
         Args:
             network: The model's forward pass.
             x: The whole batch, [B, ...] float32.
-            y: Its condition, or None.
-            generator: The random numbers of this step.
             size: Samples in a part.
         """
 

@@ -17,7 +17,6 @@ def check_tensors(source: str, shapes: Mapping[str, Shape], model: Flow, *, opti
 
     Args:
         source: The file, for the message.
-        shapes: Name -> shape.
         model: May be on the meta device.
         options: What sets the model's sizes, for the message.
 

@@ -31,10 +31,8 @@ def write_tensors(path: Path, state: Mapping[str, Tensor], *, half: bool, progre
     """Write a safetensors file without holding more than one tensor of it.
 
     Args:
-        path: The new file.
         state: Floating-point tensors; they may be mapped from another file.
         half: Store them as float16.
-        progress: Called after every tensor.
 
     Raises:
         CheckpointError: a tensor is not floating-point, holds NaN or infinity, or does not fit into float16.
@@ -161,11 +159,7 @@ class CheckpointTensors(Mapping[str, Callable[[], NDArray[np.float32]]]):
         return self._shapes[name]
 
     def check(self, model: Flow) -> None:
-        """Compare names and shapes with what `model` needs, without reading data.
-
-        Raises:
-            CheckpointError: a tensor is missing, surplus or mis-shaped.
-        """
+        """Compare names and shapes with what `model` needs, without reading data; CheckpointError if they differ."""
         check_tensors(str(self.path), self._shapes, model)
 
     def load(self, model: Flow) -> dict[str, Tensor]:

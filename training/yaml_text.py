@@ -43,8 +43,6 @@ def read_yaml(path: Path, what: str, error: type[StarflowError]) -> Any:
     """What a YAML file holds, or a JSON file if its name ends in .json.
 
     Args:
-        path: The file.
-        what: What it is, for the message.
         error: Raised, in one line, if its content is not YAML or JSON.
 
     Raises:

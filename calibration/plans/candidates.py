@@ -19,32 +19,22 @@ WINDOW_WIDTHS = (4, 6, 8, 12, 16, 32)
 
 @dataclass(frozen=True)
 class BlockCandidates:
-    """All measurements of one flow block.
-
-    Attributes:
-        block: Its index.
-        tokens: Number of tokens that it decodes.
-        guess: The guess that converges fastest.
-        guesses: By guess, the root of the summed chunk errors after each pass, at one width.
-        curves: Curves of the chunks, from the fastest guess.
-        windows: Windows as they ran.
-    """
+    """All measurements of one flow block."""
 
     block: int
-    tokens: int
-    guess: Guess
+    tokens: int  # number of tokens that it decodes
+    guess: Guess  # the guess that converges fastest
+    # By guess, the root of the summed chunk errors after each pass, at one width.
     guesses: dict[Guess, tuple[float, ...]]
-    curves: tuple[ChunkCurve, ...]
-    windows: tuple[WindowTrial, ...]
+    curves: tuple[ChunkCurve, ...]  # curves of the chunks, from the fastest guess
+    windows: tuple[WindowTrial, ...]  # windows as they ran
 
 
 def explore(probe: BlockProbe, cost: BlockCost, budget: float, *, fixed: bool) -> BlockCandidates:
     """Measure one flow block.
 
     Args:
-        probe: The block.
         cost: Its times; passes that could not pay are not measured.
-        budget: Largest error that is allowed.
         fixed: Whether windows must have fixed advances. Windows over several images always have.
     """
     paying = paying_passes(cost)
@@ -102,9 +92,6 @@ def candidate_edges(
     """Every edge over the block's tokens, the first of which is token `first` of the whole plan.
 
     Args:
-        found: Its measurements.
-        cost: Its times.
-        first: Its first token.
         batch: Images decoded together.
         gains: By kind of segment, the error of the finished sample over that of the block's tokens.
         fixed: Whether all chunks must have a fixed number of passes.

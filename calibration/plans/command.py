@@ -36,7 +36,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     """Calibrate, store and report; 0 whether or not a plan pays."""
     from starflow.calibration.cases import draw_cases, read_conditions
     from starflow.calibration.plans.families import PLAN_CALIBRATIONS
-    from starflow.calibration.plans.options import PlanOptions
+    from starflow.calibration.plans.runs import PlanOptions
     from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL
     from starflow.runtime.backends.choice import open_backend
     from starflow.runtime.bundle.bundle import Bundle
@@ -106,11 +106,7 @@ def _store(
 
 
 def parse_widths(text: str) -> tuple[int, ...]:
-    """Numbers of tokens in a pass, from the command line.
-
-    Raises:
-        UsageError: they are no numbers, or too small.
-    """
+    """Numbers of tokens in a pass, from the command line; UsageError if they are no numbers, or too small."""
     try:
         widths = tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:

@@ -25,35 +25,23 @@ NEGLIGIBLE = 1e-13  # squared relative error below which a chunk is as good as d
 
 @dataclass(frozen=True)
 class ChunkCurve:
-    """Errors and changes of one chunk, pass by pass.
+    """Errors and changes of one chunk, pass by pass."""
 
-    Attributes:
-        start: Its first token.
-        tokens: Its width.
-        errors: [N, passes] squared distance to the sequential answer after each pass, over the mean squared norm of an
-            image's whole block.
-        changes: [N, passes] relative mean square change in each pass.
-    """
-
-    start: int
-    tokens: int
+    start: int  # its first token
+    tokens: int  # its width
+    # [N, passes] squared distance to the sequential answer after each pass, over the mean squared norm of an image's
+    # whole block.
     errors: NDArray[np.float64]
-    changes: NDArray[np.float64]
+    changes: NDArray[np.float64]  # [N, passes] relative mean square change in each pass
 
 
 @dataclass(frozen=True)
 class WindowTrial:
-    """A window as it ran over a whole block.
-
-    Attributes:
-        window: What ran.
-        advances: By how many tokens it moved on, pass by pass, for each batch.
-        error: Squared relative error of the block's tokens.
-    """
+    """A window as it ran over a whole block."""
 
     window: Window
-    advances: tuple[tuple[int, ...], ...]
-    error: float
+    advances: tuple[tuple[int, ...], ...]  # by how many tokens it moved on, pass by pass, for each batch
+    error: float  # squared relative error of the block's tokens
 
     @property
     def passes(self) -> float:
@@ -64,7 +52,6 @@ class BlockProbe:
     """One flow block, with the right answers for a number of batches.
 
     Args:
-        runner: Runs the block.
         inputs: The block's inputs, batch by batch.
         tokens: [N, T, D] in block order, decoded token by token.
     """
@@ -84,7 +71,6 @@ class BlockProbe:
         """Curves of the chunks of every width, side by side from the first token to the last.
 
         Args:
-            widths: Widths of chunks.
             guess: What they start from.
             passes: By width, the number of passes that are worth measuring.
         """

@@ -10,8 +10,7 @@ from starflow.calibration.plans.budget_search import PlanEdge, fastest_plan
 from starflow.calibration.plans.candidates import BlockCandidates, block_curve, candidate_edges, explore
 from starflow.calibration.plans.convergence import BlockProbe, probes
 from starflow.calibration.plans.costs import measure_costs
-from starflow.calibration.plans.options import PlanOptions
-from starflow.calibration.plans.runs import PlanRuns, relative_error
+from starflow.calibration.plans.runs import Measured, PlanOptions, PlanRuns
 from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.bundle.bundle import Bundle
@@ -25,46 +24,22 @@ from starflow.runtime.plans.calibrated_decode_plan import (
     segment_milliseconds,
 )
 from starflow.runtime.plans.decode_plan import BlockPlan, Chunk, DecodePlan
-from starflow.runtime.traces.case import Case
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A plan as it ran.
-
-    Attributes:
-        error: ||x - sequential|| / ||sequential|| over the samples.
-        passes: Network passes of each flow block, the mean over the batches.
-    """
-
-    error: float
-    passes: dict[int, float]
 
 
 @dataclass(frozen=True)
 class DecodeCalibration:
-    """The result of a calibration.
-
-    Attributes:
-        spec: The plan as a bundle keeps it, or None where none was faster than sequential decoding.
-        reason: Why there is none.
-        plan: The best plan that was found, kept or not.
-        measured: How it ran.
-        planned: Times of a batch by the plan, its parts by flow block.
-        sequential: Times of a batch decoded token by token.
-        candidates: What was measured of each flow block, in sampling order.
-        costs: Times of each flow block.
-    """
+    """The result of a calibration."""
 
     options: PlanOptions
+    # The plan as a bundle keeps it, or None where none was faster than sequential decoding.
     spec: CalibratedDecodePlan | None
-    reason: str | None
-    plan: DecodePlan
+    reason: str | None  # why there is none
+    plan: DecodePlan  # the best plan that was found, kept or not
     measured: Measured
-    planned: Times
-    sequential: Times
-    candidates: tuple[BlockCandidates, ...]
-    costs: tuple[BlockCost, ...]
+    planned: Times  # times of a batch by the plan, its parts by flow block
+    sequential: Times  # times of a batch decoded token by token
+    candidates: tuple[BlockCandidates, ...]  # what was measured of each flow block, in sampling order
+    costs: tuple[BlockCost, ...]  # times of each flow block
 
     def predicted_milliseconds(self, block: int) -> float | None:
         """Predicted time of one flow block."""
@@ -72,18 +47,6 @@ class DecodeCalibration:
         tokens = next(found.tokens for found in self.candidates if found.block == block)
         times = [segment_milliseconds(segment, cost) for segment in self.plan.segments(block, tokens)]
         return None if None in times else cost.prefill_milliseconds + sum(time for time in times if time is not None)
-
-
-class _Runs(PlanRuns):
-    """Runs plans and compares their samples with those of sequential decoding."""
-
-    def __init__(self, bundle: Bundle, variant: Variant, backend: Backend, case: Case) -> None:
-        super().__init__(bundle, variant, backend, case)
-        self._sequential = self.sample(SEQUENTIAL)[0]
-
-    def measure(self, plan: DecodePlan) -> Measured:
-        x, passes = self.sample(plan)
-        return Measured(relative_error(x, self._sequential), passes)
 
 
 def calibrate_plan(
@@ -99,11 +62,8 @@ def calibrate_plan(
     """Find the plan of least time whose error stays within the budget.
 
     Args:
-        bundle: The bundle of an autoregressive flow.
-        variant: The variant to plan for.
         cases: Convergence is measured on the first, plans are judged on the second.
         costs: Times of passes, where they are known.
-        progress: Told of every stage.
     """
     manifest, fixed = bundle.autoregressive, options.fixed or backend.name != "onnxruntime cpu"
     total = len(manifest.decoded_tokens()) + 5
@@ -117,9 +77,9 @@ def calibrate_plan(
         progress(2 + number, total, f"flow block {probe.block.index}")
         candidates.append(explore(probe, cost, options.budget, fixed=fixed))
     progress(total - 3, total, "sensitivity")
-    gains = _gains(_Runs(bundle, variant, backend, cases.calibrate), blocks, candidates, options.budget)
+    gains = _gains(PlanRuns(bundle, variant, backend, cases.calibrate, SEQUENTIAL), blocks, candidates, options.budget)
     progress(total - 2, total, "searching")
-    runs = _Runs(bundle, variant, backend, cases.check)
+    runs = PlanRuns(bundle, variant, backend, cases.check, SEQUENTIAL)
     edges: list[PlanEdge] = []
     first = 0
     for found, cost in zip(candidates, costs, strict=True):
@@ -153,13 +113,7 @@ def calibrate_plan(
 
 
 def refusal(plan: DecodePlan, error: float, budget: float, planned: float, sequential: float) -> str | None:
-    """Why a plan is not stored, or None.
-
-    Args:
-        error: Its measured error.
-        budget: Largest error that is allowed.
-        planned, sequential: Milliseconds of a batch by the plan, and token by token.
-    """
+    """Why a plan of so many milliseconds a batch is not stored, or None; `sequential` is the time token by token."""
     if not plan.blocks:
         return "no plan within the budget is faster than sequential decoding"
     if error > budget:
@@ -175,7 +129,7 @@ def widths_to_try(wanted: Sequence[int], tokens: Iterable[int], most: int) -> li
 
 
 def _gains(
-    runs: _Runs, blocks: dict[int, BlockProbe], candidates: Sequence[BlockCandidates], budget: float
+    runs: PlanRuns, blocks: dict[int, BlockProbe], candidates: Sequence[BlockCandidates], budget: float
 ) -> dict[int, dict[str, float]]:
     """For every flow block, how the error of its tokens comes out in the finished sample, by kind of segment.
 

@@ -15,16 +15,12 @@ from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
 
 @dataclass(frozen=True)
 class PlanCalibration:
-    """A family's way to a plan.
+    """A family's way to a plan."""
 
-    Attributes:
-        calibrate: Of bundle, variant, backend, cases, options and `progress`; its result has the `spec` to store, or None.
-        report: Of that result.
-        own_options: Fields of `PlanOptions` that only some families know, and this one does.
-    """
-
+    # Of bundle, variant, backend, cases, options and `progress`; its result has the `spec` to store, or None.
     calibrate: Callable[..., Any]
-    report: Callable[[Any], PlanReport]
+    report: Callable[[Any], PlanReport]  # of that result
+    # Fields of `PlanOptions` that only some families know, and this one does.
     own_options: tuple[str, ...] = ()
 
 

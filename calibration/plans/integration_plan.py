@@ -5,6 +5,7 @@ against a fine integration of the same velocity on the same backend.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
@@ -12,8 +13,7 @@ from numpy.typing import NDArray
 
 from starflow.calibration.cases import Cases
 from starflow.calibration.plans.integration_search import MOST_STEPS, GridKind, Trial, fine_reference, search_plans
-from starflow.calibration.plans.options import PlanOptions
-from starflow.calibration.plans.runs import PlanRuns, relative_error
+from starflow.calibration.plans.runs import PlanOptions, PlanRuns
 from starflow.calibration.plans.time_density import acceleration, equidistributed
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.bundle.bundle import Bundle
@@ -23,13 +23,7 @@ from starflow.runtime.ode.time_grid import uniform_grid
 from starflow.runtime.plain.errors import IntegrationError, UsageError
 from starflow.runtime.plain.progress import Report, no_report
 from starflow.runtime.plans.calibrated_integration_plan import CalibratedIntegrationPlan
-from starflow.runtime.plans.integration_plan import (
-    AdaptiveSteps,
-    FixedSolver,
-    FixedSteps,
-    default_plan,
-)
-from starflow.runtime.traces.case import Case
+from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSolver, FixedSteps, default_plan
 from starflow.runtime.traces.continuous import path_states
 
 PATH_STEPS = 64  # steps of Runge's method along which the bend of the paths is measured
@@ -40,43 +34,30 @@ Plan = FixedSteps | AdaptiveSteps
 
 @dataclass(frozen=True)
 class IntegrationCalibration:
-    """The result of a calibration.
+    """The result of a calibration."""
 
-    Attributes:
-        spec: The plan as a bundle keeps it.
-        reference: The fine integration that samples were compared with.
-        trials: Everything that was tried, in that order.
-        timed: The plans that were timed, each with the milliseconds of a batch.
-    """
-
-    spec: CalibratedIntegrationPlan
-    reference: FixedSteps
-    trials: tuple[Trial, ...]
-    timed: tuple[tuple[Plan, float], ...]
+    spec: CalibratedIntegrationPlan  # the plan as a bundle keeps it
+    reference: FixedSteps  # the fine integration that samples were compared with
+    trials: tuple[Trial, ...]  # everything that was tried, in that order
+    timed: tuple[tuple[Plan, float], ...]  # the plans that were timed, each with the milliseconds of a batch
 
 
 class _Runs(PlanRuns):
-    """Runs plans, and knows where the samples should end."""
-
-    def __init__(self, bundle: Bundle, variant: Variant, backend: Backend, case: Case, reference: FixedSteps) -> None:
-        super().__init__(bundle, variant, backend, case)
-        self._end = self.sample(reference)[0]
-        self._bend: NDArray | None = None
+    """Tries plans, and knows where paths bend."""
 
     def trial(self, plan: Plan, grid: GridKind | None) -> Trial:
         try:
-            x, passes = self.sample(plan)
+            found = self.measure(plan)
         except IntegrationError:
             return Trial(plan, grid, float(plan.passes) if isinstance(plan, FixedSteps) else np.inf, np.inf)
-        return Trial(plan, grid, passes[0], relative_error(x, self._end))
+        return Trial(plan, grid, found.passes[0], found.error)
 
     def grid(self, kind: GridKind, solver: FixedSolver, steps: int) -> tuple[float, ...]:
         if kind == "uniform":
             return uniform_grid(steps)
-        if self._bend is None:
-            self._bend = self._acceleration()
-        return equidistributed(self._bend, FIXED_STEP[solver].order, steps)
+        return equidistributed(self._acceleration, FIXED_STEP[solver].order, steps)
 
+    @cached_property
     def _acceleration(self) -> NDArray:
         """How much the paths bend, at equal times."""
         plan = FixedSteps(solver="rk4", times=uniform_grid(PATH_STEPS))
@@ -97,10 +78,7 @@ def calibrate_integration(
     """Find the plan of least time whose error stays within the budget.
 
     Args:
-        bundle: The bundle of a continuous flow.
-        variant: The variant to plan for.
         cases: Plans are searched on the first and judged on the second.
-        progress: Told of every stage.
 
     Raises:
         UsageError: no plan stays within the budget.

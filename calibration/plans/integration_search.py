@@ -24,18 +24,12 @@ TOLERANCES = tuple(10 ** (-exponent / 2) for exponent in range(2, 13))
 
 @dataclass(frozen=True)
 class Trial:
-    """A plan that was tried.
-
-    Attributes:
-        grid: How its times were chosen; None where the solver chooses them.
-        passes: Runs of the network in a batch, on average.
-        error: ||x - reference|| / ||reference||, infinite where the integration diverged.
-    """
+    """A plan that was tried."""
 
     plan: FixedSteps | AdaptiveSteps
-    grid: GridKind | None
-    passes: float
-    error: float
+    grid: GridKind | None  # how its times were chosen; None where the solver chooses them
+    passes: float  # runs of the network in a batch, on average
+    error: float  # ||x - reference|| / ||reference||, infinite where the integration diverged
 
 
 class Trials(Protocol):
@@ -53,7 +47,6 @@ def search_plans(runs: Trials, budget: float, on_solver: Callable[[str], object]
 
     Args:
         budget: Largest relative error.
-        on_solver: Told of every solver.
 
     Returns:
         Everything that was tried, in that order.
@@ -95,11 +88,7 @@ def fewest_steps(
 
 
 def fine_reference(sample: Callable[[FixedSteps], NDArray], budget: float) -> FixedSteps:
-    """Runge's method with so many steps that half as many end in the same place, next to the budget.
-
-    Raises:
-        UsageError: the most steps are not enough.
-    """
+    """Runge's method with so many steps that half as many end in the same place, next to the budget, or UsageError."""
     plan = FixedSteps(solver="rk4", times=uniform_grid(REFERENCE_STEPS))
     before = sample(plan)
     while True:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starflow.runtime.plain.terminal import Terminal
-from starflow.runtime.reports.html_page import row, section, table, verdict, write_page
+from starflow.runtime.reports.html_page import section, table, verdict, write_page
 from starflow.runtime.reports.plot import svg_plot, write_plot
 from starflow.runtime.reports.tables import plain_table
 
@@ -17,43 +17,25 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ReportTable:
-    """A table of a report; cells are plain text.
-
-    Attributes:
-        title: Its heading.
-        text: What its columns say, in a sentence or two.
-        columns: Their heads. The first one and those in `words` hold words, all others numbers.
-        rows: Its cells.
-        words: Heads of further columns of words.
-    """
+    """A table of a report; cells are plain text."""
 
     title: str
-    text: str
-    columns: tuple[str, ...]
+    text: str  # what its columns say, in a sentence or two
+    columns: tuple[str, ...]  # their heads; the first one and those in `words` hold words, all others numbers
     rows: tuple[tuple[str, ...], ...]
-    words: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()  # heads of further columns of words
 
 
 @dataclasses.dataclass(frozen=True)
 class PlanReport:
-    """What was found, whatever the family.
+    """What was found, whatever the family."""
 
-    Attributes:
-        stored: Whether the bundle got a plan.
-        outcome: One line: what was chosen, or why nothing was.
-        facts: Further lines: error against budget, times, passes.
-        tables: The first one is printed; an HTML file holds them all.
-        values: Everything that was measured, for programs.
-        size: Width and height of the plot in inches.
-        draw: Draws the plot.
-    """
-
-    stored: bool
-    outcome: str
-    facts: tuple[str, ...]
-    tables: tuple[ReportTable, ...]
-    values: dict[str, Any]
-    size: tuple[float, float]
+    stored: bool  # whether the bundle got a plan
+    outcome: str  # one line: what was chosen, or why nothing was
+    facts: tuple[str, ...]  # further lines: error against budget, times, passes
+    tables: tuple[ReportTable, ...]  # the first one is printed; an HTML file holds them all
+    values: dict[str, Any]  # everything that was measured, for programs
+    size: tuple[float, float]  # width and height of the plot in inches
     draw: Callable[["Figure"], None]
 
     def print(self) -> None:
@@ -68,19 +50,11 @@ class PlanReport:
             console.print(line, soft_wrap=True)
 
     def write_plot(self, path: Path) -> None:
-        """Write the plot.
-
-        Raises:
-            UsageError: the file cannot be written.
-        """
+        """Write the plot; UsageError if the file cannot be written."""
         write_plot(path, self.size, self.draw)
 
     def write_page(self, path: Path, name: str) -> None:
-        """Write an HTML file about the bundle of this name.
-
-        Raises:
-            UsageError: the file cannot be written.
-        """
+        """Write an HTML file about the bundle of this name; UsageError if it cannot be written."""
         write_page(path, f"starflow calibrate --plan: {name}", self._body(name), FOOTER)
 
     def _body(self, name: str) -> Iterator[str]:
@@ -89,24 +63,14 @@ class PlanReport:
         yield from section("Error against passes", [svg_plot("plan", self.size, self.draw)])
         for each in self.tables:
             numbers = [i for i, column in enumerate(each.columns) if i and column not in each.words]
-            yield from section(each.title, table(each.columns, map(_row(numbers), each.rows), numbers), each.text)
+            rows = ([escape(cell).replace("\n", "<br>") for cell in cells] for cells in each.rows)
+            yield from section(each.title, table(each.columns, rows, numbers), each.text)
 
 
 FOOTER = (
     "Times are medians; what is compared took turns in one process. Errors are relative: ||x - reference|| / ||reference|| over "
     "samples that the search had not seen, except where a table says otherwise."
 )
-
-
-def _row(numbers: list[int]) -> Callable[[tuple[str, ...]], str]:
-    """Writes a row whose columns of words stand before, between and behind one block of numbers."""
-    first, last = numbers[0], numbers[-1] + 1
-
-    def write(cells: tuple[str, ...]) -> str:
-        html = [escape(cell).replace("\n", "<br>") for cell in cells]
-        return row(html[:first], html[first:last], html[last:])
-
-    return write
 
 
 def milliseconds(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Plans as they run on given samples: what comes out, how often the networks run, and how long that takes."""
+"""What the calibration of a plan is asked for, and plans as they run: samples, passes of the networks, and times."""
 
 import statistics
 from collections.abc import Sequence
@@ -20,21 +20,49 @@ from starflow.runtime.traces.case import Case
 Plan = DecodePlan | FixedSteps | AdaptiveSteps
 
 
+@dataclass(frozen=True)
+class PlanOptions:
+    """Options of every family; `widths` and `fixed` are for decode plans."""
+
+    budget: float = 1e-3  # largest relative error of finished samples
+    repetitions: int = 5
+    widths: tuple[int, ...] = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # numbers of tokens in a pass to try
+    # Whether the number of passes must be fixed beforehand, for devices that should not wait for the host; plans for
+    # a GPU are always fixed.
+    fixed: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A plan as it ran."""
+
+    error: float  # ||x - reference|| / ||reference|| over the samples
+    passes: dict[int, float]  # network passes of each flow block, the mean over the batches
+
+
 @dataclass
 class PlanRuns:
-    """Runs plans of either family on the samples of a case."""
+    """Runs plans of either family on the samples of a case, and compares them with those of a reference plan."""
 
     bundle: Bundle
     variant: Variant
     backend: Backend
     case: Case
+    reference: Plan | None = None
+
+    def __post_init__(self) -> None:
+        if self.reference is not None:
+            self._expected = self.sample(self.reference)[0]
+
+    def measure(self, plan: Plan) -> Measured:
+        """Run a plan and compare its samples."""
+        x, passes = self.sample(plan)
+        return Measured(relative_error(x, self._expected), passes)
 
     def sample(self, plan: Plan, count: int | None = None, lap: Lap | None = None) -> tuple[NDArray, dict[int, float]]:
         """Sample the first `count` images (by default all).
 
         Args:
-            plan: How.
-            count: Number of images.
             lap: Ends the time of each flow block.
 
         Returns:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 What = TypeVar("What")
 
@@ -14,19 +13,13 @@ UNITS = 1000  # the budget is spent in thousandths; errors are rounded up
 
 @dataclass(frozen=True)
 class Edge(Generic[What]):
-    """One way to get from token `start` to token `end`.
+    """One way to get from token `start` to token `end`."""
 
-    Attributes:
-        start, end: Tokens, counted over everything that is planned.
-        milliseconds: Its time.
-        error: Its share of the squared error.
-        what: What it stands for.
-    """
-
+    # Tokens, counted over everything that is planned.
     start: int
     end: int
     milliseconds: float
-    error: float
+    error: float  # its share of the squared error
     what: What
 
 
@@ -48,17 +41,6 @@ def cheapest_path(count: int, edges: Sequence[Edge[What]], budget: float) -> lis
         better = time < target
         target[better] = time[better]
         chosen[edge.end, spent:][better] = index
-    return _path(count, edges, units, best, chosen)
-
-
-def _units(error: float, budget: float) -> int:
-    share = error / budget * UNITS if budget > 0 else (0.0 if error == 0 else np.inf)
-    return int(np.ceil(share)) if share <= UNITS else UNITS + 1
-
-
-def _path(
-    count: int, edges: Sequence[Edge[What]], units: Sequence[int], best: NDArray, chosen: NDArray
-) -> list[Edge[What]] | None:
     if not np.isfinite(best[count, UNITS]):
         return None
     path: list[Edge[What]] = []
@@ -68,3 +50,8 @@ def _path(
         path.append(edges[index])
         token, left = edges[index].start, left - units[index]
     return path[::-1]
+
+
+def _units(error: float, budget: float) -> int:
+    share = error / budget * UNITS if budget > 0 else (0.0 if error == 0 else np.inf)
+    return int(np.ceil(share)) if share <= UNITS else UNITS + 1

@@ -29,7 +29,6 @@ def equidistributed(bend: NDArray, order: int, steps: int) -> tuple[float, ...]:
     Args:
         bend: See `acceleration`; at equal times.
         order: p.
-        steps: Number of steps.
     """
     density = (bend + FLOOR * bend.mean() + np.finfo(float).tiny) ** (1 / (order + 1))
     edges = np.linspace(0, 1, len(density) + 1)

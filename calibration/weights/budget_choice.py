@@ -5,8 +5,7 @@ error aimed for that is corrected, and bisected in ratio once one that keeps the
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,48 +16,37 @@ MOST_ROUNDS = 12  # where no choice has kept the budget yet
 CLOSE = 0.8  # share of the budget from which on an error is good enough to stop
 
 
-class Outcome(Protocol):
-    """What a choice was measured to do; `error` is that of whole samples, relative."""
-
-    @property
-    def error(self) -> float: ...
-
-
-Found = TypeVar("Found", bound=Outcome)
-
-
-@dataclass(frozen=True)
-class Tried(Generic[Found]):
-    """A choice, and what it was measured to do."""
+class Tried(NamedTuple):
+    """A choice, and the relative error of whole samples that it was measured to have."""
 
     choice: Choice
-    found: Found
+    error: float
 
 
 def choose_within(
-    options: Mapping[str, Sequence[Option]], budget: float, measure: Callable[[Choice], Found]
-) -> list[Tried[Found]]:
+    options: Mapping[str, Sequence[Option]], budget: float, measure: Callable[[Choice], float]
+) -> list[Tried]:
     """Choose, measure, and choose again with what was learnt, until the budget is used well.
 
     Args:
         options: By matrix: first the option that changes nothing, then the smallest one, then any others.
         budget: Largest error that is allowed.
-        measure: Called with each choice.
+        measure: Returns the error of a choice.
 
     Returns:
         Every choice that was measured; the last one is taken: the least cost within the budget. Empty where none is.
     """
     smallest = {name: some[1] for name, some in options.items()}
     aim, good, bad = budget, 0.0, np.inf
-    best: Tried[Found] | None = None
-    tried: list[Tried[Found]] = []
+    best: Tried | None = None
+    tried: list[Tried] = []
     while len(tried) < ROUNDS or (best is None and len(tried) < MOST_ROUNDS):
         choice = choose(options, aim)
         changes_nothing = all(choice[name] == some[0] for name, some in options.items())
         if changes_nothing or any(choice == each.choice for each in tried):
             break
-        tried.append(Tried(choice, measure(choice)))
-        error = tried[-1].found.error
+        error = measure(choice)
+        tried.append(Tried(choice, error))
         if error <= budget:
             if best is None or total_cost(choice) < total_cost(best.choice):
                 best = tried[-1]

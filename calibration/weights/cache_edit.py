@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper
+from onnx import TensorProto, helper
 
 from starflow.calibration.weights.graph_edit import EditedGraph
 from starflow.runtime.bundle.autoregressive_manifest import Block
@@ -27,25 +27,22 @@ def quantize_caches(edited: EditedGraph, block: Block, peaks: Mapping[str, NDArr
             rows and positions.
     """
     for node in edited.model.graph.node:
-        if node.op_type == "GroupQueryAttention":
-            _quantize(edited, node, block, peaks)
+        if node.op_type != "GroupQueryAttention":
+            continue
+        inputs = list(node.input) + [""] * (VALUE_SCALE + 1 - len(node.input))
+        for cache, scale in ((KEY, KEY_SCALE), (VALUE, VALUE_SCALE)):
+            name = inputs[cache]
+            steps = np.maximum(peaks[name], np.finfo(np.float32).tiny) / LARGEST_CODE
+            by_head = np.tile(steps.reshape(-1), block.rows).astype(np.float32)
+            inputs[scale] = edited.add_float(f"blocks.{block.index}.{name}.scales", by_head)
+        node.input[:] = inputs
+        for attribute, kind in (
+            ("k_quant_type", "PER_CHANNEL"),
+            ("v_quant_type", "PER_CHANNEL"),
+            ("kv_cache_bit_width", 8),
+        ):
+            node.attribute.append(helper.make_attribute(attribute, kind))
     for value in (*edited.model.graph.input, *edited.model.graph.output):
         name = value.name.replace("_out.", ".")
         if name in peaks:
             value.type.tensor_type.elem_type = TensorProto.INT8
-
-
-def _quantize(edited: EditedGraph, node: NodeProto, block: Block, peaks: Mapping[str, NDArray]) -> None:
-    inputs = list(node.input) + [""] * (VALUE_SCALE + 1 - len(node.input))
-    for cache, scale in ((KEY, KEY_SCALE), (VALUE, VALUE_SCALE)):
-        name = inputs[cache]
-        steps = np.maximum(peaks[name], np.finfo(np.float32).tiny) / LARGEST_CODE
-        by_head = np.tile(steps.reshape(-1), block.rows).astype(np.float32)
-        inputs[scale] = edited.add_float(f"blocks.{block.index}.{name}.scales", by_head)
-    node.input[:] = inputs
-    for attribute, value in (
-        ("k_quant_type", "PER_CHANNEL"),
-        ("v_quant_type", "PER_CHANNEL"),
-        ("kv_cache_bit_width", 8),
-    ):
-        node.attribute.append(helper.make_attribute(attribute, value))

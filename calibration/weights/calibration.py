@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from starflow.calibration.cases import Cases
 from starflow.calibration.weights.budget_choice import ROUNDS, choose_within
-from starflow.calibration.weights.candidates import BlockCandidates, round_block
+from starflow.calibration.weights.candidates import BlockCandidates
 from starflow.calibration.weights.layer_inputs import InputRecorder
 from starflow.calibration.weights.precision_choice import Choice, Option, choose, predicted_error
 from starflow.calibration.weights.quantised_model import QuantisedModel, treatments_of
@@ -66,7 +66,6 @@ def calibrate_weights(
     Args:
         cases: Weights are calibrated on the first and measured on the second.
         trace: Returns the samples to calibrate on, with what each flow block was given; None draws them from the model.
-        report: Told of every step.
         waiting: Called before waiting for another process that changes the bundle.
 
     Raises:
@@ -163,20 +162,26 @@ class _Calibration:
         plain = self._measure(PLAIN, model.smallest, model.sample_plainly())
         self.steps(f"{self.name}: sampling with calibrated rounding")
         calibrated = self._measure(ALL, model.smallest, model.sample(model.smallest))
-        numbers = iter(range(1, 100))
-        tried = choose_within(
-            options, self.request.budget, lambda choice: self._try(next(numbers), treatments_of(choice))
-        )
+        sampled: list[tuple[Choice, _Sampled]] = []
+
+        def measure(choice: Choice) -> float:
+            what, chosen = f"choice {len(sampled) + 1}", treatments_of(choice)
+            self.steps(f"{self.name}: sampling {what}")
+            sampled.append((choice, self._measure(what, chosen, model.sample(chosen))))
+            return sampled[-1][1].error
+
+        tried = choose_within(options, self.request.budget, measure)
         if not tried:
             raise ExportError(
                 f"{self.model.bundle.root}: no matrix can be {self.request.weights} with an error of at most "
                 f"{self.request.budget:g}; allow more with --budget"
             )
-        choice, taken = tried[-1].choice, tried[-1].found
+        choice = tried[-1].choice
+        taken = next(found for made, found in sampled if made == choice)
         caches: frozenset[int] = frozenset()
         if model.lowering == "cpu":
             caches, taken = self._choose_caches(treatments_of(choice), taken)
-        found = [plain, calibrated, *(each.found for each in tried[:-1]), taken]
+        found = [plain, calibrated, *(found for made, found in sampled if made != choice), taken]
         exact = Measured(SOURCE, model.bytes({}), SampleError(0.0, 0.0, 0.0))
         return WeightCalibration(
             variant=self._write(choice, caches, plain.error, taken.error),
@@ -199,7 +204,7 @@ class _Calibration:
         weights = StepGraphWeights(self.model.bundle.path(spec.file))
         described = self.model.bundle.autoregressive.blocks[block]
         recorder = InputRecorder(weights, spec, described, self.trace, threads=self.request.threads)
-        return round_block(weights, recorder, self.treatments, self.model.lowering)
+        return BlockCandidates(weights, recorder, self.treatments, self.model.lowering)
 
     def _options(self, block: int) -> dict[str, list[Option]]:
         """What each treatment of each matrix of a flow block costs, and what it does to the samples."""
@@ -232,10 +237,6 @@ class _Calibration:
 
     def _measure(self, what: str, chosen: Mapping[str, str], samples: NDArray, more: int = 0) -> _Sampled:
         return _Sampled(Measured(what, self.model.bytes(chosen) + more, sample_error(samples, self.exact)), samples)
-
-    def _try(self, number: int, chosen: Mapping[str, str]) -> _Sampled:
-        self.steps(f"{self.name}: sampling choice {number}")
-        return self._measure(f"choice {number}", chosen, self.model.sample(chosen))
 
     def _choose_caches(self, chosen: Mapping[str, str], taken: _Sampled) -> tuple[frozenset[int], _Sampled]:
         """Caches of 8 bits for each flow block whose samples stay within the budget with them; the largest caches first."""

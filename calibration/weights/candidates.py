@@ -1,7 +1,6 @@
 """What a flow block's matrices and caches may become: every treatment of every matrix, rounded and ready to be measured."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,28 +22,6 @@ from starflow.calibration.weights.treatment import SCALE_TYPES, Lowering, Treatm
 HESSIAN_BYTES = 1 << 30  # of second moments held at a time
 
 
-@dataclass(frozen=True)
-class BlockCandidates:
-    """What may take the place of a flow block's weights.
-
-    Attributes:
-        weights: Its graph in float32.
-        cache_peaks: By name of a cache input, the largest magnitude in each channel, [kv_heads, head_size]; of the cpu
-            lowering, whose caches may be quantised.
-        scales: Of the norms whose outputs are scaled.
-        plain: By matrix, rounded plainly in the smallest treatment.
-        calibrated: By matrix and treatment.
-        output_errors: By matrix: of the outputs, plain and calibrated.
-    """
-
-    weights: StepGraphWeights
-    cache_peaks: Mapping[str, NDArray]
-    scales: dict[Norm, NDArray] = field(default_factory=dict)
-    plain: dict[str, Replacement] = field(default_factory=dict)
-    calibrated: dict[str, dict[str, Replacement]] = field(default_factory=dict)
-    output_errors: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-
 def round_to_nearest(
     weights: StepGraphWeights, linear: Linear, treatment: Treatment, lowering: Lowering
 ) -> Replacement:
@@ -54,10 +31,8 @@ def round_to_nearest(
     return Replacement(nearest_codes(matrix, scales, treatment.format))
 
 
-def round_block(
-    weights: StepGraphWeights, recorder: InputRecorder, treatments: Sequence[Treatment], lowering: Lowering
-) -> BlockCandidates:
-    """Round every matrix of a flow block in every treatment.
+class BlockCandidates:
+    """What may take the place of a flow block's weights: every matrix, rounded in every treatment.
 
     Args:
         weights: The block's graph in float32.
@@ -65,31 +40,28 @@ def round_block(
         treatments: The ladder, from the smallest to the most exact.
         lowering: What the matrices are for: on `cpu` activations are rounded as well.
     """
-    found = BlockCandidates(weights, recorder.cache_peaks() if lowering == "cpu" else {})
-    return _Rounding(weights, recorder, treatments, lowering, found).run()
 
-
-@dataclass(frozen=True)
-class _Rounding:
-    weights: StepGraphWeights
-    recorder: InputRecorder
-    treatments: Sequence[Treatment]
-    lowering: Lowering
-    found: BlockCandidates
-
-    def run(self) -> BlockCandidates:
-        first = self.treatments[0]
-        linears = [each for each in self.weights.linears.values() if first.takes(each.outputs, each.inputs)]
-        for group in _groups(linears, self.weights.norms):
-            inputs = self.recorder.record(group)
+    def __init__(
+        self, weights: StepGraphWeights, recorder: InputRecorder, treatments: Sequence[Treatment], lowering: Lowering
+    ) -> None:
+        self.weights, self._treatments, self._lowering = weights, treatments, lowering
+        # By name of a cache input, the largest magnitude in each channel, [kv_heads, head_size]; of the cpu lowering,
+        # whose caches may be quantised.
+        self.cache_peaks: Mapping[str, NDArray] = recorder.cache_peaks() if lowering == "cpu" else {}
+        self.scales: dict[Norm, NDArray] = {}  # of the norms whose outputs are scaled
+        self.plain: dict[str, Replacement] = {}  # by matrix, rounded plainly in the smallest treatment
+        self.calibrated: dict[str, dict[str, Replacement]] = {}  # by matrix and treatment
+        self.output_errors: dict[str, tuple[float, float]] = {}  # by matrix: of the outputs, plain and calibrated
+        linears = [each for each in weights.linears.values() if treatments[0].takes(each.outputs, each.inputs)]
+        for group in _groups(linears, weights.norms):
+            inputs = recorder.record(group)
             scaled = self._scale(group, inputs)
             for linear in group:
                 self._round(linear, inputs[linear.weight], scaled.get(linear.weight))
-        return self.found
 
     def _scale(self, group: Sequence[Linear], inputs: Mapping[str, LayerInputs]) -> dict[str, NDArray]:
         """Choose scales for the norms before these matrices; by matrix, the scales of its inputs."""
-        first, named = self.treatments[0], {linear.weight: linear for linear in group}
+        first, named = self._treatments[0], {linear.weight: linear for linear in group}
         found: dict[str, NDArray] = {}
         for norm in self.weights.norms:
             if all(name in named for name in norm.weights):
@@ -99,34 +71,34 @@ class _Rounding:
                     inputs[norm.weights[0]],
                     first.format,
                     first.block(size) or size,
-                    rounded_inputs=self.lowering == "cpu",
+                    rounded_inputs=self._lowering == "cpu",
                 )
                 if (chosen != 1).any():
-                    self.found.scales[norm] = chosen
+                    self.scales[norm] = chosen
                     found |= dict.fromkeys(norm.weights, chosen)
         return found
 
     def _round(self, linear: Linear, inputs: LayerInputs, scales: NDArray | None) -> None:
-        name, matrix, found = linear.weight, self.weights.array(linear.weight).astype(np.float32), self.found
+        name, matrix = linear.weight, self.weights.array(linear.weight).astype(np.float32)
         factors = np.ones(linear.inputs) if scales is None else scales
         scaled = (matrix * factors).astype(np.float32)
         hessian = inputs.hessian / np.outer(factors, factors)
-        found.calibrated[name] = {}
+        self.calibrated[name] = {}
         rounded: dict[tuple[WeightFormat, int], QuantizedMatrix] = {}  # treatments may differ in activations alone
-        for treatment in self.treatments:
+        for treatment in self._treatments:
             block = treatment.block(linear.inputs)
             if block is None:
                 continue
             key = (treatment.format, block)
             if key not in rounded:
-                steps = best_scales(scaled, treatment.format, block, SCALE_TYPES[self.lowering], np.diagonal(hessian))
+                steps = best_scales(scaled, treatment.format, block, SCALE_TYPES[self._lowering], np.diagonal(hessian))
                 rounded[key] = gptq(scaled, hessian, steps, treatment.format)
-            found.calibrated[name][treatment.name] = Replacement(rounded[key], treatment.wide)
-        first = self.treatments[0]
-        found.plain[name] = round_to_nearest(self.weights, linear, first, self.lowering)
-        calibrated = found.calibrated[name][first.name].matrix.dequantized() / factors
-        found.output_errors[name] = (
-            output_error(matrix, found.plain[name].matrix.dequantized(), inputs),
+            self.calibrated[name][treatment.name] = Replacement(rounded[key], treatment.wide)
+        first = self._treatments[0]
+        self.plain[name] = round_to_nearest(self.weights, linear, first, self._lowering)
+        calibrated = self.calibrated[name][first.name].matrix.dequantized() / factors
+        self.output_errors[name] = (
+            output_error(matrix, self.plain[name].matrix.dequantized(), inputs),
             output_error(matrix, calibrated, inputs),
         )
 

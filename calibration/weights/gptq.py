@@ -21,7 +21,6 @@ def gptq(weights: NDArray, hessian: NDArray, scales: NDArray, target: WeightForm
         weights: [out, in].
         hessian: [in, in] float64, the mean of x xᵀ over the inputs.
         scales: [out, blocks].
-        target: Type of the codes.
     """
     # The inputs that matter most come first, while there are many others left to make up for them.
     order = np.argsort(-np.diagonal(hessian), kind="stable")

@@ -28,15 +28,10 @@ CODE_TYPES = {"int8": TensorProto.INT8, "int4": TensorProto.INT4, "fp8": TensorP
 
 @dataclass(frozen=True)
 class Replacement:
-    """What takes the place of a matrix.
-
-    Attributes:
-        matrix: Its codes.
-        wide: Whether activations go in as two parts of 8 bits (cpu only).
-    """
+    """What takes the place of a matrix."""
 
     matrix: QuantizedMatrix
-    wide: bool = False
+    wide: bool = False  # whether activations go in as two parts of 8 bits (cpu only)
 
 
 @dataclass(frozen=True)
@@ -50,14 +45,11 @@ class StoredArray:
 
 @dataclass
 class EditedGraph:
-    """A step graph with some weights replaced.
+    """A step graph with some weights replaced."""
 
-    Attributes:
-        model: Structure; weights that were not replaced are still references into the source's file.
-        arrays: Content of the new initializers, which `model` holds without data.
-    """
-
+    # Structure; weights that were not replaced are still references into the source's file.
     model: onnx.ModelProto
+    # Content of the new initializers, which `model` holds without data.
     arrays: dict[str, StoredArray] = field(default_factory=dict)
 
     def add(self, name: str, data_type: int, dims: tuple[int, ...], content: NDArray) -> str:
@@ -91,20 +83,25 @@ def edit_graph(
     """A step graph with quantised weights.
 
     Args:
-        source: The graph.
         lowering: `cpu` or `portable`.
         replacements: By name of the weight. Where a norm in `input_scales` precedes, of the matrix times these scales.
         input_scales: What a norm's output is divided by, [in], and the matrices that take it are multiplied by; powers of two.
             A norm before matrices that all stay is left alone.
     """
     edited = _copy(source)
-    rename = _fold(source, edited, replacements, input_scales)
+    rename = {}
+    for norm, scales in input_scales.items():
+        if any(name in replacements for name in norm.weights):
+            arrays = {name: source.array(name) / scales for name in norm.parameters}
+            arrays |= {name: source.array(name) * scales for name in norm.weights if name not in replacements}
+            for name, array in arrays.items():
+                rename[name] = edited.add_float(f"{name}.scaled", array.astype(source.array(name).dtype))
     rewrite = REWRITES[lowering]()
     nodes = []
     for node in source.model.graph.node:
-        name = source.weight(node)
-        if name is not None and name in replacements:
-            nodes += rewrite(edited, node, name, replacements[name])
+        weight = source.weight(node)
+        if weight is not None and weight in replacements:
+            nodes += rewrite(edited, node, weight, replacements[weight])
         else:
             nodes.append(_renamed(node, rename))
     return _finish(edited, nodes)
@@ -148,25 +145,6 @@ def _renamed(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
     copy.CopyFrom(node)
     copy.input[:] = [names.get(name, name) for name in node.input]
     return copy
-
-
-def _fold(
-    source: StepGraphWeights,
-    edited: EditedGraph,
-    replacements: Mapping[str, Replacement],
-    input_scales: Mapping[Norm, NDArray],
-) -> dict[str, str]:
-    """Divide norms' parameters, multiply the matrices after them that stay; what took whose place, by name."""
-    rename = {}
-    for norm, scales in input_scales.items():
-        if not any(name in replacements for name in norm.weights):
-            continue
-        arrays = {name: source.array(name) / scales for name in norm.parameters}
-        arrays |= {name: source.array(name) * scales for name in norm.weights if name not in replacements}
-        for name, array in arrays.items():
-            exact = array.astype(source.array(name).dtype)
-            rename[name] = edited.add_float(f"{name}.scaled", exact)
-    return rename
 
 
 class _Portable:
@@ -236,7 +214,10 @@ class _Cpu:
             return result
 
         def constant(what: str, array: NDArray) -> str:
-            return _embed(edited, f"const.{what}", array)
+            name, initializers = f"const.{what}", edited.model.graph.initializer  # small: it stays in the graph
+            if all(tensor.name != name for tensor in initializers):
+                initializers.append(numpy_helper.from_array(array, name))
+            return name
 
         blocks = op("Reshape", value, constant(f"blocks.{inputs}.{block}", np.array([-1, inputs // block, block])))
         peak = op("ReduceMax", op("Abs", blocks), constant("last_axis", np.array([2])), keepdims=1)
@@ -247,13 +228,6 @@ class _Cpu:
         stacked = op("Concat", first, rest, axis=0)
         self._parts[key] = op("Reshape", stacked, constant(f"rows.{inputs}", np.array([-1, inputs])))
         return self._parts[key], nodes
-
-
-def _embed(edited: EditedGraph, name: str, array: NDArray) -> str:
-    """A small constant, which stays in the graph."""
-    if all(tensor.name != name for tensor in edited.model.graph.initializer):
-        edited.model.graph.initializer.append(numpy_helper.from_array(array, name))
-    return name
 
 
 REWRITES: dict[str, type[_Cpu] | type[_Portable]] = {"cpu": _Cpu, "portable": _Portable}

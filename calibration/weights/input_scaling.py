@@ -25,8 +25,6 @@ def choose_scales(
 
     Args:
         weights: Matrices [out, in].
-        inputs: What they take.
-        target: Type of the codes.
         block: Inputs that share a scale.
         rounded_inputs: Whether inputs are rounded to 8 bits as well, by blocks of the same size.
     """

@@ -21,15 +21,10 @@ FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """Inputs x of a matrix product.
+    """Inputs x of a matrix product."""
 
-    Attributes:
-        hessian: [in, in] float64, the mean of x xᵀ.
-        vectors: [N, in] float32, some of them.
-    """
-
-    hessian: NDArray
-    vectors: NDArray
+    hessian: NDArray  # [in, in] float64, the mean of x xᵀ
+    vectors: NDArray  # [N, in] float32, some of them
 
 
 class InputRecorder:
@@ -37,7 +32,6 @@ class InputRecorder:
 
     Args:
         weights: The block's graph, of the cpu lowering in float32.
-        spec: Its entry in the manifest.
         trace: Samples, with what each block was given.
         threads: Threads within an operator; 0 takes one per physical core.
     """

@@ -20,15 +20,9 @@ SHRINK = np.linspace(1.0, 0.7, 13)  # scales that are tried, relative to the one
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """A type of codes.
+    """A type of codes."""
 
-    Attributes:
-        name: `int8`, `int4` (two's complement) or `fp8` (E4M3).
-        bits: Of one code.
-        lowest, highest: The range of codes.
-    """
-
-    name: FormatName
+    name: FormatName  # `int8`, `int4` (two's complement) or `fp8` (E4M3)
     bits: int
     lowest: int
     highest: int
@@ -46,17 +40,11 @@ FP8 = WeightFormat("fp8", 8, -448, 448)
 
 @dataclass(frozen=True)
 class QuantizedMatrix:
-    """A matrix in codes.
-
-    Attributes:
-        format: Type of the codes.
-        codes: [out, in]; int8 for integers, float8 for `fp8`.
-        scales: [out, blocks] in the type they are stored in; a block is in / blocks inputs.
-    """
+    """A matrix in codes."""
 
     format: WeightFormat
-    codes: NDArray
-    scales: NDArray
+    codes: NDArray  # [out, in]; int8 for integers, float8 for `fp8`
+    scales: NDArray  # [out, blocks] in the type they are stored in; a block is in / blocks inputs
 
     @property
     def block(self) -> int:
@@ -89,7 +77,6 @@ def best_scales(weights: NDArray, target: WeightFormat, block: int, dtype: np.dt
 
     Args:
         weights: [out, in].
-        target: Type of the codes.
         block: Inputs that share a scale.
         dtype: Type the scales are stored in.
         importance: [in] weight of an input's squared error: its mean square.

@@ -26,7 +26,6 @@ def round_plainly(
 
     Args:
         lowerings: The lowerings to make variants of; None takes those whose source the bundle holds.
-        report: Told of every flow block.
 
     Raises:
         UsageError: this type of weights is not for the lowering.

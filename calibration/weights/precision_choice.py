@@ -12,17 +12,11 @@ BISECTIONS = 60
 
 @dataclass(frozen=True)
 class Option:
-    """One way to store a matrix.
+    """One way to store a matrix."""
 
-    Attributes:
-        name: Of the treatment.
-        cost: What a step pays for it.
-        error: What it alone does to the samples, relative.
-    """
-
-    name: str
-    cost: float
-    error: float
+    name: str  # of the treatment
+    cost: float  # what a step pays for it
+    error: float  # what it alone does to the samples, relative
 
 
 Choice = dict[str, Option]

@@ -31,23 +31,13 @@ def treatments_of(choice: Choice) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class QuantisedModel:
-    """What a bundle's model becomes by a choice of treatments.
-
-    Attributes:
-        bundle: The bundle.
-        measured: The variant that is run: cpu, float32.
-        source: The variant that the new one is made from.
-        lowering: Its lowering.
-        blocks: By flow block, what may take the place of its weights.
-        case: What is sampled.
-        threads: Threads of ONNX Runtime.
-    """
+    """What a bundle's model becomes by a choice of treatments."""
 
     bundle: Bundle
-    measured: Variant
-    source: Variant
+    measured: Variant  # the variant that is run: cpu, float32
+    source: Variant  # the variant that the new one is made from
     lowering: Lowering
-    blocks: dict[int, BlockCandidates]
+    blocks: dict[int, BlockCandidates]  # by flow block, what may take the place of its weights
     case: Case
     threads: int
 

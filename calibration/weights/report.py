@@ -12,7 +12,7 @@ from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import ImageSpec
 from starflow.runtime.diagnostics.benchmark import Benchmark
 from starflow.runtime.plain.images import to_uint8
-from starflow.runtime.reports.html_page import folded, images_row, row, section, table, verdict, write_page
+from starflow.runtime.reports.html_page import folded, images_row, section, table, verdict, write_page
 from starflow.runtime.reports.plot import COLOURS, GREY, LIMIT, svg_plot
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _measured(calibration: WeightCalibration) -> Iterator[str]:
         taken = each is calibration.chosen
         name = f"<b>{escape(each.what)}, taken</b>" if taken else escape(each.what)
         errors = map(_percent, (each.error.total, each.error.median, each.error.worst))
-        rows.append(row([name], (_megabytes(each.bytes), f"{each.bytes / source.bytes:.0%}", *errors)))
+        rows.append((name, _megabytes(each.bytes), f"{each.bytes / source.bytes:.0%}", *errors))
     text = (
         "Every row was sampled. Plain rounding takes the nearest code for every weight and quantises all matrices; so does "
         "'calibrated, all matrices', after calibration. Choices keep some matrices more exact to stay within the budget."
@@ -115,7 +115,7 @@ def _blocks(calibration: WeightCalibration) -> Iterator[str]:
         own = [matrix for matrix in calibration.matrices if matrix.block == block]
         counts = (str(sum(matrix.treatment == treatment for matrix in own)) for treatment in treatments)
         stored, source = sum(m.bytes for m in own), sum(m.source_bytes for m in own)
-        rows.append(row([block], (*counts, _megabytes(source), _megabytes(stored), f"{stored / source:.0%}")))
+        rows.append((block, *counts, _megabytes(source), _megabytes(stored), f"{stored / source:.0%}"))
     columns = ("flow block", *treatments, "MB before", "MB now", "of before")
     yield from section("Flow blocks", table(columns, rows, range(1, len(columns))), "Number of matrices in each type.")
 
@@ -133,32 +133,32 @@ def _matrices(calibration: WeightCalibration) -> Iterator[str]:
     yield from section("Matrices", folded("All", rows, opened=True), text)
 
 
-def _matrix(matrix: MatrixResult, names: Sequence[str]) -> str:
+def _matrix(matrix: MatrixResult, names: Sequence[str]) -> tuple[str, ...]:
     errors = (_percent(matrix.sample_errors[n]) if n in matrix.sample_errors else "" for n in names)
-    cells = (
+    return (
+        escape(matrix.weight),
+        f"{matrix.shape[0]} x {matrix.shape[1]}",
+        f'<span class="note">{KEPT}</span>' if matrix.treatment == KEPT else escape(matrix.treatment),
         _percent(matrix.plain_output_error),
         _percent(matrix.output_error),
         *errors,
         f"{matrix.source_bytes / 1e3:.0f}",
         f"{matrix.bytes / 1e3:.0f}",
     )
-    became = f'<span class="note">{KEPT}</span>' if matrix.treatment == KEPT else escape(matrix.treatment)
-    shape = f"{matrix.shape[0]} x {matrix.shape[1]}"
-    return row((escape(matrix.weight), shape, became), cells)
 
 
 def _speed(benchmark: Benchmark) -> Iterator[str]:
-    rows = []
-    for timing in benchmark.variants:
-        total = timing.total
-        cells = (
-            f"{total.milliseconds:.3f}",
-            f"{total.spread:.0%}",
-            _megabytes(total.bytes),
-            f"{total.memory_bandwidth_percent:.0f} %",
+    rows = (
+        (
+            escape(timing.variant),
+            f"{timing.total.milliseconds:.3f}",
+            f"{timing.total.spread:.0%}",
+            _megabytes(timing.total.bytes),
+            f"{timing.total.memory_bandwidth_percent:.0f} %",
             f"{timing.images_per_second:.2f}",
         )
-        rows.append(row([escape(timing.variant)], cells))
+        for timing in benchmark.variants
+    )
     text = (
         f"Token by token, in turns in one process, medians of {benchmark.repetitions} batches; memory bandwidth "
         f"{benchmark.bandwidth / 1e9:.1f} GB/s. `starflow bench` measures with more care."

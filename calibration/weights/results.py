@@ -16,87 +16,57 @@ SOURCE, PLAIN, ALL = "source", "plain rounding", "calibrated, all matrices"
 
 @dataclass(frozen=True)
 class WeightRequest:
-    """What is asked for.
-
-    Attributes:
-        weights: Type of the weights.
-        budget: Relative error of whole samples that is allowed.
-        lowerings: The lowerings to make variants of; None takes those whose source the bundle holds.
-        threads: Threads of ONNX Runtime; 0 takes one per physical core.
-    """
+    """What is asked for."""
 
     weights: WeightType
-    budget: float = 0.005
+    budget: float = 0.005  # relative error of whole samples that is allowed
+    # The lowerings to make variants of; None takes those whose source the bundle holds.
     lowerings: Sequence[Lowering] | None = None
-    threads: int = 0
+    threads: int = 0  # threads of ONNX Runtime; 0 takes one per physical core
 
 
 @dataclass(frozen=True)
 class MatrixResult:
-    """One matrix after the calibration.
-
-    Attributes:
-        weight: Its name.
-        block: Its flow block.
-        shape: [out, in].
-        treatment: What was chosen.
-        plain_output_error, output_error: Relative error of its product's outputs from its weights alone, in the smallest
-            treatment: rounded plainly, and calibrated.
-        sample_errors: What it alone does to the samples in each treatment, predicted from what it does to its flow block.
-        bytes: As it is stored now.
-        source_bytes: As the source stores it.
-    """
+    """One matrix after the calibration."""
 
     weight: str
     block: int
-    shape: tuple[int, int]
+    shape: tuple[int, int]  # [out, in]
     treatment: str
+    # Relative error of its product's outputs from its weights alone, in the smallest treatment: rounded plainly, and
+    # calibrated.
     plain_output_error: float
     output_error: float
+    # What it alone does to the samples in each treatment, predicted from what it does to its flow block.
     sample_errors: dict[str, float]
-    bytes: int
-    source_bytes: int
+    bytes: int  # as it is stored now
+    source_bytes: int  # as the source stores it
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One way to quantise all of the model, sampled.
+    """One way to quantise all of the model, sampled."""
 
-    Attributes:
-        what: In words.
-        bytes: Of all weights a pass over every flow block reads.
-        error: Of the samples.
-    """
-
-    what: str
-    bytes: int
+    what: str  # in words
+    bytes: int  # of all weights a pass over every flow block reads
     error: SampleError
 
 
 @dataclass(frozen=True)
 class WeightCalibration:
-    """What came out for one variant.
+    """What came out for one variant."""
 
-    Attributes:
-        variant: The manifest's new entry.
-        request: What was asked for.
-        images: Images it was measured on.
-        guidance: Their guidance weight.
-        matrices: Every matrix that could be quantised.
-        measured: The source, plain rounding, calibrated rounding of all matrices, and every choice that was tried; the
-            last one was taken.
-        frontier: Least bytes for an error, as predicted from matrices measured one by one: pairs of error and bytes.
-        samples: Of the source, of plain rounding and of the result: [N, C, H, W].
-    """
-
-    variant: Variant
-    request: WeightRequest
-    images: int
+    variant: Variant  # the manifest's new entry
+    request: WeightRequest  # what was asked for
+    images: int  # images it was measured on
     guidance: float
-    matrices: tuple[MatrixResult, ...]
+    matrices: tuple[MatrixResult, ...]  # every matrix that could be quantised
+    # The source, plain rounding, calibrated rounding of all matrices, and every choice that was tried; the last one
+    # was taken.
     measured: tuple[Measured, ...]
+    # Least bytes for an error, as predicted from matrices measured one by one: pairs of error and bytes.
     frontier: tuple[tuple[float, int], ...]
-    samples: dict[str, NDArray[np.float32]]
+    samples: dict[str, NDArray[np.float32]]  # of the source, of plain rounding and of the result: [N, C, H, W]
 
     @property
     def chosen(self) -> Measured:

@@ -23,14 +23,10 @@ from starflow.runtime.traces.case import Case
 
 @dataclass(frozen=True)
 class SampleError:
-    """How far samples are from the exact ones of the same noise, ||x - exact|| / ||exact||.
+    """How far samples are from the exact ones of the same noise, ||x - exact|| / ||exact||."""
 
-    Attributes:
-        total: Over all images together.
-        median, worst: Over the images one by one.
-    """
-
-    total: float
+    total: float  # over all images together
+    # Over the images one by one.
     median: float
     worst: float
 
@@ -61,7 +57,6 @@ def error_given(bundle: Bundle, variant: Variant, block: int, trace: RecordedTra
     """Relative error of one block's tokens when each is given the exact ones before it: one pass over all positions.
 
     Args:
-        variant: What is measured.
         trace: Exact tokens, with what each block was given.
         images: How many of its images to look at, in whole batches.
         threads: Threads within an operator; 0 takes one per physical core.

@@ -18,7 +18,6 @@ def find_sources(
     """The variant to start from, by lowering.
 
     Args:
-        weights: Type of the new weights.
         lowerings: The lowerings to make variants of; None takes those whose source the bundle holds.
         known: `EXACT` or `PLAIN`.
 

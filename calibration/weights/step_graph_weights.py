@@ -20,46 +20,36 @@ NORM_PARAMETERS = {
 
 @dataclass(frozen=True)
 class Linear:
-    """A product x Wᵀ (+ b) of a step graph.
+    """A product x Wᵀ (+ b) of a step graph."""
 
-    Attributes:
-        weight: Name of W, [out, in]; it may be stored in half precision and cast on the way.
-        value: Name of x.
-        outputs, inputs: Sizes of W.
-    """
-
-    weight: str
-    value: str
+    weight: str  # name of W, [out, in]; it may be stored in half precision and cast on the way
+    value: str  # name of x
+    # Sizes of W.
     outputs: int
     inputs: int
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm whose output goes into matrix products and nowhere else.
+    """A norm whose output goes into matrix products and nowhere else."""
 
-    Attributes:
-        parameters: Names of its scale and, if it has one, its bias.
-        weights: Names of the matrices that take its output.
-    """
-
-    parameters: tuple[str, ...]
-    weights: tuple[str, ...]
+    parameters: tuple[str, ...]  # names of its scale and, if it has one, its bias
+    weights: tuple[str, ...]  # names of the matrices that take its output
 
 
 class StepGraphWeights:
-    """A step graph's structure, with its weights read one by one when they are asked for.
-
-    Args:
-        path: The graph's file; its weights lie in or below its folder.
-    """
+    """A step graph's structure; its weights, in or below its file's folder, are read one by one when asked for."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.model = onnx.load(path, load_external_data=False)
         self.initializers = {tensor.name: tensor for tensor in self.model.graph.initializer}
         self._casts = {node.output[0]: node.input[0] for node in self.model.graph.node if node.op_type == "Cast"}
-        self.linears = {linear.weight: linear for linear in self._linears()}
+        self.linears = {
+            name: Linear(name, node.input[0], *self.initializers[name].dims)
+            for node in self.model.graph.node
+            if (name := self.weight(node))
+        }
         self.norms = tuple(self._norms())
 
     def array(self, name: str) -> NDArray:
@@ -71,14 +61,6 @@ class StepGraphWeights:
         name = node.input[1] if is_linear(node) else ""
         name = self._casts.get(name, name)
         return name if name in self.initializers else None
-
-    def _linears(self) -> list[Linear]:
-        found = []
-        for node in self.model.graph.node:
-            if name := self.weight(node):
-                outputs, inputs = self.initializers[name].dims
-                found.append(Linear(name, node.input[0], outputs, inputs))
-        return found
 
     def _norms(self) -> list[Norm]:
         readers: dict[str, list[onnx.NodeProto]] = {}

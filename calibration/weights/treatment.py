@@ -18,20 +18,14 @@ WIDE_TIME = 1.75
 
 @dataclass(frozen=True)
 class Treatment:
-    """A way to store and multiply a matrix.
+    """A way to store and multiply a matrix."""
 
-    Attributes:
-        name: As the manifest records it.
-        format: Type of its codes.
-        blocks: Inputs that may share a scale, the best choice first; the first one that divides the inputs is taken. None:
-            all inputs of an output share one.
-        wide: Whether activations go in as two parts of 8 bits.
-    """
-
-    name: str
+    name: str  # as the manifest records it
     format: WeightFormat
+    # Inputs that may share a scale, the best choice first; the first one that divides the inputs is taken. None: all
+    # inputs of an output share one.
     blocks: tuple[int, ...] | None
-    wide: bool = False
+    wide: bool = False  # whether activations go in as two parts of 8 bits
 
     def block(self, inputs: int) -> int | None:
         """Inputs that share a scale; None where no block divides their number."""

@@ -11,8 +11,7 @@ from onnx import numpy_helper
 from starflow.calibration.weights.graph_edit import EditedGraph
 from starflow.calibration.weights.step_graph_weights import StepGraphWeights
 from starflow.export.bundle_folder import file_spec, write_graph
-from starflow.export.onnx_graph.external_data import refer
-from starflow.export.onnx_graph.weight_file import WeightFile
+from starflow.export.onnx_graph.weight_file import WeightFile, refer
 from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 from starflow.runtime.bundle.bundle import Bundle, changing_manifest, replace_manifest
 from starflow.runtime.bundle.graph_spec import GraphSpec
@@ -39,16 +38,12 @@ class VariantWriter:
         self._stem, self._source = self._free_stem(), name
 
     def write(self, source: str, edit: Edit, precision: str, quantization: Quantization) -> list[Variant]:
-        """Write weights and graphs, of every shape of the bundle over the same weights.
+        """Write weights and graphs of every shape; the manifest's entries, that of the default shape first.
 
         Args:
             source: Name of the variant the graphs are edits of.
             edit: Turns the source's graph of a flow block into the new one; new weights of one name are the same at every shape.
-            precision: Type of the weights.
             quantization: What was done, for the manifest.
-
-        Returns:
-            The manifest's entries, that of the default shape first.
         """
         self._source = source
         location = f"weights/{self._stem}.safetensors"
@@ -110,13 +105,9 @@ class VariantWriter:
 
     def _remove_unnamed(self, manifest: AutoregressiveManifest) -> None:
         named = {file.path for file in self._bundle.with_manifest(manifest).files()}
-        for pattern in (
-            "block*.{}.onnx",
-            "block*.{}.[0-9]*.onnx",
-            "weights/{}.safetensors",
-            "weights/{}.[0-9]*.safetensors",
-        ):
-            for path in self._folder.glob(pattern.format(self._name)):
+        stems = (self._name, f"{self._name}.[0-9]*")
+        for pattern in (*(f"block*.{stem}.onnx" for stem in stems), *(f"weights/{stem}.safetensors" for stem in stems)):
+            for path in self._folder.glob(pattern):
                 if path.relative_to(self._bundle.folder).as_posix() not in named:
                     path.unlink()
 

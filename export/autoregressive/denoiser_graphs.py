@@ -32,11 +32,7 @@ class DenoiserShape:
 
 
 def denoiser_kinds(config: CheckpointConfig, options: ExportOptions) -> tuple[DenoiserKind, ...]:
-    """The denoisers an export writes.
-
-    Raises:
-        UsageError: the model has none of a kind that was asked for.
-    """
+    """The denoisers an export writes; UsageError if the model has none of a kind that was asked for."""
     model, asked = config.model, options.denoisers
     learned = isinstance(model, StarflowConfig) and model.learnable_self_denoiser
     if asked is None:
@@ -60,26 +56,18 @@ def trace_denoiser(model: AutoregressiveFlow, kind: DenoiserKind, shape: Denoise
 
     The model may be on the meta device.
     """
-    inputs = _inputs(model, shape)
+    config = model.config
+    inputs = {"x": torch.empty(shape.batch, config.in_channels, shape.height, shape.width, device="meta")}
+    if isinstance(config, StarflowConfig):
+        if config.txt_size and (kind == "score" or config.conditional_denoiser):
+            inputs["condition"] = torch.empty(shape.batch, shape.condition_tokens, config.txt_dim, device="meta")
+    elif config.num_classes:
+        inputs["label"] = torch.empty(shape.batch, dtype=torch.int64, device="meta")
     if kind == "score":
         return trace("score", model, _score, inputs, "score")
-    if isinstance(model.config, StarflowConfig) and not model.config.conditional_denoiser:
-        inputs.pop("condition", None)
     return trace("denoiser", model, Starflow.denoiser_prediction, inputs, "prediction")
 
 
 def _score(model: AutoregressiveFlow, x: Tensor, given: Tensor | None = None) -> Tensor:
     y = model.encode_labels(given) if given is not None and not given.is_floating_point() else given
     return score(model, x, y)
-
-
-def _inputs(model: AutoregressiveFlow, shape: DenoiserShape) -> dict[str, Tensor]:
-    """Name, shape and type of every input, without data."""
-    config = model.config
-    inputs = {"x": torch.empty(shape.batch, config.in_channels, shape.height, shape.width, device="meta")}
-    if isinstance(config, StarflowConfig):
-        if config.txt_size:
-            inputs["condition"] = torch.empty(shape.batch, shape.condition_tokens, config.txt_dim, device="meta")
-    elif config.num_classes:
-        inputs["label"] = torch.empty(shape.batch, dtype=torch.int64, device="meta")
-    return inputs

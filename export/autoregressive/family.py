@@ -10,8 +10,7 @@ import onnx
 from starflow.export.autoregressive.activation_check import activation_peaks
 from starflow.export.autoregressive.block_weights import BlockWeights
 from starflow.export.autoregressive.denoiser_graphs import DenoiserShape, denoiser_kinds, trace_denoiser
-from starflow.export.autoregressive.geometry import StepGeometry
-from starflow.export.autoregressive.shape import FlowShape, flow_shapes
+from starflow.export.autoregressive.geometry import FlowShape, StepGeometry, flow_shapes
 from starflow.export.autoregressive.step_graph import GuidanceRule, StepGraph, StepGraphOptions
 from starflow.export.bundle_folder import BundleFolder
 from starflow.export.export_options import ExportOptions

@@ -1,6 +1,11 @@
-"""Sizes a step graph is built for: what the exporter decides and the runtime must agree with."""
+"""Sizes that step graphs are built for, at every shape of a bundle: the exporter decides them, the runtime must agree."""
 
 from dataclasses import dataclass
+
+from starflow.export.export_options import ExportOptions
+from starflow.runtime.plain.errors import ExportError, UsageError
+from starflow.training.autoregressive.config import TarflowConfig
+from starflow.training.autoregressive.model import AutoregressiveFlow
 
 
 @dataclass(frozen=True)
@@ -11,17 +16,12 @@ class StepGeometry:
     position p predicts one token; row p of the noise and sample buffers belongs to that token. With a start token the
     inputs are [start, x_0 .. x_{T-2}] and predict x_0 .. x_{T-1}; without one they are x_0 .. x_{T-2}, predict
     x_1 .. x_{T-1}, and x_0 passes unchanged.
-
-    Attributes:
-        batch: Images B decoded together.
-        rows: Rows of the network: 2B where guidance needs [conditional, null] halves, else B.
-        prefix: Condition tokens m in front.
-        height, width: Image size in tokens.
     """
 
-    batch: int
-    rows: int
-    prefix: int
+    batch: int  # images B decoded together
+    rows: int  # rows of the network: 2B where guidance needs [conditional, null] halves, else B
+    prefix: int  # condition tokens m in front
+    # Image size in tokens.
     height: int
     width: int
     start_token: bool
@@ -44,3 +44,53 @@ class StepGeometry:
     @property
     def guided(self) -> bool:
         return self.rows == 2 * self.batch
+
+
+@dataclass(frozen=True)
+class FlowShape:
+    """One of the shapes."""
+
+    # Of the data, in (latent) pixels.
+    height: int
+    width: int
+    geometries: dict[int, StepGeometry]  # sizes of the step graph of each flow block that has one
+    max_chunk: int
+
+
+def flow_shapes(
+    model: AutoregressiveFlow, options: ExportOptions, condition_tokens: int, guided: frozenset[int]
+) -> tuple[FlowShape, ...]:
+    """The shapes that were asked for, the default one first.
+
+    `condition_tokens` are those of a block that takes any; the blocks in `guided` run [conditional, null] rows.
+
+    Raises:
+        ExportError, UsageError: the model cannot have one of them.
+    """
+    config, patch = model.config, model.config.patch_size
+
+    def flow_shape(height: int, width: int) -> FlowShape:
+        if isinstance(config, TarflowConfig) and (height, width) != (config.img_size, config.img_size):
+            raise UsageError(f"--shape {height}x{width}: a TARFlow samples {config.img_size}x{config.img_size} only")
+        geometries = {
+            block.index: StepGeometry(
+                batch=options.batch,
+                rows=2 * options.batch if block.index in guided else options.batch,
+                prefix=condition_tokens if block.condition == "prefix" else 0,
+                height=height // patch,
+                width=width // patch,
+                start_token=block.start_token,
+            )
+            for block in model.block_configs
+            if block.layers
+        }
+        for index, geometry in geometries.items():
+            if geometry.capacity < 1:
+                raise ExportError(f"flow block {index} has no token to decode: a single token, and no start token")
+        longest = max((geometry.capacity for geometry in geometries.values()), default=1)
+        max_chunk = longest if options.max_chunk is None else options.max_chunk
+        if not 1 <= max_chunk <= longest:
+            raise UsageError(f"--max-chunk {max_chunk}: give 1 to {longest} tokens at {height}x{width}")
+        return FlowShape(height, width, geometries, max_chunk)
+
+    return tuple(flow_shape(*size) for size in options.sizes(config.img_size, patch))

@@ -22,21 +22,13 @@ from starflow.training.autoregressive.config import BlockConfig
 
 @dataclass(frozen=True)
 class StepValues:
-    """Values every layer of a step shares.
+    """Values every layer of a step shares."""
 
-    Attributes:
-        position: [1] int64, of the first of the S tokens.
-        positions: [S] int64.
-        count: [1] int64, S.
-        rotary: Names of the cos and sin tables [capacity, head_dim / 2], or None.
-        inverse_temperature: [rows] float32 that queries are multiplied by, or None.
-    """
-
-    position: str
-    positions: str
-    count: str
-    rotary: tuple[str, str] | None
-    inverse_temperature: str | None
+    position: str  # [1] int64, of the first of the S tokens
+    positions: str  # [S] int64
+    count: str  # [1] int64, S
+    rotary: tuple[str, str] | None  # names of the cos and sin tables [capacity, head_dim / 2], or None
+    inverse_temperature: str | None  # [rows] float32 that queries are multiplied by, or None
 
 
 class Lowering(ABC):

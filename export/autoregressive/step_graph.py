@@ -27,19 +27,13 @@ GuidanceRule = Literal["ratio", "linear"]
 
 @dataclass(frozen=True)
 class StepGraphOptions:
-    """What a step graph is written for.
+    """What a step graph is written for."""
 
-    Attributes:
-        lowering: `portable` or `cpu`.
-        dtype: Type of weights, activations and caches; the cpu lowering computes in float32 whatever is stored.
-        guidance: Rule that joins the [conditional, null] halves, where the geometry has them.
-        attention_temperature: Whether the graph takes the temperature of its attention as an input.
-    """
-
-    lowering: str
+    lowering: str  # `portable` or `cpu`
+    # Type of weights, activations and caches; the cpu lowering computes in float32 whatever is stored.
     dtype: np.dtype
-    guidance: GuidanceRule
-    attention_temperature: bool
+    guidance: GuidanceRule  # rule that joins the [conditional, null] halves, where the geometry has them
+    attention_temperature: bool  # whether the graph takes the temperature of its attention as an input
 
     @property
     def compute_dtype(self) -> np.dtype:

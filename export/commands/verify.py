@@ -92,16 +92,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Exit status 0 if everything that ran agrees with the reference, 1 if not."""
     import json
 
-    from starflow.export.verification.autoencoder import autoencoder_folder
-    from starflow.export.verification.denoisers import without_reference
-    from starflow.export.verification.guard import guard_variants
+    from starflow.export.verification.networks import autoencoder_folder, denoiser_name, text_encoder_folder
     from starflow.export.verification.report import write_report
     from starflow.export.verification.results import as_plain_values, print_table
     from starflow.export.verification.routes import NotRun, Reference, choose_variants, default_reference, find_routes
-    from starflow.export.verification.text_encoder import text_encoder_folder
     from starflow.export.verification.tolerances import tolerances
     from starflow.export.verification.torch_reference import TorchReference
-    from starflow.export.verification.verify import verify
+    from starflow.export.verification.verify import guard_variants, verify
     from starflow.runtime.bundle.bundle import Bundle
     from starflow.runtime.commands.shape_argument import parse_shape
     from starflow.runtime.plain.atomic_write import check_file
@@ -120,7 +117,8 @@ def run(arguments: argparse.Namespace) -> int:
     variants = choose_variants(bundle, arguments.variant)
     routes, not_run = find_routes(bundle, _backends(arguments), variants)
     if not arguments.checkpoint:
-        not_run += without_reference(bundle)
+        missing = "it has no reference here; name --checkpoint"
+        not_run += [NotRun(denoiser_name(spec), missing) for spec in bundle.manifest.denoisers]
     text_encoder = text_encoder_folder(bundle, arguments.checkpoint, arguments.text_encoder)
     autoencoder = autoencoder_folder(bundle, arguments.checkpoint, arguments.autoencoder)
     not_run += [part for part in (text_encoder, autoencoder) if isinstance(part, NotRun)]

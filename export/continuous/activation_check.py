@@ -1,11 +1,8 @@
 """Do a continuous flow's activations fit into float16? See `starflow.export.activations`."""
 
-from collections.abc import Iterator
-
 import torch
-from torch import Tensor, nn
 
-from starflow.export.activations import ActivationData, peaks_of
+from starflow.export.activations import ActivationData, drawn_conditions, layers_of, peaks_of
 from starflow.runtime.plain.errors import UsageError
 from starflow.training.config import CheckpointConfig
 from starflow.training.continuous.model import ContinuousFlow
@@ -26,13 +23,13 @@ def activation_peaks(
 
     def run() -> None:
         if data is None:
-            y, null = _conditions(config, model, generator)
+            y, null = drawn_conditions(config, model, 2, generator)
             noise = torch.randn(model.noise_shape(2), generator=generator)
             model.reverse(noise, y, null, guidance=0.0 if y is None else 1.0, steps=STEPS)
         else:
             _along_lines(model, data, generator)
 
-    return peaks_of(model, tensors, _layers(model), run)
+    return peaks_of(model, tensors, layers_of(model), run)
 
 
 def _along_lines(model: ContinuousFlow, data: ActivationData, generator: torch.Generator) -> None:
@@ -42,23 +39,3 @@ def _along_lines(model: ContinuousFlow, data: ActivationData, generator: torch.G
     for index in range(STEPS + 1):
         t = index / STEPS
         model((1 - t) * noise + t * data.x, torch.full((len(noise),), t), data.condition)
-
-
-def _conditions(
-    config: CheckpointConfig, model: ContinuousFlow, generator: torch.Generator
-) -> tuple[Tensor | None, Tensor | None]:
-    """Two conditions and the null condition."""
-    given = config.conditioning
-    if given.kind == "class":
-        return torch.arange(2) % model.num_classes, torch.full((1,), model.num_classes)
-    if given.kind == "features":
-        return torch.randn((2, given.tokens, given.width), generator=generator), torch.zeros(
-            1, given.tokens, given.width
-        )
-    return None, None
-
-
-def _layers(model: ContinuousFlow) -> Iterator[tuple[str, nn.Module]]:
-    for name, module in model.named_modules():
-        if name and not isinstance(module, nn.ModuleList):
-            yield ".".join(name.split(".")[: 2 if name.startswith("layers.") else 1]), module

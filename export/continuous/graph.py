@@ -30,21 +30,13 @@ MAX_PASSES = 256  # rows of the table: 4 KiB; longer integrations get it again
 
 @dataclass(frozen=True)
 class VelocityGraphOptions:
-    """What a velocity graph is written for.
+    """What a velocity graph is written for."""
 
-    Attributes:
-        lowering: `portable` or `cpu`: how attention is written.
-        dtype: Type weights are stored in; the cpu lowering computes in float32 whatever that is.
-        batch: Images B integrated together.
-        guided: Whether the network runs 2B rows [conditional, null].
-        data_shape: Shape of noise, states and data: [C, H, W], or [D] for points.
-    """
-
-    lowering: str
-    dtype: np.dtype
-    batch: int
-    guided: bool
-    data_shape: tuple[int, ...]
+    lowering: str  # `portable` or `cpu`: how attention is written
+    dtype: np.dtype  # type weights are stored in; the cpu lowering computes in float32 whatever that is
+    batch: int  # images B integrated together
+    guided: bool  # whether the network runs 2B rows [conditional, null]
+    data_shape: tuple[int, ...]  # shape of noise, states and data: [C, H, W], or [D] for points
     condition_tokens: int = 0
 
     @property

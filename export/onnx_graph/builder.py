@@ -11,8 +11,7 @@ import onnx
 from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from starflow.export.onnx_graph.external_data import external_tensor
-from starflow.export.onnx_graph.weight_file import StoredTensor, WeightFile
+from starflow.export.onnx_graph.weight_file import StoredTensor, WeightFile, external_tensor
 
 OPSET = 24  # TensorScatter; Attention with grouped queries
 IR_VERSION = 11
@@ -34,9 +33,7 @@ class GraphBuilder:
     """An ONNX graph under construction. Values are named by strings, nodes appear in the order they are asked for.
 
     Args:
-        name: Name of the graph.
-        weights: File that weights are stored in.
-        location: Path of that file relative to the graph's folder, in or below it.
+        location: Path of the weight file relative to the graph's folder, in or below it.
     """
 
     def __init__(self, name: str, weights: WeightFile, location: str) -> None:

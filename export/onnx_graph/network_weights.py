@@ -39,11 +39,7 @@ class NetworkWeights:
         return array.astype(np.float32, copy=False)
 
     def matrix(self, name: str) -> NDArray:
-        """A parameter in the stored type.
-
-        Raises:
-            ExportError: a value does not fit into it.
-        """
+        """A parameter in the stored type; ExportError if a value does not fit into it."""
         array = self[name]
         largest = np.maximum(array.max(initial=0), -array.min(initial=0))
         with np.errstate(over="ignore"):

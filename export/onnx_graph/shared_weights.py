@@ -8,14 +8,8 @@ from starflow.export.onnx_graph.weight_file import WeightFile
 
 @dataclass(frozen=True)
 class SharedWeights:
-    """Weights by reference.
+    """Weights by reference."""
 
-    Attributes:
-        tensors: A model's parameters and buffers by name.
-        file: Open file they are stored in, float32 or smaller; graphs widen what is smaller.
-        location: Its path relative to the graph's folder.
-    """
-
-    tensors: Tensors
-    file: WeightFile
-    location: str
+    tensors: Tensors  # a model's parameters and buffers by name
+    file: WeightFile  # open file they are stored in, float32 or smaller; graphs widen what is smaller
+    location: str  # its path relative to the graph's folder

@@ -25,9 +25,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from starflow.export.onnx_graph.builder import IR_VERSION, OPSET
-from starflow.export.onnx_graph.external_data import external_tensor
 from starflow.export.onnx_graph.network_weights import NetworkWeights, Tensors
 from starflow.export.onnx_graph.shared_weights import SharedWeights
+from starflow.export.onnx_graph.weight_file import external_tensor
 from starflow.training.tensor_file import CheckpointTensors
 
 

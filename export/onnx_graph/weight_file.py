@@ -14,6 +14,7 @@ from typing import BinaryIO
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 ALIGNMENT = 64
 PAGE = 4096
@@ -91,3 +92,18 @@ class WeightFile:
         self._end += self._file.write(data)
         end = self._end - self._data_start
         self._entries[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
+
+
+def refer(tensor: TensorProto, stored: StoredTensor, location: str) -> TensorProto:
+    """Let an initializer take its data from a weight file, at `location` relative to the graph's folder."""
+    del tensor.external_data[:]
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", stored.offset), ("length", stored.length)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def external_tensor(stored: StoredTensor, location: str) -> TensorProto:
+    """A new initializer for a stored tensor, under its name."""
+    kind = helper.np_dtype_to_tensor_dtype(stored.dtype)
+    return refer(TensorProto(name=stored.name, data_type=kind, dims=stored.shape), stored, location)

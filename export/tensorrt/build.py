@@ -4,14 +4,14 @@ import datetime
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from starflow.export.bundle_folder import file_spec
 from starflow.export.tensorrt.build_monitor import PARTS
 from starflow.export.tensorrt.build_resources import check_room
-from starflow.export.tensorrt.engine_builder import build_engine
-from starflow.export.tensorrt.engine_header import begins_like_engine
+from starflow.export.tensorrt.engine_builder import begins_like_engine, build_engine
 from starflow.export.tensorrt.parse import parse_graph
 from starflow.export.tensorrt.parser_guard import guard_graph
 from starflow.export.tensorrt.profiles import DEFAULT_TOKENS, token_profiles
@@ -36,19 +36,12 @@ from starflow.runtime.plain.progress import Report, no_report
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What to build of a bundle.
+    """What to build of a bundle."""
 
-    Attributes:
-        variants: Names; None takes every portable variant of 16 bits.
-        options: Limits on the builder.
-        profile_tokens: Numbers of tokens a run may have.
-        force: Whether to build what is there and unchanged again.
-    """
-
-    variants: Sequence[str] | None = None
-    options: BuildOptions = field(default_factory=BuildOptions)
-    profile_tokens: Sequence[int] = DEFAULT_TOKENS
-    force: bool = False
+    variants: Sequence[str] | None = None  # names; None takes every portable variant of 16 bits
+    options: BuildOptions = field(default_factory=BuildOptions)  # limits on the builder
+    profile_tokens: Sequence[int] = DEFAULT_TOKENS  # numbers of tokens a run may have
+    force: bool = False  # whether to build what is there and unchanged again
 
 
 @dataclass(frozen=True)
@@ -135,7 +128,9 @@ class _VariantBuilder:
         make_folders(self.folder)
         for abandoned in (*self.folder.glob(".block*.engine.*"), *self.folder.glob(".build.json.*")):
             abandoned.unlink()  # of a build that was killed; the lock says that no other is at work
-        self.recorded = self._recorded()
+        self.recorded: dict[str, EngineSpec] = {}  # the engines of the last build, by key
+        with suppress(BundleError):  # there is no record to rely on
+            self.recorded = {engine.key: engine for engine in read_build(self.folder / "build.json").engines}
         self._weights_checked = False
 
     def engine(self, graph: GraphSpec, report: Report) -> BuiltEngine:
@@ -173,13 +168,6 @@ class _VariantBuilder:
         )
         with atomic_file(self.folder / "build.json") as temporary:
             temporary.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-
-    def _recorded(self) -> dict[str, EngineSpec]:
-        """The engines of the last build, by key; none where there is no record to rely on."""
-        try:
-            return {engine.key: engine for engine in read_build(self.folder / "build.json").engines}
-        except BundleError:
-            return {}
 
     def _free_path(self, name: str) -> Path:
         """A path where no engine lies: those that `build.json` names stay as they are until it names others."""

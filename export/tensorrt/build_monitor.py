@@ -20,12 +20,7 @@ class _Phase:
 class BuildMonitor:
     """Follows the phases of one build, which nest: a step of one is a whole phase of the next.
 
-    Args:
-        flavour: The TensorRT that builds.
-        report: Told (parts done of `PARTS`, `PARTS`, name of the phase) whenever the number changes.
-
-    Attributes:
-        interface: The `trt.IProgressMonitor` for the builder's configuration; it must outlive the build.
+    `report` is told (parts done of `PARTS`, `PARTS`, name of the phase) whenever the number changes.
     """
 
     def __init__(self, flavour: Flavour, report: Report) -> None:
@@ -34,7 +29,14 @@ class BuildMonitor:
         self._lock = threading.Lock()  # TensorRT may call from several threads
         self._phases: dict[str, _Phase] = {}
         self._reported = -1
-        self.interface = _interface(flavour, self)
+
+        # A subclass of this flavour's own class, so it cannot exist before a flavour is chosen.
+        class Interface(flavour.trt.IProgressMonitor):  # type: ignore[name-defined]
+            phase_start = staticmethod(self.start)
+            step_complete = staticmethod(self.step)
+            phase_finish = staticmethod(self.finish)
+
+        self.interface: Any = Interface()  # for the builder's configuration; it must outlive the build
 
     def cancel(self) -> None:
         """Let the build end at its next step."""
@@ -57,25 +59,13 @@ class BuildMonitor:
             self._phases.pop(name, None)
 
     def _tell(self, name: str) -> None:
-        parts = int(
-            PARTS * max((self._share(top) for top, phase in self._phases.items() if phase.parent is None), default=0)
-        )
+        parts = int(PARTS * self._within(None))
         # A phase may run anew within a step of its parent; a bar only goes forward.
         if parts > self._reported:
             self._reported = parts
             self._report(parts, PARTS, name)
 
-    def _share(self, name: str) -> float:
-        phase = self._phases[name]
-        inner = max((self._share(child) for child, other in self._phases.items() if other.parent == name), default=0.0)
-        return min((phase.done + inner) / phase.steps, 1.0)
-
-
-def _interface(flavour: Flavour, monitor: BuildMonitor) -> Any:
-    # A subclass of this flavour's own class, so it cannot exist before a flavour is chosen.
-    class Interface(flavour.trt.IProgressMonitor):  # type: ignore[name-defined]
-        phase_start = staticmethod(monitor.start)
-        step_complete = staticmethod(monitor.step)
-        phase_finish = staticmethod(monitor.finish)
-
-    return Interface()
+    def _within(self, parent: str | None) -> float:
+        """The share done of the phase that is furthest among those within another one, or of all."""
+        inner = ((name, phase) for name, phase in self._phases.items() if phase.parent == parent)
+        return max((min((phase.done + self._within(name)) / phase.steps, 1.0) for name, phase in inner), default=0.0)

@@ -20,11 +20,7 @@ def needed_memory(weight_bytes: int) -> int:
 
 
 def check_room(block: int, weight_bytes: int, folder: Path) -> None:
-    """Check that memory, and the disk of `folder`, hold the build of a flow block with so many bytes of weights.
-
-    Raises:
-        ExportError: they do not.
-    """
+    """Raise ExportError unless memory, and the disk of `folder`, hold the build of a block of these weights."""
     needed, available = needed_memory(weight_bytes), available_memory()
     if available is not None and available < needed:
         raise ExportError(

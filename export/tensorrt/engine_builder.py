@@ -1,16 +1,16 @@
 """From a parsed step graph to an engine on disk."""
 
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from starflow.export.tensorrt.build_monitor import BuildMonitor
-from starflow.export.tensorrt.engine_header import begins_like_engine
-from starflow.export.tensorrt.engine_writer import engine_writer
 from starflow.export.tensorrt.parse import ParsedGraph
-from starflow.export.tensorrt.timing_cache import timing_cache
 from starflow.runtime.backends.tensorrt.flavour import Flavour
+from starflow.runtime.backends.tensorrt.messages import MessageLog
 from starflow.runtime.bundle.build_record import BuildConfig, Profile
 from starflow.runtime.plain.atomic_write import atomic_file
 from starflow.runtime.plain.errors import ExportError
@@ -31,8 +31,6 @@ def build_engine(
     Ctrl-C and SIGTERM end the build at TensorRT's next step, and leave as KeyboardInterrupt.
 
     Args:
-        parsed: The graph.
-        config: What to build for, and how.
         longest: Most tokens of one run; no profile takes more.
         destination: The engine file; one that exists is replaced.
         report: Told how far the build is, in `PARTS`.
@@ -45,10 +43,10 @@ def build_engine(
     settings = _settings(parsed, config, longest)
     settings.progress_monitor = monitor.interface
     cache = destination.parent.parent / "timing.cache"
-    with timing_cache(parsed.flavour, cache, settings), atomic_file(destination) as temporary:
+    with _timing_cache(parsed.flavour, cache, settings), atomic_file(destination) as temporary:
         try:
             with temporary.open("wb") as file:
-                writer = engine_writer(parsed.flavour, file)
+                writer = _engine_writer(parsed.flavour, file)
                 built = _build(parsed, settings, writer, monitor)
         except OSError as error:  # closing is the last chance to learn of a full disk
             writer.error = writer.error or error
@@ -96,7 +94,8 @@ def _settings(parsed: ParsedGraph, config: BuildConfig, longest: int) -> Any:
     if parsed.flavour.named_capabilities:
         settings.num_compute_capabilities = len(config.compute_capabilities)
         for index, capability in enumerate(config.compute_capabilities):
-            settings.set_compute_capability(_capability(parsed.flavour, capability), index)
+            named = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}")
+            settings.set_compute_capability(named, index)
     if config.options.workspace_bytes is not None:
         settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, config.options.workspace_bytes)
     if config.options.optimization_level is not None:
@@ -104,10 +103,6 @@ def _settings(parsed: ParsedGraph, config: BuildConfig, longest: int) -> Any:
     for profile in config.profiles:
         settings.add_optimization_profile(_ranges(parsed, profile.within(longest)))
     return settings
-
-
-def _capability(flavour: Flavour, capability: str) -> Any:
-    return getattr(flavour.trt.ComputeCapability, f"SM{capability.replace('.', '')}")
 
 
 def _ranges(parsed: ParsedGraph, profile: Profile) -> Any:
@@ -126,3 +121,62 @@ def _failure(parsed: ParsedGraph) -> str:
     said = parsed.log.last_error()
     advice = next((mend for pattern, mend in ADVICE.items() if re.search(pattern, said)), None)
     return f"{parsed.place}: {parsed.flavour.name} cannot build it: {said[:300]}" + (f"; {advice}" if advice else "")
+
+
+def _engine_writer(flavour: Flavour, file: BinaryIO) -> Any:
+    """A `trt.IStreamWriter` that writes an engine into an open file; it must outlive the build.
+
+    TensorRT takes no notice of a write that fails and calls the build a success, so the failure is kept in the writer's `error`,
+    which is None otherwise. After an error nothing more is written.
+    """
+
+    # A subclass of this flavour's own class, so it cannot exist before a flavour is chosen.
+    class EngineWriter(flavour.trt.IStreamWriter):  # type: ignore[name-defined]
+        error: OSError | None = None
+
+        def write(self, data: bytes) -> int:
+            if self.error is None:
+                try:
+                    return file.write(data)
+                except OSError as error:
+                    self.error = error
+            return 0
+
+    return EngineWriter()
+
+
+@contextmanager
+def _timing_cache(flavour: Flavour, path: Path, settings: Any) -> Iterator[None]:
+    """Let a builder configuration use the timing cache at `path`, and keep what a build has measured.
+
+    A flavour that builds for named compute capabilities does so without a GPU and measures nothing: it has no cache.
+    """
+    if flavour.named_capabilities:
+        yield
+        return
+    cache = settings.create_timing_cache(path.read_bytes() if path.exists() else b"")
+    if not cache or not settings.set_timing_cache(cache, False):  # damaged, or of another GPU or release
+        cache = settings.create_timing_cache(b"")
+        settings.set_timing_cache(cache, False)
+    yield
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(cache.serialize())
+
+
+def begins_like_engine(flavour: Flavour, path: Path) -> bool:
+    """Whether a file begins like an engine of a flavour.
+
+    Only `tensorrt_rtx` can be asked; of the other flavour any content will do. Without a driver it finds a foreign or
+    damaged beginning (`MALFORMED_ENGINE`) and a file too short for a header, but calls every other engine invalid because there is
+    no GPU; and an engine may well be for another GPU than this machine's. So nothing but a malformed header counts. Damage
+    further on shows in the digest.
+    """
+    trt = flavour.trt
+    if not hasattr(trt.Runtime, "get_engine_validity"):
+        return path.stat().st_size > 0
+    log = MessageLog(flavour)
+    runtime = trt.Runtime(log.logger)
+    with path.open("rb") as file:
+        header = file.read(runtime.engine_header_size)
+    _, diagnostics = runtime.get_engine_validity(header)
+    return not diagnostics & int(trt.EngineInvalidityDiagnostics.MALFORMED_ENGINE)

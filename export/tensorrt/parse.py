@@ -5,29 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from starflow.runtime.backends.tensorrt.flavour import Flavour
-from starflow.runtime.backends.tensorrt.messages import MessageLog, message_log, readable
+from starflow.runtime.backends.tensorrt.messages import MessageLog, readable
 from starflow.runtime.plain.errors import BackendError, ExportError
 
 
 @dataclass(frozen=True)
 class ParsedGraph:
-    """A parsed graph and everything that has to live as long as it.
-
-    Attributes:
-        block: Index of its flow block, for messages; None for a graph that is not a step graph.
-        builder: `trt.Builder` the network belongs to.
-        network: `trt.INetworkDefinition`, strongly typed.
-        parser: `trt.OnnxParser`, which owns the weights the network points into.
-        log: Messages since the builder was made; TensorRT's logger is `log.logger`.
-    """
+    """A parsed graph and everything that has to live as long as it."""
 
     flavour: Flavour
     path: Path
-    block: int | None
-    builder: Any
-    network: Any
-    parser: Any
-    log: MessageLog
+    block: int | None  # index of its flow block, for messages; None for a graph that is not a step graph
+    builder: Any  # `trt.Builder` the network belongs to
+    network: Any  # `trt.INetworkDefinition`, strongly typed
+    parser: Any  # `trt.OnnxParser`, which owns the weights the network points into
+    log: MessageLog  # messages since the builder was made; TensorRT's logger is `log.logger`
 
     @property
     def place(self) -> str:
@@ -50,7 +42,7 @@ def parse_graph(flavour: Flavour, path: Path, block: int | None = None) -> Parse
         ExportError: the parser refuses the graph; the message names the node, its operator and the flow block.
     """
     trt = flavour.trt
-    log = message_log(flavour)
+    log = MessageLog(flavour)
     try:
         builder = trt.Builder(log.logger)
     except TypeError:  # what pybind11 makes of a null pointer

@@ -36,18 +36,11 @@ MOVES = {"Cast", "Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "
 
 @dataclass(frozen=True)
 class Misreading:
-    """A place in a graph that TensorRT would get wrong.
+    """A place in a graph that TensorRT would get wrong."""
 
-    Attributes:
-        node: Name of the node, or of the input or initializer where no node is at fault.
-        operator: The node's operator; empty where there is none.
-        problem: What stands there, and what TensorRT makes of it.
-        mend: What to write in its place.
-    """
-
-    node: str
-    operator: str
-    problem: str
+    node: str  # name of the node, or of the input or initializer where no node is at fault
+    operator: str  # the node's operator; empty where there is none
+    problem: str  # what stands there, and what TensorRT makes of it
     mend: str
 
     def __str__(self) -> str:

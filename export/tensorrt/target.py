@@ -16,15 +16,10 @@ SINCE = {"bf16": ((8, 0), "fp16"), "fp8": ((8, 9), "int8")}
 
 @dataclass(frozen=True)
 class Target:
-    """A TensorRT and the GPUs its engines run on.
+    """A TensorRT and the GPUs its engines run on."""
 
-    Attributes:
-        flavour: The TensorRT that builds.
-        compute_capabilities: Such as "8.9", in ascending order, none twice.
-    """
-
-    flavour: Flavour
-    compute_capabilities: tuple[str, ...]
+    flavour: Flavour  # the TensorRT that builds
+    compute_capabilities: tuple[str, ...]  # such as "8.9", in ascending order, none twice
 
     @property
     def name(self) -> str:
@@ -32,11 +27,7 @@ class Target:
         return target_name(self.flavour.name, self.compute_capabilities)
 
     def check_variant(self, variant: Variant) -> None:
-        """Check that a variant can be computed on every GPU of the target.
-
-        Raises:
-            UsageError: it cannot; the message says what can be built instead.
-        """
+        """Raise UsageError, which says what can be built, unless every GPU of the target can compute a variant."""
         if variant.lowering != "portable":
             raise UsageError(
                 f"--variant {variant.name}: only ONNX Runtime on a CPU runs this variant; name a portable one"

@@ -19,39 +19,26 @@ from starflow.runtime.traces.trace import finite
 
 @dataclass(frozen=True)
 class Measurement:
-    """The error of one part of the bundle on one route.
-
-    Attributes:
-        route: What was run.
-        kind: The inputs it was given.
-        block: Index of the flow block; 0 where there are no blocks.
-        largest: Largest |found - expected|; this and the following are None where a value is not finite.
-        scaled: Largest |found - expected| / max(1, |expected|).
-        relative: |found - expected| / |expected| over all tokens, Euclidean norm.
-        token: Index of the token with the largest error (or the first that is not finite), in decoding order.
-        position: Its position in the caches, condition tokens first.
-        image: Index of its image.
-        place: The part and the token, in words.
-        measure: Which of the figures the tolerance bounds: `largest` means `scaled`.
-        finding: Where a value is not finite, in words.
-        per_token: For every token its error, relative to the root mean square of all tokens; their own root mean square
-            is `relative`. None for a token that is not finite.
-    """
+    """The error of one part of the bundle on one route."""
 
     route: str
-    kind: Kind
-    block: int
+    kind: Kind  # the inputs it was given
+    block: int  # index of the flow block; 0 where there are no blocks
+    # Largest |found - expected|; this and the following are None where a value is not finite.
     largest: float | None
-    scaled: float | None
-    relative: float | None
+    scaled: float | None  # largest |found - expected| / max(1, |expected|)
+    relative: float | None  # |found - expected| / |expected| over all tokens, Euclidean norm
+    # Index of the token with the largest error (or the first that is not finite), in decoding order.
     token: int
-    position: int
-    image: int
-    place: str
-    measure: Measure
+    position: int  # its position in the caches, condition tokens first
+    image: int  # index of its image
+    place: str  # the part and the token, in words
+    measure: Measure  # which of the figures the tolerance bounds: `largest` means `scaled`
     tolerance: float
     passed: bool
-    finding: str | None
+    finding: str | None  # where a value is not finite, in words
+    # For every token its error, relative to the root mean square of all tokens; their own root mean square is
+    # `relative`. None for a token that is not finite.
     per_token: tuple[float | None, ...]
 
     @property
@@ -74,18 +61,9 @@ def compare(
     tolerance: Tolerance,
 ) -> list[Measurement]:
     """Compare the tokens [N, T, D] of every part in `found` with those expected."""
-    verdicts = _verdicts(expected, found, tolerance)
     return [
-        _measure(route, kind, parts[index], expected[index], tokens, tolerance, verdicts[index])
-        for index, tokens in found.items()
+        compare_one(route, kind, parts[index], expected[index], tokens, tolerance) for index, tokens in found.items()
     ]
-
-
-def compare_one(
-    route: str, kind: Kind, part: Part, expected: NDArray, found: NDArray, tolerance: Tolerance
-) -> list[Measurement]:
-    """`compare` for a single part."""
-    return compare(route, kind, {0: part}, {0: expected}, {0: found}, tolerance)
 
 
 def token_errors(expected: NDArray, found: NDArray) -> NDArray:
@@ -97,9 +75,10 @@ def token_errors(expected: NDArray, found: NDArray) -> NDArray:
     return errors
 
 
-def _measure(
-    route: str, kind: Kind, part: Part, expected: NDArray, found: NDArray, tolerance: Tolerance, passed: bool
+def compare_one(
+    route: str, kind: Kind, part: Part, expected: NDArray, found: NDArray, tolerance: Tolerance
 ) -> Measurement:
+    """`compare` for a single part."""
     with np.errstate(invalid="ignore"):
         difference = np.abs(found.astype(np.float64) - expected)
     finite = np.isfinite(difference)
@@ -134,25 +113,22 @@ def _measure(
         place=f"{part.name.removeprefix('flow ')}, {part.unit} {token}",
         measure=tolerance.measure,
         tolerance=tolerance.value,
-        passed=passed and finding is None,  # whatever a comparator makes of NaN
+        passed=finding is None and _agrees(expected, found, tolerance),  # whatever a comparator makes of NaN
         finding=finding,
         per_token=tuple(float(error) if np.isfinite(error) else None for error in per_token),
     )
 
 
-def _verdicts(expected: Mapping[int, NDArray], found: Mapping[int, NDArray], tolerance: Tolerance) -> dict[int, bool]:
-    """Polygraphy's verdict on every block."""
-    wanted = {str(index): expected[index].astype(np.float64) for index in found}
+def _agrees(expected: NDArray, found: NDArray, tolerance: Tolerance) -> bool:
+    """Polygraphy's verdict."""
+    wanted = expected.astype(np.float64)
     results = RunResults()
-    results.append(("found", [IterationResult({str(i): v.astype(np.float64) for i, v in found.items()})]))
-    results.append(("expected", [IterationResult(wanted)]))
+    results.append(("found", [IterationResult({"tokens": found.astype(np.float64)})]))
+    results.append(("expected", [IterationResult({"tokens": wanted})]))
     if tolerance.measure == "largest":
         # An element passes when it keeps one of the two, which is |difference| <= value * max(1, |expected|).
         function = SimpleCompareFunc(atol=tolerance.value, rtol=tolerance.value, check_error_stat="elemwise")
     else:
-        norms = {name: tolerance.value * float(np.linalg.norm(value)) for name, value in wanted.items()}
-        function = L2CompareFunc(l2_threshold=norms)
+        function = L2CompareFunc(l2_threshold=tolerance.value * float(np.linalg.norm(wanted)))
     with G_LOGGER.verbosity(), np.errstate(all="ignore"):  # it prints statistics of every array otherwise
-        (accuracy,) = Comparator.compare_accuracy(results, compare_func=function)
-    (matches,) = accuracy["found", "expected"]
-    return {int(name): bool(match) for name, match in matches.items()}
+        return bool(Comparator.compare_accuracy(results, compare_func=function))

@@ -34,8 +34,9 @@ def growth_plot(result: Verification) -> str:
         undisturbed = np.concatenate([result.sensitivity[block] for block in blocks])
         label = f"{result.reference}, noise moved by one ulp"
         axes.plot(_positive(undisturbed), color=GREY, linewidth=1.2, linestyle=(0, (4, 2)), label=label)
+        measured = [_measured(result, "sample", block) for block in blocks]
         for route, colour in route_colours(result).items():
-            errors = [error for block in blocks for error in _errors(result, route, "sample", block)]
+            errors = [error for each in measured if route in each for error in each[route].per_token]
             if errors:
                 axes.plot(_positive(errors), color=colour, linewidth=1.2, label=route)
         axes.set_xlim(0, end)
@@ -59,11 +60,13 @@ def block_plot(result: Verification, kind: Kind) -> str:
             if index >= len(blocks):
                 axes.set_axis_off()
                 continue
-            for route, colour in route_colours(result).items():
-                errors = _errors(result, route, kind, blocks[index])
-                if errors:
-                    axes.plot(_positive(errors), color=colour, linewidth=1.1, label=route)
-                    _mark(axes, result, route, kind, blocks[index], colour)
+            for route, measured in _measured(result, kind, blocks[index]).items():
+                colour = route_colours(result)[route]
+                axes.plot(_positive(measured.per_token), color=colour, linewidth=1.1, label=route)
+                if measured.finding:  # from this token on values are not finite
+                    axes.axvline(measured.token, color=colour, linestyle=":", linewidth=1.4)
+                    style = {"xycoords": axes.get_xaxis_transform(), "fontsize": 8, "color": colour, "va": "top"}
+                    axes.annotate(" not finite", (measured.token, 0.96), **style)
             axes.set_title(_title(result, blocks[index]))
             _finish(axes, result.subject.unit if index + columns >= len(blocks) else "")
         for row in grid:
@@ -79,28 +82,15 @@ def _title(result: Verification, block: int) -> str:
     return parts[block].name + (", deep" if len(parts) > 1 and block == next(iter(parts)) else "")
 
 
-def _measurement(result: Verification, route: str, kind: Kind, block: int) -> Measurement | None:
-    return next((m for m in result.measurements if (m.route, m.kind, m.block) == (route, kind, block)), None)
-
-
-def _errors(result: Verification, route: str, kind: Kind, block: int) -> Sequence[float | None]:
-    measurement = _measurement(result, route, kind, block)
-    return measurement.per_token if measurement else ()
+def _measured(result: Verification, kind: Kind, block: int) -> dict[str, Measurement]:
+    """By route, what was measured of a part."""
+    return {m.route: m for m in result.measurements if (m.kind, m.block) == (kind, block)}
 
 
 def _positive(errors: Sequence[float | None] | np.ndarray) -> np.ndarray:
     """A logarithmic axis shows neither zero nor what is not finite: gaps."""
     values = np.array([np.nan if error is None else error for error in errors], float)
     return np.where(values > 0, values, np.nan)
-
-
-def _mark(axes: Axes, result: Verification, route: str, kind: Kind, block: int, colour: str) -> None:
-    """A line at the token from which on values are not finite."""
-    measurement = _measurement(result, route, kind, block)
-    if measurement and measurement.finding:
-        axes.axvline(measurement.token, color=colour, linestyle=":", linewidth=1.4)
-        place = (measurement.token, 0.96)
-        axes.annotate(" not finite", place, xycoords=axes.get_xaxis_transform(), fontsize=8, color=colour, va="top")
 
 
 def _finish(axes: Axes, label: str) -> None:

@@ -10,7 +10,7 @@ from starflow.export.verification.results import bound, count, figure, findings,
 from starflow.export.verification.tolerances import Tolerances
 from starflow.export.verification.verify import Verification
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.reports.html_page import folded, images_row, row, section, swatch, table, verdict, write_page
+from starflow.runtime.reports.html_page import folded, images_row, section, swatch, table, verdict, write_page
 from starflow.runtime.reports.plot import GREY
 
 MOST_IMAGES = 8
@@ -18,11 +18,7 @@ FOOTER = "How to read this page: docs/verification.md, which also says what each
 
 
 def write_report(path: Path, bundle: Bundle, result: Verification, tolerances: Tolerances) -> None:
-    """Write the report; the same result gives the same bytes.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
+    """Write the report; the same result gives the same bytes. UsageError if the file cannot be written."""
     write_page(path, f"starflow verify: {bundle.root.name}", _body(bundle, result, tolerances), FOOTER)
 
 
@@ -30,7 +26,7 @@ def _body(bundle: Bundle, result: Verification, tolerances: Tolerances) -> Itera
     yield from _verdict(bundle, result)
     yield from _compared(bundle, result)
     if result.not_run:
-        rows = (row([_note("not run"), escape(r.route), _wrapped(r.why)]) for r in result.not_run)
+        rows = ((_note("not run"), escape(r.route), _wrapped(r.why)) for r in result.not_run)
         text = "Nothing is known about these; they count neither as passed nor as failed."
         yield from section("What was not run", table(("", "route", "why"), rows), text)
     text = (
@@ -50,9 +46,9 @@ def _body(bundle: Bundle, result: Verification, tolerances: Tolerances) -> Itera
 def _verdict(bundle: Bundle, result: Verification) -> Iterator[str]:
     word = f'<span class="verdict">{"PASSED" if result.passed else "FAILED"}</span>'
     yield verdict(f"{word} {escape(bundle.root.name)}", escape(headline(result)), passed=result.passed)
-    rows = [row([escape(route), _wrapped(what)], kind="failing") for route, what in findings(result)]
+    rows = [(escape(route), _wrapped(what)) for route, what in findings(result)]
     if rows:
-        yield from section("What is wrong", table(("route", "finding"), rows))
+        yield from section("What is wrong", table(("route", "finding"), rows, kinds=["failing"] * len(rows)))
 
 
 def _compared(bundle: Bundle, result: Verification) -> Iterator[str]:
@@ -75,16 +71,15 @@ def _compared(bundle: Bundle, result: Verification) -> Iterator[str]:
 
 def _measurements(measurements: Sequence[Measurement], result: Verification) -> Iterator[str]:
     numbers = ("block", "largest error", "scaled", "relative", f"at {result.subject.unit}", "position", "tolerance")
-    colours, previous, rows = route_colours(result), "", []
+    colours, previous, rows, kinds = route_colours(result), "", [], []
     for m in measurements:
         new, previous = m.route != previous, m.route
         name = f"{swatch(colours[m.route])}{escape(m.route)}" if new else ""
         errors = map(figure, (m.largest, m.scaled, m.relative))
-        cells = (m.block, *errors, m.token, m.position, escape(bound(m)))
         verdict = '<span class="yes">ok</span>' if m.passed else '<span class="no">FAILED</span>'
-        classes = " ".join(name for name, on in (("first", new), ("failing", not m.passed)) if on)
-        rows.append(row((name, m.kind), cells, (verdict,), kind=classes))
-    return table(("route", "inputs", *numbers, ""), rows, numbers=range(2, 9))
+        rows.append((name, m.kind, m.block, *errors, m.token, m.position, escape(bound(m)), verdict))
+        kinds.append(" ".join(name for name, on in (("first", new), ("failing", not m.passed)) if on))
+    return table(("route", "inputs", *numbers, ""), rows, range(2, 9), kinds)
 
 
 def _plots(result: Verification) -> Iterator[str]:
@@ -115,10 +110,11 @@ def _images(result: Verification) -> Iterator[str]:
 
 def _tolerances(tolerances: Tolerances) -> Iterator[str]:
     rows = (
-        row(
-            (precision, kind),
-            (f"{'scaled' if t.measure == 'largest' else 'relative'} error ≤ {t.value:g}",),
-            (_note("set by hand") if t.chosen else "default",),
+        (
+            precision,
+            kind,
+            f"{'scaled' if t.measure == 'largest' else 'relative'} error ≤ {t.value:g}",
+            _note("set by hand") if t.chosen else "default",
         )
         for (precision, kind), t in tolerances.items()
     )

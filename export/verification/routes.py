@@ -37,14 +37,9 @@ class Reference(Protocol):
 
 @dataclass(frozen=True)
 class Route:
-    """One way to run one variant.
+    """One way to run one variant."""
 
-    Attributes:
-        name: Backend and variant, as reports call it.
-        open: Opens the backend.
-    """
-
-    name: str
+    name: str  # backend and variant, as reports call it
     bundle: Bundle
     variant: Variant
     open: Callable[[], Backend]
@@ -72,33 +67,21 @@ class Failure:
 
 
 def choose_variants(bundle: Bundle, names: Sequence[str] | None) -> list[Variant]:
-    """The variants of some names, or all.
-
-    Raises:
-        BundleError: one is not in the bundle.
-    """
+    """The variants of some names, or all; BundleError if one is not in the bundle."""
     return [bundle.variant(name, "portable") for name in names] if names else list(bundle.manifest.variants)
 
 
 def find_routes(
     bundle: Bundle, backends: Sequence[BackendName], variants: Sequence[Variant]
 ) -> tuple[list[Route], list[NotRun]]:
-    """The routes through some backends, of some variants.
-
-    Raises:
-        BundleError: a build.json is damaged.
-    """
+    """The routes through some backends, of some variants; BundleError if a build.json is damaged."""
     found = [each for name in BACKENDS if name in backends for each in _FINDERS[name](bundle, variants)]
     routes = [each for each in found if isinstance(each, Route)]
     return routes, [each for each in found if isinstance(each, NotRun)]
 
 
 def default_reference(bundle: Bundle) -> Route:
-    """The float32 variant to compare with where no checkpoint is given.
-
-    Raises:
-        UsageError: the bundle has none.
-    """
+    """The float32 variant to compare with where no checkpoint is given; UsageError if the bundle has none."""
     for name in REFERENCES:
         for variant in bundle.manifest.variants:
             if variant.name == name:

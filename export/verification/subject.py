@@ -18,21 +18,13 @@ Found = dict[Kind, dict[int, NDArray]]
 
 @dataclass(frozen=True)
 class Part:
-    """Something whose values [N, T, D] are compared.
+    """Something whose values [N, T, D] are compared."""
 
-    Attributes:
-        name: In findings, such as `flow block 2`.
-        index: Of the flow block; 0 where there are no blocks.
-        unit: What an index along T counts: `token`, `step` or `pixel`.
-        prefix: Positions in the caches before the first token that is decoded.
-        first_token: That token; those before it pass unchanged.
-    """
-
-    name: str
-    index: int = 0
-    unit: str = "token"
-    prefix: int = 0
-    first_token: int = 0
+    name: str  # in findings, such as `flow block 2`
+    index: int = 0  # of the flow block; 0 where there are no blocks
+    unit: str = "token"  # what an index along T counts: `token`, `step` or `pixel`
+    prefix: int = 0  # positions in the caches before the first token that is decoded
+    first_token: int = 0  # that token; those before it pass unchanged
 
     def position(self, token: int) -> int:
         """Where a token stands in the caches; one that passes the block unchanged counts as the first."""
@@ -40,17 +32,11 @@ class Part:
 
 
 class Subject(ABC):
-    """What a family of flows offers to compare.
+    """What a family of flows offers to compare."""
 
-    Attributes:
-        parts: By index, in the order of sampling.
-        kinds: With which inputs they are run, and what each kind means, for reports.
-        model: The model in a few words.
-    """
-
-    parts: Mapping[int, Part]
-    kinds: Mapping[Kind, str]
-    model: str
+    parts: Mapping[int, Part]  # by index, in the order of sampling
+    kinds: Mapping[Kind, str]  # with which inputs they are run, and what each kind means, for reports
+    model: str  # in a few words
 
     @property
     def unit(self) -> str:

@@ -63,11 +63,7 @@ Tolerances = dict[tuple[Precision, Kind], Tolerance]
 
 
 def tolerances(changes: Sequence[str] = ()) -> Tolerances:
-    """The defaults with the user's changes, such as "fp16.sample=0.05".
-
-    Raises:
-        UsageError: a change is not of that form.
-    """
+    """The defaults with the user's changes, each such as "fp16.sample=0.05", or UsageError."""
     chosen = dict(DEFAULTS)
     names = {f"{precision}.{kind}": (precision, kind) for precision, kind in DEFAULTS}
     for change in changes:

@@ -22,12 +22,7 @@ if TYPE_CHECKING:
 class TorchReference:
     """A checkpoint's model, of either family, in float32 on the CPU.
 
-    Args:
-        checkpoint: Folder of the checkpoint.
-        bundle: A bundle exported from it.
-
-    Raises:
-        CheckpointError: the checkpoint cannot be read, or the bundle was exported from another one.
+    CheckpointError if the checkpoint cannot be read, or the bundle was exported from another one.
     """
 
     name = "torch"

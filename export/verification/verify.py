@@ -22,20 +22,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from starflow.export.tensorrt.parser_guard import guard_graph
+from starflow.export.verification import networks
 from starflow.export.verification.agreement import Measurement, compare, token_errors
-from starflow.export.verification.autoencoder import compare_autoencoder
-from starflow.export.verification.denoisers import compare_denoiser, denoiser_name
 from starflow.export.verification.families import subject_of
-from starflow.export.verification.guard import NOT_GUARDED, Guarded
 from starflow.export.verification.routes import Failure, NotRun, Reference, Route
 from starflow.export.verification.subject import Part, Subject
-from starflow.export.verification.text_encoder import NAME as TEXT_ENCODER
-from starflow.export.verification.text_encoder import compare_text_encoder
 from starflow.export.verification.tolerances import Kind, Tolerances
 from starflow.export.verification.torch_reference import TorchReference
 from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.networks.autoencoder import Autoencoder
-from starflow.runtime.plain.errors import StarflowError, UsageError
+from starflow.runtime.plain.errors import ExportError, StarflowError, UsageError
 from starflow.runtime.plain.images import to_uint8
 from starflow.runtime.plain.progress import Report, no_report
 from starflow.runtime.traces.case import Case, nudged
@@ -43,27 +41,44 @@ from starflow.runtime.traces.trace import Trace
 
 
 @dataclass(frozen=True)
-class Verification:
-    """The result of a verification.
+class Guarded:
+    """How many portable graphs were read, and which would be misread."""
 
-    Attributes:
-        routes: Names of all that was compared with the reference.
-        measurements: One for each route, kind and part.
-        sensitivity: Per part, [T] error of the reference's own tokens after the noise was moved by one unit in the last
-            place: how much the model amplifies the smallest disturbance.
-        images: Per route, uint8 [N, H, W, C]; empty for models of latents.
-    """
+    graphs: int
+    failures: tuple[Failure, ...]
+
+
+NOT_GUARDED = Guarded(0, ())
+
+
+def guard_variants(bundle: Bundle, variants: Sequence[Variant]) -> Guarded:
+    """Read every graph of the portable ones among some variants."""
+    graphs = [graph for variant in variants if variant.lowering == "portable" for graph in variant.graphs]
+    failures = []
+    for graph in graphs:
+        try:
+            guard_graph(bundle.path(graph.file), graph.block)
+        except ExportError as error:
+            failures.append(Failure("parser guard", str(error)))
+    return Guarded(len(graphs), tuple(failures))
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The result of a verification."""
 
     subject: Subject
     reference: str
     case: Case
-    routes: tuple[str, ...]
-    measurements: tuple[Measurement, ...]
+    routes: tuple[str, ...]  # names of all that was compared with the reference
+    measurements: tuple[Measurement, ...]  # one for each route, kind and part
     failures: tuple[Failure, ...]
     guard: Guarded
     not_run: tuple[NotRun, ...]
+    # Per part, [T] error of the reference's own tokens after the noise was moved by one unit in the last place: how
+    # much the model amplifies the smallest disturbance.
     sensitivity: dict[int, NDArray]
-    images: dict[str, NDArray[np.uint8]]
+    images: dict[str, NDArray[np.uint8]]  # per route, uint8 [N, H, W, C]; empty for models of latents
 
     @property
     def compared(self) -> bool:
@@ -93,15 +108,11 @@ def verify(
     """Compare every route with the reference.
 
     Args:
-        bundle: The bundle.
         reference: What to compare with. If it is one of the routes, its chunks are compared with its own steps.
         routes: What to run. A route that breaks down is reported, and the others go on.
-        case: What to sample.
-        tolerances: Bounds on the errors.
         text_encoder: Folder of the text encoder the bundle was exported with, to compare the bundle's with.
         autoencoder: Folder of the autoencoder the bundle was exported with, likewise.
         not_run, guard: Handed on to the result.
-        progress: Told of every sample and flow block.
 
     Raises:
         StarflowError: the reference cannot be run.
@@ -146,16 +157,16 @@ def verify(
     sample = data[reference.name]
     if isinstance(reference, TorchReference):
         for spec in bundle.manifest.denoisers:
-            name = denoiser_name(spec)
+            name = networks.denoiser_name(spec)
             start(name)
-            compared, data[name] = compare_denoiser(bundle, spec, reference, case, sample, tolerances)
-            measurements += compared
+            measurement, data[name] = networks.compare_denoiser(bundle, spec, reference, case, sample, tolerances)
+            measurements.append(measurement)
     if text_encoder:
-        start(TEXT_ENCODER)
-        measurements += compare_text_encoder(bundle, text_encoder, tolerances)
+        start("text encoder")
+        measurements.append(networks.compare_text_encoder(bundle, text_encoder, tolerances))
     if autoencoder:
         start("autoencoder")
-        measurements += compare_autoencoder(bundle, autoencoder, sample, tolerances)
+        measurements += networks.compare_autoencoder(bundle, autoencoder, sample, tolerances)
     return Verification(
         subject=subject,
         reference=reference.name,

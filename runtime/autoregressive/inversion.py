@@ -24,19 +24,12 @@ from starflow.runtime.plain.guidance import Guidance
 
 @dataclass(frozen=True)
 class InvertedBlock:
-    """One flow block of inverted data, in block order.
-
-    Attributes:
-        block: The block.
-        inputs: The inputs that yield the tokens: their noise, and the condition.
-        tokens: [B, T, D], the output of the block.
-        log_sigma: [B, T] float64, log sigma summed over channels; 0 for a token that passes unchanged.
-    """
+    """One flow block of inverted data, in block order."""
 
     block: Block
-    inputs: BlockInputs
-    tokens: NDArray
-    log_sigma: NDArray
+    inputs: BlockInputs  # the inputs that yield the tokens: their noise, and the condition
+    tokens: NDArray  # [B, T, D], the output of the block
+    log_sigma: NDArray  # [B, T] float64, log sigma summed over channels; 0 for a token that passes unchanged
 
 
 def invert_batch(
@@ -46,7 +39,6 @@ def invert_batch(
 
     Args:
         x: [B, T, D] float32 in raster order, one batch of the exported size.
-        conditions: Conditions of the B images.
         chunk: Largest number of tokens in a pass; None takes the largest number the bundle allows.
 
     Raises:

@@ -62,9 +62,9 @@ class AutoregressiveLoop:
     def run(
         self, noise: NDArray, conditions: Conditions, request: Request, count: int, on_work: Callable[[int], None]
     ) -> NDArray[np.float32]:
-        model, x = self._manifest.model, self._tokens(noise)
-        sampled = self._sample(x, conditions, request, on_work, finite=True)
-        for block in reversed(self._manifest.blocks):
+        manifest, model, x = self._manifest, self._manifest.model, self._tokens(noise)
+        sampled = sample_blocks(self._backend, manifest, x, conditions, request, self.plan, on_work)
+        for block in reversed(manifest.blocks):
             if not block.identity:
                 made = next(sampled)
                 x = made.natural
@@ -76,25 +76,14 @@ class AutoregressiveLoop:
 
     def blocks(self, noise: NDArray, conditions: Conditions, request: Request) -> Iterator[SampledBlock]:
         """Sample one batch flow block by flow block, NaN and infinity included; see `FamilyLoop.run`."""
-        return self._sample(self._tokens(noise), conditions, request, lambda tokens: None, finite=False)
+        backend, manifest, tokens = self._backend, self._manifest, self._tokens(noise)
+        return sample_blocks(backend, manifest, tokens, conditions, request, self.plan, finite=False)
 
     def _tokens(self, noise: NDArray) -> NDArray:
         """Noise as the deep block takes it: tokens in raster order, scaled by the prior."""
         model = self._manifest.model
         tokens = patchify(noise, model) if model.noise_layout == "image" else noise
         return tokens if self._deviation is None else tokens * self._deviation
-
-    def _sample(
-        self,
-        tokens: NDArray,
-        conditions: Conditions,
-        request: Request,
-        on_work: Callable[[int], None],
-        *,
-        finite: bool,
-    ) -> Iterator[SampledBlock]:
-        manifest, plan = self._manifest, self.plan
-        return sample_blocks(self._backend, manifest, tokens, conditions, request, plan, on_work, finite=finite)
 
     def invert(self, x: NDArray, conditions: Conditions) -> Inverted:
         model = self._manifest.model
@@ -113,11 +102,7 @@ class AutoregressiveLoop:
 
 
 def resolve_decode_plan(manifest: AutoregressiveManifest, plan: object) -> DecodePlan | None:
-    """The decode plan for a value that `Sampler.open` takes; None for `auto`.
-
-    Raises:
-        UsageError: it does not fit the bundle, or is not a decode plan.
-    """
+    """The decode plan for a value that `Sampler.open` takes, None for `auto`; UsageError if it does not fit."""
     if isinstance(plan, str | os.PathLike):
         if plan == "auto":
             return None

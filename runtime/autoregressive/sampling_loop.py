@@ -28,19 +28,12 @@ SEQUENTIAL = DecodePlan(blocks=())
 
 @dataclass(frozen=True)
 class SampledBlock:
-    """One flow block of a sampled batch.
-
-    Attributes:
-        block: The block.
-        inputs: Its inputs; the noise may be a view of the tokens of the block above.
-        tokens: [B, T, D] float32 in block order.
-        passes: Number of runs of its network, prefill not counted.
-    """
+    """One flow block of a sampled batch."""
 
     block: Block
-    inputs: BlockInputs
-    tokens: NDArray
-    passes: int
+    inputs: BlockInputs  # its inputs; the noise may be a view of the tokens of the block above
+    tokens: NDArray  # [B, T, D] float32 in block order
+    passes: int  # number of runs of its network, prefill not counted
 
     @property
     def natural(self) -> NDArray:
@@ -55,7 +48,7 @@ def sample_blocks(
     conditions: Conditions,
     request: Request,
     plan: DecodePlan,
-    on_tokens: OnTokens,
+    on_tokens: OnTokens = lambda count: None,
     *,
     finite: bool = True,
 ) -> Iterator[SampledBlock]:
@@ -63,8 +56,6 @@ def sample_blocks(
 
     Args:
         noise: [B, T, D] float32 in raster order, already scaled by the prior.
-        conditions: Conditions of the B images.
-        request: Guidance and attention temperature.
         on_tokens: Called with the number of tokens just decoded.
         finite: Whether NaN and infinity are errors; if not, the next block gets zeros instead.
 

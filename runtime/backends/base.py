@@ -15,13 +15,9 @@ Provider = Literal["cpu", "cuda", "tensorrt"]  # execution providers of ONNX Run
 
 
 class Backend(ABC):
-    """A device and the runners of a variant's graphs. Leaving the context frees both.
+    """A device and the runners of a variant's graphs. Leaving the context frees both."""
 
-    Attributes:
-        name: Name in reports and stored plans, such as `onnxruntime cpu` or `tensorrt`.
-    """
-
-    name: str
+    name: str  # in reports and stored plans, such as `onnxruntime cpu` or `tensorrt`
 
     @abstractmethod
     def bandwidth_probe(self) -> BandwidthProbe:

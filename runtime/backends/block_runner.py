@@ -21,18 +21,13 @@ MARK = 7  # a value that no cache holds after a step
 
 @dataclass(frozen=True)
 class BlockInputs:
-    """The inputs of one flow block for a sequence.
+    """The inputs of one flow block for a sequence."""
 
-    Attributes:
-        noise: [B, T, D] float32 in block order.
-        condition: [rows, m, width] float32, [conditional, null] if the block is guided; None for a block without prefix.
-        label: [rows] int64, for models conditioned on a class index.
-        scalars: Other inputs per image, by role: guidance weights [B] and inverse temperature [rows], float32.
-    """
-
-    noise: NDArray
+    noise: NDArray  # [B, T, D] float32 in block order
+    # [rows, m, width] float32, [conditional, null] if the block is guided; None for a block without prefix.
     condition: NDArray | None
-    label: NDArray | None
+    label: NDArray | None  # [rows] int64, for models conditioned on a class index
+    # Other inputs per image, by role: guidance weights [B] and inverse temperature [rows], float32.
     scalars: dict[str, NDArray]
 
 
@@ -42,17 +37,23 @@ class BlockRunner(ABC):
     A sampling loop calls `prefill`, then `advance` and `iterate` until all tokens are decoded, then `read`.
 
     Buffers have the names of the graph's inputs and outputs. A buffer whose shape depends on the number of tokens S exists for
-    each S that occurs; `previous` for S = 1 always holds the token before the next one.
+    each S that occurs, the others exist once. `previous` for S = 1 always holds the token before the next one: nothing reads it
+    after the token is computed, so the token output shares its buffer, and a step feeds the next one.
 
     Args:
-        block: The flow block.
         graph: Its step graph in the chosen variant.
         max_chunk: Largest number of tokens in one run.
     """
 
     def __init__(self, block: Block, graph: GraphSpec, max_chunk: int) -> None:
         self.block, self.graph, self.max_chunk = block, graph, max_chunk
-        self.input_names = frozenset(spec.name for spec in graph.inputs)
+        self.specs = {spec.name: spec for spec in (*graph.inputs, *graph.outputs)}
+
+    def buffer_key(self, name: str, count: int) -> tuple[str, int]:
+        """The tensor and the S under which a buffer is kept."""
+        if name == "x" and count == 1:
+            return "previous", 1
+        return name, count if "S" in self.specs[name].shape else 1
 
     # What a backend adds
 
@@ -80,9 +81,11 @@ class BlockRunner(ABC):
     def advance(self, steps: int) -> None:
         """Decode the next `steps` tokens one by one."""
 
-    @abstractmethod
     def clear(self) -> None:
         """Zero the caches: NaN or infinity would reach later sequences through masked positions."""
+        for spec in self.graph.inputs:
+            if spec.role == "cache":
+                self.store(spec.name, 0)
 
     # Decoding a sequence
 
@@ -90,7 +93,7 @@ class BlockRunner(ABC):
         """Start a sequence: store its inputs and write the condition into the caches."""
         block, tokens = self.block, inputs.noise
         for name, value in inputs.scalars.items():
-            if name in self.input_names:
+            if name in self.specs:
                 self.store(name, value)
         if inputs.label is not None:
             self.store("label", inputs.label)
@@ -144,7 +147,6 @@ class BlockRunner(ABC):
         Each position gets the true token before it instead of an output, so a pass over any number of tokens is exact.
 
         Args:
-            inputs: Inputs of the block.
             tokens: [B, T, D] in block order, the true outputs.
             chunk: Largest number of tokens in a pass; None takes the largest number the graph accepts.
         """
@@ -237,12 +239,9 @@ class BlockRunner(ABC):
         return 1
 
     def slide(self, start: int, first: NDArray, tokens: NDArray, window: Window) -> tuple[int, ...]:
-        """Decode by a window; see `run_schedule` for the other arguments.
+        """Decode by a window: the number of tokens it moved after each pass; see `run_schedule` for the other arguments.
 
         With a tolerance and several images, the window moves past a token once it has converged in all images.
-
-        Returns:
-            Number of tokens the window moved after each pass.
         """
         if window.tolerance is None:
             self.run_schedule(start, first, tokens, window.schedule())

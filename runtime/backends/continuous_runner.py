@@ -17,17 +17,12 @@ STATE = ("pass", "x", "point", "total")  # inputs that an output called `<name>_
 
 @dataclass(frozen=True)
 class ContinuousInputs:
-    """The inputs of a velocity graph besides point and time.
+    """The inputs of a velocity graph besides point and time."""
 
-    Attributes:
-        condition: [rows, m, width] float32, [conditional, null] if the graph is guided; for models conditioned on features.
-        label: [rows] int64, for models conditioned on classes.
-        guidance: [B] float32 weights.
-    """
-
+    # [rows, m, width] float32, [conditional, null] if the graph is guided; for models conditioned on features.
     condition: NDArray | None
-    label: NDArray | None
-    guidance: NDArray
+    label: NDArray | None  # [rows] int64, for models conditioned on classes
+    guidance: NDArray  # [B] float32 weights
 
 
 class ContinuousRunner(ABC):

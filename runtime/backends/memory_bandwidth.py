@@ -45,11 +45,7 @@ class BandwidthProbe(ABC):
 
 
 class HostBandwidthProbe(BandwidthProbe):
-    """Reads host memory the way a step reads weights: streaming, on all threads.
-
-    Args:
-        threads: Number of threads that read; 0 takes one for each available core.
-    """
+    """Reads host memory the way a step reads weights: streaming, on `threads` threads, 0 for one on each core."""
 
     def __init__(self, threads: int = 0) -> None:
         threads = threads or len(os.sched_getaffinity(0))

@@ -20,16 +20,10 @@ OnTime = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Integrated:
-    """The result of an integration.
+    """The result of an integration."""
 
-    Attributes:
-        x: [B, *data_shape] float32.
-        passes: Number of runs of the network.
-        times: The time grid.
-    """
-
-    x: NDArray[np.float32]
-    passes: int
+    x: NDArray[np.float32]  # [B, *data_shape] float32
+    passes: int  # number of runs of the network
     times: tuple[float, ...]
 
 
@@ -41,7 +35,6 @@ def integrate_batch(
     Args:
         runner: Runs the velocity graph, whose condition and guidance are set.
         x: Noise [B, *data_shape] float32.
-        plan: Solver and steps.
         on_time: Called with the time just reached.
 
     Raises:

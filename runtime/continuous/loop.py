@@ -94,11 +94,7 @@ def continuous_inputs(manifest: ContinuousManifest, conditions: Conditions, guid
 
 
 def resolve_integration_plan(manifest: ContinuousManifest, plan: object) -> FixedSteps | AdaptiveSteps | None:
-    """The integration plan for a value that `Sampler.open` takes; None for `auto`.
-
-    Raises:
-        UsageError: it is not an integration plan.
-    """
+    """The integration plan for a value that `Sampler.open` takes, None for `auto`; UsageError if it is none."""
     if isinstance(plan, FixedSteps | AdaptiveSteps):
         return plan
     if plan == "auto":

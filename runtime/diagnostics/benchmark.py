@@ -35,24 +35,16 @@ Unit = Literal["token", "pass"]
 
 @dataclass(frozen=True)
 class BlockTiming:
-    """One flow block, or the whole flow: medians over the repetitions.
+    """One flow block, or the whole flow: medians over the repetitions."""
 
-    Attributes:
-        block: Flow block, or None for the whole flow.
-        milliseconds: Time per unit (see `Benchmark.unit`): that of a batch, prefill included, over the number of tokens or
-            passes.
-        spread: Interquartile range over the median.
-        passes: Runs of the network in a batch, prefill apart; the mean over the repetitions.
-        bytes: Weights and mean valid cache that a unit reads; with a plan, those of a step times passes per token.
-        floor_milliseconds: bytes / bandwidth.
-    """
-
-    block: int | None
+    block: int | None  # flow block, or None for the whole flow
+    # Time per unit (see `Benchmark.unit`): that of a batch, prefill included, over the number of tokens or passes.
     milliseconds: float
-    spread: float
-    passes: float
+    spread: float  # interquartile range over the median
+    passes: float  # runs of the network in a batch, prefill apart; the mean over the repetitions
+    # Weights and mean valid cache that a unit reads; with a plan, those of a step times passes per token.
     bytes: int
-    floor_milliseconds: float
+    floor_milliseconds: float  # bytes / bandwidth
 
     @property
     def memory_bandwidth_percent(self) -> float:
@@ -62,28 +54,19 @@ class BlockTiming:
 
 @dataclass(frozen=True)
 class VariantTiming:
-    """One variant, decoded or integrated in one way.
-
-    Attributes:
-        variant: Its name.
-        decoding: `sequential` (token by token) or `plan`.
-        plan: The same in words; for a continuous flow its solver and steps.
-        batch: Images sampled together.
-        rows: The flow blocks of an autoregressive flow, the deep block first; the whole flow last.
-        images_per_second: Whole batches, prefill included.
-        batch_milliseconds: Time of a batch.
-        predicted_milliseconds: Time of a batch as the plan's calibration predicts it; None without such a prediction.
-        error: ||x - exact|| / ||exact|| of the batch against the exact one (see `Benchmark.exact`); None for that one itself.
-    """
+    """One variant, decoded or integrated in one way."""
 
     variant: str
-    decoding: Literal["sequential", "plan"]
-    plan: str
-    batch: int
+    decoding: Literal["sequential", "plan"]  # `sequential` (token by token) or `plan`
+    plan: str  # the same in words; for a continuous flow its solver and steps
+    batch: int  # images sampled together
+    # The flow blocks of an autoregressive flow, the deep block first; the whole flow last.
     rows: tuple[BlockTiming, ...]
-    images_per_second: float
+    images_per_second: float  # whole batches, prefill included
     batch_milliseconds: float
+    # Time of a batch as the plan's calibration predicts it; None without such a prediction.
     predicted_milliseconds: float | None
+    # ||x - exact|| / ||exact|| of the batch against the exact one (see `Benchmark.exact`); None for that one itself.
     error: float | None
 
     @property
@@ -98,39 +81,27 @@ class VariantTiming:
 
 @dataclass(frozen=True)
 class VariantMemory:
-    """Memory of one variant, all its graphs open, a batch sampled in every way that was timed.
-
-    Attributes:
-        variant: Its name.
-        predicted: From the manifest.
-        measured: Growth of this process; None where the memory is not the host's, or the system does not tell.
-    """
+    """Memory of one variant, all its graphs open, a batch sampled in every way that was timed."""
 
     variant: str
     predicted: PredictedMemory
+    # Growth of this process; None where the memory is not the host's, or the system does not tell.
     measured: MeasuredMemory | None
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What was measured, and the memory bandwidth measured beside it.
+    """What was measured, and the memory bandwidth measured beside it."""
 
-    Attributes:
-        bandwidth: Bytes a second.
-        repetitions: Number of timed batches of each row.
-        unit: What times and bytes are given for: a token of an autoregressive flow, a pass of a continuous one.
-        exact: The variant that errors are relative to: the most precise of those compared, the first of several; decoded token
-            by token, or integrated by its own plan.
-        variants: Times.
-        memory: Bytes, one entry for each sampler.
-    """
-
-    bandwidth: float
-    repetitions: int
+    bandwidth: float  # bytes a second
+    repetitions: int  # number of timed batches of each row
+    # What times and bytes are given for: a token of an autoregressive flow, a pass of a continuous one.
     unit: Unit
+    # The variant that errors are relative to: the most precise of those compared, the first of several; decoded token
+    # by token, or integrated by its own plan.
     exact: str
-    variants: tuple[VariantTiming, ...]
-    memory: tuple[VariantMemory, ...]
+    variants: tuple[VariantTiming, ...]  # times
+    memory: tuple[VariantMemory, ...]  # bytes, one entry for each sampler
 
 
 def step_bytes(graph: GraphSpec, block: Block) -> int:
@@ -151,8 +122,6 @@ def run_benchmark(
     Args:
         samplers: One for each variant to compare, of one bundle and on one device; not used before.
         guidance: Weight, for models that take one; time does not depend on its value.
-        repetitions: Number of timed batches.
-        progress: Called with repetitions done and in total.
     """
     contestants: list[_Contestant] = []
     memory, bandwidths = [], list[float]()
@@ -193,21 +162,16 @@ def some_condition(manifest: Manifest) -> tuple[NDArray | None, NDArray | None]:
 
 
 class _Contestant:
-    """Samples the same batch over and over in one way.
+    """Samples the same batch over and over in one way; noise and conditions are the same for all contestants."""
 
-    Attributes:
-        sampler: What samples.
-        passes: How often each block's network ran, prefill apart; a value for each repetition.
-        sample: What came out last; noise and conditions are the same for all contestants.
-    """
-
-    sample: NDArray
+    sample: NDArray  # what came out last
 
     def __init__(self, sampler: Sampler, guidance: float) -> None:
         self.sampler, manifest = sampler, sampler.manifest
         self.by_decode_plan = isinstance(sampler.plan, DecodePlan) and bool(sampler.plan.blocks)
         self._guidance = guidance if manifest.guided else 0.0
         self._inputs = (sampler.noise(manifest.batch), *some_condition(manifest))
+        # How often each block's network ran, prefill apart; a value for each repetition.
         self.passes: dict[int, list[int]] = {}
 
     def __call__(self, lap: Lap) -> None:

@@ -18,15 +18,9 @@ FLOOR = "#1b1e23"
 
 
 def write_benchmark_plot(benchmark: Benchmark, profiles: Sequence[StepProfile], path: Path) -> None:
-    """Time per image split into flow blocks beside the error; below, a token's time split into kinds of operators.
+    """Time per image split into flow blocks beside the error; below, in `profiles`, a token's time by kinds of operators.
 
-    Args:
-        benchmark: What was measured.
-        profiles: Of its variants; none leaves the lower part out.
-        path: The picture; its ending is its format.
-
-    Raises:
-        UsageError: the file cannot be written.
+    Without profiles there is no lower part. UsageError if the file cannot be written.
     """
     heights = [len(benchmark.variants), *([len(profiles)] if profiles else [])]
 

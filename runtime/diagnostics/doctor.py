@@ -1,27 +1,10 @@
 """What this machine can do with starflow, and what to install for the rest: one table of probes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from starflow.runtime.backends.tensorrt.flavour import FLAVOUR_NAMES
 from starflow.runtime.bundle.build_record import FlavourName
-from starflow.runtime.diagnostics.machine import (
-    CPU_PROVIDER,
-    GPU_PROVIDERS,
-    Extra,
-    Gpus,
-    Machine,
-    Package,
-    Provider,
-    TensorRT,
-    find_gpus,
-    imported_package,
-    listed_providers,
-    optional_extras,
-    tensorrt_flavour,
-    this_machine,
-    torch_package,
-)
+from starflow.runtime.diagnostics.machine import CPU_PROVIDER, GPU_PROVIDERS, Machine, TensorRT, this_machine
 from starflow.runtime.plain.install_hint import install_hint
 
 NO_GPU = "needs an NVIDIA GPU"
@@ -37,35 +20,22 @@ class Ability:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Machine):
     """Everything `starflow doctor` says: what was found on this machine, and what that makes possible."""
 
-    machine: Machine
-    packages: tuple[Package, ...]
-    providers: tuple[Provider, ...]
-    tensorrt: tuple[TensorRT, ...]
-    gpus: Gpus
-    extras: tuple[Extra, ...]
-    abilities: tuple[Ability, ...] = ()
+    abilities: tuple[Ability, ...]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes:
-        what: What one may want to do.
-        found: Names what it works with here; empty if it does not work.
-        hint: Says what would make it work.
-        needs_gpu: Whether nothing helps without a GPU.
-    """
+    what: str  # what one may want to do
+    found: Callable[[Machine], list[str]]  # names what it works with here; empty if it does not work
+    hint: Callable[[Machine], str]  # says what would make it work
+    needs_gpu: bool = False  # whether nothing helps without a GPU
 
-    what: str
-    found: Callable[[Diagnosis], list[str]]
-    hint: Callable[[Diagnosis], str]
-    needs_gpu: bool = False
-
-    def try_on(self, facts: Diagnosis) -> Ability:
+    def try_on(self, facts: Machine) -> Ability:
         """What the facts say about it."""
         found = self.found(facts)
         hint = NO_GPU if self.needs_gpu and not facts.gpus.found else self.hint(facts)
@@ -74,64 +44,56 @@ class Probe:
 
 def examine() -> Diagnosis:
     """Look at this machine; never raises because something is missing."""
-    cuda = imported_package("cuda-python", "cuda.bindings.runtime", "cuda-bindings")
-    facts = Diagnosis(
-        machine=this_machine(),
-        packages=(imported_package("onnxruntime", "onnxruntime", "onnxruntime-gpu"), torch_package(), cuda),
-        providers=tuple(listed_providers()),
-        tensorrt=tuple(tensorrt_flavour(name) for name in FLAVOUR_NAMES),
-        gpus=find_gpus(cuda),
-        extras=tuple(optional_extras()),
-    )
-    return replace(facts, abilities=tuple(probe.try_on(facts) for probe in PROBES))
+    facts = this_machine()
+    return Diagnosis(**vars(facts), abilities=tuple(probe.try_on(facts) for probe in PROBES))
 
 
 def _extra(what: str, name: str) -> Probe:
-    def missing(facts: Diagnosis) -> list[str] | None:
+    def missing(facts: Machine) -> list[str] | None:
         return next((list(extra.missing) for extra in facts.extras if extra.name == name), None)
 
-    def hint(facts: Diagnosis) -> str:
+    def hint(facts: Machine) -> str:
         lacking = missing(facts)
         return install_hint(name) + (f" (missing: {', '.join(lacking)})" if lacking else "")
 
     return Probe(what, lambda facts: [f"[{name}] is installed"] if missing(facts) == [] else [], hint)
 
 
-def _providers(*names: str) -> Callable[[Diagnosis], list[str]]:
+def _providers(*names: str) -> Callable[[Machine], list[str]]:
     return lambda facts: [provider.name for provider in facts.providers if provider.name in names and provider.loads]
 
 
-def _gpu_provider_hint(facts: Diagnosis) -> str:
+def _gpu_provider_hint(facts: Machine) -> str:
     listed = [provider.name for provider in facts.providers if provider.name in GPU_PROVIDERS]
     if not listed:
         return "pip uninstall onnxruntime; pip install onnxruntime-gpu"
     return f"{', '.join(listed)} does not load: pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
 
-def _flavours(usable: Callable[[Diagnosis, TensorRT], bool]) -> Callable[[Diagnosis], list[str]]:
+def _flavours(usable: Callable[[Machine, TensorRT], bool]) -> Callable[[Machine], list[str]]:
     return lambda facts: [f"{each.name} {each.version}" for each in facts.tensorrt if usable(facts, each)]
 
 
-def _builds_here(facts: Diagnosis, flavour: TensorRT) -> bool:
+def _builds_here(facts: Machine, flavour: TensorRT) -> bool:
     # A flavour that names the capabilities it can build for builds for no other; one that names none takes any GPU.
     capability = facts.gpus.found[0].compute_capability if facts.gpus.found else None
     return bool(capability and not flavour.problem and (not flavour.capabilities or capability in flavour.capabilities))
 
 
-def _runs_here(facts: Diagnosis, flavour: TensorRT) -> bool:
+def _runs_here(facts: Machine, flavour: TensorRT) -> bool:
     return bool(facts.gpus.found) and flavour.problem is None and facts.packages[-1].version is not None
 
 
-def _builds_ahead(facts: Diagnosis) -> list[str]:
+def _builds_ahead(facts: Machine) -> list[str]:
     able = (flavour for flavour in facts.tensorrt if flavour.capabilities)
     return [f"{each.name} {each.version}, for compute capability {', '.join(each.capabilities)}" for each in able][:1]
 
 
-def _flavour_hint(name: FlavourName) -> Callable[[Diagnosis], str]:
+def _flavour_hint(name: FlavourName) -> Callable[[Machine], str]:
     return lambda facts: next(each.problem or install_hint(name) for each in facts.tensorrt if each.name == name)
 
 
-def _engine_hint(facts: Diagnosis) -> str:
+def _engine_hint(facts: Machine) -> str:
     cuda = facts.packages[-1]
     if cuda.version is None:
         return f"cuda-python {cuda.note}: {install_hint('tensorrt')}"

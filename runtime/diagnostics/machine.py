@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from starflow.runtime.backends.cuda import device as cuda_device
-from starflow.runtime.backends.tensorrt.flavour import load_flavour
+from starflow.runtime.backends.tensorrt.flavour import FLAVOUR_NAMES, load_flavour
 from starflow.runtime.bundle.build_record import FlavourName
 from starflow.runtime.plain.errors import BackendError
 
@@ -34,7 +34,7 @@ IDENTITY_MODEL = (
 
 
 @dataclass(frozen=True)
-class Machine:
+class Computer:
     """The computer: processors this process may use, bytes of memory (None where the system does not say)."""
 
     python: str
@@ -96,13 +96,38 @@ class Extra:
     missing: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What was found on a machine."""
+
+    machine: Computer
+    packages: tuple[Package, ...]
+    providers: tuple[Provider, ...]
+    tensorrt: tuple[TensorRT, ...]
+    gpus: Gpus
+    extras: tuple[Extra, ...]
+
+
 def this_machine() -> Machine:
+    """What is on this machine."""
+    cuda = imported_package("cuda-python", "cuda.bindings.runtime", "cuda-bindings")
+    return Machine(
+        machine=this_computer(),
+        packages=(imported_package("onnxruntime", "onnxruntime", "onnxruntime-gpu"), torch_package(), cuda),
+        providers=tuple(listed_providers()),
+        tensorrt=tuple(tensorrt_flavour(name) for name in FLAVOUR_NAMES),
+        gpus=find_gpus(cuda),
+        extras=tuple(optional_extras()),
+    )
+
+
+def this_computer() -> Computer:
     """The computer this runs on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory: int | None = None
     with suppress(AttributeError, OSError, ValueError):  # not a POSIX system
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Machine(platform.python_version(), platform.platform(), cores, memory)
+    return Computer(platform.python_version(), platform.platform(), cores, memory)
 
 
 def _installed(distribution: str) -> str | None:
@@ -116,8 +141,6 @@ def imported_package(name: str, module: str, *other_names: str) -> Package:
     """A package, imported.
 
     Args:
-        name: Of the distribution.
-        module: What is imported.
         *other_names: Distributions that may bring the module instead.
     """
     try:

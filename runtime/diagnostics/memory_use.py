@@ -26,16 +26,11 @@ class PredictedMemory:
     """Bytes that stay allocated while a variant's blocks are open.
 
     It leaves out what a run allocates in passing and what a session needs for itself: a few MiB for each block.
-
-    Attributes:
-        weights: Weights of all blocks, as they are laid out for computing.
-        caches: Caches of all blocks.
-        buffers: All other inputs and outputs, for single steps.
     """
 
-    weights: int
+    weights: int  # weights of all blocks, as they are laid out for computing
     caches: int
-    buffers: int
+    buffers: int  # all other inputs and outputs, for single steps
 
     @property
     def total(self) -> int:
@@ -66,24 +61,16 @@ def _scale_bytes(path: Path) -> int:
 
 @dataclass(frozen=True)
 class MeasuredMemory:
-    """Bytes this process grew by.
+    """Bytes this process grew by."""
 
-    Attributes:
-        resident: Growth at the end, of memory of its own and mapped files of the bundle; the code of libraries, which processes
-            share, does not count.
-        peak: Largest growth of the whole resident set on the way, libraries included.
-    """
-
+    # Growth at the end, of memory of its own and mapped files of the bundle; the code of libraries, which processes
+    # share, does not count.
     resident: int
-    peak: int
+    peak: int  # largest growth of the whole resident set on the way, libraries included
 
 
 class MemoryGauge:
-    """Watches the resident memory of this process (on Linux, which tells it in /proc).
-
-    Args:
-        files: Files that count while they are mapped.
-    """
+    """Watches the resident memory of this process (Linux tells it in /proc), and of `files` while they are mapped."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         self._files = {str(file.resolve()) for file in files}

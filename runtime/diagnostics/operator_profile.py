@@ -40,36 +40,23 @@ STEPS = 48  # in the middle of a sequence, where caches are as full as on averag
 
 @dataclass(frozen=True)
 class KindTime:
-    """Time per token of all operators of one kind, over all flow blocks.
+    """Time per token of all operators of one kind, over all flow blocks."""
 
-    Attributes:
-        kind: One of `KINDS`, or `between operators` for the time that steps take beyond their operators.
-        milliseconds: Time per token.
-        floor_milliseconds: Time to read the weights (of matrix products) or the valid caches (of attention) once.
-        operators: Milliseconds per token by operator, the largest first.
-    """
-
-    kind: str
-    milliseconds: float
+    kind: str  # one of `KINDS`, or `between operators` for the time that steps take beyond their operators
+    milliseconds: float  # time per token
+    # Time to read the weights (of matrix products) or the valid caches (of attention) once.
     floor_milliseconds: float
-    operators: dict[str, float]
+    operators: dict[str, float]  # milliseconds per token by operator, the largest first
 
 
 @dataclass(frozen=True)
 class StepProfile:
-    """A token, decoded by single steps.
-
-    Attributes:
-        variant: Name of the variant.
-        milliseconds: Time of a step in the middle of a sequence, without a profiler.
-        profiled_milliseconds: Time of the same steps under the profiler.
-        kinds: The parts of a step, with the profiler's cost subtracted.
-    """
+    """A token, decoded by single steps."""
 
     variant: str
-    milliseconds: float
-    profiled_milliseconds: float
-    kinds: tuple[KindTime, ...]
+    milliseconds: float  # time of a step in the middle of a sequence, without a profiler
+    profiled_milliseconds: float  # time of the same steps under the profiler
+    kinds: tuple[KindTime, ...]  # the parts of a step, with the profiler's cost subtracted
 
     @property
     def floor_milliseconds(self) -> float:
@@ -78,11 +65,7 @@ class StepProfile:
 
 
 def profiling_backend(sampler: Sampler) -> OnnxRuntimeBackend:
-    """The sampler's backend, if it can time operators.
-
-    Raises:
-        UsageError: it has no profiler.
-    """
+    """The sampler's backend, if it can time operators; else UsageError."""
     backend = sampler.backend
     if not isinstance(backend, OnnxRuntimeBackend) or backend.name != "onnxruntime cpu":
         raise UsageError(
@@ -97,7 +80,6 @@ def profile_steps(sampler: Sampler, *, guidance: float, bandwidth: float) -> Ste
 
     Args:
         sampler: An open sampler of the variant, on ONNX Runtime's CPU backend.
-        guidance: Weight.
         bandwidth: Bytes a second.
 
     Raises:

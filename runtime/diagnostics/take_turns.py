@@ -13,14 +13,10 @@ Work = Callable[[Lap], object]
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one piece of work, a value for each repetition.
-
-    Attributes:
-        whole: All of it.
-        parts: Between its laps, by what they ended; parts of one name in one repetition add up.
-    """
+    """Seconds of one piece of work, a value for each repetition."""
 
     whole: list[float] = field(default_factory=list)
+    # Between its laps, by what they ended; parts of one name in one repetition add up.
     parts: dict[Hashable, list[float]] = field(default_factory=dict)
 
     @property
@@ -54,10 +50,7 @@ def take_turns(
 
     Args:
         works: Each is called with a function that ends a part of it, see `Lap`.
-        repetitions: Number of timed rounds.
         warm_up: Whether a round that is not timed comes first.
-        before_round: Called before each timed round.
-        progress: Called with rounds done and in total.
     """
     if warm_up:
         for work in works:

@@ -20,14 +20,11 @@ class Autoencoder(NetworkRunner):
         self._scale, self._shift = np.float32(image.scale), np.float32(image.shift)
 
     def decode(self, data: NDArray[np.float32], *, noisy: bool) -> NDArray[np.float32]:
-        """Turn data into pixels.
+        """Turn data into pixels, [N, 1 or 3, H, W] in about [-1, 1].
 
         Args:
             data: [N, C, h, w] as the flow makes it. N may be any number.
             noisy: Whether to use the decoder that was trained on noisy latents.
-
-        Returns:
-            [N, 1 or 3, H, W], about [-1, 1].
 
         Raises:
             UsageError: the data contain NaN or infinity, or there is no such decoder.

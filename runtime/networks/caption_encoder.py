@@ -80,11 +80,7 @@ def encode_once(
 
 
 def text_of(bundle: Bundle) -> TextSpec:
-    """The text encoder of a bundle, as its manifest describes it.
-
-    Raises:
-        UsageError: it has none.
-    """
+    """The text encoder of a bundle, as its manifest describes it; UsageError if it has none."""
     manifest = bundle.manifest
     if manifest.text:
         return manifest.text
@@ -98,11 +94,7 @@ def text_of(bundle: Bundle) -> TextSpec:
 
 
 def as_captions(condition: ArrayLike | Sequence[str] | None) -> list[str] | None:
-    """A condition that is text, as a list; None if the condition is anything else.
-
-    Raises:
-        UsageError: the list is empty.
-    """
+    """A condition that is text, as a list; None if it is anything else. UsageError if the list is empty."""
     if isinstance(condition, str):
         return [condition]
     if isinstance(condition, Sequence | np.ndarray):

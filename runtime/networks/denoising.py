@@ -39,7 +39,9 @@ def choose_denoising(manifest: Manifest, asked: str) -> Denoising:
     Raises:
         UsageError: the bundle lacks what is needed.
     """
-    available = _available(manifest)
+    decoders = manifest.autoencoder.decoders if manifest.autoencoder else ()
+    available: list[str] = list(dict.fromkeys(spec.kind for spec in manifest.denoisers))
+    available += ["decoder"] if any(decoder.noise_std for decoder in decoders) else []
     if asked == "auto":
         return "decoder" if "decoder" in available else "none"
     for known in get_args(Denoising):
@@ -51,13 +53,6 @@ def choose_denoising(manifest: Manifest, asked: str) -> Denoising:
         raise UsageError(f"denoise {asked!r}: samples of a continuous flow have no noise to remove; leave it out")
     has = f"only {', '.join(available)}" if available else "no way of denoising"
     raise UsageError(f"denoise {asked!r}: this bundle has {has}; {HOW_TO_HAVE[asked]}")
-
-
-def _available(manifest: Manifest) -> list[str]:
-    """The ways of denoising other than `none`."""
-    found = list(dict.fromkeys(spec.kind for spec in manifest.denoisers))
-    decoders = manifest.autoencoder.decoders if manifest.autoencoder else ()
-    return [*found, *(["decoder"] if any(decoder.noise_std for decoder in decoders) else [])]
 
 
 class Denoiser(NetworkRunner):
@@ -73,7 +68,6 @@ class Denoiser(NetworkRunner):
 
         Args:
             x: [N, C, H, W] samples. N may be any number.
-            conditions: Conditions of the N images.
             rate: Fraction of the denoising step, 1 for the whole step.
 
         Raises:
@@ -95,11 +89,7 @@ def choose_denoiser(manifest: Manifest, kind: str, variant: Variant) -> Denoiser
 
 
 def check_rate(rate: float) -> float:
-    """Check the fraction of the denoising step and return it.
-
-    Raises:
-        UsageError: it is negative or not finite.
-    """
+    """The fraction of the denoising step; UsageError if it is negative or not finite."""
     if not (math.isfinite(rate) and rate >= 0):
         raise UsageError(f"denoising rate {rate}: give a number >= 0; 1 takes the whole denoising step")
     return rate

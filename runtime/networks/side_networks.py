@@ -32,11 +32,7 @@ class SideNetworks:
 
     @property
     def captions(self) -> CaptionEncoder:
-        """The text encoder.
-
-        Raises:
-            UsageError: the bundle has none, or the tokenizers library is not installed.
-        """
+        """The text encoder; UsageError if the bundle has none, or the tokenizers library is not installed."""
         return self._open("captions", CaptionEncoder, text_of(self._bundle))
 
     def autoencoder(self, spec: AutoencoderSpec) -> Autoencoder:
@@ -51,16 +47,7 @@ class SideNetworks:
         *,
         guided: bool = False,
     ) -> Conditions:
-        """The conditions of N images as the graphs take them; captions are encoded.
-
-        Args:
-            count: N.
-            condition, null_condition: See `Sampler.generate`.
-            guided: Whether guidance is on.
-
-        Raises:
-            UsageError: the condition does not fit the model.
-        """
+        """Conditions as of `Sampler.generate`, as the graphs take them; UsageError if they do not fit the model."""
         manifest = self._bundle.manifest
         if manifest.conditioning.kind == "features":
             captions = as_captions(condition)

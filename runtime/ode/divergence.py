@@ -17,10 +17,8 @@ def check_state(x: NDArray, step: int, steps: int | None, time: float) -> None:
     """See that an integration has not diverged.
 
     Args:
-        x: The state.
         step: Number of the step that led to it, counted from 1.
         steps: Total number of steps, if known.
-        time: The time of the state.
 
     Raises:
         IntegrationError: the integration diverged.

@@ -21,19 +21,12 @@ MOST_PASSES = 2_000  # the number of 500 steps of the classical Runge-Kutta meth
 
 @dataclass(frozen=True)
 class AdaptiveResult:
-    """The result of an adaptive integration.
+    """The result of an adaptive integration."""
 
-    Attributes:
-        x: The final state, with the shape of the initial one.
-        times: The time grid of accepted steps.
-        rejected: Number of steps whose error was too large.
-        passes: Number of evaluations of the velocity.
-    """
-
-    x: NDArray[np.float64]
-    times: tuple[float, ...]
-    rejected: int
-    passes: int
+    x: NDArray[np.float64]  # the final state, with the shape of the initial one
+    times: tuple[float, ...]  # the time grid of accepted steps
+    rejected: int  # number of steps whose error was too large
+    passes: int  # number of evaluations of the velocity
 
 
 def integrate_adaptively(

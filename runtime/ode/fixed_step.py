@@ -27,11 +27,7 @@ COLUMNS = ("time", "ahead", "share", "last")
 
 
 def pass_table(tableau: Tableau, times: Sequence[float]) -> NDArray[np.float64]:
-    """The passes of a method over a grid: [steps * stages, 4], columns as in `COLUMNS`.
-
-    Raises:
-        UsageError: the times do not increase.
-    """
+    """The passes of a method over increasing times, or UsageError: [steps * stages, 4], columns as in `COLUMNS`."""
     fault = grid_fault(times)
     if fault:
         raise UsageError(fault)
@@ -50,7 +46,6 @@ def walk(velocity: Velocity, x: NDArray, table: NDArray) -> Iterator[NDArray]:
 
     Args:
         velocity: v(x, t), with the shape of x.
-        x: The initial state.
         table: See `pass_table`.
     """
     point = total = x

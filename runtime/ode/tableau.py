@@ -11,19 +11,12 @@ from starflow.runtime.plain.errors import UsageError
 
 @dataclass(frozen=True)
 class Tableau:
-    """An explicit method.
+    """An explicit method."""
 
-    Attributes:
-        order: p, if the error at the end of an interval shrinks as h^p.
-        nodes: c_i, one for each stage.
-        matrix: a_ij, with i entries in row i.
-        weights: b_i.
-    """
-
-    order: int
-    nodes: tuple[float, ...]
-    matrix: tuple[tuple[float, ...], ...]
-    weights: tuple[float, ...]
+    order: int  # p, if the error at the end of an interval shrinks as h^p
+    nodes: tuple[float, ...]  # c_i, one for each stage
+    matrix: tuple[tuple[float, ...], ...]  # a_ij, with i entries in row i
+    weights: tuple[float, ...]  # b_i
 
     @property
     def stages(self) -> int:
@@ -59,11 +52,7 @@ DORMAND_PRINCE_ERROR = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 
 
 
 def fixed_step_tableau(solver: str) -> Tableau:
-    """The tableau of a solver with fixed steps.
-
-    Raises:
-        UsageError: there is no such solver.
-    """
+    """The tableau of a solver with fixed steps; UsageError if there is no such solver."""
     if solver not in FIXED_STEP:
         raise UsageError(f"solver {solver!r} is not known; choose {', '.join(FIXED_STEP)} or dopri5")
     return FIXED_STEP[solver]

@@ -8,11 +8,7 @@ from starflow.runtime.plain.limits import MOST_PASSES
 
 
 def uniform_grid(steps: int) -> tuple[float, ...]:
-    """Equal steps from 0 to 1.
-
-    Raises:
-        UsageError: fewer than one step, or far more than rounding leaves any use for.
-    """
+    """Equal steps from 0 to 1; UsageError if there is not one, or more than rounding leaves any use for."""
     if not 1 <= steps <= MOST_PASSES:
         raise UsageError(f"{steps} steps from noise to data; give at least 1, and at most {MOST_PASSES:,}")
     return tuple(index / steps for index in range(steps + 1))

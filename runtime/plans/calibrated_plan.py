@@ -16,7 +16,6 @@ class CalibratedPlan(Part):
         images: Number of samples the error was measured on.
         guidance: Guidance weight of these samples.
         passes: Measured number of runs of a network, prefill not counted.
-        milliseconds: Measured time.
     """
 
     backend: str

@@ -128,7 +128,6 @@ class DecodePlan(Part):
         Args:
             tokens: Number of tokens decoded in each flow block that has a graph.
             max_chunk: Largest number of tokens in one run.
-            batch: Number of images decoded together.
         """
         blocks = [plan.block for plan in self.blocks]
         for plan in self.blocks:
@@ -173,11 +172,7 @@ class Jacobi:
     max_iterations: int = 32
 
     def plan(self, tokens: Mapping[int, int]) -> DecodePlan:
-        """The same as a decode plan, for flow blocks with `tokens` tokens each.
-
-        Raises:
-            UsageError: a value is out of range.
-        """
+        """The same as a decode plan, for flow blocks of so many tokens each; UsageError if a value is out of range."""
         if self.chunk < 1 or not 1 <= self.max_iterations <= MOST_PASSES or not self.threshold >= 0:
             raise UsageError(
                 f"{self}: chunk must be at least 1, max_iterations between 1 and {MOST_PASSES:,}, threshold at least 0"
@@ -199,11 +194,7 @@ class Jacobi:
 
 
 def read_plan(path: Path) -> DecodePlan:
-    """Read a plan's JSON file.
-
-    Raises:
-        UsageError: the file is missing, not JSON, or not a decode plan.
-    """
+    """Read a plan's JSON file; UsageError if it is missing, not JSON, or not a decode plan."""
     return read_plan_file(path, DecodePlan.model_validate, instead="auto, sequential", known_fields=_FIELDS)
 
 

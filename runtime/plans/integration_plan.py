@@ -72,7 +72,6 @@ def integration_plan(
 
     Args:
         solver: `euler`, `midpoint`, `heun` or `rk4`, which take equal steps, or `dopri5`, which chooses its steps.
-        steps: Number of equal steps.
         tolerance: Error allowed in a step of `dopri5`; it implies that solver.
 
     Raises:
@@ -95,10 +94,6 @@ def integration_plan(
 
 
 def read_integration_plan(path: Path) -> FixedSteps | AdaptiveSteps:
-    """Read a plan's JSON file.
-
-    Raises:
-        UsageError: the file is missing, not JSON, or not an integration plan.
-    """
+    """Read a plan's JSON file; UsageError if it is missing, not JSON, or not an integration plan."""
     adapter: TypeAdapter[FixedSteps | AdaptiveSteps] = TypeAdapter(IntegrationPlan)
     return read_plan_file(path, adapter.validate_python, instead="auto", known_fields=("solver", "times", "tolerance"))

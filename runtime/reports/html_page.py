@@ -2,8 +2,9 @@
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from html import escape
+from itertools import chain, repeat
 from pathlib import Path
 
 from numpy import uint8
@@ -53,7 +54,6 @@ def write_page(path: Path, title: str, body: Iterable[str], footer: str) -> None
     """Write a page that needs nothing else; the same body gives the same bytes.
 
     Args:
-        path: The HTML file.
         title: Plain text.
         body: HTML, line by line.
         footer: HTML at the end of the page.
@@ -93,23 +93,20 @@ def folded(summary: str, body: Iterable[str], *, opened: bool = False) -> Iterat
     yield "</details>"
 
 
-def table(columns: Sequence[str], rows: Iterable[str], numbers: Sequence[int] = ()) -> Iterator[str]:
-    """A table of finished rows; the heads of columns in `numbers` stand on the right."""
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Collection[int] = (), kinds: Iterable[str] = ()
+) -> Iterator[str]:
+    """A table of cells of HTML; columns in `numbers` stand on the right, `kinds` are the CSS classes of the rows, if any."""
     heads = "".join(
         f"<th{' class=number' if index in numbers else ''}>{escape(column)}</th>"
         for index, column in enumerate(columns)
     )
     yield f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>'
-    yield from rows
+    for cells, kind in zip(rows, chain(kinds, repeat("")), strict=False):
+        classes = f' class="{kind}"' if kind else ""
+        marks = (' class="number"' if index in numbers else "" for index in range(len(cells)))
+        yield f"<tr{classes}>{''.join(f'<td{mark}>{cell}</td>' for mark, cell in zip(marks, cells, strict=True))}</tr>"
     yield "</tbody></table></div>"
-
-
-def row(texts: Iterable[object], numbers: Iterable[object] = (), end: Iterable[object] = (), *, kind: str = "") -> str:
-    """A row of a table: cells of HTML, then numbers, then cells of HTML again; `kind` is its CSS classes."""
-    left, right = ("".join(f"<td>{cell}</td>" for cell in cells) for cells in (texts, end))
-    middle = "".join(f'<td class="number">{cell}</td>' for cell in numbers)
-    classes = f' class="{kind}"' if kind else ""
-    return f"<tr{classes}>{left}{middle}{right}</tr>"
 
 
 def swatch(colour: str) -> str:

@@ -63,7 +63,6 @@ def write_plot(path: Path, size: tuple[float, float], draw: Draw) -> None:
     Args:
         path: The file; its ending is its format, see `FORMATS`.
         size: Width and height in inches.
-        draw: Draws on the empty figure it is given.
 
     Raises:
         UsageError: the file cannot be written.

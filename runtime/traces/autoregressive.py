@@ -21,13 +21,9 @@ from starflow.runtime.traces.trace import Trace
 
 @dataclass(frozen=True)
 class RecordedTrace(Trace):
-    """The trace of a backend, with the inputs of each block.
+    """The trace of a backend, with the inputs of each block."""
 
-    Attributes:
-        inputs: The inputs of each batch, by block.
-    """
-
-    inputs: dict[int, list[BlockInputs]] = field(default_factory=dict)
+    inputs: dict[int, list[BlockInputs]] = field(default_factory=dict)  # the inputs of each batch, by block
 
 
 def sample_trace(bundle: Bundle, variant: Variant, backend: Backend, case: Case) -> RecordedTrace:

@@ -19,21 +19,13 @@ CAPTIONS = ("a red apple", "two cats", "a sailboat", "the moon", "a blue car", "
 
 @dataclass(frozen=True)
 class Case:
-    """The inputs of N images, a multiple of the bundle's batch.
+    """The inputs of N images, a multiple of the bundle's batch."""
 
-    Attributes:
-        noise: [N, *noise_shape] float32, as `starflow sample --seed` draws it.
-        condition: Labels [N] int64, condition tokens [N, m, width] float32, or None.
-        null_condition: Null condition tokens [m, width] if the condition is tokens, else None.
-        guidance: Guidance weight.
-        seed: Seed of noise and conditions.
-    """
-
-    noise: NDArray[np.float32]
-    condition: NDArray | None
-    null_condition: NDArray | None
+    noise: NDArray[np.float32]  # [N, *noise_shape] float32, as `starflow sample --seed` draws it
+    condition: NDArray | None  # labels [N] int64, condition tokens [N, m, width] float32, or None
+    null_condition: NDArray | None  # null condition tokens [m, width] if the condition is tokens, else None
     guidance: float
-    seed: int
+    seed: int  # seed of noise and conditions
 
     def conditions(self, spec: ConditioningSpec) -> Conditions:
         """The conditions as the graphs of a bundle take them."""
@@ -50,9 +42,7 @@ def draw_case(
     """Draw noise and conditions for whole batches.
 
     Args:
-        bundle: The bundle.
         images: Smallest number of images; None takes one batch.
-        seed: Seed of noise and conditions.
         guidance: Guidance weight; None takes 1 if the bundle takes guidance.
         conditions: Returns the conditions and the null condition for a number of images, instead of `usual_conditions`.
     """

@@ -8,12 +8,9 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Trace:
-    """A sample, block by block.
+    """A sample, block by block."""
 
-    Attributes:
-        tokens: [N, T, D] float32 after each flow block, by index and in block order; NaN and infinity are kept.
-    """
-
+    # [N, T, D] float32 after each flow block, by index and in block order; NaN and infinity are kept.
     tokens: dict[int, NDArray]
 
 

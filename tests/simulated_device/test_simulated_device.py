@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from starflow.runtime.backends.tensorrt.flavour import load_flavour
-from starflow.runtime.backends.tensorrt.messages import message_log
+from starflow.runtime.backends.tensorrt.messages import MessageLog
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import fixed_shape
 from tests.simulated_device.device import SimulatedDevice
@@ -268,7 +268,7 @@ class Program:
         self.cuda = cuda
         flavour = load_flavour("tensorrt-rtx")
         self.trt: Any = flavour.trt
-        self.log = message_log(flavour)
+        self.log = MessageLog(flavour)
         self.runtime = self.trt.Runtime(self.log.logger)
         self.graph = bundle.graph(bundle.variant("portable-fp16", "portable"), 0)
         (path,) = bundle.root.glob("engines/*/*/block0*.engine")

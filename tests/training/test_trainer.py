@@ -15,9 +15,8 @@ from torch import nn
 from starflow.runtime.plain.errors import CheckpointError, RecipeError, StarflowError, UsageError
 from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.checkpoint import load_autoregressive
-from starflow.training.data.augmentation import shift_images
 from starflow.training.data.dataset import load_dataset
-from starflow.training.data.samples import Dataset
+from starflow.training.data.samples import Dataset, shift_images
 from starflow.training.data.source import Digits8Source
 from starflow.training.recipe import Recipe, Training
 from starflow.training.runs.optimizer import average_decay_at, build_optimizer, learning_rate_at, update_average

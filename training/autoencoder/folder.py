@@ -30,32 +30,22 @@ WEIGHTS, RECORD, NOISY_DECODER = "diffusion_pytorch_model.safetensors", "starflo
 
 
 class AutoencoderRecord(Frozen):
-    """`starflow.json`.
+    """`starflow.json`."""
 
-    Attributes:
-        pixel_shape: [C, H, W] of the images it was trained on.
-        latent: Gives the latents of the training set mean 0 and standard deviation 1.
-        noisy_decoder_std: Standard deviation of the noise that the noisy decoder removes, on scaled latents.
-    """
-
-    pixel_shape: PixelShape
-    latent: LatentScaling
+    pixel_shape: PixelShape  # [C, H, W] of the images it was trained on
+    latent: LatentScaling  # gives the latents of the training set mean 0 and standard deviation 1
+    # Standard deviation of the noise that the noisy decoder removes, on scaled latents.
     noisy_decoder_std: float | None = Field(None, gt=0)
 
 
 @dataclass(frozen=True)
 class AutoencoderFolder:
-    """An autoencoder read from its folder `path`, float32, in evaluation mode.
-
-    Attributes:
-        noisy: The same encoder with the decoder for noisy latents; None if there is none.
-        record: None for a folder that starflow did not write.
-    """
+    """An autoencoder read from its folder `path`, float32, in evaluation mode."""
 
     path: Path
     autoencoder: Autoencoder
-    noisy: Autoencoder | None
-    record: AutoencoderRecord | None
+    noisy: Autoencoder | None  # the same encoder with the decoder for noisy latents; None if there is none
+    record: AutoencoderRecord | None  # None for a folder that starflow did not write
 
 
 def open_autoencoder(folder: Path) -> AutoencoderFolder:
@@ -96,7 +86,6 @@ def save_autoencoder(
     """Write a folder, whole or not at all; an existing one gives way.
 
     Args:
-        folder: Destination.
         autoencoder: Holds the encoder and the plain decoder.
         record: Its `latent` is written into diffusers' configuration as well.
         noisy: Holds the decoder for noisy latents.

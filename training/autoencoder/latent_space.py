@@ -10,17 +10,12 @@ from starflow.training.config import LatentScaling
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """An autoencoder, and the scale at which a flow sees its latents: (latent - shift) * scale.
-
-    Attributes:
-        pixel_shape: [C, H, W] of the images.
-        key: Digest of autoencoder and images.
-    """
+    """An autoencoder, and the scale at which a flow sees its latents: (latent - shift) * scale."""
 
     source: AutoencoderFolder
-    pixel_shape: tuple[int, int, int]
+    pixel_shape: tuple[int, int, int]  # [C, H, W] of the images
     scaling: LatentScaling
-    key: str
+    key: str  # digest of autoencoder and images
 
     def scaled(self, latents: Tensor) -> Tensor:
         """Turn latents into the flow's data, float32."""

@@ -14,7 +14,6 @@ from starflow.runtime.plain.errors import DataError, RecipeError, UsageError
 from starflow.runtime.plain.own_folder import LATENTS
 from starflow.runtime.plain.progress import Report, progress_bar
 from starflow.training.autoencoder.folder import (
-    AutoencoderFolder,
     autoencoder_digest,
     copy_autoencoder,
     open_autoencoder,
@@ -34,13 +33,10 @@ def as_latents(
     """Turn a data set of images into one of latents, which are mapped into memory from `cache`.
 
     Args:
-        data: Images.
-        folder: The autoencoder's.
         given: Scaling; None takes it from the autoencoder's record, or measures it on the training images.
         flip: Encode the mirrored training images as well: an encoder does not commute with mirroring.
         cache: Folder that keeps the latents and a copy of the autoencoder; it is written anew if autoencoder or images
             have changed.
-        device: Where to encode.
 
     Raises:
         RecipeError: the autoencoder does not take such images.
@@ -58,7 +54,18 @@ def as_latents(
         raise RecipeError(f"data.autoencoder: {error}") from None
     key = _key(folder, images)
     if not (cache / "key").is_file() or (cache / "key").read_text(encoding="utf-8") != key:
-        _write_latents(source, images, latent_shape, cache, key, device)
+        with atomic_folder(cache, LATENTS, replace=True) as temporary:
+            try:
+                for name, pixels in images.items():
+                    file, shape = temporary / f"{name}.npy", (len(pixels), *latent_shape)
+                    out = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
+                    with progress_bar(f"latents, {name}") as report:
+                        encode_images(source.autoencoder, pixels, out, device, report)
+                    out.flush()
+                copy_autoencoder(source.path, temporary / AUTOENCODER)
+                (temporary / "key").write_text(key, encoding="utf-8")
+            except OSError as error:
+                raise DataError(f"{cache}: latents cannot be written: {error.strerror}") from None
     # Mode c: PyTorch wants writable memory; nothing writes to it.
     try:
         latents = {name: torch.from_numpy(np.load(cache / f"{name}.npy", mmap_mode="c")) for name in images}
@@ -92,29 +99,6 @@ def encode_images(
             )
         out[start : start + len(part)] = part.cpu().numpy()
         report(start + len(part), len(pixels))
-
-
-def _write_latents(
-    source: AutoencoderFolder,
-    images: dict[str, Tensor],
-    latent_shape: tuple[int, int, int],
-    folder: Path,
-    key: str,
-    device: torch.device,
-) -> None:
-    """Write one .npy file for each set of images uint8 [N, C, H, W], a copy of the autoencoder, and the key."""
-    with atomic_folder(folder, LATENTS, replace=True) as temporary:
-        try:
-            for name, pixels in images.items():
-                shape = (len(pixels), *latent_shape)
-                out = np.lib.format.open_memmap(temporary / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape)
-                with progress_bar(f"latents, {name}") as report:
-                    encode_images(source.autoencoder, pixels, out, device, report)
-                out.flush()
-            copy_autoencoder(source.path, temporary / AUTOENCODER)
-            (temporary / "key").write_text(key, encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"{folder}: latents cannot be written: {error.strerror}") from None
 
 
 def _key(folder: Path, images: dict[str, Tensor]) -> str:

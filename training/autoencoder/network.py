@@ -49,11 +49,7 @@ class Autoencoder(nn.Module):
         return int(2 ** (len(stages) - 1))
 
     def latent_shape(self, pixel_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """[C, h, w] of an image [C, H, W].
-
-        Raises:
-            UsageError: the autoencoder does not take such an image.
-        """
+        """[C, h, w] of an image [C, H, W]; UsageError if the autoencoder does not take it."""
         factor = self.factor
         channels, height, width = pixel_shape
         if channels != self.pixel_channels or height % factor or width % factor:
@@ -80,7 +76,6 @@ class Autoencoder(nn.Module):
         """Reconstruct through noise: what training an autoencoder runs.
 
         Args:
-            pixels: A batch.
             noise: Standard normal, shaped as its latents.
             noise_std: Noise that a flow will leave in latents of standard deviation 1. It is scaled to these latents, so
                 that larger latents do not escape it. Under a bound on power, Gaussian latents carry the most information
@@ -114,11 +109,7 @@ def _diffusers() -> Any:
 
 
 def build_autoencoder(config: TinyConfig | KlConfig, pixel_channels: int) -> Autoencoder:
-    """A fresh autoencoder.
-
-    Raises:
-        UsageError: diffusers is not installed.
-    """
+    """A fresh autoencoder; UsageError if diffusers is not installed."""
     return Autoencoder(getattr(_diffusers(), CLASSES[config.kind])(**config.settings(pixel_channels)))
 
 

@@ -39,6 +39,8 @@ class ReconstructionRun(TrainingRun):
     model: Autoencoder
     average: Autoencoder
 
+    noise_std: float  # of the noise on scaled latents that the decoder is trained and judged with
+
     def __init__(
         self, recipe: AutoencoderRecipe | DecoderRecipe, data: Dataset, folder: Path, model: Callable[[], Autoencoder]
     ) -> None:
@@ -66,11 +68,6 @@ class ReconstructionRun(TrainingRun):
         step = max(1, len(self.data.train) // MEASURED)
         parts = self.data.train.values[::step].split(self.part_size)
         return measured_scaling(torch.cat([autoencoder.encode(to_float(part.to(self.device))) for part in parts]))
-
-    @property
-    @abstractmethod
-    def noise_std(self) -> float:
-        """Standard deviation of the noise on scaled latents that the decoder is trained and judged with."""
 
     @abstractmethod
     def result(self) -> tuple[Autoencoder, Autoencoder | None]:
@@ -126,10 +123,7 @@ class AutoencoderTrainer(ReconstructionRun):
     def __init__(self, recipe: AutoencoderRecipe, data: Dataset, folder: Path) -> None:
         channels = data.train.values.shape[1]
         super().__init__(recipe, data, folder, lambda: build_autoencoder(recipe.autoencoder, channels))
-
-    @property
-    def noise_std(self) -> float:
-        return self.recipe.objective.noise_std
+        self.noise_std = recipe.objective.noise_std
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
         objective = self.recipe.objective
@@ -161,16 +155,13 @@ class DecoderTrainer(ReconstructionRun):
     def __init__(self, recipe: DecoderRecipe, data: Dataset, folder: Path) -> None:
         source = self._source = open_autoencoder(recipe.decoder.autoencoder)
         super().__init__(recipe, data, folder, lambda: _with_frozen_encoder(source.noisy or source.autoencoder))
+        self.noise_std = recipe.decoder.noise_std
         self._digest = autoencoder_digest(source.path)
         self._encoder = source.autoencoder.to(self.device)
         self._scaling = source.record.latent if source.record else self.measured(self._encoder)
 
     def trained_call(self) -> Callable[..., Any]:
         return self.model.decode
-
-    @property
-    def noise_std(self) -> float:
-        return self.recipe.decoder.noise_std
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
         images = self.pixels(batch, generator)

@@ -155,36 +155,25 @@ AutoregressiveConfig = StarflowConfig | TarflowConfig
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig(LayerConfig):
-    """One flow block, spelled out: all that its network and its step graph depend on.
+    """One flow block, spelled out: all that its network and its step graph depend on."""
 
-    Attributes:
-        index: Place in the flow; 0 stands next to the data, the deep block is last.
-        reversed: Whether the block reads its tokens last to first.
-        token_dim: Width D of a token (patch vector).
-        layers: Transformer layers; 0 is an identity block without parameters.
-        positions: `axes` (rotary row/column, plus the third axis in models with text), `line` (rotary index in
-            [condition, tokens]), `learned` (a table added to the tokens) or `none`.
-        condition: `prefix` (condition tokens in front of the sequence), `class` (a class vector added to every token)
-            or `none`.
-        condition_width: Width of a condition token before projection, or the number of classes.
-        project_condition: Whether condition tokens go through `proj_txt`.
-        start_token: Whether a learned start token opens the sequence; otherwise outputs are shifted by one.
-        scale: How a becomes sigma: softplus(a + 0.5413), exp(a), or 1 (volume preserving).
-        soft_clip: c of c * tanh(o / c) on the network's output; 0 is off.
-    """
-
-    index: int
-    reversed: bool
-    token_dim: int
-    layers: int
+    index: int  # place in the flow; 0 stands next to the data, the deep block is last
+    reversed: bool  # whether the block reads its tokens last to first
+    token_dim: int  # width D of a token (patch vector)
+    layers: int  # transformer layers; 0 is an identity block without parameters
     final_norm: bool
+    # `axes` (rotary row/column, plus the third axis in models with text), `line` (rotary index in [condition,
+    # tokens]), `learned` (a table added to the tokens) or `none`.
     positions: Literal["axes", "line", "learned", "none"]
+    # `prefix` (condition tokens in front of the sequence), `class` (a class vector added to every token) or `none`.
     condition: Literal["prefix", "class", "none"]
-    condition_width: int
+    condition_width: int  # width of a condition token before projection, or the number of classes
+    # How a becomes sigma: softplus(a + 0.5413), exp(a), or 1 (volume preserving).
     scale: Literal["softplus", "exp", "unit"]
-    project_condition: bool = False
+    project_condition: bool = False  # whether condition tokens go through `proj_txt`
+    # Whether a learned start token opens the sequence; otherwise outputs are shifted by one.
     start_token: bool = False
-    soft_clip: float = 0.0
+    soft_clip: float = 0.0  # c of c * tanh(o / c) on the network's output; 0 is off
 
     @property
     def output_dim(self) -> int:
@@ -193,11 +182,7 @@ class BlockConfig(LayerConfig):
 
 
 def block_configs(config: AutoregressiveConfig) -> tuple[BlockConfig, ...]:
-    """Spell out every flow block of a model, from the data side (0) to the deep block.
-
-    Raises:
-        ValueError: options contradict each other.
-    """
+    """Every flow block of a model, from the data side (0) to the deep one; ValueError if options exclude each other."""
     if isinstance(config, TarflowConfig):
         _check_layers(config.num_blocks * config.layers_per_block)
         return tuple(_tarflow_block(config, index) for index in range(config.num_blocks))

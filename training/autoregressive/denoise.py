@@ -15,15 +15,11 @@ LEARNED_STD = 0.3  # the published constant; a denoiser is trained for it whatev
 
 
 def score(model: AutoregressiveFlow, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """grad log p(x | y) of the likelihood as the published loss counts it: without a learned prior.
+    """grad log p(x | y), shaped as x, in nats per unit of x, of the published loss's likelihood: without a learned prior.
 
     Args:
-        model: An autoregressive flow.
         x: [B, C, H, W] float32.
         y: Condition of every sample, see `AutoregressiveFlow.forward`. There is no guidance: it has no likelihood.
-
-    Returns:
-        [B, C, H, W], nats per unit of x.
     """
 
     def log_likelihood(x: Tensor) -> Tensor:
@@ -42,8 +38,6 @@ def score_denoise(
 
     Args:
         model: See `score`, with `x` and `y`.
-        x: Samples of the noised data.
-        y: Condition.
         noise_std: sigma, the standard deviation of the noise the flow was trained with.
         rate: Part of the way to go (`self_denoising_lr` of the published code).
     """
@@ -57,7 +51,6 @@ def learned_denoise(
     """x - prediction * 0.3 (sigma - sigma') / sigma.
 
     Args:
-        model: A flow with a learned denoiser.
         x: [B, C, H, W] float32.
         y: Text features of every sample, for a denoiser that reads them.
         noise_std: sigma, of the noise in x.

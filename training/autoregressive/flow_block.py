@@ -18,35 +18,21 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class Normalised(NamedTuple):
-    """A block's sequence in the normalising direction.
+    """A block's sequence in the normalising direction."""
 
-    Attributes:
-        z: [B, T, D] (x - mu) / sigma, block order.
-        log_det: [B, T, D] -log sigma, block order.
-        raw: [B, T, 2D] (or D) the network's [a, mu] after soft clip, before any shift.
-        condition: [B, m, channels] final-normed condition tokens, or None.
-    """
-
-    z: Tensor
-    log_det: Tensor
-    raw: Tensor
-    condition: Tensor | None
+    z: Tensor  # [B, T, D] (x - mu) / sigma, block order
+    log_det: Tensor  # [B, T, D] -log sigma, block order
+    raw: Tensor  # [B, T, 2D] (or D) the network's [a, mu] after soft clip, before any shift
+    condition: Tensor | None  # [B, m, channels] final-normed condition tokens, or None
 
 
 class Context(NamedTuple):
-    """What a block reads besides its tokens.
+    """What a block reads besides its tokens."""
 
-    Attributes:
-        condition: [rows, m, width] condition tokens, for a block that has a prefix.
-        class_vector: [rows, 1, channels], for a block conditioned by class.
-        rotation: cos and sin, [m + T, head_dim / 2] each.
-        temperature: [rows]; attention logits are divided by it in decoding.
-    """
-
-    condition: Tensor | None
-    class_vector: Tensor | None
-    rotation: Rotation | None
-    temperature: Tensor | None = None
+    condition: Tensor | None  # [rows, m, width] condition tokens, for a block that has a prefix
+    class_vector: Tensor | None  # [rows, 1, channels], for a block conditioned by class
+    rotation: Rotation | None  # cos and sin, [m + T, head_dim / 2] each
+    temperature: Tensor | None = None  # [rows]; attention logits are divided by it in decoding
 
     @property
     def prefix(self) -> int:

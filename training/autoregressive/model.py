@@ -15,31 +15,24 @@ from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plans.decode_plan import Jacobi
 from starflow.training.autoregressive.config import AutoregressiveConfig, BlockConfig, block_configs
 from starflow.training.autoregressive.flow_block import Context, FlowBlock
-from starflow.training.flow import Flow
-from starflow.training.layers.likelihood import gaussian_log_density
+from starflow.training.flow import Flow, gaussian_log_density
 from starflow.training.layers.tokens import patchify, unpatchify
 
 
 @dataclass(frozen=True)
 class FlowOutput:
-    """The normalising direction.
+    """The normalising direction."""
 
-    Attributes:
-        z: Latent noise, shaped as the data (STARFlow) or as tokens (TARFlow).
-        log_dets: Per block, [B, T, D] -log sigma in block order; identity blocks have zeros [B].
-        activations: Tokens [B, T, D] in natural order: the patched input, then every block's output.
-        raws: Per block, the network's [a, mu] before any shift; None for identity blocks.
-        condition: Final-normed condition tokens of the deep block, or None.
-        loss: Scalar; mean(z^2) / 2 minus the mean log-determinant: nats per dimension less log(2 pi) / 2.
-        loss_z, loss_log_det: Its two parts.
-    """
-
-    z: Tensor
+    z: Tensor  # latent noise, shaped as the data (STARFlow) or as tokens (TARFlow)
+    # Per block, [B, T, D] -log sigma in block order; identity blocks have zeros [B].
     log_dets: tuple[Tensor, ...]
+    # Tokens [B, T, D] in natural order: the patched input, then every block's output.
     activations: tuple[Tensor, ...]
+    # Per block, the network's [a, mu] before any shift; None for identity blocks.
     raws: tuple[Tensor | None, ...]
-    condition: Tensor | None
-    loss: Tensor
+    condition: Tensor | None  # final-normed condition tokens of the deep block, or None
+    loss: Tensor  # scalar; mean(z^2) / 2 minus the mean log-determinant: nats per dimension less log(2 pi) / 2
+    # Its two parts.
     loss_z: Tensor
     loss_log_det: Tensor
 
@@ -174,20 +167,16 @@ class AutoregressiveFlow(Flow):
         sequence: list[Tensor] | None = None,
         trace: list[JacobiTrace] | None = None,
     ) -> Tensor:
-        """Sample, token by token, from the deep block down.
+        """Sample [B, C, H, W] float32, token by token, from the deep block down.
 
         Args:
             noise: Standard normal noise of `noise_shape`, float32.
             y: Condition of every sample (see `forward`).
             y_null: STARFlow's null condition [B, m, txt_dim], needed for guidance.
-            guidance: Weight w, or a `Guidance`.
             attention_temperature: STARFlow divides all attention logits by it; TARFlow those of its unguided branch.
             jacobi: Decode in chunks iterated to a fixed point in place of single tokens.
             sequence: Filled with the data after every block, [B, C, H, W] each.
             trace: Filled with the convergence of every chunk.
-
-        Returns:
-            [B, C, H, W] float32.
         """
         guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
         self._check_condition(y, len(noise))

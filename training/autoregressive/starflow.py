@@ -21,7 +21,7 @@ class Starflow(AutoregressiveFlow):
 
     def __init__(self, config: StarflowConfig) -> None:
         super().__init__(config)
-        self.num_classes = config.txt_dim - 1
+        self.num_classes = config.txt_dim - 1 if config.txt_size else 0
         if config.learnable_self_denoiser:
             self.learnable_self_denoiser = FlowBlock(denoiser_config(config), self.side**2)
 

@@ -36,11 +36,7 @@ def epsilon_of(kappa: float, dimensions: int) -> float:
 
 
 def gibbs_log_weights(x0: Tensor, x1: Tensor, epsilon: float) -> Tensor:
-    """log w(x0, x1) = -|x0 - x1| / epsilon of every pair, [B, ...] twice -> [B] float32.
-
-    Raises:
-        UsageError: epsilon is not above 0.
-    """
+    """log w(x0, x1) = -|x0 - x1| / epsilon, [B, ...] twice -> [B] float32; UsageError if epsilon is not above 0."""
     if not epsilon > 0:
         raise UsageError(f"epsilon: found {epsilon:g}, expected a number above 0")
     return -torch.linalg.vector_norm((x0 - x1).flatten(1).float(), dim=1) / epsilon
@@ -58,11 +54,7 @@ class WeightNormaliser:
         self.memory: dict[str, Tensor] = {}
 
     def __call__(self, log_weights: Tensor, epsilon: float) -> Tensor:
-        """Weights [B] of log-weights [B].
-
-        Raises:
-            UsageError: every weight, or every one but the largest, underflows.
-        """
+        """Weights [B] of log-weights [B]; UsageError if every one, or every one but the largest, underflows."""
         log_mean = torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
         if self.decay is not None:
             before = self.memory.get("log_mean_weight")

@@ -30,19 +30,12 @@ from starflow.training.objective import Objective
 
 @dataclass(frozen=True)
 class Regression:
-    """One batch of the regression problem.
+    """One batch of the regression problem."""
 
-    Attributes:
-        x_t: [B, ...] points on the paths.
-        t: [B] times in [0, 1).
-        velocity: [B, ...] x1 - x0, to be predicted.
-        weights: [B] of mean one, or None where all are one.
-    """
-
-    x_t: Tensor
-    t: Tensor
-    velocity: Tensor
-    weights: Tensor | None
+    x_t: Tensor  # [B, ...] points on the paths
+    t: Tensor  # [B] times in [0, 1)
+    velocity: Tensor  # [B, ...] x1 - x0, to be predicted
+    weights: Tensor | None  # [B] of mean one, or None where all are one
 
 
 class FlowMatching(Objective[ContinuousFlow]):

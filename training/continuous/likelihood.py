@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from starflow.training.layers.likelihood import gaussian_log_density
+from starflow.training.flow import gaussian_log_density
 
 EXACT_UP_TO = 4  # dimensions: beyond, a trace takes too many backward passes
 GRADING = 3  # steps at t = 1 - (k / steps)^3: small where data are sharp and the divergence grows fast
@@ -24,16 +24,13 @@ Velocity = Callable[[Tensor, Tensor], Tensor]  # (x [B, ...], t [B]) -> dx/dt
 
 
 def velocity_and_divergence(velocity: Velocity, x: Tensor, t: Tensor, probe: Tensor | None) -> tuple[Tensor, Tensor]:
-    """v and div v of every sample.
+    """v [B, ...] and div v [B] of every sample.
 
     Args:
         velocity: The field; a sample's velocity depends on that sample alone.
         x: [B, ...].
         t: [B].
         probe: [B, ...] of +-1 for Hutchinson's estimate; None for the exact trace.
-
-    Returns:
-        [B, ...] and [B].
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -59,18 +56,14 @@ def flow_log_likelihood(
     exact: bool | None = None,
     log_prior: Callable[[Tensor], Tensor] = gaussian_log_density,
 ) -> Tensor:
-    """log p(x): integrate from data at t = 1 back to noise by fourth-order Runge-Kutta steps on a graded grid.
+    """log p(x) [B] in nats: integrate from data at t = 1 back to noise by fourth-order Runge-Kutta steps on a graded grid.
 
     Args:
-        velocity: The field.
         x: Data [B, ...].
         steps: Number of steps; each evaluates the field and its divergence four times.
         generator: Random numbers of Hutchinson's estimate.
         exact: Take the exact trace; the default does so up to 4 dimensions.
         log_prior: log density of the noise, [B, ...] -> [B] nats.
-
-    Returns:
-        [B] nats.
     """
     probe = None
     if not (x[0].numel() <= EXACT_UP_TO if exact is None else exact):

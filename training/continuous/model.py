@@ -45,16 +45,13 @@ class ContinuousFlow(Flow):
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Velocity.
+        """The velocity dx/dt, shaped as x, float32.
 
         Args:
             x: State at time t, [B, C, H, W] or [B, dimensions] float32.
             t: Times [B] float32 in [0, 1], one for each sample.
             y: Condition: class labels [B] int64 (`num_classes` is the null class), text features [B, m, txt_dim] float32,
                 or None for an unconditional network.
-
-        Returns:
-            dx/dt, shaped as x, float32.
         """
 
     def encode_labels(self, labels: Tensor) -> Tensor:
@@ -85,7 +82,7 @@ class ContinuousFlow(Flow):
         guidance: float = 0.0,
         steps: int = SAMPLING_STEPS,
     ) -> Tensor:
-        """Sample: integrate from t = 0 to 1 by `steps` equal midpoint steps.
+        """Sample data, shaped as the noise: integrate from t = 0 to 1 by `steps` equal midpoint steps.
 
         Args:
             noise: Standard normal noise of `noise_shape`, float32.
@@ -93,9 +90,6 @@ class ContinuousFlow(Flow):
             y_null: Null condition, needed for guidance; broadcast over the batch.
             guidance: Weight w; 0 is the conditional field alone.
             steps: Number of steps; each evaluates the network twice.
-
-        Returns:
-            Data, shaped as the noise.
         """
         x, h = noise, 1.0 / steps
         for index in range(steps):

@@ -10,11 +10,7 @@ CONDITIONED = ("num_classes", "txt_size")  # the fields of a model that say whet
 
 
 def fit_data(data: Dataset, model: ModelConfig) -> Dataset:
-    """Return the data as a model takes them; an unconditional model gets no conditions.
-
-    Raises:
-        RecipeError: Images or conditions are not what the model takes.
-    """
+    """The data as a model takes them, without conditions where it takes none; RecipeError if they do not fit."""
     if isinstance(model, ContinuousMlpConfig):
         expected: tuple[int, ...] = (model.dimensions,)
     else:

@@ -14,9 +14,6 @@ from starflow.runtime.plain.errors import DataError, UsageError
 class Archive:
     """The arrays of an .npz file.
 
-    Attributes:
-        prefixes: How the names of each part's arrays begin: "", and "test_" if the file holds held-out samples.
-
     Raises:
         UsageError: the file does not exist.
         DataError: the file is damaged. The methods raise it for an array that is missing or of another kind.
@@ -34,6 +31,7 @@ class Archive:
         except ValueError as error:
             raise DataError(f"{path}: cannot be read as .npz: {error}") from None
         self.path = path
+        # How the names of each part's arrays begin; "test_" if the file holds held-out samples.
         self.prefixes = ("", "test_") if "test_images" in self.arrays else ("",)
 
     def images(self, prefix: str) -> Tensor:

@@ -12,30 +12,23 @@ from starflow.training.text.text_features import TextFeatures
 
 
 class Batch(NamedTuple):
-    """Samples on a device.
-
-    Attributes:
-        condition: int64 [B] class labels, float32 [B, T, W] text features, or None; the others are as in `Samples`.
-    """
+    """Samples on a device."""
 
     values: Tensor
+    # int64 [B] class labels, float32 [B, T, W] text features, or None; the others are as in `Samples`.
     condition: Tensor | None
     mirrored: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Images, latents or points, and their conditions.
+    """Images, latents or points, and their conditions."""
 
-    Attributes:
-        values: Images uint8 [N, C, H, W], unscaled latents of images float16 [N, C, h, w], or points float32 [N, D].
-        condition: Class labels int64 [N], features of N captions, any features float32 [N, T, W], or None.
-        mirrored: Latents of the mirror images, shaped as `values`, or None.
-    """
-
+    # Images uint8 [N, C, H, W], unscaled latents of images float16 [N, C, h, w], or points float32 [N, D].
     values: Tensor
+    # Class labels int64 [N], features of N captions, any features float32 [N, T, W], or None.
     condition: Tensor | TextFeatures | None
-    mirrored: Tensor | None = None
+    mirrored: Tensor | None = None  # latents of the mirror images, shaped as `values`, or None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -66,20 +59,15 @@ class Samples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Samples to train on, held-out samples, and the condition that stands for "no condition".
-
-    Attributes:
-        null: The null class (int64 []) or the features of an empty text (float32 [T, W]); None without conditions.
-        text: How captions became features; None without captions.
-        latents: The space of the latents; None if the values are images or points.
-    """
+    """Samples to train on, held-out samples, and the condition that stands for "no condition"."""
 
     train: Samples
     test: Samples
     conditioning: Conditioning
+    # The null class (int64 []) or the features of an empty text (float32 [T, W]); None without conditions.
     null: Tensor | None
-    text: TextEncoding | None = None
-    latents: LatentSpace | None = None
+    text: TextEncoding | None = None  # how captions became features; None without captions
+    latents: LatentSpace | None = None  # the space of the latents; None if the values are images or points
 
     @property
     def kind(self) -> Literal["images", "latents", "points"]:
@@ -103,3 +91,19 @@ class Dataset:
 def to_float(pixels: Tensor) -> Tensor:
     """uint8 0..255 to float32 [-1, 1]."""
     return pixels.float() / 127.5 - 1.0
+
+
+def mirror_images(values: Tensor, mirrored: Tensor, generator: torch.Generator) -> Tensor:
+    """Put the mirror image, from `mirrored`, in the place of every other image of [B, C, H, W], drawn at random."""
+    chosen = torch.rand(len(values), generator=generator, device=values.device) < 0.5
+    return torch.where(chosen[:, None, None, None], mirrored, values)
+
+
+def shift_images(pixels: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Move each image of [B, C, H, W] by up to `most` pixels along both axes, repeating its border."""
+    count, _, height, width = pixels.shape
+    moves = torch.randint(-most, most + 1, (2, count, 1), generator=generator, device=pixels.device)
+    rows = (torch.arange(height, device=pixels.device) + moves[0]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=pixels.device) + moves[1]).clamp(0, width - 1)
+    image = torch.arange(count, device=pixels.device)[:, None, None]
+    return pixels[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -40,11 +40,7 @@ class ImageConfig(Frozen):
         return self.in_channels * self.patch_size**2
 
     def grid(self, shape: Sequence[int]) -> tuple[int, int]:
-        """Rows and columns of tokens in data [B, C, H, W] of this shape.
-
-        Raises:
-            UsageError: the data do not fit.
-        """
+        """Rows and columns of tokens in data [B, C, H, W] of this shape; UsageError if the data do not fit."""
         patch = self.patch_size
         if len(shape) != 4 or shape[1] != self.in_channels or shape[2] % patch or shape[3] % patch:
             raise UsageError(

@@ -8,27 +8,21 @@ THIRD_AXIS_ANGLES = 8  # rotary angles reserved in every model with text, also i
 
 @dataclass(frozen=True, kw_only=True)
 class LayerConfig:
-    """One transformer layer, spelled out.
+    """One transformer layer, spelled out."""
 
-    Attributes:
-        channels: Width of the residual stream.
-        hidden: Width of the MLP's hidden layer.
-        half_rotation: Pair component k with k + head_dim / 2 in rotary turns, in place of 2k with 2k + 1.
-        causal: Whether a token sees only itself and the tokens before it.
-    """
-
-    channels: int
+    channels: int  # width of the residual stream
     heads: int
     kv_heads: int
     head_dim: int
-    hidden: int
+    hidden: int  # width of the MLP's hidden layer
     norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
     gated_mlp: bool = False
     qk_norm: bool = False
     post_norm: bool = False
     bias: bool = True
+    # Pair component k with k + head_dim / 2 in rotary turns, in place of 2k with 2k + 1.
     half_rotation: bool = False
-    causal: bool = True
+    causal: bool = True  # whether a token sees only itself and the tokens before it
 
 
 def head_dim_problem(head_dim: int, *, text_model: bool) -> str | None:

@@ -84,10 +84,8 @@ class Attention(nn.Module):
         """Attend from `h` [rows, S, channels] to itself and, with a cache, to everything before `position`.
 
         Args:
-            h: Residual stream.
             rotation: cos and sin, [S, head_dim / 2] each, of the S positions.
             cache: Written in place from `position` on, the position of the first token of `h`.
-            position: See `cache`.
             temperature: [rows]; logits are divided by it.
             modulation: Applied after the norm.
         """

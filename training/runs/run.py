@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from starflow.runtime.plain.atomic_write import atomic_file
 from starflow.runtime.plain.errors import CheckpointError, RecipeError, StarflowError
 from starflow.runtime.plain.memory import check_memory
-from starflow.training.data.augmentation import mirror_images, shift_images
-from starflow.training.data.samples import Batch, Samples
+from starflow.training.data.samples import Batch, Samples, mirror_images, shift_images
 from starflow.training.published.torch_file import check_archive
 from starflow.training.recipe import AnyRecipe, changed_field
 from starflow.training.runs.optimizer import average_decay_at, build_optimizer, learning_rate_at, update_average
@@ -32,29 +31,23 @@ from starflow.training.runs.progress import Journal
 
 ORDER, STEP, EVALUATION, SAMPLES = range(4)  # streams of random numbers
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DUE = ("log", "evaluate", "sample", "checkpoint")  # done every so many steps, which the recipe says
 DEVICE_SHARE = 0.25  # of the free memory of a GPU: data that take less are kept there
 ANOTHER = "use another --out, or --no-resume to start again"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a call of `TrainingRun.fit` ended. Figures that were not measured are None.
+    """Where a call of `TrainingRun.fit` ended. Figures that were not measured are None."""
 
-    Attributes:
-        step: Updates done, of `total_steps` in the recipe.
-        loss: Mean over the last steps.
-        images_per_second: Mean over the call, without the time of evaluations and samples.
-        test_step: Step of the last evaluation on held-out images.
-        test_psnr, test_noisy_psnr: Of an autoencoder, in dB, from its own latents and from noisy ones.
-    """
-
-    step: int
+    step: int  # updates done, of `total_steps` in the recipe
     total_steps: int
     interrupted: bool
-    loss: float | None
-    images_per_second: float | None
-    test_step: int | None = None
+    loss: float | None  # mean over the last steps
+    images_per_second: float | None  # mean over the call, without the time of evaluations and samples
+    test_step: int | None = None  # step of the last evaluation on held-out images
     test_bits_per_dim: float | None = None
+    # Of an autoencoder, in dB, from its own latents and from noisy ones.
     test_psnr: float | None = None
     test_noisy_psnr: float | None = None
 
@@ -66,14 +59,7 @@ def generator_for(seed: int, stream: int, index: int, device: torch.device | str
 
 
 class TrainingRun(ABC):
-    """One run: a recipe, its data, and a folder that holds state.pt, log.jsonl, samples/ and checkpoint/.
-
-    Attributes:
-        average: Moving average of the model; it is judged, sampled and kept.
-        figures: Scalars of the last step besides its loss, by their names in log.jsonl.
-        memory: What a resumed run needs to know beyond weights, average, optimiser and step.
-        metrics: The last figures of `judge`, and the step they belong to.
-    """
+    """One run: a recipe, its data, and a folder that holds state.pt, log.jsonl, samples/ and checkpoint/."""
 
     UNITS: ClassVar[Mapping[str, str]]  # the figures of `judge`, and their units
 
@@ -101,14 +87,14 @@ class TrainingRun(ABC):
         self._check_memory(model)
         torch.manual_seed(training.seed)
         self.model = model().to(self.device)
-        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)  # a moving one: judged, sampled and kept
         self._network = torch.compile(self.trained_call()) if training.compile else self.trained_call()
         self.optimizer = build_optimizer(self.model, training)
         self.scaler = torch.amp.GradScaler(enabled=training.precision == "fp16")
         self._order = (-1, torch.empty(0))
-        self.figures: dict[str, Tensor] = {}
-        self.memory: dict[str, Tensor] = {}
-        self.metrics: dict[str, Any] = {}
+        self.figures: dict[str, Tensor] = {}  # scalars of the last step besides its loss, by their names in log.jsonl
+        self.memory: dict[str, Tensor] = {}  # what a resumed run needs beyond weights, average, optimiser and step
+        self.metrics: dict[str, Any] = {}  # the last figures of `judge`, and the step they belong to
 
     def _check_memory(self, model: Callable[[], nn.Module]) -> None:
         """See that the weights fit into memory: on a CPU with their gradients, average and two moments of AdamW."""
@@ -217,7 +203,7 @@ class TrainingRun(ABC):
             clock = time.perf_counter()
             while self.step < last and not should_stop():
                 pending.append(self.train_step())
-                due = {name: self.step % every == 0 or self.step == last for name, every in self._intervals().items()}
+                due = {name: self.step == last or self.step % getattr(training, f"{name}_every") == 0 for name in DUE}
                 if not any(due.values()):
                     continue
                 steps += len(pending)
@@ -246,11 +232,6 @@ class TrainingRun(ABC):
                 self.save()
         speed_of_all = all_steps * training.batch_size / all_seconds if all_steps else None
         return Outcome(self.step, self.total_steps, self.step < last, loss, speed_of_all, **self.metrics)
-
-    def _intervals(self) -> dict[str, int]:
-        t = self.training
-        names = ("log", "evaluate", "sample", "checkpoint")
-        return dict(zip(names, (t.log_every, t.evaluate_every, t.sample_every, t.checkpoint_every), strict=True))
 
     def _record(self, journal: Journal, pending: list[dict[str, Tensor]]) -> dict[str, float]:
         """Write the figures of the last steps; return their means."""
@@ -344,11 +325,7 @@ def _save_state(state: Mapping[str, Any], path: Path) -> None:
 
 
 def device_named(name: str) -> torch.device:
-    """The device of a recipe: `auto` is CUDA if there is one, else the CPU.
-
-    Raises:
-        RecipeError: there is no such device.
-    """
+    """The device of a recipe, or RecipeError: `auto` is CUDA if there is one, else the CPU."""
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
     except RuntimeError:

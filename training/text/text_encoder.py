@@ -114,15 +114,10 @@ def _check_size(transformers: Any, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Features of captions, without padding.
+    """Features of captions, without padding."""
 
-    Attributes:
-        features: float32 [t, W] for each caption of t tokens, 1 to T.
-        cut: How many captions had more than T tokens.
-    """
-
-    features: list[Tensor]
-    cut: int
+    features: list[Tensor]  # float32 [t, W] for each caption of t tokens, 1 to T
+    cut: int  # how many captions had more than T tokens
 
 
 @torch.inference_mode()

@@ -20,18 +20,13 @@ from starflow.training.text.text_encoder import encode, encoder_folder
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """Features of N captions; equal captions share their rows.
+    """Features of N captions; equal captions share their rows."""
 
-    Attributes:
-        rows: float32 [R, W].
-        starts, lengths: int64 [N]: where in `rows` a caption's features begin, and how many tokens it has.
-        tokens: T, the length captions are padded to.
-    """
-
-    rows: Tensor
+    rows: Tensor  # float32 [R, W]
+    # int64 [N]: where in `rows` a caption's features begin, and how many tokens it has.
     starts: Tensor
     lengths: Tensor
-    tokens: int
+    tokens: int  # T, the length captions are padded to
 
     def __len__(self) -> int:
         return len(self.starts)

@@ -1,44 +1,27 @@
-"""Layers that compute every element by itself: elementwise, unary, activation, cast, select, fill."""
+"""Layers that compute every element by itself: elementwise, unary, activation, cast, select, fill, dequantize."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from functools import partial
 from math import pi
 
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.export.tensorrt.interpreter.kernel import Compute, Kernel
-from starflow.export.tensorrt.interpreter.layers import NetworkLayer
+from starflow.export.tensorrt.interpreter.layers import Compute, Kernel, NetworkLayer
 from starflow.export.tensorrt.interpreter.number_types import working_dtype
 
 # erf as a quotient of polynomials, odd powers of x over even ones, highest first; float32 cannot tell erf(4) from 1.
-_ERF_ABOVE = (
-    -2.72614225801306e-10,
-    2.77068142495902e-08,
-    -2.10102402082508e-06,
-    -5.69250639462346e-05,
-    -7.34990630326855e-04,
-    -2.95459980854025e-03,
-    -1.60960333262415e-02,
+_ERF_ABOVE = np.float32(
+    [-2.72614226e-10, 2.77068142e-8, -2.10102402e-6, -5.69250639e-5, -7.34990631e-4, -2.95459981e-3, -1.60960333e-2]
 )
-_ERF_BELOW = (
-    -1.45660718464996e-05,
-    -2.13374055278905e-04,
-    -1.68282697438203e-03,
-    -7.37332916720468e-03,
-    -1.42647390514189e-02,
-)
+_ERF_BELOW = np.float32([-1.45660718e-5, -2.13374055e-4, -1.68282697e-3, -7.37332917e-3, -1.42647391e-2])
 
 
 def erf(x: NDArray) -> NDArray:
     """The error function of a float32 array."""
     x = np.clip(x, np.float32(-4), np.float32(4))
     square = x * x
-    above, below = np.float32(0), np.float32(0)
-    for coefficient in _ERF_ABOVE:
-        above = above * square + np.float32(coefficient)
-    for coefficient in _ERF_BELOW:
-        below = below * square + np.float32(coefficient)
-    return x * above / below
+    return x * np.polyval(_ERF_ABOVE, square) / np.polyval(_ERF_BELOW, square)
 
 
 def _divide(a: NDArray, b: NDArray) -> NDArray:
@@ -49,7 +32,7 @@ def _divide(a: NDArray, b: NDArray) -> NDArray:
     return np.where((a < 0) != (b < 0), -quotient, quotient).astype(a.dtype)
 
 
-_ELEMENTWISE: dict[str, Callable[..., NDArray]] = {
+_ELEMENTWISE: dict[str, Compute] = {
     "SUM": np.add,
     "PROD": np.multiply,
     "MAX": np.maximum,
@@ -66,7 +49,7 @@ _ELEMENTWISE: dict[str, Callable[..., NDArray]] = {
     "LESS": np.less,
 }
 
-_UNARY: dict[str, Callable[[NDArray], NDArray]] = {
+_UNARY: dict[str, Compute] = {
     "EXP": np.exp,
     "LOG": np.log,
     "SQRT": np.sqrt,
@@ -86,14 +69,9 @@ _UNARY: dict[str, Callable[[NDArray], NDArray]] = {
 }
 
 
-def elementwise(layer: NetworkLayer) -> Compute:
-    """ElementWise: a binary operation; dimensions of size 1 are broadcast."""
-    return _ELEMENTWISE.get(layer.choice("op")) or layer.refuse(f"operation {layer.choice('op')}")
-
-
-def unary(layer: NetworkLayer) -> Compute:
-    """Unary: an operation on each element; ROUND takes halves to even."""
-    return _UNARY.get(layer.choice("op")) or layer.refuse(f"operation {layer.choice('op')}")
+def operation_of(table: Mapping[str, Compute], layer: NetworkLayer) -> Compute:
+    """What a table has for the layer's `op`."""
+    return table.get(layer.choice("op")) or layer.refuse(f"operation {layer.choice('op')}")
 
 
 def activation(layer: NetworkLayer) -> Compute:
@@ -120,11 +98,6 @@ def cast(layer: NetworkLayer) -> Compute:
     return lambda x: x.astype(dtype, copy=False)
 
 
-def select(layer: NetworkLayer) -> Compute:
-    """Select: elements of input 1 where the condition holds, else of input 2."""
-    return np.where
-
-
 def fill(layer: NetworkLayer) -> Compute:
     """Fill, LINSPACE: element [i, j, ...] is alpha + beta[0] i + beta[1] j + ...; sizes, alpha and beta may be inputs."""
     operation, attributes = layer.choice("operation"), layer.attributes
@@ -144,12 +117,37 @@ def fill(layer: NetworkLayer) -> Compute:
     return line
 
 
+def dequantize(layer: NetworkLayer) -> Compute:
+    """Dequantize: codes times a scale, which is one number, one for each index along an axis, or one for each block.
+
+    Blocks show in the shapes: where the scale has fewer entries along a dimension than the codes, each is for as many codes.
+    """
+    codes, scale = layer.tensor(0), layer.tensor(1)
+    if layer.has(2):
+        layer.refuse("a zero point")
+    axis = layer.attributes.axis
+    blocks = len(scale.shape) == len(codes.shape) and len(codes.shape) > 1
+    if not blocks and scale.shape not in ((), (1,)) and scale.shape != (codes.shape[axis],):
+        layer.refuse(f"a scale of shape {list(scale.shape)} for codes of shape {list(codes.shape)}")
+
+    def to_numbers(x: NDArray, step: NDArray) -> NDArray:
+        if blocks:
+            for dimension, (size, count) in enumerate(zip(x.shape, step.shape, strict=True)):
+                step = np.repeat(step, size // count, axis=dimension)
+        elif step.size > 1:
+            step = step.reshape([-1 if dimension == axis else 1 for dimension in range(x.ndim)])
+        return x.astype(np.float32) * step
+
+    return to_numbers
+
+
 KERNELS: dict[str, Kernel] = {
-    "ELEMENTWISE": elementwise,
-    "UNARY": unary,
+    "ELEMENTWISE": partial(operation_of, _ELEMENTWISE),  # dimensions of size 1 are broadcast
+    "UNARY": partial(operation_of, _UNARY),  # ROUND takes halves to even
     "ACTIVATION": activation,
     "CAST": cast,
     "IDENTITY": cast,
-    "SELECT": select,
+    "SELECT": lambda layer: np.where,  # elements of input 1 where the condition holds, else of input 2
     "FILL": fill,
+    "DEQUANTIZE": dequantize,
 }

@@ -3,8 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.export.tensorrt.interpreter.kernel import Compute, Kernel
-from starflow.export.tensorrt.interpreter.layers import NetworkLayer
+from starflow.export.tensorrt.interpreter.layers import Compute, Kernel, NetworkLayer
 from starflow.export.tensorrt.interpreter.reductions import softmax_over
 
 
@@ -76,13 +75,8 @@ def attention_input(layer: NetworkLayer) -> Compute:
     return attend
 
 
-def attention_output(layer: NetworkLayer) -> Compute:
-    """The output boundary of an attention, which its input boundary has already computed."""
-    return lambda x: x
-
-
 KERNELS: dict[str, Kernel] = {
     "ROTARY_EMBEDDING": rotary_embedding,
     "ATTENTION_INPUT": attention_input,
-    "ATTENTION_OUTPUT": attention_output,
+    "ATTENTION_OUTPUT": lambda layer: lambda x: x,  # the input boundary has computed it
 }

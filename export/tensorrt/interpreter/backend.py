@@ -1,80 +1,70 @@
 """A backend that samples through TensorRT's parser and the network interpreter."""
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from starflow.export.tensorrt.interpreter.continuous_runner import NetworkContinuousRunner
 from starflow.export.tensorrt.interpreter.interpreter import NetworkInterpreter
 from starflow.export.tensorrt.parse import parse_graph
+from starflow.runtime.backends.array_block_runner import ArrayBlockRunner
 from starflow.runtime.backends.base import GraphBackend
-from starflow.runtime.backends.block_runner import BlockRunner
+from starflow.runtime.backends.continuous_runner import STATE, ContinuousRunner
 from starflow.runtime.backends.memory_bandwidth import HostBandwidthProbe
 from starflow.runtime.backends.tensorrt.flavour import Flavour, load_flavour
 from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.bundle.graph_spec import GraphSpec, fixed_shape
+from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 from starflow.runtime.bundle.manifest import Variant
 
 
-class NetworkBlockRunner(BlockRunner):
+class NetworkContinuousRunner(ContinuousRunner):
+    """Buffers are what an engine's would be, each `*_next` copied back after a pass."""
+
+    def __init__(self, bundle: Bundle, graph: GraphSpec, flavour: Flavour, rounding: bool) -> None:
+        super().__init__(graph)
+        self.interpreter = NetworkInterpreter(parse_graph(flavour, bundle.path(graph.file), 0), rounding=rounding)
+        buffers = {**self.interpreter.inputs, **self.interpreter.outputs}
+        self._buffers = {name: np.zeros(buffer.shape, buffer.dtype) for name, buffer in buffers.items()}
+
+    def store(self, name: str, value: NDArray) -> None:
+        self._buffers[name][...] = value
+
+    def fetch(self, name: str) -> NDArray:
+        return self._buffers[name]
+
+    def advance(self, passes: int) -> None:
+        inputs = {spec.name: self._buffers[spec.name] for spec in self.graph.inputs}
+        outputs = {spec.name: self._buffers[spec.name] for spec in self.graph.outputs}
+        for _ in range(passes):
+            self.interpreter.run(inputs, outputs)
+            for name in STATE:
+                self._buffers[name][...] = self._buffers[f"{name}_next"]
+
+
+class NetworkBlockRunner(ArrayBlockRunner):
     """One flow block, interpreted.
 
-    Buffers are what an engine's would be: one array for each input, caches and samples updated in it, and a single step's
-    token and next position written back into the inputs of the next one.
+    Buffers are what an engine's would be: caches and samples are updated in place, and a single step's token and next position
+    are written back into the inputs of the next one.
     """
 
     def __init__(
         self, bundle: Bundle, graph: GraphSpec, block: Block, max_chunk: int, flavour: Flavour, rounding: bool
     ) -> None:
-        super().__init__(block, graph, max_chunk)
         parsed = parse_graph(flavour, bundle.path(graph.file), block.index)
         self.interpreter = NetworkInterpreter(parsed, rounding=rounding)
-        self._specs = {spec.name: spec for spec in graph.inputs}
-        self._fixed = {spec.name: self._zeros(spec.name, 1) for spec in graph.inputs if "S" not in spec.shape}
-        self._position = self._fixed["position"]
-        self._next_position = np.zeros_like(self._position)
-        self._sized: dict[int, dict[str, NDArray]] = {}
+        super().__init__(block, graph, max_chunk)
 
-    def store(self, name: str, value: ArrayLike, count: int = 1) -> None:
-        self._buffer(name, count)[...] = value
-
-    def fetch(self, name: str, count: int = 1) -> NDArray:
-        return self._buffer(name, count)
+    def dtype(self, spec: TensorSpec) -> np.dtype:
+        return (self.interpreter.inputs | self.interpreter.outputs)[spec.name].dtype
 
     def run(self, count: int) -> None:
-        sized = self._sizes(count)
-        inputs = {name: sized[name] if name in sized else self._fixed[name] for name in self._specs}
-        self.interpreter.run(inputs, {"x": sized["x"], "position_next": self._next_position})
-
-    def seek(self, position: int) -> None:
-        self._position[0] = position
-
-    def tell(self) -> int:
-        return int(self._position[0])
+        inputs = {spec.name: self.fetch(spec.name, count) for spec in self.graph.inputs}
+        self.interpreter.run(inputs, {name: self.fetch(name, count) for name in ("x", "position_next")})
 
     def advance(self, steps: int) -> None:
         for _ in range(steps):
             self.run(1)
-            self._position[...] = self._next_position
-
-    def clear(self) -> None:
-        for name, spec in self._specs.items():
-            if spec.role == "cache":
-                self._fixed[name][...] = 0
-
-    def _buffer(self, name: str, count: int) -> NDArray:
-        return self._fixed[name] if name in self._fixed else self._sizes(count)[name]
-
-    def _sizes(self, count: int) -> dict[str, NDArray]:
-        """The buffers whose size is the number of tokens; for single steps the token is the next `previous`."""
-        if count not in self._sized:
-            sized = {name: self._zeros(name, count) for name in self._specs if name not in self._fixed}
-            sized["x"] = sized["previous"] if count == 1 else np.zeros_like(sized["previous"])
-            self._sized[count] = sized
-        return self._sized[count]
-
-    def _zeros(self, name: str, count: int) -> NDArray:
-        return np.zeros(fixed_shape(self._specs[name], count), self.interpreter.inputs[name].dtype)
+            self.store("position", self.fetch("position_next"))
 
 
 class NetworkBackend(GraphBackend):
@@ -83,8 +73,6 @@ class NetworkBackend(GraphBackend):
     Opening one raises ExportError if the parser refuses its graph, or the interpreter does not know a layer.
 
     Args:
-        bundle: The bundle.
-        variant: A portable variant.
         flavour_name: Whose parser: `tensorrt-rtx` parses on any machine, `tensorrt` needs a GPU.
         rounding: Round where the network does, in place of float32 throughout.
     """

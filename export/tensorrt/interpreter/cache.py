@@ -5,8 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.export.tensorrt.interpreter.kernel import Compute, Kernel
-from starflow.export.tensorrt.interpreter.layers import NetworkLayer
+from starflow.export.tensorrt.interpreter.layers import Compute, Kernel, NetworkLayer
 
 
 def kv_cache_update(layer: NetworkLayer) -> Compute:

@@ -7,22 +7,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.export.tensorrt.interpreter import arithmetic, attention, cache, movement, quantization, reductions
+from starflow.export.tensorrt.interpreter import arithmetic, attention, cache, movement, reductions
 from starflow.export.tensorrt.interpreter.cache import cache_pairs
 from starflow.export.tensorrt.interpreter.constants import Constants
-from starflow.export.tensorrt.interpreter.kernel import Compute, Kernel
-from starflow.export.tensorrt.interpreter.layers import NetworkLayer, NetworkTensor, read_layers
+from starflow.export.tensorrt.interpreter.layers import Compute, Kernel, NetworkLayer, NetworkTensor, read_layers
 from starflow.export.tensorrt.interpreter.number_types import buffer_dtype, rounding_to, working_dtype
 from starflow.export.tensorrt.parse import ParsedGraph
 from starflow.runtime.plain.errors import ExportError
 
 KERNELS: dict[str, Kernel] = (
-    arithmetic.KERNELS
-    | movement.KERNELS
-    | reductions.KERNELS
-    | attention.KERNELS
-    | cache.KERNELS
-    | quantization.KERNELS
+    arithmetic.KERNELS | movement.KERNELS | reductions.KERNELS | attention.KERNELS | cache.KERNELS
 )
 # Their results hold nothing that was not rounded before.
 _EXACT = frozenset(movement.KERNELS) | {"SELECT", "ATTENTION_OUTPUT", "KV_CACHE_UPDATE"}
@@ -68,10 +62,6 @@ class NetworkInterpreter:
         rounding: Whether each layer's result is rounded to the type the network gives it. Without, everything is
             float32, inputs and outputs of 16 bits too.
 
-    Attributes:
-        inputs, outputs: The network's, by name.
-        aliases: For each output that shares the memory of an input, that input's name.
-
     Raises:
         ExportError: a layer's kind, mode or attribute is not known, or a cache is not updated as TensorRT requires.
     """
@@ -84,7 +74,7 @@ class NetworkInterpreter:
         self.inputs = {tensor.name: self._buffer(tensor) for tensor in inputs}
         self.outputs = {tensor.name: self._buffer(tensor) for tensor in outputs}
         layers = read_layers(parsed)
-        self.aliases = cache_pairs(layers, self.inputs, self.outputs)
+        self.aliases = cache_pairs(layers, self.inputs, self.outputs)  # by output, the input whose memory it shares
         # Slot 0 stays None: an optional input that is not set.
         self._slots = {name: slot for slot, name in enumerate(self.inputs, 1)}
         self._values: list[NDArray | None] = [None] * (1 + len(self.inputs))
@@ -100,16 +90,13 @@ class NetworkInterpreter:
         outputs: Mapping[str, NDArray] | None = None,
         observe: Observe | None = None,
     ) -> dict[str, NDArray]:
-        """Run the network once.
+        """Run the network once: every output by name.
 
         Args:
             inputs: Every input, of the types and sizes `self.inputs` states. Caches are updated in these arrays.
             outputs: Arrays to write outputs into, after everything is computed; one may be the memory of an input. An aliased
                 output may be left out, or must be its input's array. An output that is left out gets a new array.
             observe: Called with each layer and its value (before it is reused; copy to keep).
-
-        Returns:
-            Every output by name.
 
         Raises:
             ExportError: an input or output is missing or does not fit, or a layer fails on these values.

@@ -1,9 +1,11 @@
 """The layers of a parsed network as plain Python: kind, name, tensors, and the object that holds the attributes."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Never
+
+from numpy.typing import NDArray
 
 from starflow.export.tensorrt.parse import ParsedGraph
 from starflow.runtime.plain.errors import ExportError
@@ -24,22 +26,14 @@ class NetworkTensor:
 
 @dataclass(frozen=True)
 class NetworkLayer:
-    """A layer with one output.
+    """A layer with one output."""
 
-    Attributes:
-        kind: TensorRT's layer type, such as `ELEMENTWISE`.
-        name: The parser derives it from the ONNX node's.
-        inputs: By index; None where an optional one is not set.
-        attributes: The layer object, of its own class.
-        where: Graph and flow block, for messages.
-    """
-
-    kind: str
-    name: str
-    inputs: tuple[NetworkTensor | None, ...]
+    kind: str  # TensorRT's layer type, such as `ELEMENTWISE`
+    name: str  # the parser derives it from the ONNX node's
+    inputs: tuple[NetworkTensor | None, ...]  # by index; None where an optional one is not set
     output: NetworkTensor
-    attributes: Any
-    where: str
+    attributes: Any  # the layer object, of its own class
+    where: str  # graph and flow block, for messages
 
     def has(self, index: int) -> bool:
         """Whether the input of this index is set."""
@@ -61,6 +55,17 @@ class NetworkLayer:
         raise ExportError(
             f"{self.where}: layer {self.name} ({self.kind}): {reason}; the network interpreter does not support it"
         )
+
+
+# A kernel reads a layer's attributes once, and returns the function that computes the layer.
+# Takes the layer's inputs by index, None where an optional one is not set. The result may be a view of an input.
+Compute = Callable[..., NDArray]
+Kernel = Callable[[NetworkLayer], Compute]
+
+
+def axes_of(mask: int) -> tuple[int, ...]:
+    """TensorRT's bit mask of axes as axes."""
+    return tuple(axis for axis in range(mask.bit_length()) if mask >> axis & 1)
 
 
 def read_layers(parsed: ParsedGraph) -> list[NetworkLayer]:

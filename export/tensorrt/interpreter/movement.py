@@ -3,8 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.export.tensorrt.interpreter.kernel import Compute, Kernel
-from starflow.export.tensorrt.interpreter.layers import NetworkLayer
+from starflow.export.tensorrt.interpreter.layers import Compute, Kernel, NetworkLayer
 
 
 def shuffle(layer: NetworkLayer) -> Compute:
@@ -111,19 +110,12 @@ def concatenation(layer: NetworkLayer) -> Compute:
     return lambda *parts: np.concatenate(parts, axis)
 
 
-def shape(layer: NetworkLayer) -> Compute:
-    """Shape: the sizes of the input, int64."""
-    return lambda x: np.array(x.shape, np.int64)
+def _squeeze(x: NDArray, axes: NDArray | None = None) -> NDArray:
+    return np.squeeze(x, None if axes is None else tuple(axes.ravel().tolist()))
 
 
-def squeeze(layer: NetworkLayer) -> Compute:
-    """Squeeze: without the axes in input 1, which have size 1; without any such axis where input 1 is not set."""
-    return lambda x, axes=None: np.squeeze(x, None if axes is None else tuple(axes.ravel().tolist()))
-
-
-def unsqueeze(layer: NetworkLayer) -> Compute:
-    """Unsqueeze: with axes of size 1, at the places in the output that input 1 names."""
-    return lambda x, axes: np.expand_dims(x, tuple(axes.ravel().tolist()))
+def _unsqueeze(x: NDArray, axes: NDArray) -> NDArray:
+    return np.expand_dims(x, tuple(axes.ravel().tolist()))
 
 
 KERNELS: dict[str, Kernel] = {
@@ -131,7 +123,7 @@ KERNELS: dict[str, Kernel] = {
     "SLICE": slice_,
     "GATHER": gather,
     "CONCATENATION": concatenation,
-    "SHAPE": shape,
-    "SQUEEZE": squeeze,
-    "UNSQUEEZE": unsqueeze,
+    "SHAPE": lambda layer: lambda x: np.array(x.shape, np.int64),
+    "SQUEEZE": lambda layer: _squeeze,  # without the axes in input 1, or without any of size 1 where it is not set
+    "UNSQUEEZE": lambda layer: _unsqueeze,  # with axes of size 1, at the places in the output that input 1 names
 }

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.export.tensorrt.interpreter.kernel import Compute, Kernel, axes_of
-from starflow.export.tensorrt.interpreter.layers import NetworkLayer
+from starflow.export.tensorrt.interpreter.layers import Compute, Kernel, NetworkLayer, axes_of
 
 _REDUCE: dict[str, Callable[..., NDArray]] = {
     "SUM": np.sum,

@@ -9,11 +9,7 @@ BUFFER_BYTES = 1 << 30  # well beyond any L2 cache
 
 
 class CudaBandwidthProbe(BandwidthProbe):
-    """Copies within a GPU's memory; a copied byte is one byte read and one written.
-
-    Raises:
-        BackendError: less than 2 GiB are free.
-    """
+    """Copies within a GPU's memory, where a byte is read and written; BackendError if less than 2 GiB are free."""
 
     def __init__(self, gpu: Gpu) -> None:
         gpu.select()

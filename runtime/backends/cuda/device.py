@@ -24,11 +24,6 @@ class Gpu:
 
     Every thread has its own current device, so methods that are called from outside call `select` first.
 
-    Attributes:
-        index: Number of the GPU, counted by CUDA from 0.
-        name: Name that NVIDIA gives it.
-        compute_capability: Such as "8.9".
-
     Raises:
         BackendError: cuda-python is not installed, there is no GPU, or its driver is too old.
         UsageError: there is no GPU with this index.
@@ -36,7 +31,7 @@ class Gpu:
 
     def __init__(self, index: int = 0) -> None:
         self.cuda = _load_cuda()
-        self.index = index
+        self.index = index  # counted by CUDA from 0
         error, count = self.cuda.cudaGetDeviceCount()
         if error or not count:
             reason = self._reason(error) if error else "none is visible"
@@ -48,7 +43,7 @@ class Gpu:
         attribute = self.cuda.cudaDeviceAttr
         major = self.call("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMajor, index)
         minor = self.call("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMinor, index)
-        self.compute_capability = f"{major}.{minor}"
+        self.compute_capability = f"{major}.{minor}"  # such as "8.9"
 
     def select(self) -> None:
         """Make this GPU the calling thread's current one."""
@@ -103,11 +98,7 @@ class _Memory:
 
 
 class DeviceMemory(_Memory):
-    """GPU memory, aligned to 256 bytes and not initialised. Messages name its purpose, `what`.
-
-    Raises:
-        BackendError: the GPU has too little memory.
-    """
+    """GPU memory for `what`, aligned to 256 bytes, not initialised; BackendError if the GPU has too little."""
 
     _free = "cudaFree"
 
@@ -172,11 +163,7 @@ class Stream:
         self.gpu.call("cudaMemsetAsync", target.address, 0, target.size, self._stream)
 
     def synchronize(self) -> None:
-        """Wait until all work is done.
-
-        Raises:
-            BackendError: some of it failed.
-        """
+        """Wait until all work is done; BackendError if some of it failed."""
         self.gpu.call("cudaStreamSynchronize", self._stream)
 
     def drain(self) -> None:
@@ -230,15 +217,11 @@ class Stream:
 
 
 class Graph:
-    """Captured work that can be launched any number of times into the stream it was captured from.
-
-    Attributes:
-        kernels: Number of kernels in one launch.
-    """
+    """Captured work that can be launched any number of times into the stream it was captured from."""
 
     def __init__(self, stream: Stream, executable: Any, kernels: int) -> None:
         self._stream, self._executable, self._open = stream, executable, True
-        self.kernels = kernels
+        self.kernels = kernels  # in one launch
 
     def launch(self, times: int = 1) -> None:
         """Put the work into the stream, `times` times; returns before it is done."""

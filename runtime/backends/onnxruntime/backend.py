@@ -7,9 +7,8 @@ from starflow.runtime.backends.block_runner import BlockRunner
 from starflow.runtime.backends.cuda.bandwidth import CudaBandwidthProbe
 from starflow.runtime.backends.cuda.device import Gpu
 from starflow.runtime.backends.memory_bandwidth import BandwidthProbe, HostBandwidthProbe
+from starflow.runtime.backends.onnxruntime.block_runner import DeviceBlockRunner, HostBlockRunner
 from starflow.runtime.backends.onnxruntime.continuous_runner import OnnxRuntimeContinuousRunner
-from starflow.runtime.backends.onnxruntime.device_runner import DeviceBlockRunner
-from starflow.runtime.backends.onnxruntime.host_runner import HostBlockRunner
 from starflow.runtime.backends.onnxruntime.thread_choice import fastest_runner, thread_counts
 from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
@@ -21,7 +20,6 @@ class OnnxRuntimeBackend(GraphBackend):
     """Sessions for the graphs of one variant.
 
     Args:
-        bundle: The bundle.
         variant: The variant to run; providers other than `cpu` need a portable one.
         provider: The execution provider. A session that falls back to another one is an error.
         threads: Number of threads within an operator on the CPU; 0 measures for each block whether one or all cores are faster.

@@ -54,11 +54,7 @@ def check_provider(name: str) -> Provider:
 
 
 def numpy_dtype(spec: TensorSpec) -> np.dtype:
-    """The NumPy type of a tensor.
-
-    Raises:
-        BackendError: it is bfloat16, which NumPy does not have.
-    """
+    """The NumPy type of a tensor; BackendError if it is bfloat16, which NumPy does not have."""
     if spec.dtype == "bfloat16":
         raise BackendError(f"{spec.name} is bfloat16, which this backend cannot compute; use another variant")
     return np.dtype(spec.dtype)
@@ -86,8 +82,6 @@ def open_session(
     """Load a graph.
 
     Args:
-        bundle: The bundle.
-        graph: One of its graphs.
         provider: The execution provider that must run it.
         threads: Number of threads within an operator on the CPU; 0 lets ONNX Runtime choose (one per physical core).
         profile: Path prefix of the file that ONNX Runtime's profiler writes when the session ends; it appends the time of day.

@@ -27,13 +27,9 @@ def thread_counts(requested: int, weight_bytes: int) -> tuple[int, ...]:
 
 
 def fastest_runner(open_runner: Callable[[int], Runner], counts: Sequence[int]) -> Runner:
-    """The runner that decodes token by token in the least time.
+    """The runner that decodes token by token in the least time, by its number of threads; one alone is not measured.
 
     Runners take turns, so a disturbance affects all of them, and the best round of each counts.
-
-    Args:
-        open_runner: Opens a runner with a number of threads.
-        counts: Numbers of threads to choose from; a single one is not measured.
     """
     if len(counts) == 1:
         return open_runner(counts[0])

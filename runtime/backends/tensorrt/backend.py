@@ -21,11 +21,6 @@ class TensorrtBackend(Backend):
 
     Only one thread may use a backend at a time; several backends may run side by side.
 
-    Attributes:
-        variant: The variant that was built.
-        record: The build.
-        device_name: Name of the GPU.
-
     Raises:
         BundleError: an engine is damaged, needs another TensorRT, or is not the engine of its graph.
         BackendError: the GPU has too little memory, or TensorRT refuses to run there.
@@ -97,7 +92,6 @@ def open_tensorrt(bundle: Bundle, variant: str | None = None, device: int = 0) -
     """Open the engines of a bundle on a GPU.
 
     Args:
-        bundle: The bundle.
         variant: Name of the variant whose engines run; None takes the first one built for this GPU.
         device: Number of the GPU, counted by CUDA from 0.
 

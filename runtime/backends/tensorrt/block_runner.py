@@ -21,12 +21,9 @@ class TensorrtBlockRunner(BlockRunner):
     """One flow block on the device.
 
     Args:
-        engine: The engine of the block.
-        block: The block.
         max_chunk: Largest number of tokens in one run by the manifest; prefill also keeps to the limit of the engine.
         scratch: Memory for values between a run's inputs and outputs. Runners that share it must share `stream`, so that their
             runs do not overlap.
-        stream: The stream that runs everything.
     """
 
     def __init__(

@@ -46,11 +46,7 @@ def choose_build(bundle: Bundle, variant: str | None, gpu: Gpu) -> tuple[BuildRe
 
 
 def check_version(bundle: Bundle, record: BuildRecord, flavour: Flavour) -> None:
-    """See that an installed TensorRT is the one that made a build.
-
-    Raises:
-        BundleError: it has another flavour or release.
-    """
+    """Raise BundleError unless an installed TensorRT has the flavour and release that made a build."""
     if (record.flavour, record.version) != (flavour.name, flavour.version):
         raise BundleError(
             f"{bundle.root}: the engines of {record.target} were built by {record.flavour} {record.version} and load only "

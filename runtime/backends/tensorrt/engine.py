@@ -12,7 +12,7 @@ from starflow.runtime.backends.tensorrt.build import rebuild_advice
 from starflow.runtime.backends.tensorrt.contract import check_engine
 from starflow.runtime.backends.tensorrt.flavour import Flavour
 from starflow.runtime.backends.tensorrt.kernel_cache import KernelCache
-from starflow.runtime.backends.tensorrt.messages import message_log
+from starflow.runtime.backends.tensorrt.messages import MessageLog
 from starflow.runtime.bundle.build_record import BuildRecord, EngineSpec, check_engine_file
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import fixed_shape
@@ -24,7 +24,7 @@ class TensorrtRuntime:
 
     def __init__(self, flavour: Flavour, gpu: Gpu) -> None:
         self.flavour, self.gpu = flavour, gpu
-        self._log = message_log(flavour, "ERROR")
+        self._log = MessageLog(flavour, "ERROR")
         self._runtime = flavour.trt.Runtime(self._log.logger)
 
     def deserialize(self, path: Path) -> Any:
@@ -41,11 +41,6 @@ class TensorrtRuntime:
 class GraphEngine:
     """The engine of one graph, deserialised and compared with the manifest.
 
-    Attributes:
-        graph: The graph it was built from.
-        max_tokens: Largest number of tokens in one run.
-        scratch_bytes: Memory that a run needs besides its tensors, for any profile.
-
     Raises:
         BundleError: the file is missing or damaged, needs another TensorRT, or is not the engine of this graph.
         BackendError: the GPU has too little memory.
@@ -55,13 +50,13 @@ class GraphEngine:
         self._runtime, self._record = runtime, record
         self._path, self._rebuild = check_engine_file(bundle, record, spec), rebuild_advice(bundle, record)
         self.graph = bundle.graph(bundle.variant(record.variant, "portable"), spec.block)
-        self.max_tokens = record.max_tokens
+        self.max_tokens = record.max_tokens  # of one run
         self._engine = self._load()
         trt = runtime.flavour.trt
         longest = bundle.manifest.longest_run(spec.block)
         profiles = [profile.within(longest) for profile in record.profiles]
         check_engine(trt, self._engine, self.graph, profiles, str(self._path), self._rebuild)
-        self.scratch_bytes: int = self._engine.device_memory_size_v2
+        self.scratch_bytes: int = self._engine.device_memory_size_v2  # of a run besides its tensors, for any profile
         # Only RTX compiles kernels on the machine that runs them.
         self._cache = KernelCache(trt, self._engine, self._path) if hasattr(trt, "IRuntimeCache") else None
 
@@ -80,10 +75,8 @@ class GraphEngine:
         """Capture a run of S = `count` tokens as a CUDA graph.
 
         Args:
-            count: S.
             buffers: Every input and output.
             scratch: At least `scratch_bytes`; runs that share it must not overlap.
-            stream: The stream that runs the graph.
             feed_back: Adds the copies that prepare the next run.
             resources: Takes the graph and its execution context, and frees them.
 
@@ -91,19 +84,26 @@ class GraphEngine:
             BackendError: TensorRT refuses.
             BundleError: the engine was not built for `count` tokens.
         """
-        execution = resources.enter_context(closing(self._execution(count, buffers.addresses(), scratch, stream)))
-        # The first run compiles and allocates, which a capture must not. It writes where captured runs will write.
-        execution.enqueue()
-        stream.synchronize()
-        execution.assert_capturable()
+        context = self._context(count, buffers.addresses(), scratch, stream)
+        # The context goes when the work in the stream is over.
+        resources.callback(lambda _: stream.drain(), context)
+
+        def enqueue() -> None:
+            self.assert_done(context.execute_async_v3(stream.handle), "to run")
 
         def work() -> None:
-            execution.enqueue()
+            enqueue()
             feed_back()
 
+        # The first run compiles and allocates, which a capture must not. It writes where captured runs will write.
+        enqueue()
+        stream.synchronize()
+        if hasattr(context, "is_stream_capturable"):  # only RTX can tell
+            self.assert_done(context.is_stream_capturable(stream.handle), "to be captured into a CUDA graph")
         return resources.enter_context(closing(stream.capture(work)))
 
-    def _execution(self, count: int, addresses: dict[str, int], scratch: DeviceMemory, stream: Stream) -> "Execution":
+    def _context(self, count: int, addresses: dict[str, int], scratch: DeviceMemory, stream: Stream) -> Any:
+        """A `trt.IExecutionContext` for runs of `count` tokens at fixed addresses."""
         profile = self._record.profile_for(count)
         strategy = self._runtime.flavour.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(self._cache.config if self._cache else strategy)
@@ -117,7 +117,7 @@ class GraphEngine:
         for name, address in addresses.items():
             self.assert_done(context.set_tensor_address(name, address), f"the address of {name}")
         context.set_device_memory(scratch.address, scratch.size)
-        return Execution(self, context, stream)
+        return context
 
     def save_cache(self) -> None:
         """Keep the kernels compiled on this machine for the next start."""
@@ -125,11 +125,7 @@ class GraphEngine:
             self._cache.save()
 
     def assert_done(self, done: bool, what: str) -> None:
-        """Raise the reason TensorRT gave, if it refused something.
-
-        Raises:
-            BackendError: it did.
-        """
+        """Raise BackendError, with the reason TensorRT gave, if it refused something."""
         if not done:
             free, total = self._runtime.gpu.memory()
             raise BackendError(
@@ -150,24 +146,3 @@ class GraphEngine:
         raise BundleError(
             f"{self._path}: {self._runtime.flavour.name} cannot load it ({self._runtime.last_error()}); {self._rebuild}"
         )
-
-
-class Execution:
-    """Runs of an engine over a fixed number of tokens, at fixed addresses."""
-
-    def __init__(self, engine: GraphEngine, context: Any, stream: Stream) -> None:
-        self._engine, self._context, self._stream = engine, context, stream
-
-    def close(self) -> None:
-        self._stream.drain()
-        self._context = None
-
-    def enqueue(self) -> None:
-        """Put one run into the stream; returns before the run is done."""
-        self._engine.assert_done(self._context.execute_async_v3(self._stream.handle), "to run")
-
-    def assert_capturable(self) -> None:
-        """See that a run can be part of a CUDA graph; only RTX can tell."""
-        if hasattr(self._context, "is_stream_capturable"):
-            capturable = self._context.is_stream_capturable(self._stream.handle)
-            self._engine.assert_done(capturable, "to be captured into a CUDA graph")

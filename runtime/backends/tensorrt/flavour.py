@@ -18,15 +18,10 @@ FLAVOUR_NAMES: tuple[FlavourName, ...] = get_args(FlavourName)
 
 @dataclass(frozen=True)
 class Flavour:
-    """An installed TensorRT.
+    """An installed TensorRT."""
 
-    Attributes:
-        name: Name in targets, build records and messages, and of the extra that installs it.
-        trt: The imported Python module.
-    """
-
-    name: FlavourName
-    trt: ModuleType
+    name: FlavourName  # name in targets, build records and messages, and of the extra that installs it
+    trt: ModuleType  # the imported Python module
 
     @property
     def version(self) -> str:

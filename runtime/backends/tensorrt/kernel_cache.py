@@ -13,14 +13,11 @@ class KernelCache:
 
     The cache is the file `<engine>.runtime-cache` next to the engine. TensorRT refuses a cache from another GPU, driver or
     release, and it is replaced. If the folder cannot be written, nothing is kept and every start compiles again.
-
-    Attributes:
-        config: `trt.IRuntimeConfig` for execution contexts.
     """
 
     def __init__(self, trt: Any, engine: Any, path: Path) -> None:
         self._path = path.with_suffix(".runtime-cache")
-        self.config = engine.create_runtime_config()
+        self.config = engine.create_runtime_config()  # `trt.IRuntimeConfig` for execution contexts
         self.config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         self.config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # this package captures graphs itself
         # A kernel that is compiled in the background would miss the capture, and the graph would always replay its slow substitute.
@@ -34,11 +31,7 @@ class KernelCache:
         self.config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
-        """Write the compiled kernels to disk.
-
-        Raises:
-            StarflowError: the disk is full or fails.
-        """
+        """Write the compiled kernels to disk; StarflowError if it is full or fails."""
         serialized = self._cache.serialize()
         content = b"" if serialized is None else bytes(serialized)
         if content in (b"", self._on_disk) or not os.access(self._path.parent, os.W_OK):

@@ -1,46 +1,32 @@
 """A TensorRT logger that keeps messages, so that an error can quote the one that explains it."""
 
 import re
-from dataclasses import dataclass, field
 from typing import Any
 
 from starflow.runtime.backends.tensorrt.flavour import Flavour
 
 
-@dataclass
 class MessageLog:
-    """The messages of TensorRT, in order.
+    """The messages of TensorRT in order, at least as severe as `least`, a name such as `VERBOSE`."""
 
-    Attributes:
-        logger: The `trt.ILogger` for a builder or runtime, which it must outlive.
-        entries: (severity, text) of every message that is kept.
-    """
+    def __init__(self, flavour: Flavour, least: str = "WARNING") -> None:
+        severities = flavour.trt.ILogger.Severity
+        threshold, self._error = int(getattr(severities, least)), int(severities.ERROR)
+        self.entries: list[tuple[int, str]] = []  # severity and text of every message that is kept
+        keep = self.entries.append
 
-    logger: Any = None
-    entries: list[tuple[int, str]] = field(default_factory=list)
-    error_severity: int = 1
+        # TensorRT needs a subclass of the ILogger of its own module, so the class cannot exist before a flavour is chosen.
+        class Logger(flavour.trt.ILogger):  # type: ignore[name-defined]
+            def log(self, severity: Any, text: str) -> None:
+                if int(severity) <= threshold:
+                    keep((int(severity), text))
+
+        self.logger: Any = Logger()  # for a builder or runtime, which it must outlive
 
     def last_error(self) -> str:
         """The last error in readable form, or "no reason given" if TensorRT gave none."""
-        errors = [text for severity, text in self.entries if severity <= self.error_severity]
+        errors = [text for severity, text in self.entries if severity <= self._error]
         return next((text for text in map(readable, reversed(errors)) if text), "no reason given")
-
-
-def message_log(flavour: Flavour, least: str = "WARNING") -> MessageLog:
-    """A log of all messages at least as severe as `least`, a name such as `VERBOSE`."""
-    severities = flavour.trt.ILogger.Severity
-    threshold = int(getattr(severities, least))
-    log = MessageLog(error_severity=int(severities.ERROR))
-    keep = log.entries.append
-
-    # TensorRT needs a subclass of the ILogger of its own module, so the class cannot exist before a flavour is chosen.
-    class Logger(flavour.trt.ILogger):  # type: ignore[name-defined]
-        def log(self, severity: Any, text: str) -> None:
-            if int(severity) <= threshold:
-                keep((int(severity), text))
-
-    log.logger = Logger()
-    return log
 
 
 def readable(text: str) -> str:

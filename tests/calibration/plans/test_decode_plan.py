@@ -15,7 +15,7 @@ from starflow.calibration.plans.candidates import block_curve, paying_passes
 from starflow.calibration.plans.convergence import BlockProbe, WindowTrial, envelope, probes
 from starflow.calibration.plans.decode_plan import DecodeCalibration, calibrate_plan
 from starflow.calibration.plans.decode_plan_report import decode_report
-from starflow.calibration.plans.options import PlanOptions
+from starflow.calibration.plans.runs import PlanOptions
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Bundle, Sampler
 from starflow.runtime.backends.choice import open_backend

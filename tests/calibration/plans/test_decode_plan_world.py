@@ -15,8 +15,7 @@ from starflow.calibration.plans import decode_plan as module
 from starflow.calibration.plans.candidates import BlockCandidates, candidate_edges, explore
 from starflow.calibration.plans.convergence import ChunkCurve, WindowTrial
 from starflow.calibration.plans.decode_plan import DecodeCalibration, calibrate_plan, near_error
-from starflow.calibration.plans.options import PlanOptions
-from starflow.calibration.plans.runs import PlanRuns
+from starflow.calibration.plans.runs import PlanOptions, PlanRuns
 from starflow.runtime.plans.calibrated_decode_plan import BlockCost, RunCost, segment_milliseconds, segment_passes
 from starflow.runtime.plans.decode_plan import BlockPlan, Chunk, DecodePlan, Guess, Segment, Steps, Window
 from starflow.runtime.traces.case import Case

@@ -12,8 +12,7 @@ from starflow.calibration.cases import Cases
 from starflow.calibration.plans import integration_plan as module
 from starflow.calibration.plans.integration_plan import PATH_STEPS, IntegrationCalibration, calibrate_integration
 from starflow.calibration.plans.integration_search import Trial
-from starflow.calibration.plans.options import PlanOptions
-from starflow.calibration.plans.runs import PlanRuns
+from starflow.calibration.plans.runs import PlanOptions, PlanRuns
 from starflow.runtime.ode.dormand_prince import integrate_adaptively
 from starflow.runtime.ode.fixed_step import pass_table, walk
 from starflow.runtime.ode.tableau import FIXED_STEP

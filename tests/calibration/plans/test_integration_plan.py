@@ -11,7 +11,7 @@ import torch
 
 from starflow.calibration.cases import draw_cases
 from starflow.calibration.plans.integration_plan import IntegrationCalibration, calibrate_integration
-from starflow.calibration.plans.options import PlanOptions
+from starflow.calibration.plans.runs import PlanOptions
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend

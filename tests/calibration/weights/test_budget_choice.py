@@ -1,18 +1,12 @@
 """Choosing until the budget is used well, where measured errors are a known multiple of the predicted ones."""
 
 import itertools
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from starflow.calibration.weights.budget_choice import choose_within
 from starflow.calibration.weights.precision_choice import Choice, Option, predicted_error, total_cost
-
-
-@dataclass(frozen=True)
-class Found:
-    error: float
 
 
 def random_options(seed: int, count: int = 7) -> dict[str, list[Option]]:
@@ -29,9 +23,9 @@ def random_options(seed: int, count: int = 7) -> dict[str, list[Option]]:
 @pytest.mark.parametrize("factor", [0.2, 0.7, 1.0, 2.5, 8.0])
 def test_comes_close_to_the_best_of_all_choices_within_the_budget(seed: int, factor: float) -> None:
     options, budget = random_options(seed), 1e-2
-    tried = choose_within(options, budget, lambda choice: Found(factor * predicted_error(choice)))
+    tried = choose_within(options, budget, lambda choice: factor * predicted_error(choice))
     taken = tried[-1]
-    assert taken.found.error <= budget and len({str(each.choice) for each in tried}) == len(tried)
+    assert taken.error <= budget and len({str(each.choice) for each in tried}) == len(tried)
     every = (dict(zip(options, some, strict=True)) for some in itertools.product(*options.values()))
     best = min(total_cost(each) for each in every if factor * predicted_error(each) <= budget)
     assert best <= total_cost(taken.choice) <= 1.2 * best
@@ -48,7 +42,7 @@ def changed(choice: Choice) -> int:
 
 def errors(factor: float, budget: float, count: int = 100) -> list[int]:
     """How many matrices each choice changes, the one taken last."""
-    tried = choose_within(even(count), budget, lambda choice: Found(factor * predicted_error(choice)))
+    tried = choose_within(even(count), budget, lambda choice: factor * predicted_error(choice))
     return [changed(each.choice) for each in tried]
 
 
@@ -78,9 +72,9 @@ def test_between_a_good_aim_and_a_bad_one_their_ratio_is_halved() -> None:
     """A leap: choices of more than 16 matrices err by ten times as much."""
     tried: list[int] = []
 
-    def measure(choice: Choice) -> Found:
+    def measure(choice: Choice) -> float:
         tried.append(changed(choice))
-        return Found(predicted_error(choice) * (0.3 if changed(choice) <= 16 else 10))
+        return predicted_error(choice) * (0.3 if changed(choice) <= 16 else 10)
 
     taken = choose_within(even(), 0.2, measure)[-1]
     # Aims: 0.2; 0.2 * 0.95 / 0.3 = 0.63 is bad; then geometric means with the best that was good.
@@ -91,9 +85,9 @@ def test_between_a_good_aim_and_a_bad_one_their_ratio_is_halved() -> None:
 def test_a_first_choice_that_breaks_down_is_left_behind() -> None:
     tried: list[int] = []
 
-    def measure(choice: Choice) -> Found:
+    def measure(choice: Choice) -> float:
         tried.append(changed(choice))
-        return Found(predicted_error(choice) if changed(choice) < 10 else np.inf)
+        return predicted_error(choice) if changed(choice) < 10 else np.inf
 
     taken = choose_within(even(), 0.9, measure)[-1]
     # A quarter times 0.95 of 0.9 is 0.21; 0.2 is a poor use of the budget; then means of a good and a bad aim.
@@ -104,9 +98,9 @@ def test_a_first_choice_that_breaks_down_is_left_behind() -> None:
 def test_none_within_the_budget() -> None:
     tried: list[int] = []
 
-    def measure(choice: Choice) -> Found:
+    def measure(choice: Choice) -> float:
         tried.append(changed(choice))
-        return Found(1.0)
+        return 1.0
 
     assert choose_within(even(200), 0.9, measure) == []
     assert tried == sorted(tried, reverse=True) and 3 <= len(tried) <= 12
@@ -118,30 +112,30 @@ def test_the_rounds_are_bounded() -> None:
     options = {str(i): [Option("kept", 2.0, 0.0), Option("int8", 1.0, 1.03**-i)] for i in range(300)}
     count = itertools.count()
 
-    def wandering(choice: Choice) -> Found:
-        return Found(0.5 if next(count) % 2 == 0 else 2.0)
+    def wandering(choice: Choice) -> float:
+        return 0.5 if next(count) % 2 == 0 else 2.0
 
     assert len(choose_within(options, 1.0, wandering)) == 6
     calls: list[Choice] = []
 
-    def hopeless(choice: Choice) -> Found:
+    def hopeless(choice: Choice) -> float:
         calls.append(choice)
-        return Found(1.04)
+        return 1.04
 
     assert choose_within(options, 1.0, hopeless) == [] and len(calls) == 12
 
 
 def test_rejected_choices_come_first_in_their_order() -> None:
-    tried = choose_within(even(), 0.5, lambda choice: Found(2.0 * predicted_error(choice)))
-    assert [each.found.error > 0.5 for each in tried] == [True, False]
+    tried = choose_within(even(), 0.5, lambda choice: 2.0 * predicted_error(choice))
+    assert [each.error > 0.5 for each in tried] == [True, False]
 
 
 def test_a_later_choice_that_costs_more_is_not_taken() -> None:
     seen: list[int] = []
 
-    def measure(choice: Choice) -> Found:
+    def measure(choice: Choice) -> float:
         seen.append(changed(choice))
-        return Found({1: 0.1, 2: 2.0}.get(len(seen), 0.1))
+        return {1: 0.1, 2: 2.0}.get(len(seen), 0.1)
 
     taken = choose_within(even(), 0.5, measure)[-1]
     assert changed(taken.choice) == max(count for number, count in enumerate(seen) if number != 1)

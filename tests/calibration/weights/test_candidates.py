@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from starflow.calibration.weights import candidates as module
-from starflow.calibration.weights.candidates import round_block
+from starflow.calibration.weights.candidates import BlockCandidates
 from starflow.calibration.weights.gptq import gptq
 from starflow.calibration.weights.input_scaling import choose_scales, output_error
 from starflow.calibration.weights.layer_inputs import LayerInputs
@@ -64,7 +64,7 @@ class Recorder:
 
 def rounded(weights: StepGraphWeights, ladder: Sequence[Any], lowering: Lowering) -> tuple[Recorder, Any]:
     recorder: Any = Recorder()
-    return recorder, round_block(weights, recorder, ladder, lowering)
+    return recorder, BlockCandidates(weights, recorder, ladder, lowering)
 
 
 def test_matrices_that_are_large_enough_and_of_the_right_shape(weights: StepGraphWeights) -> None:

@@ -11,11 +11,11 @@ from onnx import helper
 
 from starflow.export.exporter import export_checkpoint
 from starflow.export.tensorrt.build import BuildRequest, BuiltEngine, build_bundle
-from starflow.export.tensorrt.engine_header import begins_like_engine
+from starflow.export.tensorrt.engine_builder import begins_like_engine
 from starflow.export.tensorrt.target import parse_target
 from starflow.runtime.backends.tensorrt.build import check_version
 from starflow.runtime.backends.tensorrt.flavour import Flavour, load_flavour
-from starflow.runtime.backends.tensorrt.messages import message_log
+from starflow.runtime.backends.tensorrt.messages import MessageLog
 from starflow.runtime.bundle.build_record import (
     BuildOptions,
     BuildRecord,
@@ -84,7 +84,7 @@ def test_engines_of_a_bundle(pristine: Path) -> None:
 def test_headers_are_those_of_an_engine(pristine: Path, tmp_path: Path) -> None:
     """Without a GPU TensorRT calls no engine valid, but it tells a header from what is none, and which release wrote it."""
     flavour = load_flavour("tensorrt-rtx")
-    trt, log = flavour.trt, message_log(flavour, "INFO")
+    trt, log = flavour.trt, MessageLog(flavour, "INFO")
     runtime = trt.Runtime(log.logger)
     malformed = int(trt.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
     for engine in record(pristine).engines:

@@ -74,7 +74,7 @@ def more_guidance(runner: BlockRunner) -> None:
         prefill(inputs)
         runner.store("guidance", runner.fetch("guidance") * np.float32(1.01))
 
-    if "guidance" in runner.input_names:
+    if "guidance" in runner.specs:
         runner.prefill = changed  # type: ignore[method-assign]
 
 

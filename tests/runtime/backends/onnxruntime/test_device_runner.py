@@ -13,7 +13,7 @@ from starflow.runtime import Jacobi, Sampler
 from starflow.runtime.backends.base import Provider
 from starflow.runtime.backends.block_runner import BlockRunner
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
-from starflow.runtime.backends.onnxruntime.device_runner import DeviceBlockRunner
+from starflow.runtime.backends.onnxruntime.block_runner import DeviceBlockRunner
 from starflow.runtime.backends.onnxruntime.session import CPU, CUDA, check_provider
 from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import ArrayLike, NDArray
 
 from starflow.runtime.backends.block_runner import BlockRunner
-from starflow.runtime.backends.onnxruntime.host_runner import HostBlockRunner
+from starflow.runtime.backends.onnxruntime.block_runner import HostBlockRunner
 from starflow.runtime.backends.onnxruntime.thread_choice import LARGE_WEIGHTS, fastest_runner, thread_counts
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.sampler import Sampler

@@ -1,0 +1,165 @@
+"""Compares the networks beside the flow with PyTorch's: text encoder, autoencoder, denoisers.
+
+Torch is imported only when there is something to compare with: verifying without it does not need it.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from starflow.export.verification.agreement import Measurement, compare_one
+from starflow.export.verification.routes import NotRun
+from starflow.export.verification.subject import Part
+from starflow.export.verification.tolerances import Precision, Tolerances
+from starflow.export.verification.torch_reference import TorchReference
+from starflow.runtime.autoregressive.tokens import patchify
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.network_spec import DenoiserSpec, TextSpec
+from starflow.runtime.conditions import encode_conditions
+from starflow.runtime.networks.autoencoder import Autoencoder
+from starflow.runtime.networks.caption_encoder import CaptionEncoder
+from starflow.runtime.networks.denoising import Denoiser
+from starflow.runtime.plain.caption_template import fill_template
+from starflow.runtime.plain.errors import CheckpointError, DataError, UsageError
+from starflow.runtime.traces.case import Case
+
+CAPTIONS = ("", "a red apple", "Two cats, and a dog (black & white): 3 friends!")
+
+
+def text_encoder_folder(bundle: Bundle, checkpoint: Path | None, asked: str | None) -> Path | NotRun | None:
+    """The folder of the text encoder a bundle was exported with, or why it is not compared; None where there is none.
+
+    It is the folder that is asked for, else the one that the checkpoint holds or names.
+
+    Raises:
+        UsageError: a folder is asked for, and the bundle has no text encoder.
+        DataError: the folder that is asked for holds no text encoder.
+    """
+    if bundle.manifest.text is None:
+        if asked:
+            raise UsageError(f"--text-encoder {asked}: this bundle has no text encoder")
+        return None
+    unknown = NotRun("text encoder", "it has no reference here; name --text-encoder")
+    if not asked and not checkpoint:
+        return unknown
+
+    from starflow.export.networks.text_encoder import named_encoder
+    from starflow.training.checkpoint import open_checkpoint
+    from starflow.training.text.text_encoder import encoder_folder
+
+    if asked:
+        return encoder_folder(asked)
+    assert checkpoint is not None
+    name = named_encoder(checkpoint, open_checkpoint(checkpoint)[0])
+    try:
+        return encoder_folder(name) if name else unknown
+    except DataError as error:
+        return NotRun("text encoder", f"{error} (--text-encoder)")
+
+
+def autoencoder_folder(bundle: Bundle, checkpoint: Path | None, asked: Path | None) -> Path | NotRun | None:
+    """The folder of the autoencoder a bundle was exported with, or why it is not compared; None where there is none.
+
+    It is the folder that is asked for, else the one in the checkpoint.
+
+    Raises:
+        UsageError: a folder is asked for, and the bundle has no autoencoder.
+    """
+    if bundle.manifest.autoencoder is None:
+        if asked:
+            raise UsageError(f"--autoencoder {asked}: this bundle has no autoencoder")
+        return None
+    if checkpoint and not asked:
+        from starflow.training.checkpoint import AUTOENCODER
+
+        inside = checkpoint / AUTOENCODER
+        asked = inside if inside.is_dir() else None
+    return asked or NotRun("autoencoder", "it has no reference here; name --checkpoint or --autoencoder")
+
+
+def denoiser_name(spec: DenoiserSpec) -> str:
+    """How reports call it."""
+    return f"denoiser {spec.kind}-{spec.precision}"
+
+
+def compare_denoiser(
+    bundle: Bundle, spec: DenoiserSpec, reference: TorchReference, case: Case, x: NDArray, tolerances: Tolerances
+) -> tuple[Measurement, NDArray]:
+    """Compare what a denoiser adds to the reference's samples of a case, x [N, C, H, W], with what PyTorch's adds.
+
+    The denoised samples [N, C, H, W] are returned as well.
+    """
+    manifest = bundle.autoregressive
+    conditions = encode_conditions(manifest.conditioning, len(x), case.condition, None, guided=False)
+    denoiser = Denoiser(bundle, spec)
+    found = denoiser(x, conditions, 1.0)
+    denoiser.close()
+    expected, added = (patchify(y - x, manifest.model) for y in (reference.denoise(spec.kind, x, case), found))
+    part, tolerance = Part("the image"), tolerances[spec.precision, "denoise"]
+    return compare_one(denoiser_name(spec), "denoise", part, expected, added, tolerance), found
+
+
+def compare_text_encoder(bundle: Bundle, folder: Path, tolerances: Tolerances) -> Measurement:
+    """Compare the features of a few captions, [captions, T, width], with those of the encoder in `folder`."""
+    from starflow.training.text.text_encoder import encode
+
+    text = bundle.manifest.text
+    assert text is not None
+    encoder = CaptionEncoder(bundle, text)
+    found = encoder.encode(CAPTIONS)
+    encoder.close()
+    expected: NDArray[np.float32] = np.zeros_like(found)
+    encoded = encode([fill_template(text.template, caption) for caption in CAPTIONS], folder, text.tokens)
+    for row, features in zip(expected, encoded.features, strict=True):
+        row[: len(features)] = features
+    tolerance = tolerances[_precision(bundle, text), "text"]
+    return compare_one("text encoder", "text", Part("the features"), expected, found, tolerance)
+
+
+def _precision(bundle: Bundle, text: TextSpec) -> Precision:
+    """Whether weights may have been rounded to half precision."""
+    with safe_open(bundle.path(text.encoder.weights), "pt") as file:
+        types = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return "fp16" if "F16" in types else "fp32"
+
+
+def compare_autoencoder(bundle: Bundle, folder: Path, data: NDArray, tolerances: Tolerances) -> Iterator[Measurement]:
+    """Compare pixels of samples, decoded, and the latents of those pixels, encoded; a token is a pixel or a latent pixel.
+
+    `data` are the reference's samples, [N, C, h, w].
+
+    Raises:
+        CheckpointError: `folder` is not that of the autoencoder the bundle was exported with.
+    """
+    import torch
+
+    from starflow.training.autoencoder.folder import open_autoencoder
+
+    spec, image = bundle.manifest.autoencoder, bundle.manifest.image
+    assert spec is not None
+    source, graphs = open_autoencoder(folder), Autoencoder(bundle, spec)
+    if len(spec.decoders) > 1 and source.noisy is None:
+        raise CheckpointError(
+            f"{folder}: has no decoder for noisy latents, but {bundle.root} has one; name its autoencoder with --autoencoder"
+        )
+    latents = torch.from_numpy(data / np.float32(image.scale) + np.float32(image.shift))
+    pairs: dict[str, tuple[NDArray, NDArray]] = {}
+    with torch.inference_mode():
+        pixels = source.autoencoder.decode(latents)
+        pairs["decoder"] = pixels.numpy(), graphs.decode(data, noisy=False)
+        if source.noisy is not None and len(spec.decoders) > 1:
+            pairs["noisy decoder"] = source.noisy.decode(latents).numpy(), graphs.decode(data, noisy=True)
+        if spec.encoder:
+            encoded = (source.autoencoder.encode(pixels).numpy() - image.shift) * image.scale
+            pairs["encoder"] = encoded, graphs.encode(pixels.numpy())
+    graphs.close()
+    part, tolerance = (
+        Part("the image", unit="pixel"),
+        tolerances["fp32", "pixels"],
+    )  # weights are stored as in the folder
+    for name, pair in pairs.items():
+        expected, found = (np.ascontiguousarray(x.reshape(*x.shape[:2], -1).transpose(0, 2, 1)) for x in pair)
+        yield compare_one(name, "pixels", part, expected, found, tolerance)

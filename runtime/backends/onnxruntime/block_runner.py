@@ -1,0 +1,123 @@
+"""ONNX Runtime, a flow block: buffers that are bound once for each number of tokens, and a step that is one call."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import ArrayLike, NDArray
+
+from starflow.runtime.backends.array_block_runner import ArrayBlockRunner
+from starflow.runtime.backends.base import Provider
+from starflow.runtime.backends.block_runner import BlockRunner, assert_steps
+from starflow.runtime.backends.onnxruntime.session import fill, input_memory, numpy_dtype, open_session, zeros
+from starflow.runtime.bundle.autoregressive_manifest import Block
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec
+
+
+class Bindings:
+    """The inputs and outputs of a session, bound once for each number of tokens.
+
+    `value` gives the buffer of an input, or of the token output `x`, for a number of tokens.
+    """
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        graph: GraphSpec,
+        value: Callable[[str, int], onnxruntime.OrtValue],
+    ) -> None:
+        self._session, self._graph, self._value = session, graph, value
+        self._bound: dict[int, onnxruntime.IOBinding] = {}
+
+    def __getitem__(self, count: int) -> onnxruntime.IOBinding:
+        if count not in self._bound:
+            io = self._session.io_binding()
+            for spec in self._graph.inputs:
+                io.bind_ortvalue_input(spec.name, self._value(spec.name, count))
+            updates = {spec.updated_by: spec.name for spec in self._graph.inputs if spec.updated_by}
+            for spec in self._graph.outputs:
+                if spec.role != "position":  # the runner counts
+                    io.bind_ortvalue_output(spec.name, self._value(updates.get(spec.name, spec.name), count))
+            self._bound[count] = io
+        return self._bound[count]
+
+
+class HostBlockRunner(ArrayBlockRunner):
+    """One flow block in one session on the CPU, with so many threads within an operator: caches are updated in place."""
+
+    def __init__(
+        self, bundle: Bundle, graph: GraphSpec, block: Block, max_chunk: int, threads: int, profile: Path | None = None
+    ) -> None:
+        self._session, self.threads = open_session(bundle, graph, "cpu", threads, profile), threads
+        super().__init__(block, graph, max_chunk)
+        # An OrtValue uses the memory of its array.
+        self._bindings = Bindings(
+            self._session, graph, lambda *key: onnxruntime.OrtValue.ortvalue_from_numpy(self.fetch(*key))
+        )
+        assert_steps(self)
+
+    def dtype(self, spec: TensorSpec) -> np.dtype:
+        return numpy_dtype(spec)
+
+    def run(self, count: int) -> None:
+        self._session.run_with_iobinding(self._bindings[count])
+
+    def advance(self, steps: int) -> None:
+        run, step, position = self._session.run_with_iobinding, self._bindings[1], self._position
+        for _ in range(steps):
+            run(step)
+            position += 1
+
+
+class DeviceBlockRunner(BlockRunner):
+    """One flow block in one session, on a device with memory of its own: nothing crosses to the host between two tokens.
+
+    This runs portable graphs. Buffers are OrtValues in the memory where the session reads them, which is the device's. ONNX
+    Runtime reads the position on the host, since shapes depend on it: the runner counts it and binds it anew for every run.
+
+    Args:
+        device: The device of the provider, as OrtValue names it.
+    """
+
+    def __init__(
+        self, bundle: Bundle, graph: GraphSpec, block: Block, max_chunk: int, provider: Provider, device: str = "cuda"
+    ) -> None:
+        super().__init__(block, graph, max_chunk)
+        self._session = open_session(bundle, graph, provider, threads=0)
+        self._device, self._memory = device, input_memory(self._session, device)
+        self._values: dict[tuple[str, int], onnxruntime.OrtValue] = {}
+        self._bindings = Bindings(self._session, graph, self._value)
+        self._here = 0
+        assert_steps(self)
+
+    def store(self, name: str, value: ArrayLike, count: int = 1) -> None:
+        fill(self._value(name, count), self.specs[name], value)
+
+    def fetch(self, name: str, count: int = 1) -> NDArray:
+        array: NDArray = self._value(name, count).numpy()
+        return array
+
+    def run(self, count: int) -> None:
+        io = self._bindings[count]
+        io.bind_cpu_input("position", np.array([self._here], np.int64))
+        self._session.run_with_iobinding(io)
+
+    def seek(self, position: int) -> None:
+        self._here = position
+
+    def tell(self) -> int:
+        return self._here
+
+    def advance(self, steps: int) -> None:
+        for _ in range(steps):
+            self.run(1)
+            self._here += 1
+
+    def _value(self, name: str, count: int) -> onnxruntime.OrtValue:
+        key = self.buffer_key(name, count)
+        if key not in self._values:
+            spec = self.specs[key[0]]
+            self._values[key] = zeros(spec, self._memory.get(spec.name, self._device), count)
+        return self._values[key]
