@@ -123,7 +123,9 @@ class Checkpoints:
             )  # the old format has no checksums
         if draw.random() < 0.6:
             changed, note = damaged_archive(draw, content)
-            with_checksums = any(what in note for what in ("packed", "bomb", "61 bytes"))  # another archive, whole by itself
+            with_checksums = any(
+                what in note for what in ("packed", "bomb", "61 bytes")
+            )  # another archive, whole by itself
             return _write(weights, changed, note), False, with_checksums
         return _write(weights, *damaged_bytes(draw, content)), False, False
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from starflow.export.tensorrt.build_resources import available_memory, check_room, container_memory, needed_memory
+from starflow.export.tensorrt.build_resources import check_room, needed_memory
 from starflow.runtime.plain.errors import ExportError
+from starflow.runtime.plain.memory import available_memory, container_memory
 
 
 def test_memory_that_no_machine_has(tmp_path: Path) -> None:

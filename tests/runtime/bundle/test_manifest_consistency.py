@@ -83,7 +83,8 @@ def test_every_size_is_tied_to_another(manifest: Any) -> None:
 
 def test_numbers_that_are_none(manifest: Any) -> None:
     for path in kinds_of_numbers(manifest):
-        for wrong in (float("nan"), float("inf"), None, "many", []):
+        wrongs: list[object] = [float("nan"), float("inf"), None, "many", []]
+        for wrong in wrongs:
             with pytest.raises(ValidationError):
                 read_manifest(changed(manifest, path, wrong))
 
