@@ -16,30 +16,27 @@ from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 
 
+# The buffer of an input, or of the token output `x`, for a number of tokens.
+Buffer = Callable[[str, int], onnxruntime.OrtValue]
+
+
 class Bindings:
-    """The inputs and outputs of a session, bound once for each number of tokens.
+    """The inputs and outputs of a session, bound once for each number of tokens."""
 
-    `value` gives the buffer of an input, or of the token output `x`, for a number of tokens.
-    """
-
-    def __init__(
-        self,
-        session: onnxruntime.InferenceSession,
-        graph: GraphSpec,
-        value: Callable[[str, int], onnxruntime.OrtValue],
-    ) -> None:
-        self._session, self._graph, self._value = session, graph, value
+    def __init__(self, session: onnxruntime.InferenceSession, graph: GraphSpec) -> None:
+        self._session, self._graph = session, graph
         self._bound: dict[int, onnxruntime.IOBinding] = {}
 
-    def __getitem__(self, count: int) -> onnxruntime.IOBinding:
+    def of(self, count: int, value: Buffer) -> onnxruntime.IOBinding:
+        """Those of runs of `count` tokens. `value` is not kept: a runner that its bindings refer to is not freed in time."""
         if count not in self._bound:
             io = self._session.io_binding()
             for spec in self._graph.inputs:
-                io.bind_ortvalue_input(spec.name, self._value(spec.name, count))
+                io.bind_ortvalue_input(spec.name, value(spec.name, count))
             updates = {spec.updated_by: spec.name for spec in self._graph.inputs if spec.updated_by}
             for spec in self._graph.outputs:
                 if spec.role != "position":  # the runner counts
-                    io.bind_ortvalue_output(spec.name, self._value(updates.get(spec.name, spec.name), count))
+                    io.bind_ortvalue_output(spec.name, value(updates.get(spec.name, spec.name), count))
             self._bound[count] = io
         return self._bound[count]
 
@@ -52,23 +49,23 @@ class HostBlockRunner(ArrayBlockRunner):
     ) -> None:
         self._session, self.threads = open_session(bundle, graph, "cpu", threads, profile), threads
         super().__init__(block, graph, max_chunk)
-        # An OrtValue uses the memory of its array.
-        self._bindings = Bindings(
-            self._session, graph, lambda *key: onnxruntime.OrtValue.ortvalue_from_numpy(self.fetch(*key))
-        )
+        self._bindings = Bindings(self._session, graph)
         assert_steps(self)
 
     def dtype(self, spec: TensorSpec) -> np.dtype:
         return numpy_dtype(spec)
 
     def run(self, count: int) -> None:
-        self._session.run_with_iobinding(self._bindings[count])
+        self._session.run_with_iobinding(self._bindings.of(count, self._value))
 
     def advance(self, steps: int) -> None:
-        run, step, position = self._session.run_with_iobinding, self._bindings[1], self._position
+        run, step, position = self._session.run_with_iobinding, self._bindings.of(1, self._value), self._position
         for _ in range(steps):
             run(step)
             position += 1
+
+    def _value(self, name: str, count: int) -> onnxruntime.OrtValue:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(self.fetch(name, count))  # in the memory of the array
 
 
 class DeviceBlockRunner(BlockRunner):
@@ -88,7 +85,7 @@ class DeviceBlockRunner(BlockRunner):
         self._session = open_session(bundle, graph, provider, threads=0)
         self._device, self._memory = device, input_memory(self._session, device)
         self._values: dict[tuple[str, int], onnxruntime.OrtValue] = {}
-        self._bindings = Bindings(self._session, graph, self._value)
+        self._bindings = Bindings(self._session, graph)
         self._here = 0
         assert_steps(self)
 
@@ -100,7 +97,7 @@ class DeviceBlockRunner(BlockRunner):
         return array
 
     def run(self, count: int) -> None:
-        io = self._bindings[count]
+        io = self._bindings.of(count, self._value)
         io.bind_cpu_input("position", np.array([self._here], np.int64))
         self._session.run_with_iobinding(io)
 

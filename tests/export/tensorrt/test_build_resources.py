@@ -12,7 +12,7 @@ from starflow.runtime.plain.memory import available_memory, container_memory
 
 def test_memory_that_no_machine_has(tmp_path: Path) -> None:
     with pytest.raises(
-        ExportError, match=r"flow block 5: the build needs about 300000\.50 GiB .*3 x 100000\.00 GiB"
+        ExportError, match=r"flow block 5: the build needs about 300,000\.50 GiB .*3 x 100,000\.00 GiB"
     ) as caught:
         check_room(5, 100_000 << 30, tmp_path)
     available = available_memory()
@@ -23,7 +23,7 @@ def test_memory_that_no_machine_has(tmp_path: Path) -> None:
 
 def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("starflow.export.tensorrt.build_resources.available_memory", lambda: None)
-    with pytest.raises(ExportError, match=r"engine of flow block 5 needs more than 100000\.00 GiB, .* GiB are free"):
+    with pytest.raises(ExportError, match=r"engine of flow block 5 needs more than 100,000\.00 GiB, .* GiB are free"):
         check_room(5, 100_000 << 30, tmp_path)
 
 
