@@ -140,7 +140,7 @@ def denoising_model(made_once: MadeOnce) -> tuple[Path, AutoregressiveFlow]:
     """The checkpoint of a random STARFlow with text and a learned denoiser that reads it, and its model."""
 
     def fill(folder: Path) -> None:
-        write_checkpoint(folder / "checkpoint", denoising_config(), seed=3)  # its scores stay below 100
+        write_checkpoint(folder / "checkpoint", denoising_config(), seed=6)  # rounding hardly changes its scores
 
     checkpoint = made_once("denoising", fill) / "checkpoint"
     return checkpoint, load_autoregressive(checkpoint)[1]
