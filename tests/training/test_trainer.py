@@ -73,8 +73,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def few(digits: Dataset) -> Dataset:
-    """As many of them as six steps take, and a few to judge by."""
-    return replace(digits, train=digits.train[torch.arange(6 * 64)], test=digits.test[torch.arange(40)])
+    """As many of them as six steps of 32 take, and a few to judge by."""
+    return replace(digits, train=digits.train[torch.arange(6 * 32)], test=digits.test[torch.arange(8)])
 
 
 def recipe(model: dict[str, Any] = STARFLOW, **training: Any) -> Recipe:
@@ -98,7 +98,7 @@ def losses(folder: Path) -> list[float]:
 def test_a_killed_run_resumes_exactly(
     tmp_path: Path, few: Dataset, model: dict[str, Any], settings: dict[str, Any]
 ) -> None:
-    whole, killed, settings = tmp_path / "whole", tmp_path / "killed", {"steps": 9, "warmup_steps": 2} | settings
+    whole, killed, settings = tmp_path / "whole", tmp_path / "killed", {"steps": 9, "batch_size": 32} | settings
     Trainer(recipe(model, **settings), few, whole).fit()
     Trainer(recipe(model, **settings), few, killed).fit(max_steps=4)
     # Steps after the last saved state, and a line cut in the middle: what a kill leaves behind.
@@ -139,10 +139,10 @@ def test_accumulation_equals_one_big_batch(tmp_path: Path, digits: Dataset, mode
 
 @pytest.mark.parametrize("model", [STARFLOW, TARFLOW, TARFLOW | {"nvp": False}, TARFLOW | {"num_classes": 0}])
 def test_it_learns_and_leaves_a_checkpoint(tmp_path: Path, digits: Dataset, model: dict[str, Any]) -> None:
-    trainer = Trainer(recipe(model, steps=100, sample_guidance=0.5, sample_every=20), digits, tmp_path)
+    trainer = Trainer(recipe(model, steps=60, sample_guidance=0.5, sample_every=20), digits, tmp_path)
     before = trainer.evaluate()
     outcome = trainer.fit()
-    assert outcome.test_step == 100
+    assert outcome.test_step == 60
     assert outcome.test_bits_per_dim is not None
     # Volume-preserving flows cannot shrink; they gain by their prior.
     assert outcome.test_bits_per_dim < before - 0.5
