@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import diffusers
 import sentencepiece
 import torch
+import transformers
 import yaml
-from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from starflow.training.autoregressive.config import StarflowConfig
 from starflow.training.families import build_flow
@@ -137,10 +137,10 @@ def write_text_encoder(folder: Path, texts: list[str]) -> None:
         bos_id=-1,
         minloglevel=2,
     )
-    T5Tokenizer.from_pretrained(folder).save_pretrained(folder)
-    config = T5Config(**T5_XL)
+    transformers.T5Tokenizer.from_pretrained(folder).save_pretrained(folder)
+    config = transformers.T5Config(**T5_XL)
     with torch.device("meta"):
-        model = T5EncoderModel(config)
+        model = transformers.T5EncoderModel(config)
     config.architectures, config.dtype = ["T5EncoderModel"], "float16"
     config.save_pretrained(folder)
     state = {name: value.contiguous() for name, value in RandomWeights().of(model)}
@@ -150,5 +150,5 @@ def write_text_encoder(folder: Path, texts: list[str]) -> None:
 def write_autoencoder(folder: Path) -> None:
     """Write SD-VAE as a diffusers folder."""
     torch.manual_seed(0)
-    autoencoder: Any = AutoencoderKL(**SD_VAE)
+    autoencoder: Any = diffusers.AutoencoderKL(**SD_VAE)
     autoencoder.save_pretrained(folder)

@@ -1,21 +1,33 @@
 """What every test may rely on."""
 
 import os
+
+# Models of a test's size are not worth a second thread: threads that wait for each other took two thirds of the time. NumPy and
+# PyTorch look when they are loaded, and processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import signal
+from functools import cache
 from pathlib import Path
 
 import hypothesis
 import pytest
-import torch
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
-from starflow.training.autoregressive.config import StarflowConfig
 from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.checkpoint import load_autoregressive
 from starflow.training.config import TextEncoding
 from tests.conformance.summary import pytest_runtest_logreport, pytest_terminal_summary  # noqa: F401 (hooks)
 from tests.made_once import MadeOnce
-from tests.models import class_config, features_config, velocity_config, write_checkpoint, write_velocity
+from tests.models import (
+    class_config,
+    denoising_config,
+    features_config,
+    velocity_config,
+    write_checkpoint,
+    write_velocity,
+)
 from tests.simulated_device.fixtures import (  # noqa: F401 (fixtures)
     build_engines,
     continuous_engines,
@@ -31,9 +43,8 @@ from tests.simulated_device.fixtures import (  # noqa: F401 (fixtures)
 hypothesis.settings.register_profile("starflow", deadline=None)
 hypothesis.settings.load_profile("starflow")
 
-# Models of a test's size are not worth a second thread: threads that wait for each other took two thirds of the time.
-torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+# Every trace reads the exporter's operators anew, from the source of some five hundred functions; they are always the same.
+ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign,assignment]
 
 # Started in the background by a shell, a process ignores Ctrl-C, and so would every process that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -127,17 +138,20 @@ def captioned_bundle(captioned_checkpoint: Path, made_once: MadeOnce) -> Path:
 @pytest.fixture(scope="session")
 def denoising_model(made_once: MadeOnce) -> tuple[Path, AutoregressiveFlow]:
     """The checkpoint of a random STARFlow with text and a learned denoiser that reads it, and its model."""
-    changes = {"learnable_self_denoiser": True, "conditional_denoiser": True, "layers_per_block": (1, 1)}
-    network = StarflowConfig(**features_config().model.model_dump() | changes)
-    config = features_config().model_copy(update={"model": network, "noise_std": 0.3})
-    checkpoint = made_once("denoising", lambda folder: write_checkpoint(folder / "checkpoint", config)) / "checkpoint"
+
+    def fill(folder: Path) -> None:
+        write_checkpoint(folder / "checkpoint", denoising_config(), seed=6)  # rounding hardly changes its scores
+
+    checkpoint = made_once("denoising", fill) / "checkpoint"
     return checkpoint, load_autoregressive(checkpoint)[1]
 
 
 @pytest.fixture(scope="session")
 def denoising_bundle(denoising_model: tuple[Path, AutoregressiveFlow], made_once: MadeOnce) -> Path:
-    """Its bundle with both denoisers, fp32 and fp16, batch 2."""
-    options = ExportOptions(batch=2, precisions=("fp32", "fp16"), denoisers=("score", "learned"))
+    """Its bundle with both denoisers, fp32 and fp16, batch 2: images that are wider than high, and a text of five tokens."""
+    options = ExportOptions(
+        batch=2, shape=(4, 12), condition_tokens=5, precisions=("fp32", "fp16"), denoisers=("score", "learned")
+    )
     checkpoint, _ = denoising_model
     return (
         made_once("denoising-bundle", lambda folder: export_checkpoint(checkpoint, folder / "bundle", options))

@@ -83,6 +83,20 @@ def features_config(tokens: int = 3, width: int = 6) -> CheckpointConfig:
     )
 
 
+def denoising_config() -> CheckpointConfig:
+    """A STARFlow with text and a learned denoiser that reads it, with the options that other tiny models are without."""
+    changes: dict[str, Any] = {
+        "learnable_self_denoiser": True,
+        "conditional_denoiser": True,
+        "layers_per_block": (1, 1),
+    }
+    changes |= {"num_heads": 2, "num_kv_heads": 1, "norm_type": "rms_norm", "use_swiglu": True, "use_qk_norm": True}
+    changes |= {"use_post_norm": True, "use_bias": False, "hf_style_rope": True, "seq_order": "R2L"}
+    config = features_config()
+    model = StarflowConfig(**config.model.model_dump() | changes)
+    return config.model_copy(update={"model": model, "noise_std": 0.3})
+
+
 def tarflow_config() -> CheckpointConfig:
     model = TarflowConfig(
         in_channels=1,

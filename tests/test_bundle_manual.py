@@ -253,7 +253,7 @@ def test_denoising(denoising_bundle: Path, kind: Literal["score", "learned"]) ->
     from starflow.runtime import Sampler
 
     with Sampler.open(denoising_bundle) as sampler:
-        x, text = sampler.noise(3, seed=7), np.random.default_rng(0).standard_normal((3, 3, 6), np.float32)
+        x, text = sampler.noise(3, seed=7), np.random.default_rng(0).standard_normal((3, 5, 6), np.float32)
         expected = sampler.denoise(x, text, how=kind, rate=0.5)
     found = denoise(denoising_bundle, kind, x, text, 0.5)
     assert np.abs(found - x).max() > 0.01

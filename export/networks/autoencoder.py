@@ -1,9 +1,8 @@
 """The autoencoder of a latent model as graphs: pixels to latents, and latents back by one decoder or two."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -18,6 +17,7 @@ from starflow.export.onnx_graph.traced_graph import trace
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, DecoderSpec
 from starflow.runtime.plain.errors import ExportError, UsageError
 from starflow.training.autoencoder.folder import WEIGHTS, open_autoencoder
+from starflow.training.autoencoder.network import Autoencoder
 from starflow.training.checkpoint import AUTOENCODER
 from starflow.training.config import CheckpointConfig
 
@@ -77,17 +77,18 @@ class AutoencoderExporter:
         """
         graphs: dict[str, list[onnx.ModelProto]] = {}
         with folder.shared_weights("autoencoder", self._tensors()) as weights:
-
-            def traced(name: str, function: Callable[..., Tensor], inputs: dict[str, Tensor], output: str) -> None:
-                folder.step(name.replace("_", " "))
-                graphs[suffix].append(trace(name, self._networks, function, inputs, output).over(weights))
-
             for suffix, size in sizes.items():
-                graphs[suffix] = []
-                traced("encoder", _encode, {"pixels": torch.zeros(batch, *self.pixel_shape(size))}, "latent")
-                latent = {"latent": torch.zeros(batch, self._channels, *size)}
-                for name in self._networks:
-                    traced("decoder" if name == "autoencoder" else name, partial(_decode, name), latent, "pixels")
+                folder.step("encoder")
+                pixels = torch.zeros(batch, *self.pixel_shape(size))
+                encoder = trace("encoder", self._plain, Autoencoder.encode, {"pixels": pixels}, "latent")
+                graphs[suffix] = [encoder.over(weights, prefix="autoencoder.")]
+                folder.step("decoder")
+                latent = torch.zeros(batch, self._channels, *size)
+                decoder = trace("decoder", self._plain, Autoencoder.decode, {"latent": latent}, "pixels")
+                graphs[suffix].append(decoder.over(weights, prefix="autoencoder."))
+                if "noisy_decoder" in self._networks:  # of the same architecture
+                    folder.step("noisy decoder")
+                    graphs[suffix].append(decoder.over(weights, "noisy_decoder", "noisy_decoder."))
         file = folder.file(weights.file.path)
         specs = []
         for suffix, size in sizes.items():
@@ -109,14 +110,6 @@ class AutoencoderExporter:
             return lambda: value.detach().numpy().astype(self._dtype)
 
         return {name: stored(value) for name, value in self._networks.state_dict().items()}
-
-
-def _encode(networks: Any, pixels: Tensor) -> Tensor:
-    return networks["autoencoder"].encode(pixels)  # type: ignore[no-any-return]
-
-
-def _decode(name: str, networks: Any, latent: Tensor) -> Tensor:
-    return networks[name].decode(latent)  # type: ignore[no-any-return]
 
 
 def find_autoencoder(

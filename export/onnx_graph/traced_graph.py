@@ -50,9 +50,15 @@ class TracedGraph:
     inputs: tuple[str, ...]
     exported: onnx.ModelProto
 
-    def over(self, weights: SharedWeights) -> onnx.ModelProto:
-        """The graph over some weights; those in use are stored under the model's names, unless they are there already."""
-        return _with_weights(self.name, deepcopy(self.exported), self.inputs, weights)
+    def over(self, weights: SharedWeights, name: str | None = None, prefix: str = "") -> onnx.ModelProto:
+        """The graph over some weights; those in use are stored under their names, unless they are there already.
+
+        Args:
+            weights: Of the model traced, or of another one of the same architecture.
+            name: Name of the graph, if it is not to have that of the trace.
+            prefix: What precedes the model's own names of its tensors in `weights`.
+        """
+        return _with_weights(name or self.name, deepcopy(self.exported), self.inputs, weights, prefix)
 
 
 def trace(
@@ -140,21 +146,23 @@ def _quiet() -> Iterator[None]:
 
 
 def _with_weights(
-    name: str, exported: onnx.ModelProto, inputs: Collection[str], weights: SharedWeights
+    name: str, exported: onnx.ModelProto, inputs: Collection[str], weights: SharedWeights, prefix: str
 ) -> onnx.ModelProto:
     """Turn the inputs that are weights into references to the weight file, and put what is made in between into a scope."""
     graph = exported.graph
     outer = {value.name for value in (*graph.input, *graph.output)}
     used = {value for node in graph.node for value in node.input}
-    names = [value.name.removeprefix(WEIGHT) for value in graph.input if value.name in used]
-    stored = [weights.file.add(key, weights.tensors[key]) for key in names if key not in inputs]
-    small = [tensor.name for tensor in stored if tensor.dtype in (np.float16, ml_dtypes.bfloat16)]
-    widened = {f"{WEIGHT}{key}": f"{name}/{key}" for key in small}
-    casts = [helper.make_node("Cast", [key], [f"{name}/{key}"], to=onnx.TensorProto.FLOAT) for key in small]
+    called = {value.name: prefix + value.name.removeprefix(WEIGHT) for value in graph.input if value.name not in inputs}
+    stored = [weights.file.add(key, weights.tensors[key]) for value, key in called.items() if value in used]
+    small = {tensor.name for tensor in stored if tensor.dtype in (np.float16, ml_dtypes.bfloat16)}
+    widened = {value: f"{name}/{key}" for value, key in called.items() if key in small}
+    casts = [
+        helper.make_node("Cast", [called[value]], [wide], to=onnx.TensorProto.FLOAT) for value, wide in widened.items()
+    ]
 
     def rename(value: str) -> str:
         if not value or value in outer:
-            return widened.get(value, value.removeprefix(WEIGHT))
+            return widened.get(value) or called.get(value, value)
         return f"{name}/{value}"
 
     for node in graph.node:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.export.tensorrt.interpreter.backend import NetworkBackend
 from starflow.runtime import Sampler
+from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.sampler import Plan
 from starflow.training.autoregressive.denoise import LEARNED_STD
@@ -86,18 +87,19 @@ def run_sampling(case: Case, call: dict[str, Any], bundle: Path, route: str) -> 
 
 
 def export_denoiser(case: Case, call: dict[str, Any], weights: dict[str, Any], folder: Path) -> Path:
-    """A bundle with the denoiser of a `score_denoise` or `denoiser` call."""
+    """A bundle with the denoiser of a `score_denoise` or `denoiser` call; made once for all calls of the same shapes."""
     x, y = case.tensors[call["inputs"]["x"]], case.tensors.get(call["inputs"].get("y", ""))
-    score, noise_std = call["op"] == "score_denoise", call["args"].get("noise_std", 1.0)
-    bundle = folder / f"{case.name}-{call['name']}"
-    save_checkpoint(folder / "checkpoint", CheckpointConfig(model=model_config(case), noise_std=noise_std), weights)
-    options = ExportOptions(
-        batch=len(x),
-        shape=(x.shape[2], x.shape[3]),
-        condition_tokens=y.shape[1] if y is not None and y.ndim == 3 else None,
-        denoisers=("score" if score else "learned",),
-    )
-    export_checkpoint(folder / "checkpoint", bundle, options)
+    tokens = y.shape[1] if y is not None and y.ndim == 3 else None
+    bundle = folder / f"{case.name}-{call['op']}-{'x'.join(map(str, x.shape))}-{tokens}"
+    if not bundle.exists():
+        save_checkpoint(folder / "checkpoint", CheckpointConfig(model=model_config(case), noise_std=1.0), weights)
+        options = ExportOptions(
+            batch=len(x),
+            shape=(x.shape[2], x.shape[3]),
+            condition_tokens=tokens,
+            denoisers=("score" if call["op"] == "score_denoise" else "learned",),
+        )
+        export_checkpoint(folder / "checkpoint", bundle, options)
     return bundle
 
 
@@ -108,7 +110,12 @@ def run_denoising(case: Case, call: dict[str, Any], bundle: Path) -> dict[str, N
     x, y = inputs["x"], inputs.get("y")
     if y is not None and y.ndim == 1:
         y = y % case.config["constructor"]["num_classes"]
-    with open_sampler(bundle, "portable", "sequential") as sampler:
+    opened = Bundle.open(bundle)
+    manifest = opened.autoregressive
+    model = manifest.model.model_copy(update={"noise_std": args.get("noise_std", 1.0)})  # as this call has it
+    opened = Bundle(bundle, manifest.model_copy(update={"model": model}))
+    variant = opened.variant("portable-fp32", "portable")
+    with Sampler(opened, variant, OnnxRuntimeBackend(opened, variant, threads=1), "sequential") as sampler:
         if call["op"] == "score_denoise":
             whole, denoised = (sampler.denoise(x, y, how="score", rate=rate) for rate in (1.0, denoising_rate(args)))
             return {"x_denoised": denoised, "grad": (x - whole) / args["noise_std"] ** 2 / x.size}

@@ -5,6 +5,7 @@ import math
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return load_dataset(Digits8Source.model_validate({"kind": "digits8"}), tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="module")
+def few(digits: Dataset) -> Dataset:
+    """As many of them as six steps of 32 take, and a few to judge by."""
+    return replace(digits, train=digits.train[torch.arange(6 * 32)], test=digits.test[torch.arange(8)])
+
+
 def recipe(model: dict[str, Any] = STARFLOW, **training: Any) -> Recipe:
-    # 64 images a step make 25 steps an epoch, so runs of 30 cross one.
+    # 64 images a step make 25 steps an epoch.
     settings = {"steps": 30, "batch_size": 64, "warmup_steps": 5, "threads": 1, "learning_rate": 3e-3} | training
     sections: dict[str, Any] = {"model": model, "data": {"kind": "digits8"}, "training": settings}
     if model["family"] == "continuous-flow":
@@ -89,21 +96,21 @@ def losses(folder: Path) -> list[float]:
 @pytest.mark.parametrize("model", [STARFLOW, VELOCITY])
 @pytest.mark.parametrize("settings", [{}, {"accumulate": 4, "shift": 1, "precision": "bf16", "noise_std": 0.0}])
 def test_a_killed_run_resumes_exactly(
-    tmp_path: Path, digits: Dataset, model: dict[str, Any], settings: dict[str, Any]
+    tmp_path: Path, few: Dataset, model: dict[str, Any], settings: dict[str, Any]
 ) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    Trainer(recipe(model, **settings), digits, whole).fit()
-    Trainer(recipe(model, **settings), digits, killed).fit(max_steps=11)
+    whole, killed, settings = tmp_path / "whole", tmp_path / "killed", {"steps": 9, "batch_size": 32} | settings
+    Trainer(recipe(model, **settings), few, whole).fit()
+    Trainer(recipe(model, **settings), few, killed).fit(max_steps=4)
     # Steps after the last saved state, and a line cut in the middle: what a kill leaves behind.
     with (killed / "log.jsonl").open("a") as log:
-        log.write('{"step": 12, "loss": 99.0}\n{"step": 13, "lo')
-    resumed = Trainer(recipe(model, **settings), digits, killed)
+        log.write('{"step": 5, "loss": 99.0}\n{"step": 6, "lo')
+    resumed = Trainer(recipe(model, **settings), few, killed)
     assert resumed.resume()
-    assert resumed.step == 11
+    assert resumed.step == 4
     outcome = resumed.fit()
     assert not outcome.interrupted
     assert losses(killed) == pytest.approx(losses(whole), abs=1e-6)
-    assert len(losses(killed)) == 30
+    assert len(losses(killed)) == 9
     one, other = (torch.load(folder / "state.pt", weights_only=True) for folder in (whole, killed))
     for part in ("model", "average", "objective"):
         for name, value in one[part].items():
@@ -132,10 +139,10 @@ def test_accumulation_equals_one_big_batch(tmp_path: Path, digits: Dataset, mode
 
 @pytest.mark.parametrize("model", [STARFLOW, TARFLOW, TARFLOW | {"nvp": False}, TARFLOW | {"num_classes": 0}])
 def test_it_learns_and_leaves_a_checkpoint(tmp_path: Path, digits: Dataset, model: dict[str, Any]) -> None:
-    trainer = Trainer(recipe(model, steps=100, sample_guidance=0.5, sample_every=20), digits, tmp_path)
+    trainer = Trainer(recipe(model, steps=60, sample_guidance=0.5, sample_every=20), digits, tmp_path)
     before = trainer.evaluate()
     outcome = trainer.fit()
-    assert outcome.test_step == 100
+    assert outcome.test_step == 60
     assert outcome.test_bits_per_dim is not None
     # Volume-preserving flows cannot shrink; they gain by their prior.
     assert outcome.test_bits_per_dim < before - 0.5

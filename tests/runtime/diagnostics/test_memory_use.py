@@ -92,7 +92,9 @@ def test_a_process_takes_what_was_predicted(tmp_path: Path, batch: int) -> None:
     write_checkpoint(tmp_path / "checkpoint", class_config(**changes))
     export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle", ExportOptions(batch=batch))
     command = [sys.executable, "-m", "starflow.runtime", "bench", str(tmp_path / "bundle"), "--variants", "cpu-fp32"]
-    done = subprocess.run([*command, "--repetitions", "1", "--json"], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--repetitions", "1", "--threads", "1", "--json"], check=True, capture_output=True, text=True
+    )
     (memory,) = json.loads(done.stdout)["memory"]
     assert memory["predicted"]["weights"] > 70e6
     assert memory["measured"]["resident"] == NEAR(memory["predicted"]["total"], rel=0.05)

@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -47,7 +47,7 @@ LATENT = {"img_size": 8}  # latents [1, 8, 8] of pixels [C, 16, 16]
 
 def write(folder: Path, kind: str) -> Path:
     torch.manual_seed(0)
-    network: Any = AutoencoderTiny(**TINY) if kind == "tiny" else AutoencoderKL(**KL)
+    network: Any = diffusers.AutoencoderTiny(**TINY) if kind == "tiny" else diffusers.AutoencoderKL(**KL)
     pixels = (network.config.in_channels, 16, 16)
     config = class_config(**LATENT).model_copy(update={"noise_std": 0.3})
     write_latent_checkpoint(folder / "checkpoint", config, network, pixels)
@@ -69,7 +69,11 @@ def bundle(checkpoint: Path) -> Path:
 def diffusers_network(checkpoint: Path, *, noisy: bool = False) -> Any:
     """The autoencoder, read by diffusers."""
     folder = checkpoint / "autoencoder"
-    kind = AutoencoderKL if "AutoencoderKL" in (folder / "config.json").read_text() else AutoencoderTiny
+    kind = (
+        diffusers.AutoencoderKL
+        if "AutoencoderKL" in (folder / "config.json").read_text()
+        else diffusers.AutoencoderTiny
+    )
     network = kind.from_pretrained(folder, local_files_only=True)
     if noisy:
         network.load_state_dict(load_file(folder / "noisy_decoder.safetensors"), strict=False)
@@ -106,7 +110,7 @@ def test_graphs_agree_with_diffusers(bundle: Path, checkpoint: Path) -> None:
     data = draw.standard_normal((3, 1, 8, 8)).astype(np.float32)
     with torch.inference_mode():
         encoded = network.encode(torch.from_numpy(pixels))
-        latents = encoded.latents if isinstance(network, AutoencoderTiny) else encoded.latent_dist.mode()
+        latents = encoded.latents if isinstance(network, diffusers.AutoencoderTiny) else encoded.latent_dist.mode()
         decoded = network.decode(torch.from_numpy(data) / 2 + 0.1).sample.numpy()
     np.testing.assert_allclose(autoencoder.encode(pixels), (latents.numpy() - 0.1) * 2, atol=1e-5)
     np.testing.assert_allclose(autoencoder.decode(data, noisy=False), decoded, atol=1e-4)
@@ -201,7 +205,7 @@ def test_export_takes_another_autoencoder_or_none(checkpoint: Path, tmp_path: Pa
         with pytest.raises(UsageError, match="denoise 'decoder': this bundle has no way of denoising"):
             sampler.generate(sampler.noise(1), [1], denoise="decoder")
     foreign = tmp_path / "foreign"
-    four: Any = AutoencoderTiny(**TINY | {"latent_channels": 4})
+    four: Any = diffusers.AutoencoderTiny(**TINY | {"latent_channels": 4})
     four.save_pretrained(foreign)
     with pytest.raises(ExportError, match=r"its latents have 4 channels, but the flow's data have 1; .*--autoencoder"):
         export_checkpoint(checkpoint, tmp_path / "b", ExportOptions(autoencoder=str(foreign)))
@@ -289,7 +293,7 @@ def test_stable_diffusions_autoencoder_at_full_size(tmp_path: Path) -> None:
         "block_out_channels": (128, 256, 512, 512),
     }
     torch.manual_seed(0)
-    network: Any = AutoencoderKL(latent_channels=4, layers_per_block=2, **stages)
+    network: Any = diffusers.AutoencoderKL(latent_channels=4, layers_per_block=2, **stages)
     network.eval()
     network.save_pretrained(tmp_path / "vae")
     config = class_config(in_channels=4, img_size=8).model_copy(update={"image": ImageRange(mode="latent")})

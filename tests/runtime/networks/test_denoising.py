@@ -28,7 +28,7 @@ from starflow.training.checkpoint import open_checkpoint
 from tests.models import tarflow_config, write_checkpoint
 
 NOISE_STD = 0.3
-TEXT = np.random.default_rng(1).standard_normal((3, 3, 6), np.float32)
+TEXT = np.random.default_rng(1).standard_normal((3, 5, 6), np.float32)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def bundle(denoising_bundle: Path) -> Path:
 def test_samples_are_denoised_under_their_condition(bundle: Path, model: tuple[Path, AutoregressiveFlow]) -> None:
     text = torch.from_numpy(TEXT)
     with Sampler.open(bundle) as sampler:
-        noise, null = sampler.noise(3, seed=2), np.zeros((3, 6), np.float32)
+        noise, null = sampler.noise(3, seed=2), np.zeros((5, 6), np.float32)
         samples = sampler.generate(noise, TEXT, null, guidance=1.5)
         np.testing.assert_array_equal(samples, sampler.generate(noise, TEXT, null, guidance=1.5, denoise="none"))
         by_score = sampler.generate(noise, TEXT, null, guidance=1.5, denoise="score", denoising_rate=0.5)
@@ -63,7 +63,8 @@ def test_samples_are_denoised_under_their_condition(bundle: Path, model: tuple[P
 def test_weights_are_shared_with_the_step_graphs(bundle: Path, model: tuple[Path, AutoregressiveFlow]) -> None:
     """What denoisers add is the learned one's network and what step graphs store in another form: small vectors."""
     plain = bundle.parent / "plain"
-    export_checkpoint(model[0], plain, ExportOptions(batch=2, precisions=("fp16",), denoisers=()))
+    options = ExportOptions(batch=2, shape=(4, 12), condition_tokens=5, precisions=("fp16",), denoisers=())
+    export_checkpoint(model[0], plain, options)
     with_denoisers, without = (load_file(path / "graphs/weights/fp16.safetensors") for path in (bundle, plain))
     added = {name: with_denoisers[name] for name in with_denoisers.keys() - without.keys() if "_padding" not in name}
     ours = {name: array for name, array in added.items() if not name.startswith("learnable_self_denoiser.")}

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderTiny
 
 from starflow.runtime.plain.errors import CheckpointError, RecipeError
 from starflow.training.autoencoder.config import ReconstructionConfig
@@ -80,7 +80,7 @@ def test_it_learns_and_leaves_what_diffusers_reads(digits: Dataset, trained: Pat
     folder = open_autoencoder(trained)
     assert folder.record is not None
     assert folder.record.pixel_shape == (1, 8, 8)
-    theirs = AutoencoderTiny.from_pretrained(trained, local_files_only=True)
+    theirs = diffusers.AutoencoderTiny.from_pretrained(trained, local_files_only=True)
     with torch.inference_mode():
         latents = theirs.encode(images).latents
         torch.testing.assert_close(folder.autoencoder.encode(images), latents)
