@@ -112,11 +112,11 @@ class AutoencoderExporter:
 
 
 def _encode(networks: Any, pixels: Tensor) -> Tensor:
-    return networks["autoencoder"].encode(pixels)  # type: ignore[no-any-return]
+    return networks["autoencoder"].encode(pixels)
 
 
 def _decode(name: str, networks: Any, latent: Tensor) -> Tensor:
-    return networks[name].decode(latent)  # type: ignore[no-any-return]
+    return networks[name].decode(latent)
 
 
 def find_autoencoder(
