@@ -15,7 +15,6 @@ from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 
-
 # The buffer of an input, or of the token output `x`, for a number of tokens.
 Buffer = Callable[[str, int], onnxruntime.OrtValue]
 
