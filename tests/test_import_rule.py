@@ -31,7 +31,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("runtime",),
     ),
     "training": (
-        ("training.frozen", "training.flow", "training.points", "training.yaml_text", "training.checkpoint_folder"),
+        ("training.frozen", "training.flow", "training.points", "training.yaml_text"),
         ("training.layers", "training.objective", "training.state_check"),
         ("training.autoregressive", "training.continuous", "training.tensor_file"),
         ("training.config", "training.autoencoder.config"),

@@ -13,13 +13,12 @@ from starflow.runtime.plain.own_folder import CHECKPOINT
 from starflow.runtime.plain.progress import Report, no_report
 from starflow.training.autoencoder.folder import copy_autoencoder
 from starflow.training.autoregressive.model import AutoregressiveFlow
-from starflow.training.checkpoint_folder import checkpoint_folder
 from starflow.training.config import CheckpointConfig
 from starflow.training.continuous.model import ContinuousFlow
 from starflow.training.families import build_flow
 from starflow.training.flow import Flow
 from starflow.training.frozen import read_json
-from starflow.training.tensor_file import CheckpointTensors, write_tensors
+from starflow.training.tensor_file import CheckpointTensors, checkpoint_folder, write_tensors
 
 AUTOENCODER = "autoencoder"  # folder of a checkpoint
 

@@ -1,8 +1,10 @@
-"""Weights in a safetensors file: written one tensor at a time, and read by name."""
+"""Weights in a safetensors file: written one tensor at a time, and read by name; and the folder the file lies in."""
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from starflow.runtime.plain.atomic_write import atomic_folder
 from starflow.runtime.plain.errors import CheckpointError
 from starflow.runtime.plain.json_text import parse_json
+from starflow.runtime.plain.own_folder import FolderKind
 from starflow.runtime.plain.progress import Report, no_report
 from starflow.runtime.plain.regular_file import check_regular, open_regular
 from starflow.training.flow import Flow
@@ -175,3 +179,29 @@ class CheckpointTensors(Mapping[str, Callable[[], NDArray[np.float32]]]):
     def sha256(self) -> str:
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def checkpoint_folder(
+    folder: str | os.PathLike[str],
+    kind: FolderKind,
+    extra_files: Mapping[str, str] | None,
+    *,
+    replace: bool = True,
+    source: Path | None = None,
+) -> Iterator[Path]:
+    """Yield a temporary folder that takes the name `folder` on success; the text files of `extra_files` join it.
+
+    `kind`, `replace` and `source` are those of `atomic_folder`.
+
+    Raises:
+        CheckpointError: the disk is full.
+        UsageError: `folder` exists and may not be replaced, or cannot be created.
+    """
+    with atomic_folder(folder, kind, replace=replace, source=source) as temporary:
+        try:
+            yield temporary
+            for name, text in (extra_files or {}).items():
+                (temporary / name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(f"{folder}: cannot be written: {error.strerror}") from None

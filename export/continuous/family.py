@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx
+import torch
 
+from starflow.export.activations import drawn_conditions, layers_of, peaks_of
 from starflow.export.bundle_folder import BundleFolder
-from starflow.export.continuous.activation_check import activation_peaks
 from starflow.export.continuous.graph import MAX_PASSES, VelocityGraph, VelocityGraphOptions
 from starflow.export.continuous.mlp import MlpVelocityGraph
 from starflow.export.continuous.transformer import TransformerVelocityGraph
@@ -22,6 +23,8 @@ from starflow.training.config import CheckpointConfig
 from starflow.training.continuous.config import ContinuousMlpConfig
 from starflow.training.continuous.model import ContinuousFlow
 from starflow.training.tensor_file import CheckpointTensors
+
+CHECK_STEPS = 8  # along the paths on which activations are looked at
 
 
 class ContinuousFamily(FlowFamily):
@@ -67,7 +70,24 @@ class ContinuousFamily(FlowFamily):
         return written.build()
 
     def activation_peaks(self) -> dict[str, float]:
-        return activation_peaks(self._config, self._model, self._tensors, self._options.activations)
+        """On straight paths from noise to the data; without data, on the network's own paths, guided where it can be."""
+        model, data, generator = self._model, self._options.activations, torch.Generator().manual_seed(0)
+
+        def run() -> None:
+            if data is None:
+                y, null = drawn_conditions(self._config, model, 2, generator)
+                noise = torch.randn(model.noise_shape(2), generator=generator)
+                model.reverse(noise, y, null, guidance=0.0 if y is None else 1.0, steps=CHECK_STEPS)
+                return
+            shape = model.noise_shape(1)[1:]
+            if data.x.shape[1:] != shape:
+                raise UsageError(f"activation data: x is {list(data.x.shape)}, expected {['N', *shape]}")
+            noise = torch.randn(data.x.shape, generator=generator)
+            for index in range(CHECK_STEPS + 1):
+                t = index / CHECK_STEPS
+                model((1 - t) * noise + t * data.x, torch.full((len(noise),), t), data.condition)
+
+        return peaks_of(model, self._tensors, layers_of(model), run)
 
     def manifest(
         self, folder: BundleFolder, common: Mapping[str, Any], at_shapes: Sequence[dict[str, Any]]

@@ -14,7 +14,7 @@ from polygraphy.logger import G_LOGGER
 
 from starflow.export.verification.subject import Part
 from starflow.export.verification.tolerances import Kind, Measure, Tolerance
-from starflow.runtime.traces.trace import finite
+from starflow.runtime.traces.case import finite
 
 
 @dataclass(frozen=True)

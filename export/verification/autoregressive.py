@@ -16,8 +16,7 @@ from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.traces.autoregressive import RecordedTrace, decode_block, decode_given, sample_trace
-from starflow.runtime.traces.case import Case
-from starflow.runtime.traces.trace import Trace, finite
+from starflow.runtime.traces.case import Case, Trace, finite
 
 
 class AutoregressiveSubject(Subject):

@@ -18,9 +18,8 @@ from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.continuous.integration_loop import plan_table, states
 from starflow.runtime.ode.fixed_step import walk
 from starflow.runtime.plans.integration_plan import default_plan
-from starflow.runtime.traces.case import Case
+from starflow.runtime.traces.case import Case, Trace, finite
 from starflow.runtime.traces.continuous import condition_batches, path_states
-from starflow.runtime.traces.trace import Trace, finite
 
 PLAN = default_plan()
 

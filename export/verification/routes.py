@@ -13,8 +13,7 @@ from starflow.runtime.bundle.build_record import read_builds
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.plain.errors import BackendError, UsageError
-from starflow.runtime.traces.case import Case
-from starflow.runtime.traces.trace import Trace
+from starflow.runtime.traces.case import Case, Trace
 
 BackendName = Literal["onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "network", "tensorrt"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from starflow.export.verification.tolerances import Kind
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.bundle.manifest import Variant
-from starflow.runtime.traces.case import Case
-from starflow.runtime.traces.trace import Trace
+from starflow.runtime.traces.case import Case, Trace
 
 Found = dict[Kind, dict[int, NDArray]]
 

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from starflow.export.verification.families import subject_of
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.plain.errors import CheckpointError
-from starflow.runtime.traces.case import Case
-from starflow.runtime.traces.trace import Trace
+from starflow.runtime.traces.case import Case, Trace
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -36,8 +36,7 @@ from starflow.runtime.networks.autoencoder import Autoencoder
 from starflow.runtime.plain.errors import ExportError, StarflowError, UsageError
 from starflow.runtime.plain.images import to_uint8
 from starflow.runtime.plain.progress import Report, no_report
-from starflow.runtime.traces.case import Case, nudged
-from starflow.runtime.traces.trace import Trace
+from starflow.runtime.traces.case import Case, Trace, nudged
 
 
 @dataclass(frozen=True)

@@ -43,16 +43,11 @@ class Bundle:
 
     An open bundle stays what it was: its files are read from the folder that was opened, even if another bundle has taken its
     name, and a file that was changed in place since then is refused.
-
-    Attributes:
-        root: The folder's name, for messages.
-        manifest: Its manifest, with one shape only if the bundle comes from `at_shape`.
-        shape: Height and width of the data if they are not the default ones, else None.
     """
 
-    root: Path
-    manifest: Manifest
-    shape: tuple[int, int] | None = None
+    root: Path  # the folder's name, for messages
+    manifest: Manifest  # with one shape only if the bundle comes from `at_shape`
+    shape: tuple[int, int] | None = None  # height and width of the data if they are not the default ones
     _held: HeldFolder | None = field(default=None, repr=False, compare=False)
     _stamps: Mapping[str, Stamp] = field(default_factory=dict, repr=False, compare=False)
 

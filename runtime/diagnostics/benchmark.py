@@ -178,9 +178,8 @@ class _Contestant:
         self.sample = self.sampler.generate(
             *self._inputs,
             guidance=self._guidance,
-            on_block=lambda block, _: lap(
-                block if block in self.passes else None
-            ),  # one that is the identity has no passes
+            # A block that is the identity has no passes.
+            on_block=lambda block, _: lap(block if block in self.passes else None),
             on_passes=lambda block, count: self.passes.setdefault(block, []).append(count),
         )
 

@@ -11,19 +11,14 @@ class Guidance:
 
     STARFlow weighs mean and scale together by its ratio rule and takes `weight` and `top_only`. TARFlow extrapolates the log-scale
     and the shift from the unconditional branch and takes all fields except `top_only`. Continuous flows take `weight`.
-
-    Attributes:
-        weight: w >= 0; 0 is no guidance.
-        top_only: Whether to guide the deep block only, although every block is conditioned.
-        scale, shift: Whether to guide this output of TARFlow.
-        annealed: Whether TARFlow's weight grows linearly over the sequence, w * t / (T - 1).
     """
 
-    weight: float = 0.0
-    top_only: bool = False
+    weight: float = 0.0  # w >= 0; 0 is no guidance
+    top_only: bool = False  # whether to guide the deep block only, although every block is conditioned
+    # Whether to guide this output of TARFlow.
     scale: bool = True
     shift: bool = True
-    annealed: bool = False
+    annealed: bool = False  # whether TARFlow's weight grows linearly over the sequence, w * t / (T - 1)
 
     def __post_init__(self) -> None:
         if not self.weight >= 0 or self.weight == float("inf"):

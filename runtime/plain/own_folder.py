@@ -10,17 +10,11 @@ from starflow.runtime.plain.json_text import read_json
 
 @dataclass(frozen=True)
 class FolderKind:
-    """A kind of folder that starflow writes.
+    """A kind of folder that starflow writes."""
 
-    Attributes:
-        name: What messages call it.
-        file: Path in the folder of a JSON file that every folder of the kind holds.
-        fields: Fields of that file.
-    """
-
-    name: str
-    file: str
-    fields: frozenset[str]
+    name: str  # what messages call it
+    file: str  # path in the folder of a JSON file that every folder of the kind holds
+    fields: frozenset[str]  # of that file
 
     def recognises(self, folder: Path) -> bool:
         """Whether a folder is of this kind."""

@@ -15,8 +15,7 @@ from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.family import Request
 from starflow.runtime.plain.batches import batches
 from starflow.runtime.plain.guidance import Guidance
-from starflow.runtime.traces.case import Case
-from starflow.runtime.traces.trace import Trace
+from starflow.runtime.traces.case import Case, Trace
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A case: noise and conditions, drawn from a seed, that several ways of running a bundle are given."""
+"""A case, noise and conditions from a seed, that several ways of running a bundle are given; and the trace each makes of it."""
 
 import math
 from collections.abc import Callable
@@ -80,3 +80,16 @@ def usual_conditions(bundle: Bundle, count: int, seed: int) -> tuple[NDArray | N
 def nudged(case: Case) -> Case:
     """The same case with every noise value moved to the next float32, which is the smallest possible change."""
     return replace(case, noise=np.nextafter(case.noise, np.float32(np.inf)))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A sample, block by block."""
+
+    # [N, T, D] float32 after each flow block, by index and in block order; NaN and infinity are kept.
+    tokens: dict[int, NDArray]
+
+
+def finite(tokens: NDArray) -> NDArray:
+    """The tokens with zeros instead of NaN and infinity, so that later blocks can still be compared."""
+    return np.nan_to_num(tokens, nan=0.0, posinf=0.0, neginf=0.0)

@@ -73,4 +73,4 @@ def test_the_real_runtime_takes_a_mapped_file_and_says_why_it_refuses_it(tmp_pat
     path.write_bytes(b"no engine" * 100)
     runtime = TensorrtRuntime(load_flavour("tensorrt-rtx"), cast(Gpu, None))
     assert runtime.deserialize(path) is None
-    assert "Serialization" in runtime.last_error()
+    assert "Serialization" in runtime.log.last_error()

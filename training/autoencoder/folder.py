@@ -21,10 +21,9 @@ from safetensors.torch import load_file
 from starflow.runtime.plain.errors import CheckpointError
 from starflow.runtime.plain.own_folder import AUTOENCODER
 from starflow.training.autoencoder.network import Autoencoder, decoder_state, load_autoencoder
-from starflow.training.checkpoint_folder import checkpoint_folder
 from starflow.training.config import LatentScaling, PixelShape
 from starflow.training.frozen import Frozen, read_json
-from starflow.training.tensor_file import check_digest, write_tensors
+from starflow.training.tensor_file import check_digest, checkpoint_folder, write_tensors
 
 WEIGHTS, RECORD, NOISY_DECODER = "diffusion_pytorch_model.safetensors", "starflow.json", "noisy_decoder.safetensors"
 

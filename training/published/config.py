@@ -32,15 +32,10 @@ DATASET_CLASSES = {"imagenet": 1000, "imagenet64": 0, "afhq": 3}
 
 @dataclass(frozen=True)
 class PublishedConfig:
-    """A published configuration in our terms.
+    """A published configuration in our terms."""
 
-    Attributes:
-        checkpoint: What `save_checkpoint` takes.
-        ignored: Options that were given and change nothing here.
-    """
-
-    checkpoint: CheckpointConfig
-    ignored: tuple[str, ...] = ()
+    checkpoint: CheckpointConfig  # what `save_checkpoint` takes
+    ignored: tuple[str, ...] = ()  # options that were given and change nothing here
 
 
 @dataclass(frozen=True)

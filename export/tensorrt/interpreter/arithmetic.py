@@ -11,10 +11,11 @@ from starflow.export.tensorrt.interpreter.layers import Compute, Kernel, Network
 from starflow.export.tensorrt.interpreter.number_types import working_dtype
 
 # erf as a quotient of polynomials, odd powers of x over even ones, highest first; float32 cannot tell erf(4) from 1.
-_ERF_ABOVE = np.float32(
-    [-2.72614226e-10, 2.77068142e-8, -2.10102402e-6, -5.69250639e-5, -7.34990631e-4, -2.95459981e-3, -1.60960333e-2]
+_ERF_ABOVE = np.array(
+    [-2.72614226e-10, 2.77068142e-8, -2.10102402e-6, -5.69250639e-5, -7.34990631e-4, -2.95459981e-3, -1.60960333e-2],
+    np.float32,
 )
-_ERF_BELOW = np.float32([-1.45660718e-5, -2.13374055e-4, -1.68282697e-3, -7.37332917e-3, -1.42647391e-2])
+_ERF_BELOW = np.array([-1.45660718e-5, -2.13374055e-4, -1.68282697e-3, -7.37332917e-3, -1.42647391e-2], np.float32)
 
 
 def erf(x: NDArray) -> NDArray:

@@ -99,19 +99,15 @@ class TensorrtBlockRunner(BlockRunner):
         return self._graphs[count]
 
     def _feed_back(self, count: int) -> None:
-        if count > 1:
-            self._feed_tokens(count)
+        if count == 1:
+            for target, source in (("previous", "x"), ("position", "position_next")):
+                into, out_of = self._buffers[target], self._buffers[source]
+                self._stream.copy(into.memory, out_of.memory, into.size(1))
             return
-        for target, source in (("previous", "x"), ("position", "position_next")):
-            into, out_of = self._buffers[target], self._buffers[source]
-            self._stream.copy(into.memory, out_of.memory, into.size(1))
-
-    def _feed_tokens(self, count: int) -> None:
-        """Copy every token of x except the last of each image to the place of the next: previous[:, 1:] = x[:, :-1]."""
+        # Every token of x except the last of each image goes to the place of the next: previous[:, 1:] = x[:, :-1].
         into, out_of = self._buffers["previous"], self._buffers["x"]
-        whole = into.size(count)
         token = into.size(1) // self._batch
-        for image in range(0, whole, token * count):
+        for image in range(0, into.size(count), token * count):
             self._stream.copy(
                 into.memory, out_of.memory, token * (count - 1), target_offset=image + token, source_offset=image
             )

@@ -24,18 +24,14 @@ class TensorrtRuntime:
 
     def __init__(self, flavour: Flavour, gpu: Gpu) -> None:
         self.flavour, self.gpu = flavour, gpu
-        self._log = MessageLog(flavour, "ERROR")
-        self._runtime = flavour.trt.Runtime(self._log.logger)
+        self.log = MessageLog(flavour, "ERROR")
+        self._runtime = flavour.trt.Runtime(self.log.logger)
 
     def deserialize(self, path: Path) -> Any:
         """The `trt.ICudaEngine` in a file, or None if TensorRT refuses it."""
         # Mapped, so that weights go from the file to the GPU without a full copy in host memory.
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return self._runtime.deserialize_cuda_engine(content)
-
-    def last_error(self) -> str:
-        """The reason TensorRT gave when it last refused something."""
-        return self._log.last_error()
 
 
 class GraphEngine:
@@ -129,7 +125,7 @@ class GraphEngine:
         if not done:
             free, total = self._runtime.gpu.memory()
             raise BackendError(
-                f"flow block {self.graph.block}: TensorRT refuses {what} ({self._runtime.last_error()}); "
+                f"flow block {self.graph.block}: TensorRT refuses {what} ({self._runtime.log.last_error()}); "
                 f"{free:,} of {total:,} bytes of GPU memory are free"
             )
 
@@ -144,5 +140,5 @@ class GraphEngine:
                 f"{self._path}: needs at least {size:,} bytes of GPU memory, {free:,} of {total:,} are free; free some memory"
             )
         raise BundleError(
-            f"{self._path}: {self._runtime.flavour.name} cannot load it ({self._runtime.last_error()}); {self._rebuild}"
+            f"{self._path}: {self._runtime.flavour.name} cannot load it ({self._runtime.log.last_error()}); {self._rebuild}"
         )

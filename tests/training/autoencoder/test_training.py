@@ -11,8 +11,7 @@ import torch
 from starflow.runtime.plain.errors import CheckpointError, RecipeError
 from starflow.training.autoencoder.config import ReconstructionConfig
 from starflow.training.autoencoder.folder import open_autoencoder
-from starflow.training.autoencoder.reconstruction import psnr, reconstruction_loss
-from starflow.training.autoencoder.trainer import AutoencoderTrainer, DecoderTrainer
+from starflow.training.autoencoder.trainer import AutoencoderTrainer, DecoderTrainer, psnr, reconstruction_loss
 from starflow.training.data.dataset import load_dataset
 from starflow.training.data.samples import Dataset, to_float
 from starflow.training.data.source import Digits8Source, PointsSource
