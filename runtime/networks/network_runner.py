@@ -36,10 +36,10 @@ class NetworkRunner:
 
         Raises:
             BundleError: the graph does not load, or is not the one the manifest describes.
-            BackendError: the provider cannot run here.
+            BackendError: the provider cannot run here, or a run failed.
         """
         # Imported here: a program that only reads bundles needs no ONNX Runtime.
-        from starflow.runtime.backends.onnxruntime.session import numpy_dtype, open_session
+        from starflow.runtime.backends.onnxruntime.session import numpy_dtype, open_session, runs
 
         path = network.file.path
         if path not in self._sessions:
@@ -47,11 +47,12 @@ class NetworkRunner:
         given = {spec.name: np.ascontiguousarray(inputs[spec.name], numpy_dtype(spec)) for spec in network.inputs}
         first = network.inputs[0]
         count, size = len(given[first.name]), int(first.shape[0])
-        parts = (
-            self._sessions[path].run(None, {name: values[index] for name, values in given.items()})[0]
-            for _, index in batches(count, size)
-        )
-        return np.concatenate(list(parts))[:count]
+        with runs(network):
+            parts = [
+                self._sessions[path].run(None, {name: values[index] for name, values in given.items()})[0]
+                for _, index in batches(count, size)
+            ]
+        return np.concatenate(parts)[:count]
 
     def close(self) -> None:
         """Free the sessions and return their memory to the system: what runs next may need as much."""
