@@ -199,6 +199,16 @@ class _Parser(argparse.ArgumentParser):
                 break
         raise UsageError(f"{message}; see {self.prog} --help")
 
+    def refuse_missing_values(self, parsed: argparse.Namespace) -> None:
+        """Before Python 3.13, argparse takes `--` for the value of an option, and makes an empty list of it."""
+        for action in self._actions:
+            if (
+                action.option_strings
+                and action.nargs is None
+                and getattr(parsed, action.dest, None) == [] != action.default
+            ):
+                self.error(f"argument {'/'.join(action.option_strings)}: expected one argument")
+
     def refuse_unknown_options(self, arguments: Sequence[str]) -> None:
         """An option that is not known, before argparse complains of what that leaves missing."""
         known = [option for action in self._actions for option in action.option_strings]
@@ -230,6 +240,7 @@ def _run(entry: EntryPoint, arguments: Sequence[str]) -> int:
             parsed = parser.parse_args(arguments)
         except SystemExit as finished:  # argparse has printed its help
             return cast(int, finished.code)
+        parser.refuse_missing_values(parsed)
         return command.run(parsed)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from safetensors import SafetensorError, safe_open
+
 from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
 from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
@@ -83,6 +85,8 @@ class Bundle:
         inode, size, changed = _stamp(path)
         if size != file.bytes:
             raise BundleError(f"{name}: has {size} bytes, the manifest says {file.bytes}; copy or export it again")
+        if path.suffix == ".safetensors":
+            _check_header(path, name)
         return inode, size, changed
 
     @property
@@ -283,6 +287,19 @@ def _read_manifest(folder: Path, root: Path) -> Manifest:
         newer="install a newer starflow",
         known_fields=(*AutoregressiveManifest.model_fields, *ContinuousManifest.model_fields),
     )
+
+
+def _check_header(path: Path, name: Path) -> None:
+    """Read the header of a weight file: nothing else does, since graphs know where their weights lie.
+
+    Raises:
+        BundleError: it is damaged, and so may be the weights behind it.
+    """
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{name}: its header is damaged ({error}); copy or export it again") from None
 
 
 def _stamp(path: Path) -> Stamp:

@@ -12,7 +12,6 @@ from starflow.runtime.backends.base import Provider
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.network_spec import NetworkSpec
 from starflow.runtime.plain.batches import batches
-from starflow.runtime.plain.errors import BundleError
 from starflow.runtime.plain.thread_count import check_threads
 
 
@@ -36,11 +35,11 @@ class NetworkRunner:
             inputs: [N, ...] for each input, by name; converted to the type the graph takes.
 
         Raises:
-            BundleError: the graph does not load or run, or is not the one the manifest describes.
-            BackendError: the provider cannot run here.
+            BundleError: the graph does not load, or is not the one the manifest describes.
+            BackendError: the provider cannot run here, or a run failed.
         """
         # Imported here: a program that only reads bundles needs no ONNX Runtime.
-        from starflow.runtime.backends.onnxruntime.session import numpy_dtype, open_session
+        from starflow.runtime.backends.onnxruntime.session import numpy_dtype, open_session, runs
 
         path = network.file.path
         if path not in self._sessions:
@@ -48,16 +47,11 @@ class NetworkRunner:
         given = {spec.name: np.ascontiguousarray(inputs[spec.name], numpy_dtype(spec)) for spec in network.inputs}
         first = network.inputs[0]
         count, size = len(given[first.name]), int(first.shape[0])
-        session = self._sessions[path]
-        try:
+        with runs(network):
             parts = [
-                session.run(None, {name: values[index] for name, values in given.items()})[0]
+                self._sessions[path].run(None, {name: values[index] for name, values in given.items()})[0]
                 for _, index in batches(count, size)
             ]
-        except Exception as error:  # ONNX Runtime raises a dozen types, such as for a token that no word has
-            raise BundleError(
-                f"{path}: ONNX Runtime cannot run it ({' '.join(str(error).split()):.200}); export the bundle again"
-            ) from None
         return np.concatenate(parts)[:count]
 
     def close(self) -> None:

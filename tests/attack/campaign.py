@@ -216,7 +216,10 @@ class Campaign:
 
         def work(_: int) -> Iterator[Case]:
             while number := os.read(ours, 1):
-                yield from jobs[number[0]]()
+                try:
+                    yield from jobs[number[0]]()
+                except RuntimeError as error:  # the others go on
+                    yield FAULTS[0], "", "cannot be tried", str(error)
 
         yield from self._spread(self._processes, work)
         os.close(ours)

@@ -8,6 +8,8 @@ from pathlib import Path
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import StarflowError
 
+PROGRESS = ("step ", "resuming ")  # how lines begin that a training says while it goes well
+
 
 class CommandError(Exception):
     """A command ended with a status, and said other than one line about it."""
@@ -32,7 +34,7 @@ def run_command(*words: str | Path) -> str:
     sys.stdout.write(output.getvalue())
     if status == 0:
         return output.getvalue()
-    lines = [line for line in errors.getvalue().splitlines() if not line.startswith("step ")]
+    lines = [line for line in errors.getvalue().splitlines() if not line.startswith(PROGRESS)]
     start, _, message = errors.getvalue().rstrip("\n").partition(": error: ")
     if len(lines) != 1 or status not in (1, 2) or not start.startswith("starflow"):
         raise CommandError(f"exit status {status} with {errors.getvalue()[:1000]!r}")

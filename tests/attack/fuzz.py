@@ -21,7 +21,7 @@ from tests.attack.forked import Ended, attempt, freeze, import_ahead
 from tests.attack.tally import ALLOWED
 
 MEMORY_FACTOR = 2  # a damaged artifact may take so much of the honest one's memory
-LONGEST_MESSAGE = 2000
+LONGEST_MESSAGE = 2100  # characters
 CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]")  # what a terminal would obey
 
 

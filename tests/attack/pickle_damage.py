@@ -57,7 +57,7 @@ def hostile_content(draw: Generator, state: dict[str, torch.Tensor]) -> tuple[by
         (f"{name} as a parameter", lambda: {**state, name: torch.nn.Parameter(tensor)}),
         ("a name with control characters", lambda: {**state, "x\x1b[31m\nx": tensor}),
         ("a name of a megabyte", lambda: {**state, "x" * 2**20: tensor}),
-        ("nested deeply", lambda: _nested(800)),
+        ("nested deeply", lambda: _nested(200)),
         ("under `model`", lambda: {"model": state}),
         ("in half precision", lambda: {key: value.half() for key, value in state.items()}),
         ("in double precision", lambda: {key: value.double() for key, value in state.items()}),

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from starflow.runtime.backends.array_block_runner import ArrayBlockRunner
 from starflow.runtime.backends.base import Provider
 from starflow.runtime.backends.block_runner import BlockRunner, assert_steps
-from starflow.runtime.backends.onnxruntime.session import fill, input_memory, numpy_dtype, open_session, zeros
+from starflow.runtime.backends.onnxruntime.session import fill, input_memory, numpy_dtype, open_session, runs, zeros
 from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec
@@ -55,13 +55,15 @@ class HostBlockRunner(ArrayBlockRunner):
         return numpy_dtype(spec)
 
     def run(self, count: int) -> None:
-        self._session.run_with_iobinding(self._bindings.of(count, self._value))
+        with runs(self.graph):
+            self._session.run_with_iobinding(self._bindings.of(count, self._value))
 
     def advance(self, steps: int) -> None:
         run, step, position = self._session.run_with_iobinding, self._bindings.of(1, self._value), self._position
-        for _ in range(steps):
-            run(step)
-            position += 1
+        with runs(self.graph):
+            for _ in range(steps):
+                run(step)
+                position += 1
 
     def _value(self, name: str, count: int) -> onnxruntime.OrtValue:
         return onnxruntime.OrtValue.ortvalue_from_numpy(self.fetch(name, count))  # in the memory of the array
@@ -98,7 +100,8 @@ class DeviceBlockRunner(BlockRunner):
     def run(self, count: int) -> None:
         io = self._bindings.of(count, self._value)
         io.bind_cpu_input("position", np.array([self._here], np.int64))
-        self._session.run_with_iobinding(io)
+        with runs(self.graph):
+            self._session.run_with_iobinding(io)
 
     def seek(self, position: int) -> None:
         self._here = position

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from starflow.runtime.backends.base import Provider
 from starflow.runtime.backends.continuous_runner import STATE, ContinuousRunner
-from starflow.runtime.backends.onnxruntime.session import fill, input_memory, open_session, zeros
+from starflow.runtime.backends.onnxruntime.session import fill, input_memory, open_session, runs, zeros
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec
 
@@ -43,9 +43,10 @@ class OnnxRuntimeContinuousRunner(ContinuousRunner):
 
     def advance(self, passes: int) -> None:
         run = self._session.run_with_iobinding
-        for _ in range(passes):
-            run(self._bindings[self._turn])
-            self._turn = 1 - self._turn
+        with runs(self.graph):
+            for _ in range(passes):
+                run(self._bindings[self._turn])
+                self._turn = 1 - self._turn
 
     def _value(self, name: str) -> onnxruntime.OrtValue:
         return self._state[self._turn][name] if name in STATE else self._fixed[name]

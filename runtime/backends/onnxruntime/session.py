@@ -1,6 +1,7 @@
 """ONNX Runtime sessions and tensors. A session runs the graph the manifest describes on the provider that was named, or not at all."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import get_args
@@ -129,6 +130,23 @@ def open_session(
     _compare(name, "inputs", graph.inputs, session.get_inputs())
     _compare(name, "outputs", graph.outputs, session.get_outputs())
     return session
+
+
+@contextmanager
+def runs(graph: GraphSpec | NetworkSpec) -> Iterator[None]:
+    """What ONNX Runtime raises in runs of a graph, in one line.
+
+    Raises:
+        BackendError: a run failed: an index in the graph led out of a tensor, or memory did not suffice.
+    """
+    try:
+        yield
+    except StarflowError:
+        raise
+    except Exception as error:  # a dozen types
+        raise BackendError(
+            f"{PurePosixPath(graph.file.path).name}: ONNX Runtime cannot run it ({_first_line(error)})"
+        ) from None
 
 
 def input_memory(session: onnxruntime.InferenceSession, device: str) -> dict[str, str]:

@@ -213,6 +213,7 @@ def test_graphs_of_two_blocks_exchanged(copy: Path) -> None:
         (["--count", "many"], 2, "--count: found 'many', expected a whole number; see"),
         (["--guidance", "strong"], 2, "--guidance: found 'strong', expected a number; see"),
         (["--seed"], 2, "--seed: needs a value; see"),
+        (["--seed", "--"], 2, "--seed: needs a value; see"),
         (["--labels", "3", "--captions", "a"], 2, "exclude each other; leave one out; see"),
         (["--threads", "-1"], 2, "threads"),
         (["--out", "picture.gif"], 2, ".png"),
