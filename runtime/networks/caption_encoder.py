@@ -17,7 +17,12 @@ from starflow.runtime.networks.network_runner import NetworkRunner
 from starflow.runtime.plain.caption_template import fill_template
 from starflow.runtime.plain.errors import BundleError, UsageError
 from starflow.runtime.plain.install_hint import install_hint
+from starflow.runtime.plain.json_text import parse_json
+from starflow.runtime.plain.limits import MOST_CAPTION
 from starflow.runtime.plain.native_errors import panics_unprinted
+
+# Published tokenizers put one character in place of another.
+MOST_GROWTH = 1000
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +57,9 @@ class CaptionEncoder(NetworkRunner):
         return self._null
 
     def _encoded(self, caption: str) -> NDArray[np.float32]:
-        start = textwrap.shorten(caption, 60, placeholder=" ...")
+        start = textwrap.shorten(caption[:1000], 60, placeholder=" ...")
+        if len(caption) > MOST_CAPTION:
+            raise UsageError(f"caption {start!r} has {len(caption):,} characters, expected at most {MOST_CAPTION:,}")
         with _refused_by(self._tokenizer_path, f"does not take the caption {start!r}"):
             tokens = self._tokenizer.encode(fill_template(self._text.template, caption))
         if tokens.overflowing:
@@ -114,19 +121,31 @@ def _tokenizer(bundle: Bundle, text: TextSpec) -> Any:
     path, length = bundle.root / text.tokenizer.path, text.tokens
     content = bundle.content(text.tokenizer)
     with _refused_by(path, "is not a tokenizer"):
+        growth = _growth(parse_json(content.decode()))
         tokenizer = Tokenizer.from_buffer(content)
         padding, truncation = tokenizer.padding or {}, tokenizer.truncation or {}
-    made = [
-        padding.get("length"),
-        padding.get("pad_to_multiple_of"),
-        truncation.get("max_length"),
-        truncation.get("stride"),
-    ]
-    if made != [length, None, length, 0]:
+    if growth > MOST_GROWTH:
+        raise BundleError(f"{path}: may make a caption {growth:,} times as long; export the bundle again")
+    made = [padding.get(name) for name in ("length", "direction", "pad_to_multiple_of")]
+    cut = [truncation.get(name) for name in ("max_length", "direction", "stride")]
+    if (made, cut) != ([length, "right", None], [length, "right", 0]):
         raise BundleError(
-            f"{path}: pads to {made[0]} and cuts to {made[2]} tokens, the manifest says {length}; export the bundle again"
+            f"{path}: pads to {made[0]} tokens ({made[1]}) and cuts to {cut[0]} ({cut[1]}), expected {length} on the right, "
+            "as the manifest says; export the bundle again"
         )
     return tokenizer
+
+
+def _growth(tokenizer: Any) -> int:
+    """How many times as long the rules of a tokenizer's file, applied in turn, may make a text."""
+    growth, waiting = 1, [tokenizer["normalizer"], tokenizer["pre_tokenizer"]]
+    while waiting:
+        match waiting.pop():
+            case {"content": str(put)} | {"prepend": str(put)} | {"replacement": str(put)}:
+                growth *= max(1, len(put))
+            case {"normalizers": list(rules)} | {"pretokenizers": list(rules)}:
+                waiting += rules
+    return growth
 
 
 @contextmanager

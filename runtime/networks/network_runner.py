@@ -12,6 +12,7 @@ from starflow.runtime.backends.base import Provider
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.network_spec import NetworkSpec
 from starflow.runtime.plain.batches import batches
+from starflow.runtime.plain.errors import BundleError
 from starflow.runtime.plain.thread_count import check_threads
 
 
@@ -35,7 +36,7 @@ class NetworkRunner:
             inputs: [N, ...] for each input, by name; converted to the type the graph takes.
 
         Raises:
-            BundleError: the graph does not load, or is not the one the manifest describes.
+            BundleError: the graph does not load or run, or is not the one the manifest describes.
             BackendError: the provider cannot run here.
         """
         # Imported here: a program that only reads bundles needs no ONNX Runtime.
@@ -47,11 +48,17 @@ class NetworkRunner:
         given = {spec.name: np.ascontiguousarray(inputs[spec.name], numpy_dtype(spec)) for spec in network.inputs}
         first = network.inputs[0]
         count, size = len(given[first.name]), int(first.shape[0])
-        parts = (
-            self._sessions[path].run(None, {name: values[index] for name, values in given.items()})[0]
-            for _, index in batches(count, size)
-        )
-        return np.concatenate(list(parts))[:count]
+        session = self._sessions[path]
+        try:
+            parts = [
+                session.run(None, {name: values[index] for name, values in given.items()})[0]
+                for _, index in batches(count, size)
+            ]
+        except Exception as error:  # ONNX Runtime raises a dozen types, such as for a token that no word has
+            raise BundleError(
+                f"{path}: ONNX Runtime cannot run it ({' '.join(str(error).split()):.200}); export the bundle again"
+            ) from None
+        return np.concatenate(parts)[:count]
 
     def close(self) -> None:
         """Free the sessions and return their memory to the system: what runs next may need as much."""

@@ -51,6 +51,8 @@ def read_archive(path: Path, kinds: str = NUMBERS + TEXTS) -> dict[str, NDArray[
 def _arrays(file: BinaryIO, size: int, kinds: str) -> dict[str, NDArray[Any]]:
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
+        if len({entry.filename for entry in entries}) < len(entries):
+            raise ValueError("it holds two arrays of one name")
         total = sum(entry.file_size for entry in entries)
         if total > max(HARMLESS_BYTES, MOST_EXPANSION * size):
             raise ValueError(f"it grows more than {MOST_EXPANSION} times; store it without compression (np.savez)")

@@ -7,6 +7,7 @@ MOST_YAML_VALUES = (
     100_000  # with what an alias stands for counted wherever it is used: nine aliases of nine make billions
 )
 MOST_TEXT_BYTES = 1 << 30  # captions, one a line: ten million of them
+MOST_CAPTION = 1 << 16  # characters of one caption: models read up to 512 tokens of it, tokenizers all of it
 MOST_DIGITS = 19  # of a whole number: 64 bits; more are no size, count or seed, and take long to convert
 
 # Pixels of an image file: 256 MiB as RGBA. A PNG of 100 KB can hold that much, and claim any number.

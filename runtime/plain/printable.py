@@ -29,7 +29,8 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """A message as one printable line of bounded length."""
     line = _ANY.sub(_escaped, text.strip())
-    return line if len(line) <= MOST_CHARACTERS else f"{line[:MOST_CHARACTERS]} ..."
+    half = MOST_CHARACTERS // 2
+    return line if len(line) <= MOST_CHARACTERS else f"{line[:half]} ... {line[-half:]}"
 
 
 class PrintableStream:

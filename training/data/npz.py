@@ -9,6 +9,8 @@ from torch import Tensor
 
 from starflow.runtime.plain.array_file import read_archive
 from starflow.runtime.plain.errors import DataError, UsageError
+from starflow.runtime.plain.limits import MOST_CAPTION
+from starflow.training.layers.model_limits import MOST_CLASSES
 
 
 class Archive:
@@ -54,7 +56,12 @@ class Archive:
             raise DataError(f"{self.path}: data.encoder needs captions, but there is no array named {name}")
         if captions.dtype.kind != "U" or captions.shape != (count,):
             raise self._wrong(name, f"str [N] with N = {count}")
-        return [str(caption) for caption in captions]
+        texts = [str(caption) for caption in captions]
+        if (longest := max(map(len, texts), default=0)) > MOST_CAPTION:
+            raise DataError(
+                f"{self.path}: {name} holds {longest:,} characters in one, expected at most {MOST_CAPTION:,}"
+            )
+        return texts
 
     def condition(self, prefix: str, count: int) -> Tensor | None:
         """The labels int64 [N] or features float32 [N, T, W] of a part of `count` images, or None."""
@@ -66,10 +73,17 @@ class Archive:
         if labels is not None and features is not None:
             raise DataError(f"{self.path}: holds {prefix}labels and {prefix}features, expected one of them")
         if labels is not None:
-            if labels.min() < 0:
-                raise DataError(f"{self.path}: {prefix}labels holds {labels.min()}, expected classes from 0")
+            if labels.min() < 0 or labels.max() >= MOST_CLASSES:
+                found = labels.min() if labels.min() < 0 else labels.max()
+                raise DataError(
+                    f"{self.path}: {prefix}labels holds {found}, expected classes from 0, and fewer than {MOST_CLASSES:,}"
+                )
             return torch.from_numpy(labels.astype(np.int64))
-        return None if features is None else torch.from_numpy(features.astype(np.float32))
+        if features is None:
+            return None
+        if not np.isfinite(features.astype(np.float32)).all():
+            raise DataError(f"{self.path}: {prefix}features holds NaN or infinite values")
+        return torch.from_numpy(features.astype(np.float32))
 
     def check_agreement(self, name: str) -> None:
         """Refuse parts whose arrays `name` differ in the shape of an entry, or of which only one has the array."""

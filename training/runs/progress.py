@@ -1,6 +1,7 @@
 """What a run reports: log.jsonl, TensorBoard, and one live line (plain lines without a terminal)."""
 
 import json
+import threading
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +47,7 @@ class Journal:
     def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._progress.start()
+        self._thread_hook, threading.excepthook = threading.excepthook, self._on_thread_error
         return self
 
     def __exit__(
@@ -58,10 +60,16 @@ class Journal:
                 file.close()
             except OSError as error:  # what was not written before is written now
                 value = value or error
+        threading.excepthook = self._thread_hook
         if isinstance(value, OSError) and value.filename is None:
             raise StarflowError(
                 f"{self.folder}: cannot be written ({value.strerror}); give the same command again to continue"
             ) from value
+
+    def _on_thread_error(self, found: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread would print what the next call or `close` raises."""
+        if not isinstance(found.exc_value, OSError):
+            self._thread_hook(found)
 
     def _keep_log_until(self, step: int) -> None:
         if not self._log_path.exists():

@@ -8,7 +8,7 @@ from typing import Any
 from starflow.runtime.plain.caption_template import CAPTION
 from starflow.runtime.plain.errors import DataError, UsageError
 from starflow.runtime.plain.json_text import parse_json
-from starflow.runtime.plain.limits import MOST_TEXT_BYTES
+from starflow.runtime.plain.limits import MOST_CAPTION, MOST_TEXT_BYTES
 from starflow.runtime.plain.regular_file import read_text
 
 
@@ -40,6 +40,9 @@ def read_captions(path: Path, root: Path) -> dict[Path, str]:
         file = root / row["file"]
         if not file.is_file():
             raise DataError(f"{path}: entry {number} names {row['file']}, which is not in {root}")
+        if len(row["caption"]) > MOST_CAPTION:
+            found = len(row["caption"])
+            raise DataError(f"{path}: entry {number} has {found:,} characters, expected at most {MOST_CAPTION:,}")
         captions[file] = row["caption"]
     if not captions:
         raise DataError(f"{path}: holds no captions")

@@ -1,6 +1,8 @@
 """A text encoder in a Hugging Face folder: captions in, the last hidden states of their tokens out."""
 
 import importlib.util
+import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +105,8 @@ def _check_size(transformers: Any, folder: Path) -> None:
         if isinstance(value, int) and value > most:
             raise ValueError(f"config.json: {field}: found {value}, expected at most {most:,}")
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sizes that the comparison below finds out
         described = sum(
             parameter.numel() for parameter in transformers.AutoModelForTextEncoding.from_config(config).parameters()
         )
@@ -159,6 +162,9 @@ def _transformers() -> Any:
     except ImportError:
         raise UsageError(f"text encoders need the package transformers: {install_hint('encoders')}") from None
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity(
+        logging.CRITICAL
+    )  # what it complains of it also raises, or is checked here
     return transformers
 
 

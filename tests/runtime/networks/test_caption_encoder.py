@@ -1,9 +1,16 @@
 """Captions to images with only the bundle and tokenizers, and the errors for bad captions."""
 
+import hashlib
+import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +20,8 @@ from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.command_line import main
 from starflow.runtime.networks.caption_encoder import CaptionEncoder, encode_once
 from starflow.runtime.plain.errors import BundleError, UsageError
+from starflow.runtime.plain.native_errors import panics_unprinted
+from tests.edited_manifest import edit_manifest
 from tests.text_encoders import published_features
 
 CAPTIONS = ["a red apple", "two cats", "a red apple"]
@@ -89,7 +98,10 @@ def test_bad_captions(captioned_bundle: Path, tiny_bundle: Path, tmp_path: Path)
     damaged = Path(shutil.copytree(captioned_bundle, tmp_path / "damaged"))
     path = damaged / "text" / "tokenizer.json"
     path.write_bytes(b"x" * path.stat().st_size)
-    with Sampler.open(damaged, threads=1) as sampler, pytest.raises(BundleError, match=r"tokenizer\.json: is not a"):
+    with (
+        Sampler.open(damaged, threads=1) as sampler,
+        pytest.raises(BundleError, match=r"tokenizer\.json: its content is not what"),
+    ):
         sampler.sample(CAPTIONS)
     path.unlink()
     with pytest.raises(BundleError, match=r"tokenizer\.json"):
@@ -147,3 +159,100 @@ def test_a_label_does_not_pass_for_a_caption(
     name, *rest = command
     assert main([name, str(captioned_bundle), *rest, "--labels", "3"]) == 2
     assert capsys.readouterr().err.strip().endswith("this model has no classes; give captions: --captions")
+
+
+def damage_tokenizer(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change tokenizer.json, and its size and digest in the manifest with it."""
+    path = bundle / "text/tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    change(tokenizer)
+    path.write_text(json.dumps(tokenizer))
+    content = path.read_bytes()
+    stated = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    edit_manifest(bundle, lambda manifest: manifest["text"]["tokenizer"].update(stated))
+
+
+LONGER = {"type": "Replace", "pattern": {"Regex": "a"}, "content": "a" * 10}
+TOKENIZERS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "padding of gigabytes": (
+        lambda t: t["padding"].update(strategy={"Fixed": 400_000_000}),
+        "pads to 400000000 tokens .* expected 8 on the right",
+    ),
+    "padding to a multiple of 0": (lambda t: t["padding"].update(pad_to_multiple_of=0), "expected 8 on the right"),
+    "padding on the left": (lambda t: t["padding"].update(direction="Left"), "expected 8 on the right"),
+    "no padding": (lambda t: t.update(padding=None), "pads to None tokens"),
+    "no cut": (lambda t: t.update(truncation=None), "cuts to None"),
+    "a longer stride than the text": (lambda t: t["truncation"].update(stride=100), "tokenizer.json: "),
+    "growth": (
+        lambda t: t.update(normalizer={"type": "Sequence", "normalizers": [LONGER] * 9}),
+        "may make a caption 1,000,000,000 times as long",
+    ),
+    "a token that no word has": (lambda t: t["padding"].update(pad_id=10**9), "ONNX Runtime cannot run it"),
+    "no model": (lambda t: t.pop("model"), "is not a tokenizer"),
+    "a regular expression that is none": (
+        lambda t: t.update(normalizer={**LONGER, "pattern": {"Regex": "("}}),
+        "is not a tokenizer",
+    ),
+    "a panic": (
+        lambda t: t.update(
+            post_processor={
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "[none]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+                "special_tokens": {},
+            }
+        ),
+        "tokenizer.json: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_hostile_tokenizer_is_one_line(
+    kind: str,
+    captioned_bundle: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    change, found = TOKENIZERS[kind]
+    monkeypatch.setenv("RUST_BACKTRACE", "1")
+    bundle = Path(shutil.copytree(captioned_bundle, tmp_path / "bundle"))
+    damage_tokenizer(bundle, change)
+    start = time.process_time()
+    assert (
+        main(["sample", str(bundle), "--threads", "1", "--captions", "a" * 40, "--out", str(tmp_path / "x.png")]) == 1
+    )
+    assert time.process_time() - start < 10
+    captured = capfd.readouterr()  # what the process writes, libraries in Rust and C++ included
+    assert captured.out == "" and captured.err.count("\n") == 1 and "internal error" not in captured.err
+    assert re.search(found, captured.err)
+
+
+def test_what_else_is_printed_meanwhile_is_not_lost(capfd: pytest.CaptureFixture[str]) -> None:
+    with panics_unprinted():
+        os.write(2, b"a warning\n")
+    assert capfd.readouterr().err == "a warning\n"
+    with pytest.raises(ValueError), panics_unprinted():
+        os.write(2, b"a panic\n")
+        raise ValueError
+    os.write(2, b"later\n")
+    assert capfd.readouterr().err == "later\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("é".encode("latin1"), "it is not UTF-8 text"),
+        ("a".encode("utf-16"), "it is not UTF-8 text"),
+        (b"a " * 40_000, "has 79,999 characters, expected at most 65,536"),
+    ],
+)
+def test_captions_that_are_no_text(
+    content: bytes, found: str, captioned_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "captions.txt").write_bytes(content)
+    command = ["sample", str(captioned_bundle), "--threads", "1", "--captions-file", str(tmp_path / "captions.txt")]
+    assert main([*command, "--out", str(tmp_path / "x.png")]) == 2
+    error = capsys.readouterr().err
+    assert found in error and error.count("\n") == 1
