@@ -51,16 +51,16 @@ def write_tensors(path: Path, state: Mapping[str, Tensor], *, half: bool, progre
         header[name] = {"dtype": TYPES[dtype], "shape": list(value.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
-    start = len(text).to_bytes(8, "little") + text
-    digest = hashlib.sha256(start)
+    head = len(text).to_bytes(8, "little") + text
+    digest = hashlib.sha256(head)
     with path.open("wb") as file:
-        file.write(start)
+        file.write(head)
         for done, name in enumerate(names):
             content = _stored(name, state[name], half=half).reshape(-1).view(torch.uint8).numpy().data
             file.write(content)
             digest.update(content)
             progress(done + 1, len(names))
-        file.seek(start.index(NO_DIGEST.encode()))
+        file.seek(head.index(NO_DIGEST.encode()))
         file.write(digest.hexdigest().encode())
 
 

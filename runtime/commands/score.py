@@ -121,9 +121,10 @@ def _data(arguments: argparse.Namespace, sampler: "Sampler", noise_std: float) -
     if arguments.images[0].suffix == ".npy":
         if len(arguments.images) > 1:
             raise UsageError(f"{arguments.images[1]}: give one .npy file, or image files")
-        return noisy(np.asarray(load_array(arguments.images[0]), np.float32)), 1.0
+        with np.errstate(over="ignore"):  # the sampler refuses what is infinite then
+            return noisy(np.asarray(load_array(arguments.images[0]), np.float32)), 1.0
     image, (_, height, width) = sampler.manifest.image, sampler.pixel_shape
-    pixels = read_images(arguments.images, image.mode, height, width).transpose(0, 3, 1, 2)
+    pixels = read_images(arguments.images, "L" if image.mode == "L" else "RGB", height, width).transpose(0, 3, 1, 2)
     x = pixels.astype(np.float32) / 127.5 - 1
     if sampler.manifest.autoencoder:  # noise belongs to the latents, which are not quantised
         return noisy(sampler.encode_images(x)), 1.0

@@ -1,7 +1,7 @@
 """The one family of errors every part of starflow raises.
 
 A message is one line: what was found, where, what was expected, and what mends it. The command line prints it as it is
-and exits with `exit_status`; anything that is not a `StarflowError` is a bug and keeps its traceback.
+and exits with `exit_status`; anything that is not a `StarflowError` is a bug, whose traceback `--debug` shows.
 """
 
 import os

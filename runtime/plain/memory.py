@@ -58,4 +58,4 @@ def check_images(count: int, values: int, condition_values: int = 0) -> None:
 
 def gibibytes(count: int) -> str:
     """Bytes for people: `12.30 GiB`."""
-    return f"{count / 2**30:,.2f} GiB"
+    return f"{count / 2**30:.2f} GiB"

@@ -319,9 +319,10 @@ def _save_state(state: Mapping[str, Any], path: Path) -> None:
         try:
             torch.save(state, file)
         except RuntimeError as error:
-            while isinstance(error.__context__, Exception) and not isinstance(error, OSError):
-                error = error.__context__
-            raise OSError(getattr(error, "errno", None), getattr(error, "strerror", str(error)), str(path)) from None
+            cause: BaseException = error
+            while cause.__context__ and not isinstance(cause, OSError):
+                cause = cause.__context__
+            raise OSError(getattr(cause, "errno", None), getattr(cause, "strerror", str(cause)), str(path)) from None
 
 
 def device_named(name: str) -> torch.device:

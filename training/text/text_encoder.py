@@ -76,13 +76,15 @@ def load_encoder(folder: Path, tokens: int) -> Any:
     try:
         _check_size(transformers, folder)
         # Plain attention: the fused kind leaves the mask out where no text of a batch is padded.
-        model, found = transformers.AutoModelForTextEncoding.from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            attn_implementation="eager",
-            output_loading_info=True,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it then raises, or of what is checked below
+            model, found = transformers.AutoModelForTextEncoding.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                attn_implementation="eager",
+                output_loading_info=True,
+            )
     except Exception as error:
         raise DataError(f"{folder}: cannot be read as a text encoder: {_first_line(error)}") from None
     missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))

@@ -7,7 +7,7 @@ import pytest
 
 from starflow.export.tensorrt.build_resources import check_room, needed_memory
 from starflow.runtime.plain.errors import ExportError
-from starflow.runtime.plain.memory import available_memory, container_memory
+from starflow.runtime.plain.memory import available_memory
 
 
 def test_memory_that_no_machine_has(tmp_path: Path) -> None:
@@ -30,13 +30,3 @@ def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_small_block_has_room(tmp_path: Path) -> None:
     assert needed_memory(0) < 1 << 30
     check_room(0, 1 << 20, tmp_path)
-
-
-def test_a_container_limits_memory(tmp_path: Path) -> None:
-    (tmp_path / "memory.current").write_text("700\n")
-    (tmp_path / "memory.stat").write_text("anon 500\nfile 200\ninactive_file 150\nactive_file 50\n")
-    (tmp_path / "memory.max").write_text("1000\n")
-    assert container_memory(tmp_path) == 1000 - 700 + 150
-    (tmp_path / "memory.max").write_text("max\n")
-    assert container_memory(tmp_path) is None
-    assert container_memory(tmp_path / "elsewhere") is None

@@ -4,6 +4,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -33,7 +34,13 @@ def png(path: Path, values: NDArray, kind: int, *extra: bytes, depth: int | None
 
 
 def tiff(
-    path: Path, values: NDArray, *, order: str = "<", white_is_zero: bool = False, bits: int = 16, form: int = 1
+    path: Path,
+    values: NDArray,
+    *,
+    order: Literal["<", ">"] = "<",
+    white_is_zero: bool = False,
+    bits: int = 16,
+    form: int = 1,
 ) -> Path:
     """An uncompressed grey TIFF of values [H, W], by the specification alone."""
     height, width = values.shape
@@ -69,8 +76,8 @@ def test_sixteen_bits_of_grey(tmp_path: Path) -> None:
     expected = rounded(EVERY_VALUE)
     assert expected.min() == 0 and expected.max() == 255 and len(np.unique(expected)) == 256
     assert np.array_equal(pixels(png(tmp_path / "a.png", EVERY_VALUE, GREY)), expected)
-    for order in "<>":
-        assert np.array_equal(pixels(tiff(tmp_path / "a.tiff", EVERY_VALUE, order=order)), expected)
+    assert np.array_equal(pixels(tiff(tmp_path / "a.tiff", EVERY_VALUE, order="<")), expected)
+    assert np.array_equal(pixels(tiff(tmp_path / "a.tiff", EVERY_VALUE, order=">")), expected)
     (tmp_path / "a.pgm").write_bytes(b"P5 256 256 65535\n" + EVERY_VALUE.astype(">u2").tobytes())
     assert np.array_equal(pixels(tmp_path / "a.pgm"), expected)
     colour = pixels(png(tmp_path / "a.png", EVERY_VALUE, GREY), "RGB")
