@@ -81,9 +81,11 @@ class Archive:
             return torch.from_numpy(labels.astype(np.int64))
         if features is None:
             return None
-        if not np.isfinite(features.astype(np.float32)).all():
+        with np.errstate(over="ignore"):  # what is infinite then is refused
+            values = features.astype(np.float32)
+        if not np.isfinite(values).all():
             raise DataError(f"{self.path}: {prefix}features holds NaN or infinite values")
-        return torch.from_numpy(features.astype(np.float32))
+        return torch.from_numpy(values)
 
     def check_agreement(self, name: str) -> None:
         """Refuse parts whose arrays `name` differ in the shape of an entry, or of which only one has the array."""

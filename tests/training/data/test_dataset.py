@@ -1,6 +1,9 @@
 """Data sources: what is read from each, and what is said about bad ones."""
 
+import io
 import json
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -180,4 +183,70 @@ def test_bad_captions(tmp_path: Path, content: str, expected: str) -> None:
     picture(tmp_path / "a.png")
     (tmp_path / "c.jsonl").write_text(content)
     with pytest.raises(DataError, match=expected):
+        read_captions(tmp_path / "c.jsonl", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "found"),
+    [
+        (
+            {"labels": np.full(20, 10**12)},
+            "labels holds 1000000000000, expected classes from 0, and fewer than 1,048,576",
+        ),
+        ({"labels": np.full(20, 2**63 + 5, np.uint64)}, "labels holds 9223372036854775813"),
+        ({"labels": -np.ones(20, np.int64)}, "labels holds -1"),
+        ({"features": np.full((20, 3, 6), np.nan, np.float32)}, "features holds NaN or infinite values"),
+        ({"features": np.full((20, 3, 6), 1e300)}, "features holds NaN or infinite values"),
+        ({"labels": np.array([{}] * 20, object)}, "holds object, expected numbers or text"),
+    ],
+)
+def test_conditions_beyond_reason(arrays: dict[str, Any], found: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    np.savez(path, images=np.zeros((20, 8, 8), np.uint8), **arrays)
+    with pytest.raises(DataError, match=found) as caught:
+        load_dataset(NpzSource(kind="npz", path=path), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_arrays_of_one_name(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros((20, 8, 8), np.uint8))
+    with zipfile.ZipFile(tmp_path / "data.npz", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            archive.writestr("images.npy", buffer.getvalue())
+    with pytest.raises(DataError, match="it holds two arrays of one name"):
+        load_dataset(NpzSource(kind="npz", path=tmp_path / "data.npz"), tmp_path)
+
+
+def test_pictures_are_read_as_scoring_reads_them(tmp_path: Path) -> None:
+    """16 bits are rounded and transparency is laid on black, as `test_image_file.py` compares with arrays by hand."""
+    (tmp_path / "images").mkdir()
+    values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1040
+    Image.fromarray(values).save(tmp_path / "images/a.png")
+    clear = Image.new("RGBA", (8, 8), (200, 100, 50, 0))
+    clear.save(tmp_path / "images/b.png")
+    source = FolderSource(kind="folder", path=tmp_path / "images", mode="L", holdout=0.5)
+    data = load_dataset(source, tmp_path)
+    found = {int(part.values.sum()): part.values[0, 0].numpy() for part in (data.train, data.test)}
+    assert np.array_equal(found.pop(0), np.zeros((8, 8)))
+    assert np.array_equal(next(iter(found.values())), np.rint(values / 257))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    "content", ["é".encode("latin1"), "file,caption".encode("utf-16"), b"\0", b"[" * 100_000, b"1" + b"0" * 5000]
+)
+def test_captions_that_are_no_captions(suffix: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"captions.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_captions(path, tmp_path)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_caption_longer_than_any(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "c.jsonl").write_text(json.dumps({"file": "a.png", "caption": "x" * 70_000}))
+    with pytest.raises(DataError, match="entry 1 has 70,000 characters, expected at most 65,536"):
         read_captions(tmp_path / "c.jsonl", tmp_path)
