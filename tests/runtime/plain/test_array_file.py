@@ -143,6 +143,13 @@ def test_no_flipped_bit_changes_an_array(tmp_path: Path) -> None:
         assert all(np.array_equal(array, values) for array in found.values())
 
 
+def test_what_comes_after_an_array_is_not_left_unread(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", described("(3,)") + bytes(12) + b"more")
+    with pytest.raises(ValueError, match=r"x\.npy: it holds more than its header says"):
+        read_archive(tmp_path / "a.npz")
+
+
 @pytest.mark.parametrize("bit", [1, 0x41])
 def test_entries_that_cannot_be_read(bit: int, tmp_path: Path) -> None:
     buffer = io.BytesIO()

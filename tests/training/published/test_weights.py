@@ -197,6 +197,19 @@ def test_no_flipped_bit_changes_a_weight(kind: str, tmp_path: Path) -> None:
     assert refused == 200 if kind == "safetensors" else refused > 150
 
 
+def test_no_flipped_bit_hides_the_digest(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    write_tensors(path, STATE, half=False)
+    content = path.read_bytes()
+    start = content.index(b"__metadata__")
+    for place in range(8 * start, 8 * (content.index(b"sha256:") + 71)):
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.raises(CheckpointError, match="damaged"):
+            open_weights(path)
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the process's mappings are only visible on Linux")
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_the_data_is_mapped_not_read(suffix: str, tmp_path: Path) -> None:
