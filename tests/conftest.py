@@ -44,7 +44,7 @@ hypothesis.settings.register_profile("starflow", deadline=None)
 hypothesis.settings.load_profile("starflow")
 
 # Every trace reads the exporter's operators anew, from the source of some five hundred functions; they are always the same.
-ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign,assignment]
+ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
 
 # Started in the background by a shell, a process ignores Ctrl-C, and so would every process that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -92,12 +92,12 @@ class AutoencoderExporter:
         file = folder.file(weights.file.path)
         specs = []
         for suffix, size in sizes.items():
-            encoder, *networks = (folder.network(g, file, f"{g.graph.name}.fp32{suffix}") for g in graphs[suffix])
+            first, *others = (folder.network(g, file, f"{g.graph.name}.fp32{suffix}") for g in graphs[suffix])
             decoders = tuple(
                 DecoderSpec(network=network, noise_std=noise)
-                for network, noise in zip(networks, self._noise.values(), strict=True)
+                for network, noise in zip(others, self._noise.values(), strict=True)
             )
-            specs.append(AutoencoderSpec(encoder=encoder, decoders=decoders, pixel_shape=self.pixel_shape(size)))
+            specs.append(AutoencoderSpec(encoder=first, decoders=decoders, pixel_shape=self.pixel_shape(size)))
         return specs
 
     def pixel_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:

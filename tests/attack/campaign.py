@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.attack.bundles import Bundles
 from tests.attack.file_observer import can_observe
@@ -14,6 +15,9 @@ from tests.attack.forked import attempt
 from tests.attack.fuzz import Fuzzer, Part
 from tests.attack.honest import make_honest
 from tests.attack.tally import ALLOWED, Tally
+
+if TYPE_CHECKING:
+    from tests.attack.scenes import Scene
 
 Case = tuple[str, str, str, str]  # part, case, outcome, told
 FUZZED = ("bundles", "checkpoints", "recipes", "inputs")
@@ -135,7 +139,7 @@ class Campaign:
         return part
 
     def _make(self, kinds: tuple[str, ...]) -> None:
-        _expect_done(lambda: make_honest(self._artifacts, kinds) or "", ", ".join(kinds))
+        _expect_done(lambda: make_honest(self._artifacts, kinds), ", ".join(kinds))
 
     # Faults of the world
 
@@ -160,7 +164,7 @@ class Campaign:
                 jobs.insert(0, lambda name=name, chosen=chosen: self._read(name, chosen))  # type: ignore[misc]
         return _tallies(self._queued(jobs))
 
-    def _scene(self, scene: "Scene", part: str, chosen: slice | None) -> Iterator[Case]:  # noqa: F821
+    def _scene(self, scene: "Scene", part: str, chosen: slice | None) -> Iterator[Case]:
         from tests.attack.full_disk import fill_everywhere
         from tests.attack.kills import kill_everywhere
         from tests.attack.power_loss import lose_power_everywhere

@@ -8,6 +8,11 @@ from pathlib import Path
 from numpy.random import Generator
 
 
+def _fill(folder: Path) -> None:
+    folder.mkdir()
+    (folder / folder.name).write_bytes(b"x")
+
+
 def replace_file(draw: Generator, path: Path, others: list[Path]) -> str:
     """Put something else there; return what it is. `others` are files and folders of the same artifact."""
     other = others[draw.integers(len(others))]
@@ -15,7 +20,7 @@ def replace_file(draw: Generator, path: Path, others: list[Path]) -> str:
         ("nothing", lambda: None),
         ("an empty file", lambda: path.write_bytes(b"")),
         ("an empty folder", lambda: path.mkdir()),
-        ("a folder with a file", lambda: (path.mkdir(), (path / path.name).write_bytes(b"x"))),
+        ("a folder with a file", lambda: _fill(path)),
         ("a link to itself", lambda: path.symlink_to(path.name)),
         ("a link to nothing", lambda: path.symlink_to("missing")),
         ("a link out of it", lambda: path.symlink_to("/etc/passwd")),

@@ -145,7 +145,7 @@ def _address_space() -> int:
 
 def _read(pipe: int, end: float) -> bytes | None:
     """All that the child writes; None if it has not closed the pipe in time."""
-    parts = []
+    parts: list[bytes] = []
     while (left := end - time.monotonic()) > 0:
         if select.select([pipe], [], [], left)[0]:
             part = os.read(pipe, 65536)

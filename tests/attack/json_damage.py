@@ -90,7 +90,17 @@ def _other(draw: Generator, value: Any) -> tuple[Any, str]:
     if isinstance(value, bool) or value is None:
         return (not value) if draw.random() < 0.5 else _one(draw, OTHERS), "changed"
     if isinstance(value, int | float):
-        near = [value + 1, value - 1, value * 2, -value, value / 2, value // 2, str(value), [value], float(value)]
+        near: list[object] = [
+            value + 1,
+            value - 1,
+            value * 2,
+            -value,
+            value / 2,
+            value // 2,
+            str(value),
+            [value],
+            float(value),
+        ]
         number = _one(draw, [*near, *NUMBERS])
         return (_Raw(number) if isinstance(number, str) and number in NUMBERS else number), "number"
     if isinstance(value, str):

@@ -76,7 +76,7 @@ class Recipes:
             folder.mkdir(parents=True)
             (folder / "recipe.yaml").write_text(json.dumps(RECIPES[name], indent=1))
             if name != "continuous flow":
-                np.savez(folder / "data.npz", **_arrays())  # type: ignore[arg-type]
+                np.savez(folder / "data.npz", **_arrays())
         return ""
 
     def honest(self) -> dict[str, Callable[[], str]]:

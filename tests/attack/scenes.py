@@ -65,7 +65,7 @@ class Scene:
 
     name: str
     words: tuple[str, ...]
-    fill: Callable[[Path], None]
+    fill: Callable[[Path], str | None]
     state: State
     steps: bool = False
     once: bool = False

@@ -28,7 +28,7 @@ class Stage:
         place = scratch / f"{scene.name.replace(' ', '-')}-{os.getpid()}"
         self._template, self.world = place / "template", place / "world"
         self._template.mkdir(parents=True)
-        _expect_done(attempt(lambda: str(scene.fill(self._template)), LIMIT, None), f"{scene.name}: its world")
+        _expect_done(attempt(lambda: scene.fill(self._template) or "", LIMIT, None), f"{scene.name}: its world")
         import_ahead(lambda: self._in_fresh_world(scene.run))
         freeze()
         self.operations: list[Operation] = []
