@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
-from starflow.runtime.bundle.manifest import FlowManifest, FlowSummary, Variant
+from starflow.runtime.bundle.manifest import MOST_VARIANTS, FlowManifest, FlowSummary, Variant
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, DenoiserSpec, TextSpec
 from starflow.runtime.bundle.step_graph_contract import step_graph_misfit
 from starflow.runtime.plain.errors import UsageError
@@ -65,7 +65,7 @@ class OtherShape(Part):
     model: ModelSummary
     max_chunk: int = Field(gt=0)
     blocks: tuple[Block, ...]
-    variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
+    variants: Annotated[tuple[Variant, ...], Field(min_length=1, max_length=MOST_VARIANTS)]
     plans: tuple[CalibratedDecodePlan, ...] = ()
     text: TextSpec | None = None
     autoencoder: AutoencoderSpec | None = None

@@ -299,7 +299,7 @@ def _check_header(path: Path, name: Path) -> None:
         with safe_open(path, framework="numpy"):
             pass
     except (SafetensorError, OSError) as error:
-        raise BundleError(f"{name}: its header is damaged ({error}); copy or export it again") from None
+        raise BundleError(f"{name}: its header is damaged ({error!s:.200}); copy or export it again") from None
 
 
 def _stamp(path: Path) -> Stamp:

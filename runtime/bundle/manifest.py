@@ -11,6 +11,7 @@ from starflow.runtime.plain.validation import Part
 from starflow.runtime.plans.calibrated_plan import CalibratedPlan
 
 SCHEMA_VERSION = 1
+MOST_VARIANTS = 64  # six precisions and two lowerings make twelve
 MOST_CLASSES = 1_000_000  # one-hot vectors of so many classes still fit in memory; ImageNet-21k has 21,841
 
 
@@ -131,7 +132,7 @@ class FlowManifest(Part):
     image: ImageSpec
     conditioning: ConditioningSpec
     batch: int = Field(gt=0)
-    variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
+    variants: Annotated[tuple[Variant, ...], Field(min_length=1, max_length=MOST_VARIANTS)]
     provenance: Provenance
     text: TextSpec | None = None
     autoencoder: AutoencoderSpec | None = None
