@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from starflow.runtime.plain.errors import BundleError
 from starflow.runtime.plain.json_text import parse_json
-from starflow.runtime.plain.limits import MOST_JSON_BYTES
+from starflow.runtime.plain.limits import MOST_MANIFEST_BYTES
 from starflow.runtime.plain.regular_file import open_regular
 from starflow.runtime.plain.validation import one_line
 
@@ -49,9 +49,9 @@ def read_versioned(
     try:
         for _ in range(LOOKS):
             with open_regular(path) as file:
-                written = file.read(MOST_JSON_BYTES + 1)
-            if len(written) > MOST_JSON_BYTES:
-                raise BundleError(f"{name}: has more than {MOST_JSON_BYTES >> 20} MiB; {again}")
+                written = file.read(MOST_MANIFEST_BYTES + 1)
+            if len(written) > MOST_MANIFEST_BYTES:
+                raise BundleError(f"{name}: has more than {MOST_MANIFEST_BYTES >> 20} MiB; {again}")
             if recorded(written):
                 break
             time.sleep(0.01)

@@ -7,6 +7,8 @@ and exits with `exit_status`; anything that is not a `StarflowError` is a bug, w
 import os
 import re
 
+from starflow.runtime.plain.printable import one_line
+
 DESCRIPTOR = re.compile(r"/proc/self/fd/\d+")
 
 
@@ -16,7 +18,7 @@ class StarflowError(Exception):
     exit_status = 1
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(DESCRIPTOR.sub(_folder_name, message))
+        super().__init__(one_line(DESCRIPTOR.sub(_folder_name, message)))
 
 
 def _folder_name(descriptor: re.Match[str]) -> str:

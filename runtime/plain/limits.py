@@ -1,7 +1,8 @@
 """How much a file or an option may ask for: far above what anybody needs, far below what hurts."""
 
 # Text that is read whole and parsed.
-MOST_JSON_BYTES = 64 << 20  # the manifest of a model of 3.9 billion parameters has 0.3 MB
+MOST_JSON_BYTES = 64 << 20  # a tokenizer of 250,000 words has 17 MB
+MOST_MANIFEST_BYTES = 8 << 20  # that of a model of 3.9 billion parameters has 0.3 MB
 MOST_YAML_BYTES = 128 << 10  # recipes have 3 KB; the parser takes 4 s for 128 KB
 MOST_YAML_VALUES = (
     100_000  # with what an alias stands for counted wherever it is used: nine aliases of nine make billions
