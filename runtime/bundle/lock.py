@@ -1,9 +1,12 @@
 """Locks: only one process at a time may change a bundle."""
 
+import errno
 import fcntl
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from starflow.runtime.plain.atomic_write import check_file
 from starflow.runtime.plain.errors import BundleError
@@ -24,7 +27,7 @@ def bundle_lock(root: Path, name: str, waiting: Callable[[], None] = lambda: Non
     """
     path = root / f".{name}.lock"
     check_file(path)
-    with path.open("wb") as file:
+    with _opened(path) as file:
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -34,3 +37,13 @@ def bundle_lock(root: Path, name: str, waiting: Callable[[], None] = lambda: Non
         except OSError as error:
             raise BundleError(f"{path}: cannot be locked ({error.strerror}); copy the bundle to a local disk") from None
         yield
+
+
+def _opened(path: Path) -> BinaryIO:
+    """A lock's file, made if it is not there. A link is refused: a bundle from elsewhere may name any file by it."""
+    try:
+        return open(path, "ab", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise BundleError(f"{path}: is a link, expected a file; remove it") from None
+        raise

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from starflow.runtime.bundle.lock import bundle_lock
 from starflow.runtime.command_line import main
+from starflow.runtime.plain.errors import BundleError
 from tests.edited_manifest import edit_manifest
 
 LONG = "x" * 5000
@@ -189,6 +191,15 @@ def test_arrays_that_are_no_condition(kind: str, places: Places, capfd: pytest.C
     np.save("it.npy", array, allow_pickle=True)
     error = refused(["sample", "CAPTIONED", "--condition", "it.npy", "--threads", "1"], places, capfd)
     assert re.search(found, error)
+
+
+@pytest.mark.parametrize("name", ["work", "manifest"])
+def test_a_lock_that_is_a_link_is_not_followed(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("keep this")
+    (tmp_path / f".{name}.lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(BundleError, match=rf"\.{name}\.lock: is a link"), bundle_lock(tmp_path, name):
+        pass
+    assert (tmp_path / "mine").read_text() == "keep this"
 
 
 def test_a_name_that_is_not_utf8(places: Places, capfd: pytest.CaptureFixture[str]) -> None:
