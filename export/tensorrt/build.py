@@ -2,6 +2,7 @@
 
 import datetime
 import itertools
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -124,6 +125,8 @@ class _VariantBuilder:
     def __init__(self, bundle: Bundle, flavour: Flavour, variant: Variant, config: BuildConfig, *, force: bool) -> None:
         self.bundle, self.flavour, self.variant, self.config, self.force = bundle, flavour, variant, config, force
         self.folder = build_folder(bundle, config.target, variant.name)
+        if not Path(os.path.realpath(self.folder)).is_relative_to(os.path.realpath(bundle.folder)):
+            raise BundleError(f"{self.folder}: a link on its way leads out of the bundle; remove it")
         check_file(self.folder / "build.json")
         make_folders(self.folder)
         for abandoned in (*self.folder.glob(".block*.engine.*"), *self.folder.glob(".build.json.*")):

@@ -141,6 +141,16 @@ def test_two_builds_at_once(copy: Path) -> None:
     check_whole(copy)
 
 
+def test_engines_do_not_leave_the_bundle(copy: Path, tmp_path: Path) -> None:
+    """A bundle from elsewhere may hold a link to any folder."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (copy / "engines").symlink_to(elsewhere)
+    status, _, said = finish(start(copy))
+    assert status == 1 and "leads out of the bundle; remove it" in said and said.count("\n") == 1
+    assert list(elsewhere.iterdir()) == []
+
+
 def test_a_bundle_that_cannot_be_written(copy: Path) -> None:
     (copy / "engines").write_bytes(b"not a folder")
     status, _, said = finish(start(copy))
