@@ -35,7 +35,7 @@ def run_command(*words: str | Path) -> str:
     if status == 0:
         return output.getvalue()
     lines = [line for line in errors.getvalue().splitlines() if not line.startswith(PROGRESS)]
-    start, _, message = errors.getvalue().rstrip("\n").partition(": error: ")
+    start, _, message = "".join(lines).partition(": error: ")
     if len(lines) != 1 or status not in (1, 2) or not start.startswith("starflow"):
         raise CommandError(f"exit status {status} with {errors.getvalue()[:1000]!r}")
     if message.startswith("internal error"):
