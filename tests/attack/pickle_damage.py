@@ -1,8 +1,10 @@
 """Files of `torch.save`: damaged, and made on purpose with code, lies and bombs in them."""
 
 import io
+import os
 import pickle
 import struct
+import tempfile
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +14,7 @@ from numpy.random import Generator
 
 from tests.attack.byte_damage import damaged_bytes
 
-MARK = "/tmp/starflow-attack-ran-code"  # a file that no attempt may write
+MARK = os.path.join(tempfile.gettempdir(), "starflow-attack-ran-code")  # a file that no attempt may write
 
 
 class _Code:
