@@ -25,8 +25,6 @@ class Journal:
     """
 
     def __init__(self, folder: Path, step: int, total_steps: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -38,16 +36,24 @@ class Journal:
         self._log_path = folder / "log.jsonl"
         self._keep_log_until(step)
         self._log = self._log_path.open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._first_step = step + 1
         self._console = Terminal(stderr=True)
         text = TextColumn("{task.description} {task.completed}/{task.total} {task.fields[figures]}", markup=False)
         self._progress = Progress(text, BarColumn(), TimeRemainingColumn(), console=self._console)
         self._task = self._progress.add_task("step", total=total_steps, completed=step, figures="")
 
     def __enter__(self) -> Self:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # The hook comes first: the writer's thread may fail as soon as it starts.
+        self._thread_hook, threading.excepthook = threading.excepthook, self._on_thread_error
+        try:
+            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._first_step)
+        except BaseException:
+            threading.excepthook = self._thread_hook
+            raise
         if self._console.is_terminal:
             self._progress.start()
-        self._thread_hook, threading.excepthook = threading.excepthook, self._on_thread_error
         return self
 
     def __exit__(
