@@ -6,5 +6,6 @@ from starflow.runtime.plain.errors import StarflowError
 from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plans.decode_plan import DecodePlan, Jacobi
 from starflow.runtime.sampler import Sampler
+from starflow.runtime.sampler_pool import SamplerPool
 
-__all__ = ["Bundle", "DecodePlan", "Guidance", "Jacobi", "Sampler", "StarflowError"]
+__all__ = ["Bundle", "DecodePlan", "Guidance", "Jacobi", "Sampler", "SamplerPool", "StarflowError"]

@@ -3,7 +3,7 @@
 `runtime/families.py` lists the families.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,9 +21,9 @@ OnPasses = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Request:
-    """Options of sampling; see `Sampler.generate`."""
+    """Options of sampling one batch; see `Sampler.generate`."""
 
-    guidance: Guidance
+    guidance: Sequence[Guidance]  # of each image
     attention_temperature: float = 1.0
     on_block: OnBlock | None = None
     on_passes: OnPasses | None = None
@@ -85,8 +85,8 @@ class FamilyLoop(Protocol):
         """
 
 
-def no_guidance(manifest: FlowManifest, guidance: Guidance) -> UsageError:
+def no_guidance(manifest: FlowManifest, weight: float) -> UsageError:
     """The error for guidance of a bundle that takes none."""
     if manifest.conditioning.kind == "none":
-        return UsageError(f"guidance {guidance.weight} on an unconditional model; leave it out")
+        return UsageError(f"guidance {weight} on an unconditional model; leave it out")
     return UsageError("this bundle was exported with --no-guidance; export it again without that option")

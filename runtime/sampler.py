@@ -1,9 +1,10 @@
 """`Sampler`: an open bundle that samples images."""
 
-import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -18,12 +19,13 @@ from starflow.runtime.families import open_loop, resolve_plan
 from starflow.runtime.family import FamilyLoop, Inverted, OnBlock, OnPasses, Request
 from starflow.runtime.networks.denoising import DENOISERS, Denoise, check_rate, choose_denoising
 from starflow.runtime.networks.side_networks import SideNetworks
+from starflow.runtime.noise import draw_noise
 from starflow.runtime.plain.batches import batches
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.finite_array import finite_array
-from starflow.runtime.plain.guidance import Guidance
+from starflow.runtime.plain.guidance import GuidanceOfImages, each_guidance
 from starflow.runtime.plain.images import to_uint8
-from starflow.runtime.plain.memory import check_images
+from starflow.runtime.plain.shared import Shared
 from starflow.runtime.plans.decode_plan import DecodePlan, Jacobi
 from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSteps
 
@@ -40,7 +42,8 @@ class Sampler:
         >>> with Sampler.open("digits.bundle") as sampler:
         ...     images = sampler.sample([3, 1, 4], guidance=2.0, seed=7)
 
-    A sampler keeps its buffers between calls. Only one thread may use it at a time.
+    A sampler keeps its buffers between calls. Threads that share one take turns, call by call; `twin` and `SamplerPool` run
+    several at the same time. An exception, such as one that a callback raises to cancel a call, leaves the sampler as it was.
     """
 
     def __init__(
@@ -53,9 +56,13 @@ class Sampler:
         provider: Provider = "cpu",
         threads: int = 0,
     ) -> None:
+        beside = Shared(SideNetworks(bundle, variant, provider, threads))
+        self._start(bundle, variant, _Open(backend, beside, open_loop(bundle, variant, backend, plan)))
+
+    def _start(self, bundle: Bundle, variant: Variant, opened: "_Open") -> None:
         self.bundle, self.variant = bundle, variant
-        loop = open_loop(bundle, variant, backend, plan)
-        self._open: _Open | None = _Open(backend, SideNetworks(bundle, variant, provider, threads), loop)
+        self._open: _Open | None = opened
+        self._lock = threading.RLock()
 
     @classmethod
     def open(
@@ -105,11 +112,38 @@ class Sampler:
         self.close()
 
     def close(self) -> None:
-        """Free sessions and buffers; a second call does nothing."""
-        if self._open:
-            self._open.beside.close()
-            self._open.backend.close()
-            self._open, self.bundle = None, self.bundle.released()
+        """Free sessions and buffers, when a call of another thread is over; a second call does nothing.
+
+        Raises:
+            UsageError: it is called by a callback of this sampler.
+        """
+        with self._lock:
+            if self._open:
+                self._open.check_idle()
+                self._open.shared_networks.close()
+                self._open.backend.close()
+                self._open, self.bundle = None, self.bundle.released()
+
+    def twin(self) -> "Sampler":
+        """A second sampler with the same plan over the same weights, with buffers of its own, for another thread.
+
+        The weights are freed when the last twin is closed.
+
+        Raises:
+            BackendError: memory does not suffice for another set of buffers.
+        """
+        with self._turn() as running:
+            backend = running.backend.twin()
+            loop = open_loop(self.bundle, self.variant, backend, running.loop.plan)
+            made = object.__new__(type(self))
+            made._start(self.bundle, self.variant, _Open(backend, running.shared_networks.joined(), loop))
+            return made
+
+    @contextmanager
+    def _turn(self) -> Iterator["_Open"]:
+        """Wait until no other thread uses this sampler, and keep it until the end."""
+        with self._lock:
+            yield self._running
 
     @property
     def _running(self) -> "_Open":
@@ -133,8 +167,9 @@ class Sampler:
 
     @plan.setter
     def plan(self, plan: Plan) -> None:
-        running = self._running
-        running.loop = open_loop(self.bundle, self.variant, running.backend, plan)
+        with self._turn() as running:
+            running.check_idle()
+            running.loop = open_loop(self.bundle, self.variant, running.backend, plan)
 
     @property
     def decoding(self) -> str:
@@ -146,15 +181,19 @@ class Sampler:
         """Shape of one image's noise: that of the data, or [T, D] for TARFlow."""
         return self._running.loop.noise_shape
 
-    def noise(self, count: int, seed: int = 0) -> NDArray[np.float32]:
-        """Standard normal noise [count, *noise_shape]; the noise of image i depends only on the seed and i."""
-        if count < 1 or seed < 0:
-            raise UsageError(f"{count} images with seed {seed}: give at least one image and a seed >= 0")
-        check_images(count, math.prod(self.noise_shape))
-        draw = (
-            np.random.default_rng([seed, index]).standard_normal(self.noise_shape, np.float32) for index in range(count)
-        )
-        return np.stack(list(draw))
+    def noise(self, count: int, seed: int | Sequence[int] = 0, temperature: float = 1.0) -> NDArray[np.float32]:
+        """Normal noise [count, *noise_shape].
+
+        Args:
+            count: Number of images.
+            seed: One seed >= 0, with which the noise of image i depends on the seed and i only; or a seed for each image,
+                whose noise is that of the first image of its seed.
+            temperature: Standard deviation > 0 of the noise. Below 1, images are more alike and closer to the mode.
+
+        Raises:
+            UsageError: a number is out of its range, there are not as many seeds as images, or memory does not hold the noise.
+        """
+        return draw_noise(self.noise_shape, count, seed, temperature)
 
     def generate(
         self,
@@ -162,7 +201,7 @@ class Sampler:
         condition: ArrayLike | Sequence[str] | None = None,
         null_condition: ArrayLike | None = None,
         *,
-        guidance: float | Guidance = 0.0,
+        guidance: GuidanceOfImages = 0.0,
         attention_temperature: float = 1.0,
         denoise: Denoise = "auto",
         denoising_rate: float = 1.0,
@@ -179,7 +218,7 @@ class Sampler:
                 applies to all images. Without a condition, class models get the null class and text models the empty caption.
             null_condition: Null condition tokens, for guided models conditioned on features. A bundle with a text encoder
                 uses the features of the empty caption.
-            guidance: Weight w >= 0, or a `Guidance`.
+            guidance: Weight w >= 0, or a `Guidance`; one for all images, or one for each.
             attention_temperature: STARFlow divides all attention logits by it, TARFlow those of its unguided branch. A value
                 other than 1 needs a bundle exported with `--attention-temperature`.
             denoise: How to remove the noise that training added to the data: by the model's `score`, by the `learned`
@@ -190,7 +229,8 @@ class Sampler:
                 flow counts as block 0.
             on_passes: Called after each flow block with its index and the number of passes of its network, prefill not
                 counted.
-            progress: Called with the work done and the work in total: tokens, or parts of the way from noise to data.
+            progress: Called with the work done and the work in total: tokens, or parts of the way from noise to data. At most 16
+                tokens or passes lie between two calls, so an exception raised here cancels the call within that time.
 
         Returns:
             [N, C, H, W] float32 (points: [N, D]): data as in training, with latent scaling still applied.
@@ -200,29 +240,32 @@ class Sampler:
             BackendError: a flow block produced NaN or infinity.
             IntegrationError: the integration diverged.
         """
-        manifest, loop, beside = self.manifest, self._running.loop, self._running.beside
-        guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
-        request = Request(guidance, attention_temperature, on_block, on_passes)
-        loop.check(request)
-        denoise = choose_denoising(manifest, denoise)
-        check_rate(denoising_rate)
-        z = finite_array(noise, loop.noise_shape, "noise")
-        count, batch = len(z), manifest.batch
-        conditions = beside.conditions(count, condition, null_condition, guided=guidance.weight > 0)
-        parts = batches(count, batch)
-        done = 0
+        with self._turn() as running, running.busy():
+            manifest, loop, beside = self.manifest, running.loop, running.beside
+            z = finite_array(noise, loop.noise_shape, "noise")
+            count, batch = len(z), manifest.batch
+            guided = each_guidance(guidance, count)
+            request = Request(guided, attention_temperature, on_block, on_passes)
+            loop.check(request)
+            denoise = choose_denoising(manifest, denoise)
+            check_rate(denoising_rate)
+            any_guided = any(each.weight > 0 for each in guided)
+            conditions = beside.conditions(count, condition, null_condition, guided=any_guided)
+            parts = batches(count, batch)
+            done = 0
 
-        def report(work: int) -> None:
-            nonlocal done
-            done += work
-            if progress:
-                progress(done, len(parts) * loop.work)
+            def report(work: int) -> None:
+                nonlocal done
+                done += work
+                if progress:
+                    progress(done, len(parts) * loop.work)
 
-        out = np.empty((count, *manifest.model.data_shape), np.float32)
-        for part, index in parts:
-            x = loop.run(z[index], conditions.part(index), request, part.stop - part.start, report)
-            out[part] = x[: part.stop - part.start]
-        return beside.denoise(out, conditions, denoise, denoising_rate) if denoise in DENOISERS else out
+            out = np.empty((count, *manifest.model.data_shape), np.float32)
+            for part, index in parts:
+                of_part = replace(request, guidance=[guided[image] for image in index])
+                x = loop.run(z[index], conditions.part(index), of_part, part.stop - part.start, report)
+                out[part] = x[: part.stop - part.start]
+            return beside.denoise(out, conditions, denoise, denoising_rate) if denoise in DENOISERS else out
 
     def denoise(
         self,
@@ -244,13 +287,14 @@ class Sampler:
             UsageError: the bundle has no such denoiser, or an argument does not fit it.
             BackendError: the result is not finite.
         """
-        manifest, beside = self.manifest, self._running.beside
-        how = choose_denoising(manifest, how)
-        check_rate(rate)
-        data = finite_array(x, manifest.model.data_shape, "data")
-        if how not in DENOISERS:
-            return data
-        return beside.denoise(data, beside.conditions(len(data), condition), how, rate)
+        with self._turn() as running:
+            manifest, beside = self.manifest, running.beside
+            how = choose_denoising(manifest, how)
+            check_rate(rate)
+            data = finite_array(x, manifest.model.data_shape, "data")
+            if how not in DENOISERS:
+                return data
+            return beside.denoise(data, beside.conditions(len(data), condition), how, rate)
 
     def invert(
         self,
@@ -270,15 +314,16 @@ class Sampler:
             UsageError: an argument does not fit the bundle, or the bundle is a continuous flow.
             BackendError: a flow block produced NaN or infinity.
         """
-        manifest, loop, beside = self.manifest, self._running.loop, self._running.beside
-        data = finite_array(x, manifest.model.data_shape, "data")
-        count, batch = len(data), manifest.batch
-        conditions = beside.conditions(count, condition)
         found: list[Inverted] = []
-        for part, index in batches(count, batch):
-            found.append(loop.invert(data[index], conditions.part(index)))
-            if progress:
-                progress(part.stop, count)
+        with self._turn() as running, running.busy():
+            manifest, loop = self.manifest, running.loop
+            data = finite_array(x, manifest.model.data_shape, "data")
+            count, batch = len(data), manifest.batch
+            conditions = running.beside.conditions(count, condition)
+            for part, index in batches(count, batch):
+                found.append(loop.invert(data[index], conditions.part(index)))
+                if progress:
+                    progress(part.stop, count)
         noise, likelihood, determinant = (
             np.concatenate([getattr(inverted, name) for inverted in found])[:count]
             for name in ("noise", "log_likelihood", "log_determinant")
@@ -291,10 +336,11 @@ class Sampler:
         null_condition: ArrayLike | None = None,
         *,
         count: int | None = None,
-        guidance: float | Guidance = 0.0,
+        guidance: GuidanceOfImages = 0.0,
         denoise: Denoise = "auto",
         denoising_rate: float = 1.0,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
+        temperature: float = 1.0,
         progress: Callable[[int, int], None] | None = None,
     ) -> NDArray[np.uint8]:
         """Sample images.
@@ -302,20 +348,22 @@ class Sampler:
         Args:
             condition: Labels, captions or condition tokens, see `generate`.
             null_condition: See `generate`.
-            count: Number of images (default: one for each condition).
-            guidance: Weight w >= 0, or a `Guidance`.
+            count: Number of images (default: one for each condition, or for each seed).
+            guidance: Weight w >= 0, or a `Guidance`; one for all images, or one for each.
             denoise, denoising_rate: See `generate`.
-            seed: Image i depends only on the seed, i and its condition, not on how images are split into batches. (With
-                `Jacobi` this holds up to its threshold, since a batch iterates until all of its images have converged.)
+            seed, temperature: See `noise`. An image depends only on its noise, condition and guidance, not on the other images or on how
+                they are split into batches. (With `Jacobi` this holds up to its threshold, since a batch iterates until all of
+                its images have converged.)
             progress: See `generate`.
 
         Returns:
             [N, H, W, C] uint8.
         """
         self._check_images()
-        count = count if count is not None else _implied_count(condition)
+        if count is None:
+            count = max(_implied_count(condition), np.size(seed))
         x = self.generate(
-            self.noise(count, seed),
+            self.noise(count, seed, temperature),
             condition,
             null_condition,
             guidance=guidance,
@@ -331,7 +379,8 @@ class Sampler:
         Raises:
             UsageError: the bundle has no text encoder, or the tokenizers library is not installed.
         """
-        return self._running.beside.captions.encode(captions)
+        with self._turn() as running:
+            return running.beside.captions.encode(captions)
 
     def to_images(self, x: ArrayLike, *, denoise: Denoise = "auto") -> NDArray[np.uint8]:
         """Turn data [N, C, H, W] into pixels [N, H, W, C] uint8; latents go through the decoder.
@@ -345,13 +394,15 @@ class Sampler:
             UsageError: the bundle lacks the decoder that x needs, or x does not fit.
             BackendError: the decoder produced NaN or infinity.
         """
-        manifest = self.manifest
-        self._check_images()
-        how = choose_denoising(manifest, denoise)
-        data = finite_array(x, manifest.model.data_shape, "data")
-        if manifest.autoencoder:
-            return to_uint8(self._running.beside.autoencoder(manifest.autoencoder).decode(data, noisy=how == "decoder"))
-        return to_uint8(data / manifest.image.scale + manifest.image.shift)
+        with self._turn() as running:
+            manifest = self.manifest
+            self._check_images()
+            how = choose_denoising(manifest, denoise)
+            data = finite_array(x, manifest.model.data_shape, "data")
+            if manifest.autoencoder:
+                decoder = running.beside.autoencoder(manifest.autoencoder)
+                return to_uint8(decoder.decode(data, noisy=how == "decoder"))
+            return to_uint8(data / manifest.image.scale + manifest.image.shift)
 
     def encode_images(self, pixels: ArrayLike) -> NDArray[np.float32]:
         """Turn pixels [N, 1 or 3, H, W] in [-1, 1] into data [N, C, h, w]; images of a latent model go through the encoder.
@@ -368,7 +419,8 @@ class Sampler:
                 f"pixels range from {low:g} to {high:g}, expected -1 to 1; for 8-bit images give pixels / 127.5 - 1"
             )
         if manifest.autoencoder:
-            return self._running.beside.autoencoder(manifest.autoencoder).encode(values)
+            with self._turn() as running:
+                return running.beside.autoencoder(manifest.autoencoder).encode(values)
         return (values - np.float32(manifest.image.shift)) * np.float32(manifest.image.scale)
 
     @property
@@ -397,8 +449,30 @@ class _Open:
     """What an open sampler owns, and the loop that runs on it."""
 
     backend: Backend
-    beside: SideNetworks
+    shared_networks: Shared[SideNetworks]
     loop: FamilyLoop
+    is_busy: bool = False  # whether the buffers of the flow are in use
+
+    @property
+    def beside(self) -> SideNetworks:
+        return self.shared_networks.resource
+
+    def check_idle(self) -> None:
+        """See that the one who calls is no callback, whose call still needs the buffers."""
+        if self.is_busy:
+            raise UsageError(
+                "this sampler is in the midst of a call; raise an exception to cancel it, and use a twin to sample meanwhile"
+            )
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Use the buffers of the flow."""
+        self.check_idle()
+        self.is_busy = True
+        try:
+            yield
+        finally:
+            self.is_busy = False
 
 
 def _implied_count(condition: ArrayLike | Sequence[str] | None) -> int:

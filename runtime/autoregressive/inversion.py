@@ -48,7 +48,7 @@ def invert_batch(
         if block.identity:
             continue
         tokens = x[:, ::-1] if block.reversed else x
-        inputs = block_inputs(manifest, block, tokens, conditions, Guidance(0.0), 1.0)
+        inputs = block_inputs(manifest, block, tokens, conditions, [Guidance()] * manifest.batch, 1.0)
         runner = backend.block_runner(block.index)
         mu, above = (
             runner.decode_given(replace(inputs, noise=np.full_like(tokens, value)), tokens, chunk)

@@ -48,12 +48,20 @@ class AutoregressiveLoop:
         return "by plan" if self.plan.blocks else "sequential"
 
     def check(self, request: Request) -> None:
-        manifest, guidance, temperature = self._manifest, request.guidance, request.attention_temperature
-        if guidance.weight and manifest.guidance is None:
-            raise no_guidance(manifest, guidance)
+        manifest, temperature = self._manifest, request.attention_temperature
         ratio = manifest.guidance is not None and manifest.guidance.rule == "ratio"
-        if guidance.weight and ratio and (guidance.annealed or not (guidance.scale and guidance.shift)):
-            raise UsageError("guidance of STARFlow takes a weight and top_only; the other options are for TARFlow")
+        for guidance in set(request.guidance):
+            if guidance.weight and manifest.guidance is None:
+                raise no_guidance(manifest, guidance.weight)
+            if guidance.weight and ratio and (guidance.annealed or not (guidance.scale and guidance.shift)):
+                raise UsageError(
+                    "guidance of STARFlow takes a weight, a schedule and top_only; the other options are for TARFlow"
+                )
+            if len(guidance.schedule) not in (0, len(manifest.blocks)):
+                raise UsageError(
+                    f"guidance schedule: {len(guidance.schedule)} factors for {len(manifest.blocks)} flow blocks; "
+                    "give one for each, from block 0 on"
+                )
         if temperature != 1.0 and not manifest.attention_temperature:
             raise UsageError("this bundle has no attention temperature; export it with --attention-temperature")
         if not temperature > 0:

@@ -4,7 +4,8 @@ From the deep block down, each block turns its noise into tokens, one after the 
 block below. (STARFlow, section 3; TARFlow, section 2.2.)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from starflow.runtime.backends.block_runner import BlockInputs, BlockRunner
 from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest, Block
 from starflow.runtime.conditions import Conditions
 from starflow.runtime.family import Request
-from starflow.runtime.plain.errors import BackendError
+from starflow.runtime.plain.errors import BackendError, StarflowError
 from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plans.decode_plan import DecodePlan, Segment, Steps
 
@@ -69,9 +70,10 @@ def sample_blocks(
         z = x[:, ::-1] if block.reversed else x
         inputs = block_inputs(manifest, block, z, conditions, request.guidance, request.attention_temperature)
         runner = backend.block_runner(block.index)
-        runner.prefill(inputs)
-        segments = plan.segments(block.index, block.capacity - block.prefix)
-        passes = sum(_decode(runner, segment, on_tokens) for segment in segments)
+        with _cleared_on_error(runner):
+            runner.prefill(inputs)
+            segments = plan.segments(block.index, block.capacity - block.prefix)
+            passes = sum(_decode(runner, segment, on_tokens) for segment in segments)
         made = SampledBlock(block, inputs, runner.read(), passes)
         x = made.natural
         if not np.isfinite(x).all():
@@ -81,6 +83,17 @@ def sample_blocks(
                 raise BackendError(f"flow block {block.index} produced NaN or infinity at token {position}")
             x = np.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
         yield made
+
+
+@contextmanager
+def _cleared_on_error(runner: BlockRunner) -> Iterator[None]:
+    """Clear the caches if decoding ends early: nobody has seen whether they hold NaN, which would reach the next sequence."""
+    try:
+        yield
+    except BaseException:
+        with suppress(StarflowError):  # after a fault of the device, which is being raised
+            runner.clear()
+        raise
 
 
 def _decode(runner: BlockRunner, segment: Segment, on_tokens: OnTokens) -> int:
@@ -101,14 +114,13 @@ def block_inputs(
     block: Block,
     noise: NDArray,
     conditions: Conditions,
-    guidance: Guidance,
+    guidance: Sequence[Guidance],
     attention_temperature: float,
 ) -> BlockInputs:
-    """Inputs of one block, with [conditional, null] rows if it is guided."""
+    """Inputs of one block, with [conditional, null] rows if it is guided, by the guidance of each image."""
     batch = manifest.batch
     guided = block.rows == 2 * batch
-    deep = block.index == len(manifest.blocks) - 1
-    weight = guidance.weight if deep or not guidance.top_only else 0.0
+    weights = np.array([each.weight_at(block.index, len(manifest.blocks)) for each in guidance], np.float32)
     temperature = np.full(block.rows, attention_temperature, np.float32)
     if manifest.model.family == "tarflow":
         temperature[:batch] = 1.0  # TARFlow applies it to the unguided branch only
@@ -119,10 +131,10 @@ def block_inputs(
         null = np.full(batch, conditions.null_label, np.int64)
         label = np.concatenate([conditions.labels, null]) if guided else conditions.labels
     scalars = {
-        "guidance": np.full(batch, weight, np.float32),
-        "guidance_scale": np.full(batch, weight * guidance.scale, np.float32),
-        "guidance_shift": np.full(batch, weight * guidance.shift, np.float32),
-        "guidance_anneal": np.full(batch, guidance.annealed, np.float32),
+        "guidance": weights,
+        "guidance_scale": weights * np.array([each.scale for each in guidance], np.float32),
+        "guidance_shift": weights * np.array([each.shift for each in guidance], np.float32),
+        "guidance_anneal": np.array([each.annealed for each in guidance], np.float32),
         "inverse_temperature": 1.0 / temperature,
     }
     return BlockInputs(noise, condition, label, scalars)

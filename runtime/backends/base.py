@@ -15,7 +15,10 @@ Provider = Literal["cpu", "cuda", "tensorrt"]  # execution providers of ONNX Run
 
 
 class Backend(ABC):
-    """A device and the runners of a variant's graphs. Leaving the context frees both."""
+    """A device and the runners of a variant's graphs. Leaving the context frees both.
+
+    Only one thread may use a backend at a time; its twins may run at the same time.
+    """
 
     name: str  # in reports and stored plans, such as `onnxruntime cpu` or `tensorrt`
 
@@ -30,6 +33,13 @@ class Backend(ABC):
     @abstractmethod
     def continuous_runner(self) -> ContinuousRunner:
         """The runner of the velocity graph, for continuous flows."""
+
+    @abstractmethod
+    def twin(self) -> "Backend":
+        """A backend over the same weights, with buffers of its own, for another thread.
+
+        The weights are freed when the last twin is closed.
+        """
 
     @abstractmethod
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Continuous flows behind the sampler: rows of conditions, choice of the plan, and checks of a request."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,15 +46,15 @@ class ContinuousLoop:
         return str(self.plan)
 
     def check(self, request: Request) -> None:
-        guidance = request.guidance
         if request.attention_temperature != 1.0:
             raise UsageError("attention temperature is for autoregressive flows; leave it out")
-        if guidance != Guidance(guidance.weight):
-            raise UsageError(
-                "guidance of a continuous flow takes a weight only; the other options are for STARFlow and TARFlow"
-            )
-        if guidance.weight and not self._manifest.guided:
-            raise no_guidance(self._manifest, guidance)
+        for guidance in set(request.guidance):
+            if guidance != Guidance(guidance.weight):
+                raise UsageError(
+                    "guidance of a continuous flow takes a weight only; the other options are for STARFlow and TARFlow"
+                )
+            if guidance.weight and not self._manifest.guided:
+                raise no_guidance(self._manifest, guidance.weight)
 
     def run(
         self, noise: NDArray, conditions: Conditions, request: Request, count: int, on_work: Callable[[int], None]
@@ -83,14 +83,16 @@ class ContinuousLoop:
         )
 
 
-def continuous_inputs(manifest: ContinuousManifest, conditions: Conditions, guidance: Guidance) -> ContinuousInputs:
+def continuous_inputs(
+    manifest: ContinuousManifest, conditions: Conditions, guidance: Sequence[Guidance]
+) -> ContinuousInputs:
     """The inputs of the graph besides its state, with [conditional, null] rows if it is guided."""
     condition, label = conditions.tokens, conditions.labels
     if manifest.guided and condition is not None and conditions.null_tokens is not None:
         condition = np.concatenate([condition, conditions.null_tokens])
     if manifest.guided and label is not None:
         label = np.concatenate([label, np.full(manifest.batch, conditions.null_label, np.int64)])
-    return ContinuousInputs(condition, label, np.full(manifest.batch, guidance.weight, np.float32))
+    return ContinuousInputs(condition, label, np.array([each.weight for each in guidance], np.float32))
 
 
 def resolve_integration_plan(manifest: ContinuousManifest, plan: object) -> FixedSteps | AdaptiveSteps | None:

@@ -123,7 +123,7 @@ def _decode_middle(backend: Backend, manifest: AutoregressiveManifest, block: Bl
     noise = np.random.default_rng(0).standard_normal(shape, np.float32)
     runner = backend.block_runner(block.index)
     conditions = encode_conditions(manifest.conditioning, manifest.batch, *some_condition(manifest), guided=True)
-    runner.prefill(block_inputs(manifest, block, noise, conditions, guidance, 1.0))
+    runner.prefill(block_inputs(manifest, block, noise, conditions, [guidance] * manifest.batch, 1.0))
     start, steps = _middle(block)
     for _ in range(2):
         runner.seek(start)

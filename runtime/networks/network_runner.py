@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,9 +17,9 @@ from starflow.runtime.plain.thread_count import check_threads
 
 
 class NetworkRunner:
-    """Runs networks of a bundle on ONNX Runtime, whatever runs the flow. Each network is loaded when it first runs.
+    """Runs networks of a bundle on ONNX Runtime, whatever runs the flow, for several threads at the same time.
 
-    `lean` is for a few runs; see `open_session` for it and the other arguments.
+    Each network is loaded when it first runs. `lean` is for a few runs; see `open_session` for it and the other arguments.
     """
 
     def __init__(self, bundle: Bundle, provider: Provider, threads: int, *, lean: bool = False) -> None:
@@ -26,6 +27,7 @@ class NetworkRunner:
         self.bundle = bundle
         self._provider, self._threads, self._lean = provider, threads, lean
         self._sessions: dict[str, Any] = {}
+        self._loading = threading.Lock()
 
     def run(self, network: NetworkSpec, inputs: Mapping[str, NDArray]) -> NDArray[np.float32]:
         """The output of a network for N samples, which run in batches of the exported size, the last one padded.
@@ -42,14 +44,18 @@ class NetworkRunner:
         from starflow.runtime.backends.onnxruntime.session import numpy_dtype, open_session, runs
 
         path = network.file.path
-        if path not in self._sessions:
-            self._sessions[path] = open_session(self.bundle, network, self._provider, self._threads, lean=self._lean)
+        with self._loading:
+            if path not in self._sessions:
+                self._sessions[path] = open_session(
+                    self.bundle, network, self._provider, self._threads, lean=self._lean
+                )
+            session = self._sessions[path]
         given = {spec.name: np.ascontiguousarray(inputs[spec.name], numpy_dtype(spec)) for spec in network.inputs}
         first = network.inputs[0]
         count, size = len(given[first.name]), int(first.shape[0])
         with runs(network):
             parts = [
-                self._sessions[path].run(None, {name: values[index] for name, values in given.items()})[0]
+                session.run(None, {name: values[index] for name, values in given.items()})[0]
                 for _, index in batches(count, size)
             ]
         return np.concatenate(parts)[:count]

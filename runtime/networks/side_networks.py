@@ -1,5 +1,6 @@
 """The networks of a bundle beside the flow: text encoder, autoencoder and denoisers, each opened when it is first needed."""
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
@@ -19,11 +20,15 @@ Runner = TypeVar("Runner", bound=NetworkRunner)
 
 
 class SideNetworks:
-    """What a sampler runs before and after the flow. The variant decides between denoisers of several precisions."""
+    """What samplers run before and after the flow. The variant decides between denoisers of several precisions.
+
+    Several threads may use it at the same time.
+    """
 
     def __init__(self, bundle: Bundle, variant: Variant, provider: Provider, threads: int) -> None:
         self._bundle, self._variant, self._provider, self._threads = bundle, variant, provider, threads
         self._opened: dict[str, NetworkRunner] = {}
+        self._opening = threading.Lock()
 
     def close(self) -> None:
         """Free the networks that were opened."""
@@ -65,6 +70,7 @@ class SideNetworks:
         return self._open(how, Denoiser, spec)(data, conditions, rate)
 
     def _open(self, name: str, kind: Callable[..., Runner], spec: object) -> Runner:
-        if name not in self._opened:
-            self._opened[name] = kind(self._bundle, spec, provider=self._provider, threads=self._threads)
-        return cast(Runner, self._opened[name])
+        with self._opening:
+            if name not in self._opened:
+                self._opened[name] = kind(self._bundle, spec, provider=self._provider, threads=self._threads)
+            return cast(Runner, self._opened[name])

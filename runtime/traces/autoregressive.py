@@ -31,7 +31,7 @@ def sample_trace(bundle: Bundle, variant: Variant, backend: Backend, case: Case)
     NaN and infinity do not end the loop: the next block gets zeros instead, so that all blocks are recorded.
     """
     loop = AutoregressiveLoop(bundle, variant, backend, SEQUENTIAL)
-    request = Request(Guidance(case.guidance))
+    request = Request([Guidance(case.guidance)] * bundle.manifest.batch)
     loop.check(request)
     conditions = case.conditions(bundle.manifest.conditioning)
     tokens: dict[int, list[NDArray]] = {}

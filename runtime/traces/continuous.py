@@ -29,7 +29,8 @@ def path_states(bundle: Bundle, backend: Backend, case: Case, plan: FixedSteps) 
 
 def condition_batches(bundle: Bundle, backend: Backend, case: Case) -> Iterator[tuple[slice, ContinuousRunner]]:
     """The runner with the conditions of each batch set, one batch after the other."""
-    runner, manifest, guidance = backend.continuous_runner(), bundle.continuous, Guidance(case.guidance)
+    runner, manifest = backend.continuous_runner(), bundle.continuous
+    guidance = [Guidance(case.guidance)] * manifest.batch
     conditions = case.conditions(manifest.conditioning)
     for part, index in batches(len(case.noise), manifest.batch):
         runner.condition(continuous_inputs(manifest, conditions.part(index), guidance))

@@ -85,6 +85,9 @@ class NetworkBackend(GraphBackend):
         super().__init__(bundle, variant)
         self._flavour, self._rounding = load_flavour(flavour_name), rounding
 
+    def twin(self) -> "NetworkBackend":
+        return NetworkBackend(self._bundle, self._variant, self._flavour.name, self._rounding)
+
     def bandwidth_probe(self) -> HostBandwidthProbe:
         return HostBandwidthProbe(threads=0)
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from onnxruntime import InferenceSession
+
 from starflow.runtime.backends.base import GraphBackend, Provider
 from starflow.runtime.backends.block_runner import BlockRunner
 from starflow.runtime.backends.cuda.bandwidth import CudaBandwidthProbe
@@ -9,6 +11,8 @@ from starflow.runtime.backends.cuda.device import Gpu
 from starflow.runtime.backends.memory_bandwidth import BandwidthProbe, HostBandwidthProbe
 from starflow.runtime.backends.onnxruntime.block_runner import DeviceBlockRunner, HostBlockRunner
 from starflow.runtime.backends.onnxruntime.continuous_runner import OnnxRuntimeContinuousRunner
+from starflow.runtime.backends.onnxruntime.session import open_session
+from starflow.runtime.backends.onnxruntime.sessions import Sessions
 from starflow.runtime.backends.onnxruntime.thread_choice import fastest_runner, thread_counts
 from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
@@ -37,30 +41,48 @@ class OnnxRuntimeBackend(GraphBackend):
         super().__init__(bundle, variant)
         self.name = f"onnxruntime {provider}"
         self._provider, self._threads, self._profiles = provider, threads, profiles
-        self._threads_of: dict[int, int] = {}
+        self._sessions = Sessions()
 
     def bandwidth_probe(self) -> BandwidthProbe:
         return HostBandwidthProbe(self._threads) if self._provider == "cpu" else CudaBandwidthProbe(Gpu())
 
     def open_continuous(self, graph: GraphSpec) -> OnnxRuntimeContinuousRunner:
-        return OnnxRuntimeContinuousRunner(self._bundle, graph, self._provider, self._threads)
+        session = self._sessions.of(graph, lambda: self._open(graph, self._threads))
+        return OnnxRuntimeContinuousRunner(session, graph, "cpu" if self._provider == "cpu" else "cuda")
 
     def open_block(self, graph: GraphSpec, block: Block, max_chunk: int) -> BlockRunner:
         if self._provider != "cpu":
-            return DeviceBlockRunner(self._bundle, graph, block, max_chunk, self._provider)
-        profile = self._profiles / f"block{block.index}" if self._profiles else None
+            session = self._sessions.of(graph, lambda: self._open(graph, 0))
+            return DeviceBlockRunner(session, graph, block, max_chunk)
 
         def open_runner(threads: int) -> HostBlockRunner:
-            return HostBlockRunner(self._bundle, graph, block, max_chunk, threads, profile)
+            return HostBlockRunner(self._open(graph, threads), graph, block, max_chunk)
 
-        runner = fastest_runner(open_runner, thread_counts(self._threads, graph.weight_bytes))
-        self._threads_of[block.index] = runner.threads
-        return runner
+        def load() -> InferenceSession:
+            few, *more = thread_counts(self._threads, graph.weight_bytes)
+            return fastest_runner(open_runner, (few, *more)).session if more else self._open(graph, few)
+
+        return HostBlockRunner(self._sessions.of(graph, load), graph, block, max_chunk)
+
+    def _open(self, graph: GraphSpec, threads: int) -> InferenceSession:
+        profile = self._profiles / f"block{graph.block}" if self._profiles else None
+        return open_session(self._bundle, graph, self._provider, threads, profile)
+
+    def twin(self) -> "OnnxRuntimeBackend":
+        made = OnnxRuntimeBackend(self._bundle, self._variant, self._provider, self._threads)
+        made._sessions = self._sessions
+        return made
+
+    def close(self) -> None:
+        super().close()
+        self._sessions = Sessions()
 
     def profiled(self, block: int, folder: Path) -> "OnnxRuntimeBackend":
         """A second backend with ONNX Runtime's profiler, which runs a flow block with as many threads as this one.
 
         The profiler writes into `folder`, see `profiles`.
         """
-        self.block_runner(block)
-        return OnnxRuntimeBackend(self._bundle, self._variant, self._provider, self._threads_of[block], folder)
+        runner = self.block_runner(block)
+        assert isinstance(runner, HostBlockRunner | DeviceBlockRunner)
+        threads = runner.session.get_session_options().intra_op_num_threads
+        return OnnxRuntimeBackend(self._bundle, self._variant, self._provider, threads, folder)

@@ -1,18 +1,15 @@
 """ONNX Runtime, a flow block: buffers that are bound once for each number of tokens, and a step that is one call."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
 from starflow.runtime.backends.array_block_runner import ArrayBlockRunner
-from starflow.runtime.backends.base import Provider
 from starflow.runtime.backends.block_runner import BlockRunner, assert_steps
-from starflow.runtime.backends.onnxruntime.session import fill, input_memory, numpy_dtype, open_session, runs, zeros
+from starflow.runtime.backends.onnxruntime.session import fill, input_memory, numpy_dtype, runs, zeros
 from starflow.runtime.bundle.autoregressive_manifest import Block
-from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 
 # The buffer of an input, or of the token output `x`, for a number of tokens.
@@ -41,14 +38,12 @@ class Bindings:
 
 
 class HostBlockRunner(ArrayBlockRunner):
-    """One flow block in one session on the CPU, with so many threads within an operator: caches are updated in place."""
+    """One flow block on the CPU: caches are updated in place. Runners may share a session, and run at the same time."""
 
-    def __init__(
-        self, bundle: Bundle, graph: GraphSpec, block: Block, max_chunk: int, threads: int, profile: Path | None = None
-    ) -> None:
-        self._session, self.threads = open_session(bundle, graph, "cpu", threads, profile), threads
+    def __init__(self, session: onnxruntime.InferenceSession, graph: GraphSpec, block: Block, max_chunk: int) -> None:
+        self.session = session
         super().__init__(block, graph, max_chunk)
-        self._bindings = Bindings(self._session, graph)
+        self._bindings = Bindings(session, graph)
         assert_steps(self)
 
     def dtype(self, spec: TensorSpec) -> np.dtype:
@@ -56,10 +51,10 @@ class HostBlockRunner(ArrayBlockRunner):
 
     def run(self, count: int) -> None:
         with runs(self.graph):
-            self._session.run_with_iobinding(self._bindings.of(count, self._value))
+            self.session.run_with_iobinding(self._bindings.of(count, self._value))
 
     def advance(self, steps: int) -> None:
-        run, step, position = self._session.run_with_iobinding, self._bindings.of(1, self._value), self._position
+        run, step, position = self.session.run_with_iobinding, self._bindings.of(1, self._value), self._position
         with runs(self.graph):
             for _ in range(steps):
                 run(step)
@@ -70,7 +65,7 @@ class HostBlockRunner(ArrayBlockRunner):
 
 
 class DeviceBlockRunner(BlockRunner):
-    """One flow block in one session, on a device with memory of its own: nothing crosses to the host between two tokens.
+    """One flow block on a device with memory of its own: nothing crosses to the host between two tokens.
 
     This runs portable graphs. Buffers are OrtValues in the memory where the session reads them, which is the device's. ONNX
     Runtime reads the position on the host, since shapes depend on it: the runner counts it and binds it anew for every run.
@@ -80,13 +75,17 @@ class DeviceBlockRunner(BlockRunner):
     """
 
     def __init__(
-        self, bundle: Bundle, graph: GraphSpec, block: Block, max_chunk: int, provider: Provider, device: str = "cuda"
+        self,
+        session: onnxruntime.InferenceSession,
+        graph: GraphSpec,
+        block: Block,
+        max_chunk: int,
+        device: str = "cuda",
     ) -> None:
         super().__init__(block, graph, max_chunk)
-        self._session = open_session(bundle, graph, provider, threads=0)
-        self._device, self._memory = device, input_memory(self._session, device)
+        self.session, self._device, self._memory = session, device, input_memory(session, device)
         self._values: dict[tuple[str, int], onnxruntime.OrtValue] = {}
-        self._bindings = Bindings(self._session, graph)
+        self._bindings = Bindings(session, graph)
         self._here = 0
         assert_steps(self)
 
@@ -101,7 +100,7 @@ class DeviceBlockRunner(BlockRunner):
         io = self._bindings.of(count, self._value)
         io.bind_cpu_input("position", np.array([self._here], np.int64))
         with runs(self.graph):
-            self._session.run_with_iobinding(io)
+            self.session.run_with_iobinding(io)
 
     def seek(self, position: int) -> None:
         self._here = position

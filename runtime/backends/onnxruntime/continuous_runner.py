@@ -7,22 +7,19 @@ copied, and no run reads memory that it writes.
 import onnxruntime
 from numpy.typing import NDArray
 
-from starflow.runtime.backends.base import Provider
 from starflow.runtime.backends.continuous_runner import STATE, ContinuousRunner
-from starflow.runtime.backends.onnxruntime.session import fill, input_memory, open_session, runs, zeros
-from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.backends.onnxruntime.session import fill, input_memory, runs, zeros
 from starflow.runtime.bundle.graph_spec import GraphSpec
 
 Values = dict[str, onnxruntime.OrtValue]
 
 
 class OnnxRuntimeContinuousRunner(ContinuousRunner):
-    """One velocity graph in one session; see `open_session` for the arguments."""
+    """One velocity graph on `cpu` or `cuda`. Runners may share a session, and run at the same time."""
 
-    def __init__(self, bundle: Bundle, graph: GraphSpec, provider: Provider, threads: int) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, graph: GraphSpec, device: str) -> None:
         super().__init__(graph)
-        self._session = open_session(bundle, graph, provider, threads)
-        device = "cpu" if provider == "cpu" else "cuda"
+        self._session = session
         memory = input_memory(self._session, device)
         self._specs = {spec.name: spec for spec in (*graph.inputs, *graph.outputs)}
 

@@ -27,20 +27,16 @@ def thread_counts(requested: int, weight_bytes: int) -> tuple[int, ...]:
 
 
 def fastest_runner(open_runner: Callable[[int], Runner], counts: Sequence[int]) -> Runner:
-    """The runner that decodes token by token in the least time, by its number of threads; one alone is not measured.
+    """The runner that decodes token by token in the least time, by its number of threads.
 
     Runners take turns, so a disturbance affects all of them, and the best round of each counts.
     """
-    if len(counts) == 1:
-        return open_runner(counts[0])
     runners = [open_runner(count) for count in counts]
     best = [float("inf")] * len(runners)
     for _ in range(ROUNDS):
         for index, runner in enumerate(runners):
             best[index] = min(best[index], _seconds(runner))
-    chosen = runners[best.index(min(best))]
-    chosen.clear()
-    return chosen
+    return runners[best.index(min(best))]
 
 
 def _seconds(runner: BlockRunner) -> float:

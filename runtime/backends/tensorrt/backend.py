@@ -14,24 +14,20 @@ from starflow.runtime.bundle.build_record import BuildRecord
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
 from starflow.runtime.plain.errors import BackendError, BundleError
+from starflow.runtime.plain.shared import Shared
 
 
-class TensorrtBackend(Backend):
-    """Engines of one build on one GPU. The constructor loads, allocates and captures everything.
-
-    Only one thread may use a backend at a time; several backends may run side by side.
+class Engines:
+    """The engines of one build on one GPU, which a backend shares with its twins.
 
     Raises:
-        BundleError: an engine is damaged, needs another TensorRT, or is not the engine of its graph.
-        BackendError: the GPU has too little memory, or TensorRT refuses to run there.
+        BundleError: an engine is missing or damaged, needs another TensorRT, or is not the engine of its graph.
+        BackendError: the GPU has too little memory.
     """
-
-    name = "tensorrt"
 
     def __init__(self, bundle: Bundle, record: BuildRecord, flavour: Flavour, gpu: Gpu) -> None:
         self.variant = bundle.variant(record.variant, "portable")
-        self.record, self.device_name = record, gpu.name
-        manifest = bundle.manifest
+        self.manifest, self.record, self.gpu = bundle.manifest, record, gpu
         missing = {graph.block for graph in self.variant.graphs} - {spec.block for spec in record.engines}
         if missing:
             raise BundleError(
@@ -40,19 +36,44 @@ class TensorrtBackend(Backend):
             )
         gpu.select()
         with ExitStack() as stack:
-            self._stream = stack.enter_context(closing(Stream(gpu)))
             runtime = TensorrtRuntime(flavour, gpu)
-            self._engines = [
+            self.loaded = [
                 stack.enter_context(closing(GraphEngine(runtime, bundle, record, spec))) for spec in record.engines
             ]
+            self._resources = stack.pop_all()
+
+    def close(self) -> None:
+        """Keep the kernels that were compiled, and free the engines."""
+        with self._resources:
+            for engine in self.loaded:
+                engine.save_cache()
+
+
+class TensorrtBackend(Backend):
+    """Runs the engines of one build. The constructor allocates and captures everything, and becomes an owner of the engines.
+
+    Raises:
+        BackendError: the GPU has too little memory, or TensorRT refuses to run there.
+    """
+
+    name = "tensorrt"
+
+    def __init__(self, engines: Shared[Engines]) -> None:
+        self._engines, shared = engines, engines.resource
+        self.variant, self.record, manifest, gpu = shared.variant, shared.record, shared.manifest, shared.gpu
+        self.device_name = gpu.name
+        gpu.select()
+        with ExitStack() as stack:
+            stack.enter_context(closing(engines))
+            self._stream = stack.enter_context(closing(Stream(gpu)))
             # Runs never overlap, so they share memory of the largest size. CUDA graphs keep its address: it must not grow later.
-            size = max(engine.scratch_bytes for engine in self._engines)
+            size = max(engine.scratch_bytes for engine in shared.loaded)
             scratch = stack.enter_context(
                 closing(DeviceMemory(self._stream, max(size, 1), "the engines' scratch memory"))
             )
             self._blocks: dict[int, TensorrtBlockRunner] = {}
             self._continuous: TensorrtContinuousRunner | None = None
-            for engine in self._engines:
+            for engine in shared.loaded:
                 if isinstance(manifest, ContinuousManifest):
                     self._continuous = TensorrtContinuousRunner(engine, scratch, self._stream)
                     stack.enter_context(closing(self._continuous))
@@ -69,9 +90,10 @@ class TensorrtBackend(Backend):
         gpu.release("cudaSetDevice", gpu.index)  # `release`, since after a failed kernel every call reports an error
         self._blocks.clear()
         self._continuous = None
-        with self._resources:
-            for engine in self._engines:
-                engine.save_cache()
+        self._resources.close()
+
+    def twin(self) -> "TensorrtBackend":
+        return TensorrtBackend(self._engines.joined())
 
     def bandwidth_probe(self) -> CudaBandwidthProbe:
         """A probe of this GPU's memory, of which it needs 2 GiB."""
@@ -102,4 +124,4 @@ def open_tensorrt(bundle: Bundle, variant: str | None = None, device: int = 0) -
     """
     gpu = Gpu(device)
     record, flavour = choose_build(bundle, variant, gpu)
-    return TensorrtBackend(bundle, record, flavour, gpu)
+    return TensorrtBackend(Shared(Engines(bundle, record, flavour, gpu)))

@@ -36,6 +36,9 @@ class FaultyBackend(Backend):
     def bandwidth_probe(self) -> BandwidthProbe:
         return self._backend.bandwidth_probe()
 
+    def twin(self) -> "FaultyBackend":
+        return FaultyBackend(self._backend.twin(), self._fault)
+
     def close(self) -> None:
         self._backend.close()
 

@@ -12,9 +12,9 @@ SAMPLE = "import sys; from starflow.runtime import Sampler; s = Sampler.open(sys
 
 # With one of these set ONNX Runtime sends nothing, and a watch that sees nothing would prove nothing.
 CONTINUOUS_INTEGRATION = (
-    "CI TF_BUILD GITHUB_ACTIONS GITLAB_CI CIRCLECI TRAVIS JENKINS_URL CODEBUILD_BUILD_ID BUILDKITE TEAMCITY_VERSION "
-    "APPVEYOR BITBUCKET_BUILD_NUMBER"
-).split()
+    *("CI", "TF_BUILD", "GITHUB_ACTIONS", "GITLAB_CI", "CIRCLECI", "TRAVIS", "JENKINS_URL", "CODEBUILD_BUILD_ID"),
+    *("BUILDKITE", "TEAMCITY_VERSION", "APPVEYOR", "BITBUCKET_BUILD_NUMBER"),
+)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from starflow.runtime.backends.base import Provider
 from starflow.runtime.backends.block_runner import BlockRunner
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.backends.onnxruntime.block_runner import DeviceBlockRunner
-from starflow.runtime.backends.onnxruntime.session import CPU, CUDA, check_provider
+from starflow.runtime.backends.onnxruntime.session import CPU, CUDA, check_provider, open_session
 from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec
@@ -24,7 +24,7 @@ from starflow.runtime.plain.errors import BackendError
 
 class DeviceBackendOnCpu(OnnxRuntimeBackend):
     def open_block(self, graph: GraphSpec, block: Block, max_chunk: int) -> BlockRunner:
-        return DeviceBlockRunner(self._bundle, graph, block, max_chunk, "cpu", device="cpu")
+        return DeviceBlockRunner(open_session(self._bundle, graph, "cpu", 1), graph, block, max_chunk, device="cpu")
 
 
 @pytest.mark.parametrize("variant", ["portable-fp32", "portable-fp16"])
@@ -53,7 +53,8 @@ def test_steps_that_do_not_move_on_are_refused(tiny_bundle: Path) -> None:
     graph = bundle.variant("portable-fp32", "portable").graphs[0]
     block = bundle.autoregressive.blocks[graph.block]
     with pytest.raises(BackendError, match="does not move on from one step to the next"):
-        RunnerThatStandsStill(bundle, graph, block, bundle.autoregressive.max_chunk, "cpu", device="cpu")
+        session = open_session(bundle, graph, "cpu", 1)
+        RunnerThatStandsStill(session, graph, block, bundle.autoregressive.max_chunk, device="cpu")
 
 
 def test_a_provider_this_build_lacks_is_refused(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -187,6 +187,25 @@ def test_two_samplers_side_by_side(tiny_engines: Bundle, tiny_sample: NDArray, s
         np.testing.assert_array_equal(generate(tiny_engines, other), tiny_sample)
 
 
+def test_twins_run_the_same_engines_until_the_last_is_closed(
+    tiny_engines: Bundle, tiny_sample: NDArray, simulate: Simulate
+) -> None:
+    simulate()
+    first = open_tensorrt(tiny_engines)
+    twins = [first.twin(), first.twin()]
+    assert all(twin._engines is first._engines for twin in twins)
+    first.close()
+    found: dict[int, NDArray] = {}
+
+    def sample(index: int) -> None:
+        found[index] = generate(tiny_engines, twins[index])
+
+    run_in_threads(lambda: sample(0), lambda: sample(1))
+    for each in found.values():
+        np.testing.assert_array_equal(each, tiny_sample)
+    assert len(found) == 2
+
+
 def test_a_sampler_for_each_thread(tiny_engines: Bundle, tiny_sample: NDArray, simulate: Simulate) -> None:
     simulate(gpus=2)
     found: dict[int, NDArray] = {}

@@ -1,0 +1,37 @@
+"""The noise that images are made of."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.memory import check_images
+
+
+def draw_noise(
+    shape: tuple[int, ...], count: int, seed: int | Sequence[int], temperature: float = 1.0
+) -> NDArray[np.float32]:
+    """Normal noise [count, *shape], of standard deviation `temperature`; see `Sampler.noise`."""
+    if not 0 < temperature < math.inf:
+        raise UsageError(f"temperature {temperature} is not a factor of the noise; give a number > 0")
+    seeds = _seeds(count, seed)
+    check_images(count, math.prod(shape))
+    return np.stack(
+        [np.random.default_rng(one).standard_normal(shape, np.float32) * np.float32(temperature) for one in seeds]
+    )
+
+
+def _seeds(count: int, seed: int | Sequence[int]) -> list[list[int]]:
+    """The seed of each image: that of the call and the number of the image in it, or its own seed and 0."""
+    if count < 1:
+        raise UsageError(f"{count} images: give at least one")
+    several = np.ndim(seed) > 0
+    seeds = list(seed) if isinstance(seed, Sequence | np.ndarray) else [seed]
+    for one in seeds:
+        if not isinstance(one, int | np.integer) or one < 0:
+            raise UsageError(f"seed {one!r} is not a whole number >= 0")
+    if several and len(seeds) != count:
+        raise UsageError(f"{len(seeds)} seeds for {count} images; give one number for all images, or one for each")
+    return [[int(one), 0] for one in seeds] if several else [[int(seeds[0]), index] for index in range(count)]
