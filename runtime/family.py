@@ -59,6 +59,9 @@ class FamilyLoop(Protocol):
     def decoding(self) -> str:
         """The plan in a few words."""
 
+    def load(self) -> None:
+        """Load every graph of the flow now, not when it is first needed."""
+
     def check(self, request: Request) -> None:
         """Raise UsageError if the bundle cannot do what is asked for."""
 

@@ -124,6 +124,15 @@ class Sampler:
                 self._open.backend.close()
                 self._open, self.bundle = None, self.bundle.released()
 
+    def load(self) -> None:
+        """Load every graph of the flow now, not when it is first needed.
+
+        Raises:
+            BundleError, BackendError: one of them cannot be loaded.
+        """
+        with self._turn() as running:
+            running.loop.load()
+
     def twin(self) -> "Sampler":
         """A second sampler with the same plan over the same weights, with buffers of its own, for another thread.
 
@@ -266,6 +275,29 @@ class Sampler:
                 x = loop.run(z[index], conditions.part(index), of_part, part.stop - part.start, report)
                 out[part] = x[: part.stop - part.start]
             return beside.denoise(out, conditions, denoise, denoising_rate) if denoise in DENOISERS else out
+
+    def check(
+        self,
+        count: int,
+        condition: ArrayLike | Sequence[str] | None = None,
+        null_condition: ArrayLike | None = None,
+        *,
+        guidance: GuidanceOfImages = 0.0,
+        denoise: Denoise = "auto",
+    ) -> None:
+        """See that `generate` takes these arguments for so many images, without running anything or waiting for a thread.
+
+        Captions are not encoded.
+
+        Raises:
+            UsageError: one of them does not fit the bundle.
+        """
+        running, manifest = self._running, self.manifest
+        guided = each_guidance(guidance, count)
+        running.loop.check(Request(guided))
+        choose_denoising(manifest, denoise)
+        any_guided = any(each.weight > 0 for each in guided)
+        running.beside.check(count, condition, null_condition, guided=any_guided)
 
     def denoise(
         self,

@@ -2,16 +2,19 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, Self
 
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from starflow.runtime.backends.base import Provider
 from starflow.runtime.backends.choice import BackendName
 from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.manifest_file import Manifest
+from starflow.runtime.networks.denoising import Denoise
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.guidance import GuidanceOfImages
 from starflow.runtime.sampler import Plan, Sampler
 
 
@@ -107,6 +110,26 @@ class SamplerPool:
             with self._changed:
                 self._free.append(borrowed)
                 self._changed.notify_all()
+
+    def load(self) -> None:
+        """`Sampler.load` for every sampler, before others use the pool."""
+        for sampler in self._samplers:
+            sampler.load()
+
+    def check(
+        self,
+        count: int,
+        condition: ArrayLike | Sequence[str] | None = None,
+        *,
+        guidance: GuidanceOfImages = 0.0,
+        denoise: Denoise = "auto",
+    ) -> None:
+        """`Sampler.check`, without waiting for a sampler."""
+        self._samplers[0].check(count, condition, guidance=guidance, denoise=denoise)
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._samplers[0].manifest
 
     def sample(self, *arguments: Any, **options: Any) -> NDArray:
         """`Sampler.sample` on a free sampler."""

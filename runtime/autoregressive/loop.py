@@ -47,6 +47,11 @@ class AutoregressiveLoop:
     def decoding(self) -> str:
         return "by plan" if self.plan.blocks else "sequential"
 
+    def load(self) -> None:
+        for block in self._manifest.blocks:
+            if not block.identity:
+                self._backend.block_runner(block.index)
+
     def check(self, request: Request) -> None:
         manifest, temperature = self._manifest, request.attention_temperature
         ratio = manifest.guidance is not None and manifest.guidance.rule == "ratio"

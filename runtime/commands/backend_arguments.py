@@ -22,8 +22,8 @@ def add_variant_argument(
     parser.add_argument("--variants", dest="variant", help=argparse.SUPPRESS, **options)
 
 
-def add_backend_arguments(parser: argparse._ActionsContainer) -> None:
-    """Declare --backend, --provider, --threads and --shape."""
+def add_backend_arguments(parser: argparse._ActionsContainer, *, shape: bool = True) -> None:
+    """Declare --backend, --provider and --threads, and --shape where it is asked for."""
     parser.add_argument(
         "--backend",
         default="auto",
@@ -43,7 +43,8 @@ def add_backend_arguments(parser: argparse._ActionsContainer) -> None:
         metavar="N",
         help="number of CPU threads within an operator (default: one or all cores, whichever is measured to be faster)",
     )
-    add_shape_argument(parser)
+    if shape:
+        add_shape_argument(parser)
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -85,5 +86,5 @@ def chosen_plan(arguments: argparse.Namespace) -> "str | FixedSteps | AdaptiveSt
 
 def backend_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What runs the bundle, as `Sampler.open` takes it."""
-    shape = parse_shape(arguments.shape)
+    shape = parse_shape(getattr(arguments, "shape", None))
     return {"backend": arguments.backend, "provider": arguments.provider, "threads": arguments.threads, "shape": shape}

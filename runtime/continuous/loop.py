@@ -45,6 +45,9 @@ class ContinuousLoop:
     def decoding(self) -> str:
         return str(self.plan)
 
+    def load(self) -> None:
+        self._backend.continuous_runner()
+
     def check(self, request: Request) -> None:
         if request.attention_temperature != 1.0:
             raise UsageError("attention temperature is for autoregressive flows; leave it out")

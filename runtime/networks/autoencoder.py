@@ -7,7 +7,7 @@ from starflow.runtime.backends.base import Provider
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, NetworkSpec
 from starflow.runtime.networks.network_runner import NetworkRunner
-from starflow.runtime.plain.errors import BackendError, UsageError
+from starflow.runtime.plain.errors import NotFiniteError, UsageError
 
 
 class Autoencoder(NetworkRunner):
@@ -51,5 +51,5 @@ class Autoencoder(NetworkRunner):
     def _finite(self, network: NetworkSpec, values: NDArray[np.float32], what: str) -> NDArray[np.float32]:
         found = self.run(network, {network.inputs[0].name: values})
         if not np.isfinite(found).all():
-            raise BackendError(f"the {what} produced NaN or infinity; `starflow verify --hashes` checks its weights")
+            raise NotFiniteError(f"the {what} produced NaN or infinity; `starflow verify --hashes` checks its weights")
         return found

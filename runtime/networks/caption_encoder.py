@@ -57,9 +57,8 @@ class CaptionEncoder(NetworkRunner):
         return self._null
 
     def _encoded(self, caption: str) -> NDArray[np.float32]:
-        start = textwrap.shorten(caption[:1000], 60, placeholder=" ...")
-        if len(caption) > MOST_CAPTION:
-            raise UsageError(f"caption {start!r} has {len(caption):,} characters, expected at most {MOST_CAPTION:,}")
+        check_captions([caption])
+        start = _start(caption)
         with _refused_by(self._tokenizer_path, f"does not take the caption {start!r}"):
             tokens = self._tokenizer.encode(fill_template(self._text.template, caption))
         if tokens.overflowing:
@@ -98,6 +97,19 @@ def text_of(bundle: Bundle) -> TextSpec:
         f"this bundle has no text encoder; give features float32 [N, {given.tokens}, {given.width}] as the condition, "
         "or export it with --text-encoder"
     )
+
+
+def check_captions(captions: Sequence[str]) -> None:
+    """See that no caption is too long; UsageError if one is."""
+    for caption in captions:
+        if len(caption) > MOST_CAPTION:
+            raise UsageError(
+                f"caption {_start(caption)!r} has {len(caption):,} characters, expected at most {MOST_CAPTION:,}"
+            )
+
+
+def _start(caption: str) -> str:
+    return textwrap.shorten(caption[:1000], 60, placeholder=" ...")
 
 
 def as_captions(condition: ArrayLike | Sequence[str] | None) -> list[str] | None:

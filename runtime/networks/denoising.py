@@ -18,7 +18,7 @@ from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.bundle.network_spec import DenoiserSpec
 from starflow.runtime.conditions import Conditions
 from starflow.runtime.networks.network_runner import NetworkRunner
-from starflow.runtime.plain.errors import BackendError, UsageError
+from starflow.runtime.plain.errors import NotFiniteError, UsageError
 
 Denoising = Literal["none", "score", "learned", "decoder"]
 Denoise = Literal["auto", "none", "score", "learned", "decoder"]
@@ -77,7 +77,7 @@ class Denoiser(NetworkRunner):
         found = self.run(self._spec.network, {name: value for name, value in given.items() if value is not None})
         denoised: NDArray[np.float32] = x + rate * self._step * found
         if not np.isfinite(denoised).all():
-            raise BackendError(f"the {self._spec.kind} denoiser produced NaN or infinity; sample with denoise 'none'")
+            raise NotFiniteError(f"the {self._spec.kind} denoiser produced NaN or infinity; sample with denoise 'none'")
         return denoised
 
 

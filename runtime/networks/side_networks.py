@@ -12,9 +12,10 @@ from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.bundle.network_spec import AutoencoderSpec
 from starflow.runtime.conditions import Conditions, encode_conditions
 from starflow.runtime.networks.autoencoder import Autoencoder
-from starflow.runtime.networks.caption_encoder import CaptionEncoder, as_captions, text_of
+from starflow.runtime.networks.caption_encoder import CaptionEncoder, as_captions, check_captions, text_of
 from starflow.runtime.networks.denoising import Denoiser, Denoising, choose_denoiser
 from starflow.runtime.networks.network_runner import NetworkRunner
+from starflow.runtime.plain.errors import UsageError
 
 Runner = TypeVar("Runner", bound=NetworkRunner)
 
@@ -63,6 +64,28 @@ class SideNetworks:
             if manifest.text and null_condition is None and guided:
                 null_condition = self.captions.null
         return encode_conditions(manifest.conditioning, count, condition, null_condition, guided=guided)
+
+    def check(
+        self,
+        count: int,
+        condition: ArrayLike | Sequence[str] | None,
+        null_condition: ArrayLike | None = None,
+        *,
+        guided: bool = False,
+    ) -> None:
+        """Raise the UsageError of `conditions`, but encode no caption."""
+        manifest = self._bundle.manifest
+        given, captions = manifest.conditioning, as_captions(condition)
+        if given.kind == "features" and (captions is not None or (manifest.text and condition is None)):
+            text_of(self._bundle)
+            check_captions(captions or [])
+            if len(captions or [""]) not in (1, count):
+                raise UsageError(
+                    f"{len(captions or [])} captions for {count} images; give one for all, or one for each"
+                )
+        else:
+            has_null = manifest.text is not None
+            encode_conditions(given, count, condition, null_condition, guided=guided and not has_null)
 
     def denoise(self, data: NDArray, conditions: Conditions, how: Denoising, rate: float) -> NDArray:
         """Remove the noise of training from data [N, C, H, W] by the denoiser `how`; see `Denoiser`."""

@@ -59,5 +59,9 @@ class BackendError(StarflowError):
     """A backend cannot run here, or did not get the device it was asked to use."""
 
 
+class NotFiniteError(BackendError):
+    """A model made NaN or infinity of what it was given, such as a guidance weight it was not trained for."""
+
+
 class IntegrationError(StarflowError):
     """An ODE cannot be integrated as asked: it diverges, or a tolerance is out of reach."""

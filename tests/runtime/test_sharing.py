@@ -193,9 +193,7 @@ def test_a_schedule_weighs_each_flow_block(tarflow_engines: Bundle) -> None:
         noise = sampler.noise(2)
         for guidance in (0.0, Guidance(2.0), Guidance(4.0, schedule=(0.0, 0.5)), Guidance(4.0, schedule=(0.5, 0.0))):
             seen = outputs.setdefault(guidance, {})
-            sampler.generate(
-                noise, [1, 2], guidance=guidance, on_block=lambda block, x, seen=seen: seen.update({block: x})
-            )
+            sampler.generate(noise, [1, 2], guidance=guidance, on_block=seen.__setitem__)
     plain, guided, deep_only, shallow_only = outputs.values()
     np.testing.assert_array_equal(deep_only[1], guided[1])
     np.testing.assert_array_equal(shallow_only[1], plain[1])

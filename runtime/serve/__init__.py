@@ -1,0 +1,1 @@
+"""Services over samplers: a queue that merges requests into batches, and the HTTP server of `starflow serve`."""

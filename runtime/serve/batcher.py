@@ -1,0 +1,276 @@
+"""A bounded queue of orders, and workers that merge what waits into batches."""
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starflow.runtime.plain.errors import StarflowError, UsageError
+from starflow.runtime.sampler import Sampler
+from starflow.runtime.sampler_pool import SamplerPool
+from starflow.runtime.serve.order import OnPreview, Order, Ticket
+
+MEMORY_OF_SPEED = 0.8  # weight of the past in the mean time of an image
+
+
+class QueueFullError(StarflowError):
+    """The queue takes no more. `retry_after` is about when it will, in whole seconds."""
+
+    def __init__(self, waiting: int, retry_after: int) -> None:
+        super().__init__(f"{waiting} images are waiting, and the queue is full; try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class ClosedError(StarflowError):
+    """The service is going down and takes no more orders."""
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """One batch that ran.
+
+    Attributes:
+        images, size: Images in it, and how many it could have held.
+        waited: Seconds that each image waited for it.
+        flow_seconds, decode_seconds: Time of the flow, with captions and denoising, and from data to pixels.
+    """
+
+    images: int
+    size: int
+    waited: tuple[float, ...]
+    flow_seconds: float
+    decode_seconds: float
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One image of an order."""
+
+    ticket: Ticket
+    index: int
+
+
+class AbandonedError(Exception):
+    """Nobody waits for the images of a batch any more."""
+
+
+class Batcher:
+    """Runs orders on the samplers of a pool, each in a thread of its own.
+
+    A worker that is free takes the images that wait, in the order they came, as many as a batch holds and of one kind. If they
+    do not fill it, it waits a little for more. An image depends on its own seed, condition and guidance only, so merging changes
+    none. (With a decode plan that iterates to a tolerance this holds up to the tolerance.)
+
+    Args:
+        pool: Its samplers; the batcher owns it from now on.
+        max_waiting: Number of images that may wait.
+        patience: Seconds that an image waits for others to fill its batch.
+        on_batch: Called by a worker after each batch.
+    """
+
+    def __init__(
+        self,
+        pool: SamplerPool,
+        *,
+        max_waiting: int,
+        patience: float = 0.005,
+        on_batch: Callable[[BatchReport], None] = lambda report: None,
+    ) -> None:
+        self._pool, self._max_waiting, self._patience, self._on_batch = pool, max_waiting, patience, on_batch
+        self._queue: deque[Ticket] = deque()
+        self._unfinished: set[Ticket] = set()
+        self._changed = threading.Condition()
+        self._is_open = True
+        self._image_seconds = 0.0  # mean time of an image, all workers together; 0 before the first batch
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(pool.size)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def pool(self) -> SamplerPool:
+        return self._pool
+
+    @property
+    def waiting(self) -> int:
+        """Number of images in the queue."""
+        with self._changed:
+            return self._waiting()
+
+    def submit(self, order: Order, on_preview: OnPreview | None = None) -> Ticket:
+        """Put an order into the queue.
+
+        Raises:
+            UsageError: it does not fit the bundle, or is larger than the queue.
+            QueueFullError: too many images are waiting.
+            ClosedError: the batcher is closed.
+        """
+        self._check_open()
+        self._pool.check(order.count, order.condition, guidance=order.guidance, denoise=order.denoise)
+        if order.count > self._max_waiting:
+            raise UsageError(f"{order.count} images in one request; ask for at most {self._max_waiting}")
+        with self._changed:
+            self._check_open()
+            waiting = self._waiting()
+            if waiting + order.count > self._max_waiting:
+                raise QueueFullError(waiting, max(1, math.ceil(waiting * self._image_seconds)))
+            ticket = Ticket(order, on_preview, time.monotonic())
+            self._queue.append(ticket)
+            self._unfinished.add(ticket)
+            self._changed.notify_all()
+        ticket.future.add_done_callback(lambda _: self._forget(ticket))
+        return ticket
+
+    def close(self, timeout: float | None = None) -> None:
+        """Finish what was ordered, then close the pool; a second call does nothing.
+
+        Args:
+            timeout: Seconds after which orders that are not done fail; None waits for all of them.
+        """
+        with self._changed:
+            self._is_open = False
+            self._changed.notify_all()
+        end = None if timeout is None else time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(None if end is None else max(0.0, end - time.monotonic()))
+        with self._changed:
+            late = list(self._unfinished)
+        for ticket in late:
+            ticket.cancel()
+        for thread in self._threads:  # a batch that nobody waits for ends at its next report
+            thread.join()
+        self._pool.close()
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise ClosedError("the service is going down; ask another one")
+
+    def _waiting(self) -> int:
+        return sum(_left(ticket) for ticket in self._queue)
+
+    def _forget(self, ticket: Ticket) -> None:
+        """Free the place of an order that is over."""
+        with self._changed:
+            self._unfinished.discard(ticket)
+            if ticket in self._queue:
+                self._queue.remove(ticket)
+
+    # The workers
+
+    def _work(self) -> None:
+        with self._pool.sampler() as sampler:
+            while pieces := self._take(sampler.manifest.batch):
+                self._run(sampler, pieces)
+
+    def _take(self, size: int) -> list[Piece]:
+        """The next images, in one batch of at most `size`; none when the batcher is closed and all is done."""
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._queue or not self._is_open)
+                if not self._queue:
+                    return []
+                ready = self._queue[0].placed + self._patience
+                self._changed.wait_for(lambda: self._fills(size), max(0.0, ready - time.monotonic()))
+                if pieces := self._taken(size):  # else another worker was faster, or the client went away
+                    return pieces
+
+    def _fills(self, size: int) -> bool:
+        """Whether waiting longer gains nothing."""
+        return not self._is_open or sum(_left(ticket) for ticket in self._alike()) >= size
+
+    def _alike(self) -> list[Ticket]:
+        """The orders that may share a batch with the first."""
+        return [ticket for ticket in self._queue if ticket.order.kind == self._queue[0].order.kind]
+
+    def _taken(self, size: int) -> list[Piece]:
+        pieces: list[Piece] = []
+        for ticket in self._alike():
+            count = min(_left(ticket), size - len(pieces))
+            pieces += [Piece(ticket, ticket.taken + each) for each in range(count)]
+            ticket.taken += count
+        self._queue = deque(ticket for ticket in self._queue if _left(ticket))
+        return pieces
+
+    def _run(self, sampler: Sampler, pieces: list[Piece]) -> None:
+        """Run a batch. If it fails, every order of it runs alone, so that no client answers for another one's numbers."""
+        try:
+            self._sample(sampler, pieces)
+        except AbandonedError:
+            pass
+        except Exception as error:
+            tickets = dict.fromkeys(piece.ticket for piece in pieces)
+            if len(tickets) > 1 and isinstance(error, StarflowError):
+                for ticket in tickets:
+                    self._run(sampler, [piece for piece in pieces if piece.ticket is ticket])
+            else:
+                for ticket in tickets:
+                    ticket.fail(error)
+
+    def _sample(self, sampler: Sampler, pieces: list[Piece]) -> None:
+        started, orders = time.monotonic(), [piece.ticket.order for piece in pieces]
+
+        def progress(done: int, total: int) -> None:
+            if all(piece.ticket.is_over for piece in pieces):
+                raise AbandonedError
+
+        progress(0, 1)
+        data = sampler.generate(
+            np.concatenate([sampler.noise(1, [order.seeds[i]], order.temperature) for order, i in _pairs(pieces)]),
+            _conditions(pieces),
+            guidance=[order.guidance[i] for order, i in _pairs(pieces)],
+            denoise=orders[0].denoise,
+            on_block=self._previews(sampler, pieces),
+            progress=progress,
+        )
+        sampled = time.monotonic()
+        pictured = [row for row, order in enumerate(orders) if order.output == "images"]
+        made: dict[int, NDArray] = {}
+        if pictured:
+            made.update(zip(pictured, sampler.to_images(data[pictured], denoise=orders[0].denoise), strict=True))
+        for row, piece in enumerate(pieces):
+            piece.ticket.deliver(piece.index, made.get(row, data[row]))
+        ended = time.monotonic()
+        waited = tuple(started - piece.ticket.placed for piece in pieces)
+        self._note_speed((ended - started) / len(pieces) / self._pool.size)
+        self._on_batch(BatchReport(len(pieces), sampler.manifest.batch, waited, sampled - started, ended - sampled))
+
+    def _previews(self, sampler: Sampler, pieces: list[Piece]) -> Callable[[int, NDArray], None] | None:
+        seen = [row for row, piece in enumerate(pieces) if piece.ticket.on_preview]
+        if not seen:
+            return None
+
+        def on_block(block: int, data: NDArray) -> None:
+            images = sampler.to_images(data[seen], denoise=pieces[0].ticket.order.denoise)
+            for row, image in zip(seen, images, strict=True):
+                piece = pieces[row]
+                if piece.ticket.on_preview and not piece.ticket.is_over:
+                    piece.ticket.on_preview(piece.index, block, image)
+
+        return on_block
+
+    def _note_speed(self, seconds: float) -> None:
+        with self._changed:
+            past = self._image_seconds or seconds
+            self._image_seconds = MEMORY_OF_SPEED * past + (1 - MEMORY_OF_SPEED) * seconds
+
+
+def _left(ticket: Ticket) -> int:
+    """Number of its images that no worker has taken."""
+    return 0 if ticket.is_over else ticket.order.count - ticket.taken
+
+
+def _pairs(pieces: list[Piece]) -> list[tuple[Order, int]]:
+    return [(piece.ticket.order, piece.index) for piece in pieces]
+
+
+def _conditions(pieces: list[Piece]) -> list[Any] | NDArray | None:
+    """The conditions of the images of a batch, as `Sampler.generate` takes them."""
+    found = [order.condition[i] for order, i in _pairs(pieces) if order.condition is not None]
+    if not found:
+        return None
+    return np.stack(found) if isinstance(found[0], np.ndarray) else found

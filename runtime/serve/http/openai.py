@@ -1,0 +1,171 @@
+"""OpenAI's endpoint for images, `POST /v1/images/generations`, with the fields that mean something here.
+
+https://platform.openai.com/docs/api-reference/images/create
+"""
+
+import asyncio
+import base64
+import io
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+from fastapi import APIRouter
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from starflow.runtime.plain.errors import StarflowError
+from starflow.runtime.plain.limits import MOST_DIGITS
+from starflow.runtime.plain.validation import one_line
+from starflow.runtime.serve.batcher import Batcher
+from starflow.runtime.serve.http.body import RefusedError, parse_object, read_body
+from starflow.runtime.serve.http.failures import status_of
+from starflow.runtime.serve.http.waiting import checked_guidance, chosen_seeds, finished
+from starflow.runtime.serve.order import Order
+from starflow.runtime.serve.served_model import ServedModel
+
+MOST_IMAGES = 64
+MOST_PROMPT = 4096  # characters; no model reads as many
+MOST_BODY = 64 << 10
+
+
+class ImagesRequest(BaseModel):
+    """The body of `POST /v1/images/generations`. `seed`, `guidance` and `temperature` are starflow's own."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    prompt: str = Field(max_length=MOST_PROMPT, description="caption, or name or number of a class; empty for neither")
+    model: str | None = Field(None, description="a model of this server (default: its first)")
+    n: int = Field(1, ge=1, le=MOST_IMAGES, description="number of images")
+    size: str | None = Field(None, max_length=20, description="a size of the model, WIDTHxHEIGHT, or auto")
+    response_format: Literal["b64_json"] = Field("b64_json", description="images come in the answer")
+    output_format: Literal["png"] = "png"
+    quality: Literal["auto", "standard"] | None = None
+    background: Literal["auto", "opaque"] | None = None
+    moderation: Literal["auto", "low"] | None = None
+    user: str | None = Field(None, max_length=256, description="not used")
+    stream: bool = False
+    partial_images: int | None = Field(None, ge=0, le=64, description="with stream: previews of an unfinished image")
+    seed: int | None = Field(None, ge=0, lt=10**MOST_DIGITS, description="of the first image; the next has the next")
+    guidance: float = Field(0.0, ge=0, description="classifier-free guidance weight")
+    temperature: float = Field(1.0, gt=0, le=100, description="standard deviation of the noise")
+
+
+def openai_routes(models: Mapping[str, ServedModel]) -> APIRouter:
+    """The routes under /v1."""
+    router = APIRouter(prefix="/v1", tags=["OpenAI"])
+    schema = {"content": {"application/json": {"schema": ImagesRequest.model_json_schema()}}, "required": True}
+
+    @router.get("/models")
+    async def list_models() -> dict[str, Any]:
+        """The models of this server."""
+        data = [{"id": name, "object": "model", "created": 0, "owned_by": "starflow"} for name in models]
+        return {"object": "list", "data": data}
+
+    @router.post("/images/generations", openapi_extra={"requestBody": schema})
+    async def generate(request: Request) -> Response:
+        """Make images from a caption or a class; with `stream`, send previews as server-sent events."""
+        asked = _parsed(await read_body(request, MOST_BODY))
+        model = models.get(asked.model or next(iter(models)))
+        if model is None:
+            raise RefusedError(404, f"model {asked.model!r}: this server has {', '.join(models)}", parameter="model")
+        batcher = await asyncio.to_thread(model.batcher, asked.size)
+        order, size = _order(model, asked), asked.size if asked.size in model.sizes() else next(iter(model.sizes()))
+        if asked.stream:
+            return await _streamed(batcher, order, asked, size)
+        images = await finished(request, batcher.submit(order))
+        encoded = await asyncio.to_thread(lambda: [encode_png(image) for image in images])
+        data = [{"b64_json": text, "seed": seed} for text, seed in zip(encoded, order.seeds, strict=True)]
+        return JSONResponse({"created": int(time.time()), "data": data, "output_format": "png", "size": size})
+
+    return router
+
+
+def encode_png(image: NDArray[np.uint8]) -> str:
+    """An image, uint8 [H, W, C], as a PNG in base64."""
+    file = io.BytesIO()
+    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(file, "png")
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _parsed(content: bytes) -> ImagesRequest:
+    try:
+        return ImagesRequest.model_validate(parse_object(content), strict=True)
+    except ValidationError as error:
+        raise RefusedError(400, one_line(error, tuple(ImagesRequest.model_fields))) from None
+
+
+def _order(model: ServedModel, asked: ImagesRequest) -> Order:
+    if model.manifest.output != "images":
+        raise RefusedError(400, f"{model.name} makes {model.manifest.output}, not images; use /v2/models/{model.name}")
+    if model.takes == "features":
+        raise RefusedError(400, f"{model.name} takes condition tokens; use /v2/models/{model.name}/infer")
+    prompt = asked.prompt if model.takes == "captions" else asked.prompt.strip()
+    if model.takes == "nothing" and prompt:
+        raise RefusedError(400, f"{model.name} is unconditional; send an empty prompt", parameter="prompt")
+    has_condition = model.takes == "captions" or bool(prompt)
+    return Order(
+        [prompt] * asked.n if has_condition else None,
+        chosen_seeds(asked.seed, asked.n),
+        checked_guidance([asked.guidance] * asked.n),
+        asked.temperature,
+    )
+
+
+async def _streamed(batcher: Batcher, order: Order, asked: ImagesRequest, size: str) -> Response:
+    """Server-sent events: `image_generation.partial_image` for chosen flow blocks, then `image_generation.completed`."""
+    loop, events = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any]]()
+    blocks = len(getattr(batcher.pool.manifest, "blocks", ()))
+    chosen = _evenly(list(range(blocks - 1, 0, -1)), asked.partial_images or 0)
+
+    def on_preview(image: int, block: int, pixels: NDArray[np.uint8]) -> None:
+        if block in chosen:
+            event = {"index": image, "partial_image_index": chosen.index(block), "b64_json": encode_png(pixels)}
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+    ticket = batcher.submit(order, on_preview if chosen else None)
+    common = {"size": size, "quality": "auto", "background": "opaque", "output_format": "png"}
+
+    async def stream() -> AsyncIterator[str]:
+        done = asyncio.wrap_future(ticket.future)
+        try:
+            while not (done.done() and events.empty()):
+                getting = asyncio.ensure_future(events.get())
+                both: list[asyncio.Future[Any]] = [getting, done]
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                if getting.done():
+                    event = {**getting.result(), **common, "created_at": int(time.time())}
+                    yield _event("image_generation.partial_image", event)
+                getting.cancel()
+            try:
+                images = done.result()
+            except (StarflowError, asyncio.CancelledError) as error:
+                message = str(error) or "the service is going down; ask another one"
+                kind = "invalid_request_error" if status_of(error) < 500 else "server_error"
+                yield _event("error", {"error": {"message": message, "type": kind, "code": None, "param": None}})
+                return
+            for index, image in enumerate(images):
+                text = await asyncio.to_thread(encode_png, image)
+                none = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+                usage = {**none, "input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}
+                event = {"index": index, "seed": order.seeds[index], "b64_json": text, "usage": usage, **common}
+                yield _event("image_generation.completed", event | {"created_at": int(time.time())})
+        finally:
+            ticket.cancel()  # a client that goes away ends the stream here
+
+    return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+def _event(kind: str, content: Mapping[str, Any]) -> str:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **content})}\n\n"
+
+
+def _evenly(blocks: list[int], count: int) -> list[int]:
+    """At most `count` of the blocks, evenly spread, the last ones rather than the first."""
+    count = min(count, len(blocks))
+    return [blocks[len(blocks) * (each + 1) // count - 1] for each in range(count)]
