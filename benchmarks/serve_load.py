@@ -159,7 +159,8 @@ async def load(port: int, mode: str, amount: float, seconds: float) -> dict[str,
             if len(waiting) < MOST_OPEN:
                 task = asyncio.create_task(ask(port))
                 waiting.add(task)
-                task.add_done_callback(lambda done: (waiting.discard(done), statuses.append(done.result())))
+                task.add_done_callback(waiting.discard)
+                task.add_done_callback(lambda done: statuses.append(done.result()))
             due += draw.expovariate(amount)
         while waiting:
             await asyncio.wait(set(waiting))

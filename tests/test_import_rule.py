@@ -28,7 +28,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("runtime.noise",),
         ("runtime.sampler",),
         ("runtime.sampler_pool",),
-        ("runtime.traces", "runtime.diagnostics", "runtime.serve"),
+        ("runtime.traces", "runtime.diagnostics", "runtime.serve", "runtime.pipeline"),
         ("runtime.commands",),
         ("runtime",),
     ),

@@ -11,6 +11,7 @@ from starflow.runtime.backends.cuda.device import Gpu
 from starflow.runtime.backends.memory_bandwidth import BandwidthProbe, HostBandwidthProbe
 from starflow.runtime.backends.onnxruntime.block_runner import DeviceBlockRunner, HostBlockRunner
 from starflow.runtime.backends.onnxruntime.continuous_runner import OnnxRuntimeContinuousRunner
+from starflow.runtime.backends.onnxruntime.release import check_release
 from starflow.runtime.backends.onnxruntime.session import open_session
 from starflow.runtime.backends.onnxruntime.sessions import Sessions
 from starflow.runtime.backends.onnxruntime.thread_choice import fastest_runner, thread_counts
@@ -39,6 +40,7 @@ class OnnxRuntimeBackend(GraphBackend):
         profiles: Path | None = None,
     ) -> None:
         super().__init__(bundle, variant)
+        check_release(variant)
         self.name = f"onnxruntime {provider}"
         self._provider, self._threads, self._profiles = provider, threads, profiles
         self._sessions = Sessions()
