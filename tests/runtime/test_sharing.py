@@ -206,3 +206,27 @@ def test_temperature_scales_the_noise(tiny_bundle: Path) -> None:
         cold = sampler.sample([1], seed=3, temperature=0.5)
         expected = sampler.to_images(sampler.generate(sampler.noise(1, 3) / 2, [1]))
     assert np.array_equal(cold, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fixture", ["tiny_bundle", "captioned_bundle"])
+@pytest.mark.parametrize("shared", ["sampler", "pool"])
+def test_sixteen_threads_and_two_thousand_calls(fixture: str, shared: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(fixture)
+    conditions: list = ["a cat", "two dogs", ""] if fixture == "captioned_bundle" else [1, 5, 9]
+    wanted = [(conditions[index % 3], index % 20, float(index % 4)) for index in range(60)]
+
+    def run(make: Callable[..., NDArray], which: tuple[object, int, float]) -> NDArray:
+        condition, seed, guidance = which
+        return make([condition], seed=seed, guidance=guidance)
+
+    opened = (
+        Sampler.open(path, threads=1, plan="sequential")
+        if shared == "sampler"
+        else SamplerPool.open(path, size=4, threads=1, plan="sequential")
+    )
+    with Sampler.open(path, threads=1, plan="sequential") as sampler:
+        alone = [run(sampler.sample, which) for which in wanted]
+    with opened as both, ThreadPoolExecutor(16) as threads:
+        found = list(threads.map(lambda index: run(both.sample, wanted[index % 60]), range(2000)))
+    assert all(np.array_equal(image, alone[index % 60]) for index, image in enumerate(found))
