@@ -65,6 +65,7 @@ TOPICS = {
 WORDING = (
     (r"argument (\S+): invalid _?int value: (.*)", r"\1: found \2, expected a whole number"),
     (r"argument (\S+): invalid _?float value: (.*)", r"\1: found \2, expected a number"),
+    (r"argument (\S+): (found .*)", r"\1: \2"),
     (r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", r"\1: found \2, expected one of \3"),
     (r"argument (\S+): expected (?:one|at least one) argument", r"\1: needs a value"),
     (r"argument (\S+): not allowed with argument (\S+)", r"\1 and \2 exclude each other; leave one out"),
@@ -176,15 +177,18 @@ def _drop_output() -> None:
 
 def _int(text: str) -> int:
     """A whole number of 64 bits; more digits are none of ours, and take long to convert."""
-    if not text.isascii() or len(text.lstrip("+-0")) > MOST_DIGITS:
+    digits = text.strip().lstrip("+-0").replace("_", "")
+    if not digits.isascii():
         raise ValueError
+    if digits.isdigit() and len(digits) > MOST_DIGITS:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of at most {MOST_DIGITS} digits")
     return int(text)
 
 
 def _float(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a finite number")
     return number
 
 

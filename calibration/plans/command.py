@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from starflow.runtime.commands.backend_arguments import add_variant_argument
 from starflow.runtime.commands.shape_argument import parse_shape
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.whole_number import whole_number
 
 if TYPE_CHECKING:
     from starflow.runtime.bundle.bundle import Bundle
@@ -107,10 +108,10 @@ def _store(
 
 def parse_widths(text: str) -> tuple[int, ...]:
     """Numbers of tokens in a pass, from the command line; UsageError if they are no numbers, or too small."""
-    try:
-        widths = tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        raise UsageError(f"--widths {text}: give numbers with commas between them, such as 4,8,16") from None
+    numbers = {whole_number(part) for part in text.split(",")}
+    widths = tuple(sorted(number for number in numbers if number is not None))
+    if None in numbers:
+        raise UsageError(f"--widths {text}: give numbers with commas between them, such as 4,8,16")
     if widths[0] < 2:
         raise UsageError(f"--widths {text}: a chunk has at least 2 tokens")
     return widths

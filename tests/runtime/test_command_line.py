@@ -443,12 +443,18 @@ def test_a_message_is_one_line_of_bounded_length(install: Install, capsys) -> No
 @pytest.mark.parametrize(
     ("given", "found"),
     [
-        (["--count", "9" * 5000], "expected a whole number"),
-        (["--count", "10" + "0" * 19], "expected a whole number"),
-        (["--count", "\u00b2"], "found '\u00b2', expected a whole number"),
-        (["--count", "\u0663"], "found '\u0663', expected a whole number"),
-        (["--weight", "nan"], "found 'nan', expected a number"),
-        (["--weight", "1e999"], "found '1e999', expected a number"),
+        (["--count", "9" * 5000], f"found '{'9' * 80}...', expected a whole number of at most 19 digits;"),
+        (
+            ["--count", "10" + "0" * 19],
+            "error: --count: found '100000000000000000000', expected a whole number of at most 19 digits;",
+        ),
+        (["--count=-" + "1_0" * 10], "expected a whole number of at most 19 digits;"),
+        (["--count", "9" * 5000 + "x"], "expected a whole number;"),
+        (["--count", "\u00b2"], "found '\u00b2', expected a whole number;"),
+        (["--count", "\u0663"], "found '\u0663', expected a whole number;"),
+        (["--weight", "nan"], "found 'nan', expected a finite number;"),
+        (["--weight", "1e999"], "found '1e999', expected a finite number;"),
+        (["--weight", "strong"], "found 'strong', expected a number;"),
     ],
 )
 def test_numbers_beyond_reason(install: Install, capsys, given: list[str], found: str) -> None:
