@@ -41,18 +41,19 @@ def run_plan(arguments: argparse.Namespace) -> int:
     from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL
     from starflow.runtime.backends.choice import open_backend
     from starflow.runtime.bundle.bundle import Bundle
-    from starflow.runtime.plain.atomic_write import atomic_file, check_file
+    from starflow.runtime.plain.atomic_write import check_output, write_text
     from starflow.runtime.plain.progress import progress_bar
     from starflow.runtime.reports.plot import check_plot
 
     for path in (arguments.plan_file, arguments.report):
         if path:
-            check_file(path)
+            check_output(path)
     if arguments.plot:
         check_plot(arguments.plot)
     if arguments.repetitions < 1 or not arguments.budget > 0:
         raise UsageError("--repetitions and --budget take numbers above 0")
     bundle = Bundle.open(arguments.bundle).at_shape(parse_shape(arguments.shape))
+    check_output(bundle.folder / "manifest.json")
     family = PLAN_CALIBRATIONS[type(bundle.manifest)]
     for option in ("widths", "fixed"):
         if getattr(arguments, option) and option not in family.own_options:
@@ -70,16 +71,16 @@ def run_plan(arguments: argparse.Namespace) -> int:
     )
     with backend, progress_bar("calibrating", enabled=not arguments.json) as bar:
         found = family.calibrate(bundle, variant, backend, cases, options, progress=bar)
-    _store(bundle, backend.name, variant.name, found.spec)
+    # The bundle comes last: if a file cannot be written after all, it is as it was.
     report = family.report(found)
     if arguments.plan_file:
         plan = found.spec.plan if found.spec else SEQUENTIAL
-        with atomic_file(arguments.plan_file) as temporary:
-            temporary.write_text(plan.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
+        write_text(arguments.plan_file, plan.model_dump_json(indent=1, exclude_none=True) + "\n")
     if arguments.plot:
         report.write_plot(arguments.plot)
     if arguments.report:
         report.write_page(arguments.report, bundle.root.name)
+    _store(bundle, backend.name, variant.name, found.spec)
     if arguments.json:
         print(json.dumps(report.values))
     else:
