@@ -205,7 +205,7 @@ def test_code_in_a_text_encoder_is_not_asked_for(t5_folder: Path, tmp_path: Path
 
 
 LARGE: dict[str, tuple[dict[str, Any], int, str]] = {
-    "than any image": ({"size": 16384}, 2, "size: found 16384, expected 8192 or less"),
+    "than any image": ({"size": 16384}, 2, "size: found 16384, expected 8,192 or less"),
     "than the model's": (
         {"size": 8192},
         2,
