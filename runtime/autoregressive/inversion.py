@@ -18,7 +18,7 @@ from starflow.runtime.backends.base import Backend
 from starflow.runtime.backends.block_runner import BlockInputs
 from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest, Block
 from starflow.runtime.conditions import Conditions
-from starflow.runtime.plain.errors import BackendError
+from starflow.runtime.plain.errors import NotFiniteError
 from starflow.runtime.plain.guidance import Guidance
 
 
@@ -42,7 +42,7 @@ def invert_batch(
         chunk: Largest number of tokens in a pass; None takes the largest number the bundle allows.
 
     Raises:
-        BackendError: a block produced NaN or infinity.
+        NotFiniteError: a block produced NaN or infinity.
     """
     for block in manifest.blocks:
         if block.identity:
@@ -61,6 +61,6 @@ def invert_batch(
             log_sigma = np.pad(np.log(sigma.astype(np.float64)).sum(axis=2), ((0, 0), (first, 0)))
         if not (np.isfinite(noise).all() and np.isfinite(log_sigma).all()):
             runner.clear()
-            raise BackendError(f"flow block {block.index} produced NaN or infinity in the inversion")
+            raise NotFiniteError(f"flow block {block.index} produced NaN or infinity in the inversion")
         yield InvertedBlock(block, replace(inputs, noise=noise), tokens, log_sigma)
         x = noise[:, ::-1] if block.reversed else noise

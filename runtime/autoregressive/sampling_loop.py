@@ -15,7 +15,7 @@ from starflow.runtime.backends.block_runner import BlockInputs, BlockRunner
 from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest, Block
 from starflow.runtime.conditions import Conditions
 from starflow.runtime.family import Request
-from starflow.runtime.plain.errors import BackendError
+from starflow.runtime.plain.errors import NotFiniteError
 from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plans.decode_plan import DecodePlan, Segment, Steps
 
@@ -60,7 +60,7 @@ def sample_blocks(
         finite: Whether NaN and infinity are errors; if not, the next block gets zeros instead.
 
     Raises:
-        BackendError: a block produced NaN or infinity.
+        NotFiniteError: a block produced NaN or infinity.
     """
     x = noise
     for block in reversed(manifest.blocks):
@@ -78,7 +78,7 @@ def sample_blocks(
             runner.clear()  # or NaN would reach the next sequence through masked positions
             if finite:
                 position = int(np.argwhere(~np.isfinite(made.tokens).all(axis=(0, 2)))[0, 0])
-                raise BackendError(f"flow block {block.index} produced NaN or infinity at token {position}")
+                raise NotFiniteError(f"flow block {block.index} produced NaN or infinity at token {position}")
             x = np.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
         yield made
 

@@ -64,5 +64,9 @@ class BackendError(StarflowError):
     """A backend cannot run here, or did not get the device it was asked to use."""
 
 
+class NotFiniteError(BackendError):
+    """A flow block produced NaN or infinity: its weights, or what it was given, are out of its reach."""
+
+
 class IntegrationError(StarflowError):
     """An ODE cannot be integrated as asked: it diverges, or a tolerance is out of reach."""

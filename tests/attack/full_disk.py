@@ -40,7 +40,8 @@ def fill_after(stage: Stage, limit: int) -> tuple[str, str]:
     where = f"after {limit} bytes"
     if ended.how != "refused":
         return ("goes on" if ended.how == "done" else ended.how), f"{where}: {ended.told[-300:]}"
-    if not ended.told.isprintable() or not any(why in ended.told for why in FULL):
+    # Standard output, which `output:` stands for, has room.
+    if not ended.told.isprintable() or not any(why in ended.told for why in FULL) or ended.told.startswith("output:"):
         return "message", f"{where}: {ended.told[:300]!r}"
     outcome, line = stage.look()
     if outcome == "whole":
