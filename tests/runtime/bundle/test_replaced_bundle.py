@@ -115,6 +115,22 @@ def test_a_variant_relied_on_must_be_the_same(root: Path) -> None:
         pass
 
 
+def test_one_process_at_a_time_changes_a_manifest(root: Path) -> None:
+    """Else the second one writes what it has read before the first one wrote."""
+    read = threading.Event()
+
+    def change() -> None:
+        with changing_manifest(Bundle.open(root)):
+            read.set()
+
+    with changing_manifest(Bundle.open(root)):
+        second = threading.Thread(target=change)
+        second.start()
+        assert not read.wait(0.3)
+    assert read.wait(10)
+    second.join()
+
+
 def test_a_changed_manifest_is_noticed(root: Path) -> None:
     path = root / "manifest.json"
     text = path.read_text()
