@@ -56,7 +56,7 @@ def _try_beside(destination: Path) -> None:
     trial = abandoned_name(_nearest_folder(destination) / destination.name)
     try:
         _touch(trial)
-        trial.unlink()
+        trial.unlink(missing_ok=True)  # another process may have taken it for abandoned
     except OSError as error:
         raise StarflowError(f"{destination}: cannot be written ({error.strerror})") from None
 
