@@ -97,9 +97,10 @@ class Recipe(Frozen):
         if not continuous and self.objective is not None:
             raise ValueError(f"objective is for continuous flows; a {self.model.family} maximises likelihood")
         # Reading the images comes next, and may take long.
-        pixels = isinstance(self.data, FolderSource) and self.data.autoencoder is None
-        if pixels and (shape := self.data.shape) and (fault := shape_fault(shape, self.model)):
-            raise ValueError(fault)
+        if isinstance(self.data, FolderSource) and self.data.autoencoder is None:
+            shape = self.data.image_shape
+            if shape is not None and (fault := shape_fault(shape, self.model)):
+                raise ValueError(fault)
         return self
 
 

@@ -74,8 +74,8 @@ def _folder(source: FolderSource, cache: Path) -> Dataset:
 def _read_all(files: list[Path], source: FolderSource) -> Tensor:
     """The files as uint8 [N, C, H, W]."""
     images: list[NDArray[np.uint8]] = []
-    if source.shape is not None:
-        _check_memory(math.prod(source.shape), len(files))
+    if source.image_shape is not None:
+        _check_memory(math.prod(source.image_shape), len(files))
     for file in files:
         try:
             image = read_image(file, source.mode)

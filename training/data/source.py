@@ -74,7 +74,7 @@ class FolderSource(Captioned, Latents):
         return self
 
     @property
-    def shape(self) -> tuple[int, int, int] | None:
+    def image_shape(self) -> tuple[int, int, int] | None:
         """Shape [C, H, W] of the images; None if only the files tell."""
         return None if self.size is None else (1 if self.mode == "L" else 3, self.size, self.size)
 
