@@ -12,7 +12,7 @@ from starflow.export.continuous.family import ContinuousFamily
 from starflow.export.export_options import DEFAULTS, MOST_BATCH, ExportOptions
 from starflow.export.flow_family import FlowFamily
 from starflow.runtime.bundle.manifest_file import Manifest
-from starflow.runtime.plain.atomic_write import atomic_folder
+from starflow.runtime.plain.atomic_write import atomic_folder, check_output_folder
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.own_folder import BUNDLE
 from starflow.runtime.plain.progress import Report, no_report
@@ -47,6 +47,7 @@ def export_checkpoint(
     if not 1 <= options.batch <= MOST_BATCH:
         raise UsageError(f"--batch {options.batch}: give a number of images of at least 1 and at most {MOST_BATCH:,}")
     config, tensors = open_checkpoint(checkpoint)
+    check_output_folder(Path(bundle), BUNDLE, replace=replace, source=Path(checkpoint))
     with torch.device("meta"):
         model = build_flow(config.model)
     tensors.check(model)

@@ -23,7 +23,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import EntryPoint, entry_points, version
-from typing import NoReturn, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
 
 from starflow.runtime.plain.errors import StarflowError, UsageError
 from starflow.runtime.plain.install_hint import install_hint
@@ -65,6 +65,7 @@ TOPICS = {
 WORDING = (
     (r"argument (\S+): invalid _?int value: (.*)", r"\1: found \2, expected a whole number"),
     (r"argument (\S+): invalid _?float value: (.*)", r"\1: found \2, expected a number"),
+    (r"argument (\S+): (found .*)", r"\1: \2"),
     (r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", r"\1: found \2, expected one of \3"),
     (r"argument (\S+): expected (?:one|at least one) argument", r"\1: needs a value"),
     (r"argument (\S+): not allowed with argument (\S+)", r"\1 and \2 exclude each other; leave one out"),
@@ -114,8 +115,7 @@ def _guarded(arguments: Sequence[str], *, debug: bool) -> int:
         else:
             entry = _find(arguments[0])
             status = _run(entry, arguments[1:])
-        if sys.stdout:
-            sys.stdout.flush()  # a reader that went away shows here, not while Python shuts down
+        sys.stdout.flush()  # a reader that went away shows here, not while Python shuts down
         return status
     except (SystemExit, GeneratorExit):
         raise
@@ -153,19 +153,26 @@ def _outcome(error: BaseException) -> tuple[int, str | None]:
 
 
 def _complain(text: str) -> None:
-    if sys.stderr:
-        with suppress(OSError):  # nobody listens any more
-            sys.stderr.write(text)
-            sys.stderr.flush()
+    with suppress(OSError):  # nobody listens any more
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def _occupy_standard_streams() -> None:
-    """Open the null device for streams the process was started without: a file must not get their numbers, and be printed to."""
+    """Stand in for streams that the process was started without.
+
+    The null device gets their numbers, else a file could get them and be printed to. What is printed to standard output fails
+    there as on a full disk; what is printed to standard error is lost.
+    """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull)  # noqa: SIM115  # for reading
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _drop_output() -> None:
@@ -176,15 +183,18 @@ def _drop_output() -> None:
 
 def _int(text: str) -> int:
     """A whole number of 64 bits; more digits are none of ours, and take long to convert."""
-    if not text.isascii() or len(text.lstrip("+-0")) > MOST_DIGITS:
+    digits = text.strip().lstrip("+-0").replace("_", "")
+    if not digits.isascii():
         raise ValueError
+    if digits.isdigit() and len(digits) > MOST_DIGITS:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of at most {MOST_DIGITS} digits")
     return int(text)
 
 
 def _float(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a finite number")
     return number
 
 
@@ -198,6 +208,10 @@ class _Parser(argparse.ArgumentParser):
                 message = match.expand(words)
                 break
         raise UsageError(f"{message}; see {self.prog} --help")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help; argparse itself takes no notice of a failure."""
+        print(message, end="", file=file or sys.stderr)
 
     def refuse_missing_values(self, parsed: argparse.Namespace) -> None:
         """Before Python 3.13, argparse takes `--` for the value of an option, and makes an empty list of it."""

@@ -38,7 +38,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("training.autoregressive", "training.continuous", "training.tensor_file"),
         ("training.config", "training.autoencoder.config"),
         ("training.families", "training.text"),
-        ("training.published", "training.autoencoder", "training.data.source"),
+        ("training.published", "training.autoencoder", "training.data.shape", "training.data.source"),
         ("training.checkpoint", "training.recipe"),
         ("training.data",),
         ("training.runs", "training.autoencoder.latents"),

@@ -17,7 +17,8 @@ from starflow.training.autoencoder.config import (
 )
 from starflow.training.config import ModelConfig
 from starflow.training.continuous.objective_config import ObjectiveConfig
-from starflow.training.data.source import DataSource, ImageSource
+from starflow.training.data.shape import shape_fault
+from starflow.training.data.source import DataSource, FolderSource, ImageSource
 from starflow.training.frozen import Frozen
 from starflow.training.yaml_text import read_override, read_yaml
 
@@ -95,6 +96,11 @@ class Recipe(Frozen):
             raise ValueError("objective is missing: a continuous flow needs one, of kind cfm, ot-cfm or w-cfm")
         if not continuous and self.objective is not None:
             raise ValueError(f"objective is for continuous flows; a {self.model.family} maximises likelihood")
+        # Reading the images comes next, and may take long.
+        if isinstance(self.data, FolderSource) and self.data.autoencoder is None:
+            shape = self.data.image_shape
+            if shape is not None and (fault := shape_fault(shape, self.model)):
+                raise ValueError(fault)
         return self
 
 

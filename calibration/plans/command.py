@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from starflow.runtime.commands.backend_arguments import add_variant_argument
 from starflow.runtime.commands.shape_argument import parse_shape
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.whole_number import whole_number
 
 if TYPE_CHECKING:
     from starflow.runtime.bundle.bundle import Bundle
@@ -40,18 +41,19 @@ def run_plan(arguments: argparse.Namespace) -> int:
     from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL
     from starflow.runtime.backends.choice import open_backend
     from starflow.runtime.bundle.bundle import Bundle
-    from starflow.runtime.plain.atomic_write import atomic_file, check_file
+    from starflow.runtime.plain.atomic_write import check_output, write_text
     from starflow.runtime.plain.progress import progress_bar
     from starflow.runtime.reports.plot import check_plot
 
     for path in (arguments.plan_file, arguments.report):
         if path:
-            check_file(path)
+            check_output(path)
     if arguments.plot:
         check_plot(arguments.plot)
     if arguments.repetitions < 1 or not arguments.budget > 0:
         raise UsageError("--repetitions and --budget take numbers above 0")
     bundle = Bundle.open(arguments.bundle).at_shape(parse_shape(arguments.shape))
+    check_output(bundle.folder / "manifest.json")
     family = PLAN_CALIBRATIONS[type(bundle.manifest)]
     for option in ("widths", "fixed"):
         if getattr(arguments, option) and option not in family.own_options:
@@ -69,16 +71,16 @@ def run_plan(arguments: argparse.Namespace) -> int:
     )
     with backend, progress_bar("calibrating", enabled=not arguments.json) as bar:
         found = family.calibrate(bundle, variant, backend, cases, options, progress=bar)
-    _store(bundle, backend.name, variant.name, found.spec)
+    # The bundle comes last: if a file cannot be written after all, it is as it was.
     report = family.report(found)
     if arguments.plan_file:
         plan = found.spec.plan if found.spec else SEQUENTIAL
-        with atomic_file(arguments.plan_file) as temporary:
-            temporary.write_text(plan.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
+        write_text(arguments.plan_file, plan.model_dump_json(indent=1, exclude_none=True) + "\n")
     if arguments.plot:
         report.write_plot(arguments.plot)
     if arguments.report:
         report.write_page(arguments.report, bundle.root.name)
+    _store(bundle, backend.name, variant.name, found.spec)
     if arguments.json:
         print(json.dumps(report.values))
     else:
@@ -107,10 +109,10 @@ def _store(
 
 def parse_widths(text: str) -> tuple[int, ...]:
     """Numbers of tokens in a pass, from the command line; UsageError if they are no numbers, or too small."""
-    try:
-        widths = tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        raise UsageError(f"--widths {text}: give numbers with commas between them, such as 4,8,16") from None
+    numbers = {whole_number(part) for part in text.split(",")}
+    widths = tuple(sorted(number for number in numbers if number is not None))
+    if None in numbers:
+        raise UsageError(f"--widths {text}: give numbers with commas between them, such as 4,8,16")
     if widths[0] < 2:
         raise UsageError(f"--widths {text}: a chunk has at least 2 tokens")
     return widths

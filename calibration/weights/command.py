@@ -74,7 +74,7 @@ def run_weights(arguments: argparse.Namespace) -> int:
     from starflow.calibration.weights.report import write_report
     from starflow.calibration.weights.results import WeightRequest
     from starflow.runtime.bundle.bundle import Bundle
-    from starflow.runtime.plain.atomic_write import check_file
+    from starflow.runtime.plain.atomic_write import check_output
     from starflow.runtime.plain.progress import progress_bar
 
     request = WeightRequest(
@@ -84,8 +84,9 @@ def run_weights(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
     )
     if arguments.report:
-        check_file(arguments.report)
+        check_output(arguments.report)
     bundle = Bundle.open(arguments.bundle)
+    check_output(bundle.folder / "manifest.json")
     given = read_conditions(bundle, arguments.condition, arguments.null_condition, arguments.captions_file)
     cases = draw_cases(bundle, arguments.images, arguments.seed, arguments.guidance, given)
     trace = invert_data(*read_data(arguments.data, bundle), arguments.threads) if arguments.data else None

@@ -15,7 +15,7 @@ from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
 from starflow.runtime.bundle.manifest import Variant
-from starflow.runtime.plain.errors import BackendError
+from starflow.runtime.plain.errors import NotFiniteError, StarflowError
 from starflow.runtime.sampler import Sampler
 from starflow.runtime.traces.autoregressive import RecordedTrace, decode_given
 from starflow.runtime.traces.case import Case
@@ -49,7 +49,7 @@ def sample(bundle: Bundle, variant: Variant, case: Case, threads: int) -> NDArra
         sampler = Sampler(bundle, variant, backend, "sequential")
         try:
             return sampler.generate(case.noise, case.condition, case.null_condition, guidance=case.guidance)
-        except BackendError:
+        except NotFiniteError:
             return np.full((len(case.noise), *bundle.manifest.model.data_shape), np.nan, np.float32)
 
 
@@ -83,14 +83,26 @@ def candidate(bundle: Bundle, variant: Variant, graphs: Mapping[int, EditedGraph
         bundle: The bundle; the graphs have to lie in it, beside the weights they share with the variant.
         variant: The variant they are edits of.
         graphs: By flow block.
+
+    Raises:
+        StarflowError: a graph cannot be written: the disk is full.
     """
     paths = {block: f"graphs/.candidate-{os.getpid()}.block{block}.onnx" for block in graphs}
     try:
         for block, graph in graphs.items():
             path = bundle.folder / paths[block]
-            onnx.save(
-                graph.embedded(), path, save_as_external_data=True, location=f"{path.name}.weights", size_threshold=4096
-            )
+            try:
+                onnx.save(
+                    graph.embedded(),
+                    path,
+                    save_as_external_data=True,
+                    location=f"{path.name}.weights",
+                    size_threshold=4096,
+                )
+            except OSError as error:
+                raise StarflowError(
+                    f"{bundle.root / paths[block]}: cannot be written ({error.strerror or error})"
+                ) from None
         specs = tuple(
             _respecified(graph, graphs[graph.block].model, paths[graph.block]) if graph.block in paths else graph
             for graph in variant.graphs

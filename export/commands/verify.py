@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow.export.verification.verify import guard_variants, verify
     from starflow.runtime.bundle.bundle import Bundle
     from starflow.runtime.commands.shape_argument import parse_shape
-    from starflow.runtime.plain.atomic_write import check_file
+    from starflow.runtime.plain.atomic_write import check_output
     from starflow.runtime.plain.progress import progress_bar
     from starflow.runtime.traces.case import draw_case
 
@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.images is not None and arguments.images < 1:
         raise UsageError(f"--images {arguments.images}: give a number of at least 1")
     if arguments.report:
-        check_file(arguments.report)
+        check_output(arguments.report)
     bundle = Bundle.open(arguments.bundle)
     if arguments.hashes:
         bundle.verify_hashes()

@@ -42,7 +42,7 @@ def invert_batch(
         chunk: Largest number of tokens in a pass; None takes the largest number the bundle allows.
 
     Raises:
-        BackendError: a block produced NaN or infinity.
+        NotFiniteError: a block produced NaN or infinity.
     """
     for block in manifest.blocks:
         if block.identity:

@@ -61,7 +61,7 @@ def sample_blocks(
         finite: Whether NaN and infinity are errors; if not, the next block gets zeros instead.
 
     Raises:
-        BackendError: a block produced NaN or infinity.
+        NotFiniteError: a block produced NaN or infinity.
     """
     x = noise
     for block in reversed(manifest.blocks):

@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow.runtime.bundle.bundle import Bundle
     from starflow.runtime.networks.caption_encoder import encode_once
     from starflow.runtime.networks.denoising import choose_denoising
-    from starflow.runtime.plain.atomic_write import check_file, write_array
+    from starflow.runtime.plain.atomic_write import check_output, write_array
     from starflow.runtime.plain.images import grid, write_png
     from starflow.runtime.plain.memory import check_images
     from starflow.runtime.plain.progress import progress_bar
@@ -111,6 +111,17 @@ def run(arguments: argparse.Namespace) -> int:
     check_images(count, math.prod(bundle.manifest.model.data_shape), conditioning.tokens * conditioning.width)
     if given > 1 and count != given:
         condition = np.asarray(condition)[np.arange(count) % given]
+    refuse_labels(arguments, bundle.manifest)
+    kind = bundle.manifest.output
+    pictures: list[Path] = []
+    if kind == "images":
+        names = [arguments.out / f"{index:05d}.png" for index in range(count)]
+        pictures = names if single_files else [arguments.out]
+    elif not arguments.latents:
+        raise UsageError(f"this bundle makes {kind}, not images; name a .npy file with --latents")
+    files = [*([arguments.latents] if arguments.latents else []), *pictures]
+    for path in files:
+        check_output(path)
     null = None if arguments.null_condition is None else load_array(arguments.null_condition)
     if arguments.captions or arguments.captions_file:
         # Before the flow is loaded: the two need not lie in memory together.
@@ -119,18 +130,6 @@ def run(arguments: argparse.Namespace) -> int:
     options = {"plan": chosen_plan(arguments), **backend_options(arguments)}
     with Sampler.open(arguments.bundle, variant=arguments.variant, **options) as sampler:
         manifest = sampler.manifest
-        refuse_labels(arguments, manifest)
-        kind = manifest.output
-        pictures: list[Path] = []
-        if kind == "images":
-            names = [arguments.out / f"{index:05d}.png" for index in range(count)]
-            pictures = names if single_files else [arguments.out]
-        elif not arguments.latents:
-            raise UsageError(f"this bundle makes {kind}, not images; name a .npy file with --latents")
-        files = [*([arguments.latents] if arguments.latents else []), *pictures]
-        for path in files:
-            check_file(path)
-
         denoise = choose_denoising(manifest, arguments.denoise)
         how = {"guidance": arguments.guidance, "denoise": denoise, "denoising_rate": arguments.denoising_rate}
         noise = sampler.noise(count, arguments.seed)

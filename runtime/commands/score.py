@@ -62,13 +62,13 @@ def run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
-    from starflow.runtime.plain.atomic_write import check_file, write_array
+    from starflow.runtime.plain.atomic_write import check_output, write_array
     from starflow.runtime.plain.bits_per_dim import bits_per_dim
     from starflow.runtime.plain.progress import progress_bar
     from starflow.runtime.sampler import Sampler
 
     if arguments.latents:
-        check_file(arguments.latents)
+        check_output(arguments.latents)
     if arguments.seed < 0 or (arguments.noise_std is not None and not arguments.noise_std >= 0):
         raise UsageError("--seed and --noise-std take numbers of 0 or more")
     options = backend_options(arguments)

@@ -15,7 +15,7 @@ from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.network_spec import TextSpec
 from starflow.runtime.networks.network_runner import NetworkRunner
 from starflow.runtime.plain.caption_template import fill_template
-from starflow.runtime.plain.errors import BundleError, UsageError
+from starflow.runtime.plain.errors import BundleError, UsageError, first_line
 from starflow.runtime.plain.install_hint import install_hint
 from starflow.runtime.plain.json_text import parse_json
 from starflow.runtime.plain.limits import MOST_CAPTION
@@ -170,8 +170,8 @@ def _refused_by(path: Path, what: str) -> Iterator[None]:
     try:
         with panics_unprinted():
             yield
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
     except BaseException as error:  # it raises plain exceptions, and its panics are none
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise BundleError(f"{path}: {what}: {reason}; export the bundle again") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        raise BundleError(f"{path}: {what}: {reason}; export the bundle again") from error

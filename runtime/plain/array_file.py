@@ -80,8 +80,10 @@ def _header(file: IO[bytes], size: int, kinds: str) -> tuple[tuple[int, ...], np
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, _, dtype = read(file)
         header = file.tell()
-    except Exception:  # NumPy evaluates the header as Python, and tells of damage by many types
-        raise ValueError("it is not a .npy array") from None
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # NumPy evaluates the header as Python, and tells of damage by many types
+        raise ValueError("it is not a .npy array") from error
     if dtype.kind not in kinds:
         raise ValueError(f"it holds {dtype.name}, expected {'numbers' if kinds == NUMBERS else 'numbers or text'}")
     if not all(0 <= length < 1 << 63 for length in shape):

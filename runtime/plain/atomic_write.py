@@ -20,8 +20,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+def check_output(destination: Path) -> None:
+    """See before long work that a file can be written, by trying; nothing stays.
+
+    Raises:
+        UsageError: the folder cannot be created or written.
+        StarflowError: the system refuses to write.
+    """
+    check_file(destination)
+    _try_beside(destination)
+
+
 def check_file(destination: Path) -> None:
-    """Say before long work whether a file could be written; creates nothing.
+    """Say whether a file could be written, as far as can be told without writing.
 
     Raises:
         UsageError: it could not.
@@ -34,11 +45,25 @@ def check_file(destination: Path) -> None:
 
 
 def _check_parent(destination: Path) -> Path:
-    parents = destination.absolute().parents
-    nearest = next(parent for parent in parents if parent.exists())
+    nearest = _nearest_folder(destination)
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise UsageError(f"{destination}: {nearest} is not a folder you can write to; name another")
-    return parents[0]
+    return destination.absolute().parent
+
+
+def _try_beside(destination: Path) -> None:
+    """Make a file such as those that `_beside` makes, in the nearest folder that exists, and remove it."""
+    trial = abandoned_name(_nearest_folder(destination) / destination.name)
+    try:
+        _touch(trial)
+        trial.unlink(missing_ok=True)  # another process may have taken it for abandoned
+    except OSError as error:
+        raise StarflowError(f"{destination}: cannot be written ({error.strerror})") from None
+
+
+def _nearest_folder(destination: Path) -> Path:
+    """The nearest of the folders above that exists; or a file that is in its place."""
+    return next(parent for parent in destination.absolute().parents if parent.exists())
 
 
 @contextmanager
@@ -150,6 +175,24 @@ def write_array(destination: str | os.PathLike[str], array: "NDArray") -> None:
         np.save(file, array)
 
 
+def check_output_folder(destination: Path, kind: FolderKind, *, replace: bool, source: Path | None = None) -> None:
+    """See before long work that `atomic_folder` can write a folder; arguments and errors are the same."""
+    _check_folder(destination, kind, replace=replace, source=source)
+    _check_parent(destination)
+    _try_beside(destination)
+
+
+def _check_folder(destination: Path, kind: FolderKind, *, replace: bool, source: Path | None) -> None:
+    find_replaced(destination)
+    if destination.is_symlink():
+        raise UsageError(f"{destination}: is a link; name the folder that it leads to")
+    if destination.exists():
+        if not destination.is_dir() or not replace:
+            what = "folder" if destination.is_dir() else "file"
+            raise UsageError(f"{destination}: a {what} of that name exists; remove it or pass --force (folders only)")
+        check_replaceable(destination, kind, source)
+
+
 @contextmanager
 def atomic_folder(
     destination: str | os.PathLike[str], kind: FolderKind, *, replace: bool, source: Path | None = None
@@ -171,14 +214,7 @@ def atomic_folder(
         StarflowError: the system refuses to write: the disk is full, or fails.
     """
     destination = Path(destination)
-    find_replaced(destination)
-    if destination.is_symlink():
-        raise UsageError(f"{destination}: is a link; name the folder that it leads to")
-    if destination.exists():
-        if not destination.is_dir() or not replace:
-            what = "folder" if destination.is_dir() else "file"
-            raise UsageError(f"{destination}: a {what} of that name exists; remove it or pass --force (folders only)")
-        check_replaceable(destination, kind, source)
+    _check_folder(destination, kind, replace=replace, source=source)
     with _beside(destination, Path.mkdir) as (temporary, lock):
         yield temporary
         for folder, _, names in os.walk(temporary, topdown=False):

@@ -29,6 +29,11 @@ def _folder_name(descriptor: re.Match[str]) -> str:
         return descriptor[0]
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of another library says; its type, where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class UsageError(StarflowError):
     """The request itself is wrong: an unknown label, a negative guidance weight, a shape that does not fit."""
 

@@ -35,7 +35,7 @@ def replace_folder(folder: Path, destination: Path) -> Path:
 def find_replaced(destination: Path) -> None:
     """Bring back a folder whose replacement was killed between two renames; nothing happens where there is none."""
     aside = _aside(destination)
-    if aside.is_dir() and not os.path.lexists(destination):
+    if os.path.isdir(aside) and not os.path.lexists(destination):  # False also for a name that is too long
         with contextlib.suppress(OSError):  # not ours to write, or another process was first
             aside.rename(destination)
 

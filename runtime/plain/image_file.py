@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.errors import UsageError, first_line
 from starflow.runtime.plain.limits import MOST_PIXELS
 from starflow.runtime.plain.regular_file import NotRegularError, open_regular
 
@@ -54,7 +54,7 @@ def read_image(path: Path, mode: Literal["L", "RGB"], size: tuple[int, int] | No
             return _on_black(upright).convert(mode)
     except FileNotFoundError:
         raise UsageError(f"{path}: does not exist; name an image file") from None
-    except UsageError:
+    except (UsageError, MemoryError):
         raise
     except NotRegularError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
@@ -63,7 +63,7 @@ def read_image(path: Path, mode: Literal["L", "RGB"], size: tuple[int, int] | No
     except Image.DecompressionBombError:
         raise UsageError(f"{path}: has more than {MOST_PIXELS:,} pixels; scale it down first") from None
     except Exception as error:  # Pillow reports damage by a dozen types
-        raise UsageError(f"{path}: cannot be read as an image: {error or type(error).__name__}") from None
+        raise UsageError(f"{path}: cannot be read as an image: {first_line(error)}") from error
 
 
 def _opened(file: BinaryIO) -> Image.Image:

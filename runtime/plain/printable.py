@@ -57,8 +57,7 @@ class PrintableStream:
 def printable_output() -> Iterator[None]:
     """While the context lasts, everything that is printed to standard output and standard error is made printable."""
     before = sys.stdout, sys.stderr
-    # Either is None where the process was started without it.
-    sys.stdout, sys.stderr = (stream and cast(TextIO, PrintableStream(stream)) for stream in before)
+    sys.stdout, sys.stderr = (cast(TextIO, PrintableStream(stream)) for stream in before)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Whole numbers in text: ASCII digits, as many as fit into 64 bits."""
+"""Whole numbers in text: ASCII digits, whose number fits into 64 bits with a sign."""
 
 from starflow.runtime.plain.limits import MOST_DIGITS
 
@@ -11,4 +11,5 @@ def whole_number(text: str) -> int | None:
     digits = text.strip()
     if not (digits.isascii() and digits.isdigit()) or len(digits.lstrip("0")) > MOST_DIGITS:
         return None
-    return int(digits)
+    number = int(digits)
+    return number if number < 1 << 63 else None

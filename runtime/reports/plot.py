@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from starflow.runtime.plain.atomic_write import atomic_file, check_file
+from starflow.runtime.plain.atomic_write import atomic_file, check_output
 from starflow.runtime.plain.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def check_plot(path: Path, option: str = "--plot") -> None:
     """
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"{option} {path}: name a file that ends in {', '.join(FORMATS)}")
-    check_file(path)
+    check_output(path)
     import matplotlib.figure  # noqa: F401
 
 

@@ -1,4 +1,5 @@
-"""Attack starflow: damaged files, kills, full disks, power losses and races, counted in one table.
+"""Attack starflow: damaged files, kills, full disks, power losses and races, counted in one table. What is at work, and how far,
+is told on standard error.
 
 Everything is drawn from the seed, so a case that is printed can be tried again alone.
 
@@ -6,6 +7,7 @@ Examples:
   python -m tests.attack                                     all of it: 20 minutes on two cores
   python -m tests.attack --short                             a small part of everything, as `make test` runs it
   python -m tests.attack --only bundles:1234                 one damaged bundle
+  python -m tests.attack --only "kills:export --force"       all kills of one command
   python -m tests.attack --only "kills:export --force:17"    one kill
 """
 
@@ -29,7 +31,7 @@ def main() -> int:
     """Attack, and print; 1 if there was a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--only", metavar="PART[:CASE]", help="one part, or one case of it, as the list of faults names it"
+        "--only", metavar="PART[:CASE]", help="one part, one scene of it, or one case, as the list of faults names it"
     )
     parser.add_argument("--short", action="store_true", help="a small part of everything")
     parser.add_argument(

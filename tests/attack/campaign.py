@@ -2,10 +2,11 @@
 
 import json
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,16 @@ from tests.attack.forked import attempt
 from tests.attack.fuzz import Fuzzer, Part
 from tests.attack.honest import make_honest
 from tests.attack.tally import ALLOWED, Tally
+from tests.attack.watch import Watch, ended, say
 
 if TYPE_CHECKING:
     from tests.attack.scenes import Scene
 
 Case = tuple[str, str, str, str]  # part, case, outcome, told
+Job = tuple[str, Callable[[], Iterator[Case]]]  # a scene's name, and its cases
+BEGUN, ENDED, UNFINISHED = "begun", "ended", "unfinished"  # outcomes that are none: about a scene
+NO_CASES = (BEGUN, ENDED, UNFINISHED)
+POLL = 0.2  # seconds
 FUZZED = ("bundles", "checkpoints", "recipes", "inputs")
 FAULTS = ("kills", "full disks", "power losses", "races")
 MAKING = 600.0  # seconds; tracing the networks beside a flow takes one
@@ -107,6 +113,7 @@ class Campaign:
     # Damage
 
     def _fuzzed(self, name: str, numbers: range) -> Tally:
+        watch = Watch(name, len(numbers), "cases")
         part = self._part(name)
         fuzzer = Fuzzer(part, self._scratch / "damaged", self._seed)
 
@@ -114,8 +121,7 @@ class Campaign:
             for number, outcome, told in fuzzer.run(numbers[share :: self._processes], self._over):
                 yield name, str(number), outcome, told
 
-        cases = self._spread(self._processes, work)
-        return _tallies(cases).get(name, Tally())
+        return _tallies(self._spread(work, watch)).get(name, Tally())
 
     def _part(self, name: str) -> Part:
         """A part whose whole artifacts are there."""
@@ -150,19 +156,25 @@ class Campaign:
         from tests.attack.scenes import scenes_here
 
         wanted, _, number = case.rpartition(":")
+        if not number.isdigit():
+            wanted, number = case, ""  # a scene as a whole
         size = self._size
         scenes = [scene for scene in scenes_here() if not size.scenes or scene.name in size.scenes]
-        jobs: list[Callable[[], Iterator[Case]]] = []
+        jobs: list[Job] = []
         for scene in scenes:
             if wanted in ("", scene.name, f"{scene.name} under export", f"{scene.name} twice"):
                 chosen = slice(int(number), int(number) + 1) if number else None
-                jobs.append(lambda scene=scene, chosen=chosen: self._scene(scene, part, chosen))  # type: ignore[misc]
+                jobs.append((scene.name, partial(self._scene, scene, part, chosen)))
+        read: list[str] = []
         for name, every in size.readers.items():
             if part in ("", "races") and (wanted in ("", f"{name} read under export")):
-                self._make((name,))
                 chosen = slice(int(number), int(number) + 1) if number else slice(None, None, every)
-                jobs.insert(0, lambda name=name, chosen=chosen: self._read(name, chosen))  # type: ignore[misc]
-        return _tallies(self._queued(jobs))
+                jobs.insert(0, (f"{name} read under export", partial(self._read, name, chosen)))
+                read.append(name)
+        watch = Watch(", ".join(FAULTS) if part == "" else part, len(jobs), "scenes")
+        for name in read:
+            self._make((name,))
+        return _tallies(self._queued(jobs, watch))
 
     def _scene(self, scene: "Scene", part: str, chosen: slice | None) -> Iterator[Case]:
         from tests.attack.full_disk import fill_everywhere
@@ -188,7 +200,7 @@ class Campaign:
                 for case in cases:
                     yield name, *case
                     if self._over():
-                        yield name, "", "unfinished", scene.name
+                        yield name, "", UNFINISHED, scene.name
                         return
 
     def _read(self, name: str, chosen: slice) -> Iterator[Case]:
@@ -198,13 +210,13 @@ class Campaign:
         for case in readers.replace_everywhere(chosen):
             yield "races", *case
             if self._over():
-                yield "races", "", "unfinished", name
+                yield "races", "", UNFINISHED, name
                 return
         if chosen.stop is None and name == "pair":
             for case in readers.read_in_a_loop(self._size.rounds):
                 yield "races", *case
                 if self._over():
-                    yield "races", "", "unfinished", "opened and sampled"
+                    yield "races", "", UNFINISHED, "opened and sampled"
                     return
 
     # Processes
@@ -212,7 +224,7 @@ class Campaign:
     def _over(self) -> bool:
         return time.monotonic() > self._end
 
-    def _queued(self, jobs: list[Callable[[], Iterator[Case]]]) -> Iterator[Case]:
+    def _queued(self, jobs: list[Job], watch: Watch) -> Iterator[Case]:
         """The cases of all jobs; each process takes the next job when it has done one."""
         ours, theirs = os.pipe()
         os.write(theirs, bytes(range(len(jobs))))
@@ -220,49 +232,71 @@ class Campaign:
 
         def work(_: int) -> Iterator[Case]:
             while number := os.read(ours, 1):
+                name, do = jobs[number[0]]
+                start, cases, faults = time.monotonic(), 0, 0
+                yield "", name, BEGUN, name
                 try:
-                    yield from jobs[number[0]]()
+                    for case in do():
+                        cases += case[2] not in NO_CASES
+                        faults += case[2] not in (*ALLOWED, *NO_CASES)
+                        yield case
                 except RuntimeError as error:  # the others go on
                     yield FAULTS[0], "", "cannot be tried", str(error)
+                yield "", name, ENDED, ended(name, cases, faults, time.monotonic() - start)
 
-        yield from self._spread(self._processes, work)
+        yield from self._spread(work, watch)
         os.close(ours)
 
-    def _spread(self, processes: int, work: Callable[[int], Iterator[Case]]) -> Iterator[Case]:
-        """Do the work of each share in a process of its own; a fault is printed when it is found."""
-        files = [self._scratch / f"cases-{share}" for share in range(processes)]
-        children = []
-        for share, file in enumerate(files):
-            child = os.fork()
-            if not child:
-                status = 1
-                try:
-                    with file.open("w", encoding="utf-8") as out:
-                        for part, case, outcome, told in work(share):
-                            out.write(json.dumps((part, case, outcome, told)) + "\n")
-                            out.flush()
-                            if outcome not in ALLOWED and outcome != "unfinished":
-                                print(
-                                    f"{part}:{case} {outcome}: {told}"[:600].encode("unicode_escape").decode(),
-                                    file=sys.stderr,
-                                    flush=True,
-                                )
-                    status = 0
-                except BaseException as error:
-                    print(f"{error!r}"[:3000], file=sys.stderr, flush=True)
-                finally:
-                    os._exit(status)
-            children.append(child)
-        failed = [os.waitpid(child, 0)[1] for child in children]
+    def _spread(self, work: Callable[[int], Iterator[Case]], watch: Watch) -> Iterator[Case]:
+        """Do the work of each share in a process of its own."""
+        files = [self._scratch / f"cases-{share}" for share in range(self._processes)]
         for file in files:
-            for line in file.read_text(encoding="utf-8").splitlines():
-                part, case, outcome, told = json.loads(line)
-                if outcome == "unfinished":
-                    self.unfinished.append(f"{part}: {told} is not finished: the time is over")
-                else:
-                    yield part, case, outcome, told
-        if any(failed):
+            file.write_text("")
+        left = {_fork(work, share, file) for share, file in enumerate(files)}
+        failed = False
+        with watch, ExitStack() as stack:
+            readers = [stack.enter_context(file.open(encoding="utf-8")) for file in files]
+            begun = ["" for _ in readers]  # of a line that is not whole yet
+            while left:
+                time.sleep(POLL)
+                for child in tuple(left):
+                    done, status = os.waitpid(child, os.WNOHANG)
+                    left -= {done}
+                    failed |= bool(done and status)
+                for share, reader in enumerate(readers):
+                    *lines, begun[share] = (begun[share] + reader.read()).split("\n")
+                    yield from self._told(map(json.loads, lines), watch)
+        if failed:
             raise RuntimeError("a process that tries cases has failed; its error is above")
+
+    def _told(self, found: Iterable[Case], watch: Watch) -> Iterator[Case]:
+        """The cases among what a process has told; the rest is for the watch, or unfinished."""
+        for part, case, outcome, told in found:
+            if outcome == UNFINISHED:
+                self.unfinished.append(f"{part}: {told} is not finished: the time is over")
+            elif outcome in (BEGUN, ENDED):
+                say(told)
+                watch.done(outcome == ENDED)
+            else:
+                watch.case(part, case, outcome, told)
+                yield part, case, outcome, told
+
+
+def _fork(work: Callable[[int], Iterator[Case]], share: int, file: Path) -> int:
+    """Start a process that writes the cases of a share into a file, each when it was tried."""
+    if child := os.fork():
+        return child
+    status = 1
+    try:
+        with file.open("w", encoding="utf-8") as out:
+            for case in work(share):
+                out.write(json.dumps(case) + "\n")
+                out.flush()
+        status = 0
+    except BaseException as error:
+        say(repr(error))
+    finally:
+        os._exit(status)
 
 
 def _tallies(cases: Iterator[Case]) -> dict[str, Tally]:

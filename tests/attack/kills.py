@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 
-from tests.attack.artifact_state import BrokenArtifactError, names, read_tree, signature
+from tests.attack.artifact_state import read_tree, signature
 from tests.attack.file_observer import Operation
 from tests.attack.stage import Stage
 
@@ -40,32 +40,12 @@ def kill_before(stage: Stage, number: int, continued: set[str]) -> tuple[str, st
     where = shown(stage.operations, number)
     if ended.told != "SIGKILL":
         return "not killed", f"{where}: {ended.how} {ended.told[-200:]}"
-    try:
-        state = stage.state()
-    except BrokenArtifactError as error:
-        return "broken", f"{where}: {error}"
-    if state not in stage.whole:
-        return "neither", f"{where}: state {state}, expected one of {sorted(stage.whole)}"
-    left = signature(read_tree(stage.world))
-    if left in continued:
-        return "whole", where
-    again = stage.play_on()
-    refused = stage.scene.once and again.how == "refused" and state == stage.last
-    if again.how != "done" and not refused:
-        return "next run fails", f"{where}: {again.how} {again.told[-300:]}"
-    try:
-        state = stage.state()
-    except BrokenArtifactError as error:
-        return "broken by next run", f"{where}: {error}"
-    if state != stage.last:
-        return "next run differs", f"{where}: state {state}, expected {stage.last}"
-    found = names(read_tree(stage.world))
-    if found - stage.names:
-        return "left over", f"{where}: {', '.join(sorted(found - stage.names))}"
-    if stage.names - found:
-        return "missing", f"{where}: {', '.join(sorted(stage.names - found))}"
-    continued.add(left)
-    return "whole", where
+    outcome, line = stage.look()
+    if outcome == "whole" and (left := signature(read_tree(stage.world))) not in continued:
+        outcome, line = stage.go_on()
+        if outcome == "whole":
+            continued.add(left)
+    return outcome, f"{where}: {line}"
 
 
 def shown(operations: Sequence[Operation], number: int) -> str:

@@ -12,9 +12,7 @@ from tests.attack.artifact_state import (
     State,
     bundle_state,
     imported_state,
-    names,
     pictures_state,
-    read_tree,
     run_state,
 )
 from tests.attack.command import run_command
@@ -176,8 +174,3 @@ def copy_world(template: Path, world: Path) -> None:
     """A fresh copy of a world."""
     shutil.rmtree(world, ignore_errors=True)
     shutil.copytree(template, world, symlinks=True)
-
-
-def left_over(world: Path, expected: set[str]) -> list[str]:
-    """Names in a world that a run without a fault does not leave there."""
-    return sorted(names(read_tree(world)) - expected)

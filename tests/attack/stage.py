@@ -82,6 +82,39 @@ class Stage:
         """State of the artifact; BrokenArtifactError if it is not whole."""
         return self.scene.state(read_tree(self.world))
 
+    def look(self) -> tuple[str, str]:
+        """Whether the artifact is whole: the outcome, and a line about it."""
+        try:
+            state = self.state()
+        except BrokenArtifactError as error:
+            return "broken", str(error)
+        if state not in self.whole:
+            return "neither", f"state {state}, expected one of {sorted(self.whole)}"
+        return "whole", ""
+
+    def go_on(self) -> tuple[str, str]:
+        """Run the command in the world as something left it, where the artifact is whole; the outcome, and a line about it.
+
+        The command has to do its work, and to leave the names that it leaves after a run without a fault. A command that refuses
+        what it has made itself may refuse, if it had done its work.
+        """
+        before = self.state()
+        again = self.play_on()
+        may_refuse = self.scene.once and before == self.last
+        if again.how != "done" and not (again.how == "refused" and may_refuse):
+            return "next run fails", f"{again.how} {again.told[-300:]}"
+        outcome, line = self.look()
+        if outcome == "broken":
+            return "broken by next run", line
+        if (state := self.state()) != self.last:
+            return "next run differs", f"state {state}, expected {self.last}"
+        found = names(read_tree(self.world))
+        if found - self.names:
+            return "left over", ", ".join(sorted(found - self.names))
+        if self.names - found:
+            return "missing", ", ".join(sorted(self.names - found))
+        return "whole", ""
+
     def _state_or_nothing(self) -> str:
         try:
             return self.state()

@@ -17,6 +17,8 @@ def test_a_short_attack_finds_no_fault(repository: Path) -> None:
     assert done.stdout, done.stderr
     found = json.loads(done.stdout)
     assert found["faults"] == []
+    told = done.stderr.splitlines()
+    assert told[0] == "bundles: 100 cases" and told[1].startswith("bundles: 100 cases in ")
     cases = {part: sum(counts.values()) for part, counts in found["counts"].items()}
     assert {part: cases[part] for part in ("bundles", "checkpoints", "recipes")} == {
         part: SHORT.cases[part] for part in ("bundles", "checkpoints", "recipes")

@@ -344,10 +344,18 @@ def test_reader_that_goes_away_is_no_news(install: Install, rest: list[str]) -> 
 @pytest.mark.parametrize(
     ("closed", "command", "status", "said"),
     [
-        (">&-", "talks", 0, ""),
-        ("<&- >&-", "talks", 0, ""),
+        (">&-", "talks", 1, "starflow talks: error: output: not writable\n"),
+        ("<&- >&-", "talks", 1, "starflow talks: error: output: not writable\n"),
+        (">&-", "talks --help", 1, "starflow talks: error: output: not writable\n"),
+        (">&-", "tables", 1, "starflow tables: error: output: not writable\n"),
+        (">&-", "whispers", 0, "y\n"),
         (">&-", "fails", 2, "starflow fails: error: found 3, expected 4\n"),
+        (">&- 2>&-", "talks", 1, ""),
         ("2>&-", "talks", 0, "words\n"),
+        ("2>&-", "whispers", 0, ""),
+        (">/dev/full", "talks", 1, "starflow talks: error: output: No space left on device\n"),
+        (">/dev/full", "talks --help", 1, "starflow talks: error: output: No space left on device\n"),
+        (">/dev/full", "tables", 1, "starflow tables: error: output: No space left on device\n"),
         ("2>&-", "fails", 2, ""),
         (">&- 2>&-", "fails", 2, ""),
     ],
@@ -355,6 +363,9 @@ def test_reader_that_goes_away_is_no_news(install: Install, rest: list[str]) -> 
 def test_closed_streams(install: Install, closed: str, command: str, status: int, said: str) -> None:
     folder = install("talks", body("print('words')", "return 0"))
     install("fails", body("raise UsageError('found 3, expected 4')"))
+    install("tables", body("from starflow.runtime.plain.terminal import Terminal", "Terminal().print('x')", "return 0"))
+    bar = "from starflow.runtime.plain.progress import progress_bar"
+    install("whispers", body("import sys", bar, "with progress_bar('x'): print('y', file=sys.stderr)", "return 0"))
     done = subprocess.run(
         ["sh", "-c", f'"$0" -m starflow.runtime {command} {closed}', sys.executable],
         cwd=folder,
@@ -443,12 +454,18 @@ def test_a_message_is_one_line_of_bounded_length(install: Install, capsys) -> No
 @pytest.mark.parametrize(
     ("given", "found"),
     [
-        (["--count", "9" * 5000], "expected a whole number"),
-        (["--count", "10" + "0" * 19], "expected a whole number"),
-        (["--count", "\u00b2"], "found '\u00b2', expected a whole number"),
-        (["--count", "\u0663"], "found '\u0663', expected a whole number"),
-        (["--weight", "nan"], "found 'nan', expected a number"),
-        (["--weight", "1e999"], "found '1e999', expected a number"),
+        (["--count", "9" * 5000], f"found '{'9' * 80}...', expected a whole number of at most 19 digits;"),
+        (
+            ["--count", "10" + "0" * 19],
+            "error: --count: found '100000000000000000000', expected a whole number of at most 19 digits;",
+        ),
+        (["--count=-" + "1_0" * 10], "expected a whole number of at most 19 digits;"),
+        (["--count", "9" * 5000 + "x"], "expected a whole number;"),
+        (["--count", "\u00b2"], "found '\u00b2', expected a whole number;"),
+        (["--count", "\u0663"], "found '\u0663', expected a whole number;"),
+        (["--weight", "nan"], "found 'nan', expected a finite number;"),
+        (["--weight", "1e999"], "found '1e999', expected a finite number;"),
+        (["--weight", "strong"], "found 'strong', expected a number;"),
     ],
 )
 def test_numbers_beyond_reason(install: Install, capsys, given: list[str], found: str) -> None:

@@ -22,7 +22,7 @@ from starflow.training.checkpoint import load_flow, open_checkpoint
 from starflow.training.config import CheckpointConfig, LatentScaling
 from starflow.training.data.dataset import load_dataset
 from starflow.training.families import build_flow
-from starflow.training.recipe import Recipe
+from starflow.training.recipe import Recipe, load_recipe
 from starflow.training.text.text_encoder import load_encoder
 from starflow.training.trainer import Trainer
 from tests.models import class_config, velocity_config
@@ -202,6 +202,31 @@ def test_code_in_a_text_encoder_is_not_asked_for(t5_folder: Path, tmp_path: Path
     with pytest.raises(DataError):
         load_encoder(folder, 8)
     assert not (tmp_path / "evidence").exists()
+
+
+LARGE: dict[str, tuple[dict[str, Any], int, str]] = {
+    "than any image": ({"size": 16384}, 2, "size: found 16384, expected 8,192 or less"),
+    "than the model's": (
+        {"size": 8192},
+        2,
+        r"takes 1 channel\(s\) of 8x8, but the data are 3 channel\(s\) of 8192x8192",
+    ),
+    "than the memory": ({"size": 8192, "autoencoder": "absent"}, 20_000, "20000 images takes .* scale them down"),
+}
+
+
+@pytest.mark.parametrize("larger", LARGE)
+def test_images_scaled_beyond_reason(larger: str, tmp_path: Path) -> None:
+    """No image is read, so it does not matter that these are none."""
+    changes, count, found = LARGE[larger]
+    for number in range(count):
+        (tmp_path / f"{number}.png").touch()
+    data = {"kind": "folder", "path": str(tmp_path)} | changes
+    training = {"steps": 1, "batch_size": 1}
+    content = {"model": class_config().model.model_dump(), "data": data, "training": training}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(content))
+    with costs_little(), pytest.raises(UsageError, match=found):
+        load_dataset(load_recipe(tmp_path / "recipe.yaml").data, tmp_path / "cache")
 
 
 @pytest.mark.parametrize(

@@ -270,6 +270,10 @@ def test_resume_refuses_what_is_not_its_own(tmp_path: Path, digits: Dataset) -> 
     with pytest.raises(CheckpointError, match=r"state\.pt: damaged") as caught:
         Trainer(recipe(), digits, tmp_path).resume()
     assert "\n" not in str(caught.value)
+    state.unlink()
+    state.mkdir()  # nothing says that it is damaged, so nobody is told to start again
+    with pytest.raises(CheckpointError, match=r"state\.pt: cannot be read \(is a folder"):
+        Trainer(recipe(), digits, tmp_path).resume()
 
 
 @pytest.mark.parametrize(

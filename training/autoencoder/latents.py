@@ -1,8 +1,10 @@
 """Images as latents: encoded once, kept in a file, and scaled for a flow."""
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,8 +59,7 @@ def as_latents(
         with atomic_folder(cache, LATENTS, replace=True) as temporary:
             try:
                 for name, pixels in images.items():
-                    file, shape = temporary / f"{name}.npy", (len(pixels), *latent_shape)
-                    out = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
+                    out = allocate_array(temporary / f"{name}.npy", (len(pixels), *latent_shape))
                     with progress_bar(f"latents, {name}") as report:
                         encode_images(source.autoencoder, pixels, out, device, report)
                     out.flush()
@@ -79,6 +80,18 @@ def as_latents(
         test=replace(data.test, values=latents["test"]),
         latents=LatentSpace(source, (channels, height, width), scaling, key),
     )
+
+
+def allocate_array(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.float16]]":
+    """A new .npy file, mapped into memory, float16. Its room on the disk is taken now: a mapping that lacks it ends the process.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 @torch.inference_mode()

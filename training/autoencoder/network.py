@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from starflow.runtime.plain.errors import CheckpointError, UsageError
+from starflow.runtime.plain.errors import CheckpointError, UsageError, first_line
 from starflow.runtime.plain.install_hint import install_hint
 from starflow.runtime.plain.json_text import read_json
 from starflow.training.autoencoder.config import MOST_CHANNELS, MOST_STAGE_LAYERS, MOST_STAGES, KlConfig, TinyConfig
@@ -141,10 +141,10 @@ def load_autoencoder(folder: Path) -> Autoencoder:
         network = getattr(diffusers, name).from_pretrained(
             folder, local_files_only=True, torch_dtype=torch.float32, low_cpu_mem_usage=False
         )
-    except CheckpointError:
+    except (CheckpointError, MemoryError):
         raise
     except Exception as error:  # diffusers, safetensors and torch report damage by many types
-        raise CheckpointError(f"{folder}: cannot be read as {name}: {str(error).splitlines()[0]}; {expected}") from None
+        raise CheckpointError(f"{folder}: cannot be read as {name}: {first_line(error)}; {expected}") from error
     return Autoencoder(network).eval().requires_grad_(False)
 
 

@@ -56,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Import. Exit status 0 if the checkpoint was written."""
     import torch
 
+    from starflow.runtime.plain.atomic_write import check_output_folder
+    from starflow.runtime.plain.own_folder import CHECKPOINT
     from starflow.runtime.plain.progress import progress_bar
     from starflow.training.autoregressive.model import AutoregressiveFlow
     from starflow.training.checkpoint import save_checkpoint
@@ -75,6 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         noise_std=arguments.noise_std,
     )
     config = published.checkpoint
+    check_output_folder(arguments.out, CHECKPOINT, replace=arguments.force, source=arguments.weights)
     weights = open_weights(arguments.weights)
     with torch.device("meta"):
         model = build_flow(config.model)

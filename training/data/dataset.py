@@ -1,5 +1,6 @@
 """Training data: read from their source once, checked, and split into samples to train on and held-out ones."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def _folder(source: FolderSource, cache: Path) -> Dataset:
 def _read_all(files: list[Path], source: FolderSource) -> Tensor:
     """The files as uint8 [N, C, H, W]."""
     images: list[NDArray[np.uint8]] = []
+    if source.image_shape is not None:
+        _check_memory(math.prod(source.image_shape), len(files))
     for file in files:
         try:
             image = read_image(file, source.mode)
@@ -82,12 +85,17 @@ def _read_all(files: list[Path], source: FolderSource) -> Tensor:
             image = ImageOps.fit(image, (source.size, source.size), Image.Resampling.LANCZOS)
         array = np.asarray(image)
         images.append(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
-        if len(images) == 1:  # one by one, and stacked
-            check_memory(2 * array.nbytes * len(files), f"{len(files)} images", "scale them down with data.size")
+        if len(images) == 1:
+            _check_memory(array.nbytes, len(files))
         if images[-1].shape != images[0].shape:
             (_, h, w), (_, first_h, first_w) = images[-1].shape, images[0].shape
             raise DataError(f"{file}: is {w}x{h}, {files[0]} is {first_w}x{first_h}; set data.size to resize them all")
     return torch.from_numpy(np.stack(images))
+
+
+def _check_memory(image_bytes: int, count: int) -> None:
+    """See that the images fit into memory: one by one, and stacked."""
+    check_memory(2 * image_bytes * count, f"{count} images", "scale them down with data.size")
 
 
 def _encoded(source: FolderSource | NpzSource, captions: list[str], cache: Path) -> tuple[TextFeatures, Tensor]:

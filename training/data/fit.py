@@ -3,21 +3,16 @@
 from starflow.runtime.plain.errors import RecipeError
 from starflow.training.autoregressive.config import StarflowConfig
 from starflow.training.config import Conditioning, ModelConfig
-from starflow.training.continuous.config import ContinuousMlpConfig
 from starflow.training.data.samples import Dataset
+from starflow.training.data.shape import shape_fault
 
 CONDITIONED = ("num_classes", "txt_size")  # the fields of a model that say whether it is conditioned
 
 
 def fit_data(data: Dataset, model: ModelConfig) -> Dataset:
     """The data as a model takes them, without conditions where it takes none; RecipeError if they do not fit."""
-    if isinstance(model, ContinuousMlpConfig):
-        expected: tuple[int, ...] = (model.dimensions,)
-    else:
-        expected = (model.in_channels, model.img_size, model.img_size)
-    shape = tuple(data.train.values.shape[1:])
-    if shape != expected:
-        raise RecipeError(f"model: takes {_described(expected)}, but the data are {_described(shape)}")
+    if fault := shape_fault(tuple(data.train.values.shape[1:]), model):
+        raise RecipeError(fault)
     if not any(getattr(model, field, 0) for field in CONDITIONED):
         return data.without_conditions()
     has, needs = _needs(data.conditioning, model)
@@ -37,9 +32,3 @@ def _needs(given: Conditioning, model: ModelConfig) -> tuple[str, dict[str, int]
     if isinstance(model, StarflowConfig):
         return f"{given.num_classes} classes", {"txt_size": 1, "txt_dim": given.num_classes + 1}
     return f"{given.num_classes} classes", {"num_classes": given.num_classes}
-
-
-def _described(shape: tuple[int, ...]) -> str:
-    if len(shape) == 1:
-        return f"points of {shape[0]} dimensions"
-    return f"{shape[0]} channel(s) of {shape[2]}x{shape[1]}"

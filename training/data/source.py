@@ -1,13 +1,15 @@
 """The `data` section of a recipe: where samples and their conditions come from."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from starflow.runtime.plain.limits import MOST_PIXELS
 from starflow.training.config import LatentScaling, TextEncoding
 from starflow.training.frozen import Frozen
-from starflow.training.layers.model_limits import MOST_SIDE, MOST_TOKENS
+from starflow.training.layers.model_limits import MOST_TOKENS
 from starflow.training.text.captions import caption_template
 
 
@@ -60,7 +62,7 @@ class FolderSource(Captioned, Latents):
     path: Path
     mode: Literal["L", "RGB"] = "RGB"
     size: int | None = Field(
-        None, gt=0, le=MOST_SIDE
+        None, gt=0, le=math.isqrt(MOST_PIXELS)
     )  # scale the short side to this and crop the centre; None: sizes must agree
     captions: Path | None = None  # .jsonl ({"file", "caption"} a line) or .csv (columns file, caption)
     holdout: float = Field(0.05, gt=0, lt=1)  # part kept away from training, for evaluation
@@ -70,6 +72,11 @@ class FolderSource(Captioned, Latents):
         if (self.captions is None) != (self.encoder is None):
             raise ValueError("captions and encoder belong together; give both or neither")
         return self
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """Shape [C, H, W] of the images; None if only the files tell."""
+        return None if self.size is None else (1 if self.mode == "L" else 3, self.size, self.size)
 
 
 class NpzSource(Captioned, Latents):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from starflow.runtime.plain.atomic_write import atomic_file
-from starflow.runtime.plain.errors import CheckpointError, RecipeError, StarflowError
+from starflow.runtime.plain.errors import CheckpointError, RecipeError, StarflowError, first_line
 from starflow.runtime.plain.memory import check_memory
 from starflow.training.data.samples import Batch, Samples, mirror_images, shift_images
 from starflow.training.published.torch_file import check_archive
@@ -281,7 +281,7 @@ class TrainingRun(ABC):
 
         Raises:
             RecipeError: state.pt belongs to another recipe or other data.
-            CheckpointError: state.pt is damaged.
+            CheckpointError: state.pt is damaged, or cannot be read.
         """
         path = self.folder / "state.pt"
         if not path.exists():
@@ -291,9 +291,12 @@ class TrainingRun(ABC):
             state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
             # Read as a recipe, so that fields added since then have their defaults.
             was = type(self.recipe).model_validate_json(state["recipe"]).model_dump(mode="json")
+        except (MemoryError, torch.OutOfMemoryError):  # the file may be whole, and another machine read it
+            raise
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
         except Exception as error:  # torch reports damage by many types
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{path}: damaged ({reason}); use --no-resume to start again") from None
+            raise CheckpointError(f"{path}: damaged ({first_line(error)}); use --no-resume to start again") from error
         changed = changed_field(was, self.recipe.model_dump(mode="json"))
         if changed is not None:
             raise RecipeError(f"{path}: belongs to another recipe: {changed} changed; {ANOTHER}")

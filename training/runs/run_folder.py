@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from starflow.runtime.plain.atomic_write import make_folders
+from starflow.runtime.plain.atomic_write import check_output, make_folders
 from starflow.runtime.plain.errors import UsageError
 
 
@@ -19,6 +19,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
     Raises:
         UsageError: another training is at work there, or the folder cannot be made.
+        StarflowError: nothing can be written there.
     """
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
@@ -34,6 +35,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     except OSError:
         pass
     try:
+        check_output(folder / "log.jsonl")
         yield
     finally:
         with contextlib.suppress(OSError):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from starflow.runtime.plain.errors import DataError, UsageError
+from starflow.runtime.plain.errors import DataError, UsageError, first_line
 from starflow.runtime.plain.install_hint import install_hint
 from starflow.runtime.plain.json_text import read_json
 
@@ -53,8 +53,10 @@ def load_tokenizer(folder: Path) -> Any:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, use_fast=True
         )
+    except MemoryError:
+        raise
     except Exception as error:  # transformers tells of damaged and missing files by many types
-        raise DataError(f"{folder}: has no tokenizer that can be read: {_first_line(error)}") from None
+        raise DataError(f"{folder}: has no tokenizer that can be read: {first_line(error)}") from error
     files = sorted(set(tokenizer.vocab_files_names.values()))
     if not any((folder / name).is_file() for name in files):  # transformers makes an empty one up
         raise DataError(f"{folder}: holds no tokenizer; expected one of {', '.join(files)}")
@@ -85,8 +87,10 @@ def load_encoder(folder: Path, tokens: int) -> Any:
                 attn_implementation="eager",
                 output_loading_info=True,
             )
-    except Exception as error:
-        raise DataError(f"{folder}: cannot be read as a text encoder: {_first_line(error)}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # as above
+        raise DataError(f"{folder}: cannot be read as a text encoder: {first_line(error)}") from error
     missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise DataError(f"{folder}: {len(missing)} tensor(s) are missing, such as {missing[0]}")
@@ -168,7 +172,3 @@ def _transformers() -> Any:
         logging.CRITICAL
     )  # what it complains of it also raises, or is checked here
     return transformers
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

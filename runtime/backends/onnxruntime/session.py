@@ -15,7 +15,7 @@ from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec, fixed_shape
 from starflow.runtime.bundle.network_spec import NetworkSpec
 from starflow.runtime.plain import telemetry
-from starflow.runtime.plain.errors import BackendError, BundleError, StarflowError, UsageError
+from starflow.runtime.plain.errors import BackendError, BundleError, StarflowError, UsageError, first_line
 
 telemetry.silence(onnxruntime)
 
@@ -32,6 +32,7 @@ OPTIONS = {CUDA: {"use_tf32": "0"}}  # TF32 would compute float32 products with 
 # How long a worker thread spins while it waits for the next operator or step. ONNX Runtime's default of 40 ms lasts into the
 # steps of the next flow block and takes cores from the workers of its session: measured in docs/performance.md.
 SPIN_MICROSECONDS = 1000
+MOST_REASON = 200  # characters of what ONNX Runtime says is wrong
 
 
 def check_provider(name: str) -> Provider:
@@ -114,13 +115,13 @@ def open_session(
 
     try:
         session = bundle.load(graph, load)
-    except StarflowError:
+    except (StarflowError, MemoryError):
         raise
     except Exception as error:  # ONNX Runtime raises a dozen types, all of which mean that it cannot load this graph
-        reason = f"{bundle.root / graph.file.path}: ONNX Runtime cannot load it ({_first_line(error)})"
+        reason = f"{bundle.root / graph.file.path}: ONNX Runtime cannot load it ({first_line(error)[:MOST_REASON]})"
         if provider != "cpu":
-            raise BackendError(f"{reason} on {wanted[0]}; `starflow doctor` says what is missing") from None
-        raise BundleError(f"{reason}; export the bundle again") from None
+            raise BackendError(f"{reason} on {wanted[0]}; `starflow doctor` says what is missing") from error
+        raise BundleError(f"{reason}; export the bundle again") from error
     if session.get_providers()[0] != wanted[0]:
         raise BackendError(
             f"ONNX Runtime fell back from {wanted[0]} to {session.get_providers()[0]}: its libraries did not load; "
@@ -141,12 +142,12 @@ def runs(graph: GraphSpec | NetworkSpec) -> Iterator[None]:
     """
     try:
         yield
-    except StarflowError:
+    except (StarflowError, MemoryError):
         raise
     except Exception as error:  # a dozen types
         raise BackendError(
-            f"{PurePosixPath(graph.file.path).name}: ONNX Runtime cannot run it ({_first_line(error)})"
-        ) from None
+            f"{PurePosixPath(graph.file.path).name}: ONNX Runtime cannot run it ({first_line(error)[:MOST_REASON]})"
+        ) from error
 
 
 def input_memory(session: onnxruntime.InferenceSession, device: str) -> dict[str, str]:
@@ -167,7 +168,3 @@ def _compare(name: str, what: str, specs: Sequence[TensorSpec], found: Sequence[
             raise BundleError(
                 f"{name}: found {other} among its {what}, the manifest says {one}; export the bundle again"
             )
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

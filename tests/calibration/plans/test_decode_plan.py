@@ -198,6 +198,7 @@ def test_the_table_names_every_block(contextless_bundle: Path, capsys: pytest.Ca
     ("more", "message"),
     [
         (("--widths", "4,x"), "with commas"),
+        (("--widths", "4,\u0663"), "with commas"),
         (("--widths", "1,4"), "at least 2"),
         (("--budget", "0"), "above 0"),
         (("--plot", "{bundle}/manifest.json/x.png"), "not a folder you can write to"),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
@@ -113,6 +114,37 @@ def test_a_variant_relied_on_must_be_the_same(root: Path) -> None:
         pass
     with pytest.raises(BundleError, match="replaced meanwhile"), changing_manifest(bundle, first.name):
         pass
+
+
+def test_a_graph_that_was_edited_is_refused(root: Path) -> None:
+    """It loads, has the same size, and computes something else."""
+    path = root / "graphs/block0.cpu-fp32.onnx"
+    model = onnx.load(path, load_external_data=False)
+    eps = next(a for node in model.graph.node for a in node.attribute if a.name == "epsilon")
+    eps.f = 0.5
+    assert len(model.SerializeToString()) == path.stat().st_size
+    path.write_bytes(model.SerializeToString())
+    with (
+        pytest.raises(BundleError, match="its content is not what was exported"),
+        Sampler.open(root, threads=1) as sampler,
+    ):
+        sampler.sample([1], count=1)
+
+
+def test_one_process_at_a_time_changes_a_manifest(root: Path) -> None:
+    """Else the second one writes what it has read before the first one wrote."""
+    read = threading.Event()
+
+    def change() -> None:
+        with changing_manifest(Bundle.open(root)):
+            read.set()
+
+    with changing_manifest(Bundle.open(root)):
+        second = threading.Thread(target=change)
+        second.start()
+        assert not read.wait(0.3)
+    assert read.wait(10)
+    second.join()
 
 
 def test_a_changed_manifest_is_noticed(root: Path) -> None:

@@ -20,6 +20,14 @@ from starflow.runtime.plain.errors import BackendError, BundleError, StarflowErr
 from tests.edited_manifest import edit_manifest
 from tests.models import features_config, tarflow_config, unconditional_config, write_checkpoint
 
+# Of a training whose data cannot be read.
+RECIPE = """
+model: {family: continuous-flow, network: mlp, dimensions: 2, channels: 8, layers: 1}
+data: {kind: npz, path: data.npz}
+objective: {kind: cfm}
+training: {steps: 1, batch_size: 1}
+"""
+
 
 @pytest.fixture
 def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
@@ -268,6 +276,71 @@ def test_an_output_that_the_system_refuses_is_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "cannot be written (File name too long)" in error and "x" * 245 in error
     assert not list(Path("folder").iterdir())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sample BUNDLE --labels 1 --out OUTPUT.png",
+        "sample BUNDLE --labels 1 --out OUTPUT",
+        "sample BUNDLE --labels 1 --latents OUTPUT.npy",
+        "score BUNDLE image.png --labels 1 --latents OUTPUT.npy",
+        "bench BUNDLE --plot OUTPUT.svg",
+        "calibrate BUNDLE --plan --plot OUTPUT.png",
+        "calibrate BUNDLE --plan --plan-file OUTPUT.json",
+        "calibrate BUNDLE --plan --report OUTPUT.html",
+        "calibrate BUNDLE --weights int8 --report OUTPUT.html",
+        "verify BUNDLE --report OUTPUT.html",
+        "export CHECKPOINT -o OUTPUT",
+        "import CHECKPOINT/model.safetensors --config CHECKPOINT/config.json -o OUTPUT",
+        "train recipe.yaml --out OUTPUT",
+    ],
+)
+@pytest.mark.parametrize("output", ["/proc/output", "folder/" + "x" * 250])
+def test_an_output_that_cannot_be_written_is_found_before_the_work(
+    command: str,
+    output: str,
+    copy: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The work would fail, with another message: graphs, weights and data are damaged."""
+    if len(output) > 200 and command.endswith(
+        ("train recipe.yaml --out OUTPUT", "sample BUNDLE --labels 1 --out OUTPUT")
+    ):
+        pytest.skip("these make a folder under its own name, which is not too long")
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Image.new("L", (8, 8)).save("image.png")
+    Path("data.npz").write_bytes(b"no archive")
+    Path("recipe.yaml").write_text(RECIPE)
+    shutil.copytree(tiny_checkpoint, "checkpoint")
+    for path in (*copy.rglob("*.onnx"), Path("checkpoint/model.safetensors")):
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2] + b"\xff" * (len(content) - len(content) // 2))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for place, name in {"BUNDLE": str(copy), "CHECKPOINT": "checkpoint", "OUTPUT": output}.items():
+        command = command.replace(place, name)
+    assert main(command.split()) in (1, 2)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and output in error
+    assert "File name too long" in error or "/proc" in error
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("option", ["--plot a/plan.png", "--report a/plan.html"])
+def test_a_plan_is_not_stored_if_a_file_beside_it_cannot_be_written(
+    option: str, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder of the second file becomes the first file, which no check sees before."""
+    monkeypatch.chdir(tmp_path)
+    manifest = (copy / "manifest.json").read_bytes()
+    command = f"calibrate {copy} --plan --budget 0.5 --threads 1 --repetitions 1 --variant cpu-fp32 --images 2"
+    assert main([*command.split(), "--plan-file", "a", *option.split()]) == 2
+    assert "a is not a folder you can write to" in capsys.readouterr().err
+    assert (copy / "manifest.json").read_bytes() == manifest
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

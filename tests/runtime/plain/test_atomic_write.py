@@ -5,11 +5,12 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from starflow.runtime.plain.atomic_write import atomic_file, atomic_folder
+from starflow.runtime.plain.atomic_write import atomic_file, atomic_folder, check_output, remove_abandoned
 from starflow.runtime.plain.errors import StarflowError, UsageError
 from starflow.runtime.plain.own_folder import BUNDLE
 
@@ -229,3 +230,21 @@ def test_permissions_follow_the_umask(tmp_path: Path, mask: int) -> None:
         os.umask(before)
     modes = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("file", "folder", "folder/inside")}
     assert modes == {"file": 0o666 & ~mask, "folder": 0o777 & ~mask, "folder/inside": 0o666 & ~mask}
+
+
+def test_an_output_is_tried_while_others_remove_what_is_abandoned(tmp_path: Path) -> None:
+    ended = threading.Event()
+
+    def remove() -> None:
+        while not ended.is_set():
+            remove_abandoned(tmp_path / "result.json")
+
+    other = threading.Thread(target=remove)
+    other.start()
+    try:
+        for _ in range(2000):
+            check_output(tmp_path / "result.json")
+    finally:
+        ended.set()
+        other.join()
+    assert names(tmp_path) == []

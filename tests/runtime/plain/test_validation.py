@@ -34,6 +34,7 @@ class Model(Part):
     version: Literal[1] = 1
     fish: Fish | None = None
     animal: Annotated[Fish | Bird, Field(discriminator="kind")] | None = None
+    pixels: Annotated[int, Field(le=1 << 20)] = 1
     odd: int = 1
     imaginary: complex = 0j  # of a type that no file of ours holds
 
@@ -57,6 +58,7 @@ class Model(Part):
         ({"rate": 2}, "rate: found 2, expected 1 or less"),
         ({"step": 0}, "step: found 0, expected 2 or more"),
         ({"step": 10}, "step: found 10, expected less than 9"),
+        ({"pixels": 1 << 21}, "pixels: found 2097152, expected 1,048,576 or less"),
         ({"step": 3}, "step: found 3, expected a multiple of 2"),
         ({"finite": math.inf}, "finite: found inf, expected a finite number"),
         ({"flag": "perhaps"}, "flag: found 'perhaps', expected true or false"),

@@ -11,6 +11,7 @@ import torch
 from starflow.runtime.plain.errors import CheckpointError, RecipeError
 from starflow.training.autoencoder.config import TinyConfig
 from starflow.training.autoencoder.folder import AutoencoderRecord, open_autoencoder, save_autoencoder
+from starflow.training.autoencoder.latents import allocate_array
 from starflow.training.autoencoder.network import build_autoencoder
 from starflow.training.checkpoint import load_autoregressive
 from starflow.training.config import LatentScaling
@@ -175,3 +176,11 @@ def test_what_does_not_fit_is_named(tmp_path: Path, digits: Dataset, autoencoder
     rgb = Dataset(type(digits.train)(train, None), type(digits.test)(test, None), digits.conditioning, None)
     with pytest.raises(RecipeError, match=r"data\.autoencoder: autoencoder: takes 1 channel"):
         Trainer(recipe(autoencoder), rgb, tmp_path)
+
+
+def test_latents_have_their_room_before_they_are_written(tmp_path: Path) -> None:
+    """A disk that is full while a mapping is written ends the process with a signal."""
+    array = allocate_array(tmp_path / "latents.npy", (1000, 3, 32, 32))
+    status = (tmp_path / "latents.npy").stat()
+    assert status.st_blocks * 512 >= status.st_size > array.nbytes
+    assert array.shape == (1000, 3, 32, 32) and array.dtype == np.float16
