@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from starflow.runtime.plain.errors import StarflowError, UsageError
 from starflow.runtime.sampler import Sampler
 from starflow.runtime.sampler_pool import SamplerPool
-from starflow.runtime.serve.order import OnPreview, Order, Ticket
+from starflow.runtime.serve.order import OnImage, OnPreview, Order, Ticket
 
 MEMORY_OF_SPEED = 0.8  # weight of the past in the mean time of an image
 
@@ -102,8 +102,8 @@ class Batcher:
         with self._changed:
             return self._waiting()
 
-    def submit(self, order: Order, on_preview: OnPreview | None = None) -> Ticket:
-        """Put an order into the queue.
+    def submit(self, order: Order, on_preview: OnPreview | None = None, on_image: OnImage | None = None) -> Ticket:
+        """Put an order into the queue; see `Ticket` for what is called meanwhile.
 
         Raises:
             UsageError: it does not fit the bundle, or is larger than the queue.
@@ -119,7 +119,7 @@ class Batcher:
             waiting = self._waiting()
             if waiting + order.count > self._max_waiting:
                 raise QueueFullError(waiting, max(1, math.ceil(waiting * self._image_seconds)))
-            ticket = Ticket(order, on_preview, time.monotonic())
+            ticket = Ticket(order, time.monotonic(), on_preview, on_image)
             self._queue.append(ticket)
             self._unfinished.add(ticket)
             self._changed.notify_all()

@@ -14,6 +14,8 @@ from starflow.runtime.plain.guidance import Guidance
 
 # Called with the number of an image in its order, the flow block just run, and the preview, uint8 [H, W, C].
 OnPreview = Callable[[int, int, NDArray[np.uint8]], None]
+# Called with the number of an image in its order, and the image, as soon as it is made.
+OnImage = Callable[[int, NDArray], None]
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,15 @@ class Ticket:
     """An order in the queue or under way. `future` gets its images, [N, ...], or the error that ended it.
 
     Attributes:
-        on_preview: Called by the thread that samples, after each flow block; None if nobody looks at previews.
+        on_preview, on_image: Called by the thread that samples; None if nobody looks at previews or waits for single images.
         placed: When it entered the queue, in seconds of `time.monotonic`.
         taken: How many of its images a worker has taken.
     """
 
-    def __init__(self, order: Order, on_preview: OnPreview | None, placed: float) -> None:
-        self.order, self.on_preview, self.placed = order, on_preview, placed
+    def __init__(
+        self, order: Order, placed: float, on_preview: OnPreview | None = None, on_image: OnImage | None = None
+    ) -> None:
+        self.order, self.placed, self.on_preview, self._on_image = order, placed, on_preview, on_image
         self.future: Future[NDArray] = Future()
         self.taken = 0
         self._made: dict[int, NDArray] = {}
@@ -78,6 +82,8 @@ class Ticket:
     def deliver(self, index: int, image: NDArray) -> None:
         """Add an image; the last one completes the order."""
         self._made[index] = image
+        if self._on_image and not self.is_over:
+            self._on_image(index, image)
         if len(self._made) == self.order.count:
             with suppress(InvalidStateError):  # given up meanwhile
                 self.future.set_result(np.stack([self._made[each] for each in range(self.order.count)]))

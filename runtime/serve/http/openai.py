@@ -118,18 +118,27 @@ def _order(model: ServedModel, asked: ImagesRequest) -> Order:
 
 
 async def _streamed(batcher: Batcher, order: Order, asked: ImagesRequest, size: str) -> Response:
-    """Server-sent events: `image_generation.partial_image` for chosen flow blocks, then `image_generation.completed`."""
+    """Server-sent events: `image_generation.partial_image` for chosen flow blocks, and `.completed` for each image made."""
     loop, events = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any]]()
     blocks = len(getattr(batcher.pool.manifest, "blocks", ()))
     chosen = _evenly(list(range(blocks - 1, 0, -1)), asked.partial_images or 0)
 
-    def on_preview(image: int, block: int, pixels: NDArray[np.uint8]) -> None:
-        if block in chosen:
-            event = {"index": image, "partial_image_index": chosen.index(block), "b64_json": encode_png(pixels)}
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-    ticket = batcher.submit(order, on_preview if chosen else None)
     common = {"size": size, "quality": "auto", "background": "opaque", "output_format": "png"}
+    none = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+    usage = {**none, "input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}
+
+    def tell(kind: str, index: int, pixels: NDArray[np.uint8], **more: object) -> None:
+        event = {"type": kind, "index": index, "b64_json": encode_png(pixels), "created_at": int(time.time())}
+        loop.call_soon_threadsafe(events.put_nowait, {**event, **common, **more})
+
+    def on_preview(index: int, block: int, pixels: NDArray[np.uint8]) -> None:
+        if block in chosen:
+            tell("image_generation.partial_image", index, pixels, partial_image_index=chosen.index(block))
+
+    def on_image(index: int, pixels: NDArray[np.uint8]) -> None:
+        tell("image_generation.completed", index, pixels, seed=order.seeds[index], usage=usage)
+
+    ticket = batcher.submit(order, on_preview if chosen else None, on_image)
 
     async def stream() -> AsyncIterator[str]:
         done = asyncio.wrap_future(ticket.future)
@@ -139,30 +148,23 @@ async def _streamed(batcher: Batcher, order: Order, asked: ImagesRequest, size: 
                 both: list[asyncio.Future[Any]] = [getting, done]
                 await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
                 if getting.done():
-                    event = {**getting.result(), **common, "created_at": int(time.time())}
-                    yield _event("image_generation.partial_image", event)
+                    yield _event(getting.result())
                 getting.cancel()
             try:
-                images = done.result()
+                done.result()
             except (StarflowError, asyncio.CancelledError) as error:
                 message = str(error) or "the service is going down; ask another one"
                 kind = "invalid_request_error" if status_of(error) < 500 else "server_error"
-                yield _event("error", {"error": {"message": message, "type": kind, "code": None, "param": None}})
-                return
-            for index, image in enumerate(images):
-                text = await asyncio.to_thread(encode_png, image)
-                none = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
-                usage = {**none, "input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}
-                event = {"index": index, "seed": order.seeds[index], "b64_json": text, "usage": usage, **common}
-                yield _event("image_generation.completed", event | {"created_at": int(time.time())})
+                said = {"message": message, "type": kind, "code": None, "param": None}
+                yield _event({"type": "error", "error": said})
         finally:
             ticket.cancel()  # a client that goes away ends the stream here
 
     return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
-def _event(kind: str, content: Mapping[str, Any]) -> str:
-    return f"event: {kind}\ndata: {json.dumps({'type': kind, **content})}\n\n"
+def _event(content: Mapping[str, Any]) -> str:
+    return f"event: {content['type']}\ndata: {json.dumps(content)}\n\n"
 
 
 def _evenly(blocks: list[int], count: int) -> list[int]:
