@@ -46,6 +46,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="classifier-free guidance weight >= 0 (default: 0, none)",
     )
     what.add_argument(
+        "--temperature",
+        type=float,
+        metavar="T",
+        default=1.0,
+        help="standard deviation of the noise; below 1, images are more alike (default: 1)",
+    )
+    what.add_argument(
         "--denoise",
         metavar="{auto,none,score,learned,decoder}",
         default="auto",
@@ -132,7 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
         manifest = sampler.manifest
         denoise = choose_denoising(manifest, arguments.denoise)
         how = {"guidance": arguments.guidance, "denoise": denoise, "denoising_rate": arguments.denoising_rate}
-        noise = sampler.noise(count, arguments.seed)
+        noise = sampler.noise(count, arguments.seed, arguments.temperature)
         start = time.perf_counter()
         with progress_bar(f"sampling {count} {kind}", enabled=not arguments.json) as bar:
             x = sampler.generate(noise, condition, null, progress=bar, **how)

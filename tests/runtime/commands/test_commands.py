@@ -26,12 +26,13 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[s
 def test_sample_writes_what_the_sampler_makes(tiny_bundle: Path, tmp_path: Path, capsys: Any) -> None:
     sheet, latents, folder = tmp_path / "sheet.png", tmp_path / "x.npy", tmp_path / "single"
     options = ["--labels", "3,0-1", "--count", "5", "--guidance", "2", "--seed", "7", "--threads", "1"]
+    options += ["--temperature", "0.9"]
     told = answer(capsys, "sample", tiny_bundle, *options, "--out", sheet, "--columns", "3", "--latents", latents)
     assert told["images"] == 5 and told["files"] == [str(latents), str(sheet)] and told["variant"] == "cpu-fp32"
     answer(capsys, "sample", tiny_bundle, *options, "--out", folder)
     with Sampler.open(tiny_bundle, threads=1) as sampler:
-        x = sampler.generate(sampler.noise(5, 7), [3, 0, 1, 3, 0], guidance=2.0)
-        images = sampler.sample([3, 0, 1, 3, 0], guidance=2.0, seed=7)
+        x = sampler.generate(sampler.noise(5, 7, 0.9), [3, 0, 1, 3, 0], guidance=2.0)
+        images = sampler.sample([3, 0, 1, 3, 0], guidance=2.0, seed=7, temperature=0.9)
     assert np.array_equal(np.load(latents), x)
     assert np.array_equal(to_uint8(x), images)
     with Image.open(sheet) as image:
