@@ -215,7 +215,7 @@ def agreement(
 
     labels, weight = np.array([3, 1, 4]), 1.5
     plan: Jacobi | Literal["sequential"] = Jacobi(chunk, threshold=1e-3) if chunk else "sequential"
-    with Sampler.open(bundle, variant=variant, plan=plan, shape=shape) as sampler:
+    with Sampler.open(bundle, variant=variant, plan=plan, shape=shape, threads=1) as sampler:
         noise = sampler.noise(3, seed=7)
         expected = sampler.generate(noise, labels, guidance=weight, attention_temperature=temperature)
         unguided = sampler.generate(noise, labels, attention_temperature=temperature)
@@ -252,7 +252,7 @@ def test_another_shape(shapes_bundle: Path, variant: str) -> None:
 def test_denoising(denoising_bundle: Path, kind: Literal["score", "learned"]) -> None:
     from starflow.runtime import Sampler
 
-    with Sampler.open(denoising_bundle) as sampler:
+    with Sampler.open(denoising_bundle, threads=1) as sampler:
         x, text = sampler.noise(3, seed=7), np.random.default_rng(0).standard_normal((3, 5, 6), np.float32)
         expected = sampler.denoise(x, text, how=kind, rate=0.5)
     found = denoise(denoising_bundle, kind, x, text, 0.5)

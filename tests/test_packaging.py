@@ -101,7 +101,7 @@ def test_base_install_brings_no_training_or_export_packages(fresh: Path) -> None
 
 
 def test_base_install_samples_a_bundle(fresh: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    sampled = run(fresh / "starflow", "sample", tiny_bundle, "--out", "samples.png", cwd=tmp_path)
+    sampled = run(fresh / "starflow", "sample", tiny_bundle, "--threads", "1", "--out", "samples.png", cwd=tmp_path)
     assert sampled.returncode == 0, sampled.stderr
     with Image.open(tmp_path / "samples.png") as image:
         assert image.getextrema() != ((0, 0),) * len(image.getbands()), "the picture is black"
@@ -131,7 +131,7 @@ def test_captions_become_pictures_without_torch(
     install(fresh, repository, f"{wheel}[text]")
     names = installed(fresh)
     assert "tokenizers" in names and not names & {"torch", "transformers", "diffusers"}
-    caption = ("--captions", "red heart, noto style", "--guidance", "1", "--out", "heart.png")
+    caption = ("--captions", "red heart, noto style", "--guidance", "1", "--threads", "1", "--out", "heart.png")
     sampled = run(fresh / "starflow", "sample", emoji_bundle, *caption, cwd=tmp_path)
     assert sampled.returncode == 0, sampled.stderr
     with Image.open(tmp_path / "heart.png") as image:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -21,12 +20,12 @@ from onnx import helper
 from torch import Tensor, nn
 from torch._decomp import get_decompositions
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from starflow.export.onnx_graph.builder import IR_VERSION, OPSET
 from starflow.export.onnx_graph.network_weights import NetworkWeights, Tensors
 from starflow.export.onnx_graph.shared_weights import SharedWeights
+from starflow.export.onnx_graph.traced_program import Decompositions, TracedProgram
 from starflow.export.onnx_graph.weight_file import external_tensor
 from starflow.training.tensor_file import CheckpointTensors
 
@@ -78,19 +77,17 @@ def trace(
     shapes = {key.removeprefix("model."): value for key, value in state_dict.items()}
     names = list(shapes)
 
-    def call(state: list[Tensor], *values: Tensor) -> Tensor:
-        swapped = {f"model.{key}": value for key, value in zip(names, state, strict=True)}
-        result: Tensor = torch.func.functional_call(owner, swapped, values)
+    def call(*values: Tensor) -> Tensor:
+        swapped = {f"model.{key}": value for key, value in zip(names, values, strict=False)}
+        result: Tensor = torch.func.functional_call(owner, swapped, values[len(names) :])
         return result
 
+    # The weights are arguments: no optimiser folds a transpose or a sum into a copy of them.
+    arguments = [*shapes.values(), *inputs.values()]
     with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH), _quiet():
-        # The weights are arguments: no optimiser folds a transpose or a sum into a copy of them.
-        state = [torch.empty(value.shape, dtype=value.dtype) for value in shapes.values()]
-        values = [torch.empty(value.shape, dtype=value.dtype) for value in inputs.values()]
-        traced = make_fx(call, decomposition_table=DECOMPOSITIONS)(state, *values)
+        values = [torch.empty(value.shape, dtype=value.dtype) for value in arguments]
         program = torch.onnx.export(
-            traced,
-            (state, *values),
+            TracedProgram(call, values, DECOMPOSITIONS),
             dynamo=True,
             verbose=False,
             opset_version=OPSET,
@@ -125,7 +122,7 @@ def _softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
 
 # Two operators have no plain form in ONNX: attention's softmax guards against rows that are masked throughout, of which a
 # causal mask has none; and what a derivative reads of a layer norm, mean and 1 / deviation, TensorRT's operator does not give.
-DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+DECOMPOSITIONS: Decompositions = {
     torch.ops.aten._safe_softmax.default: _softmax,
     **get_decompositions([torch.ops.aten.native_layer_norm]),
 }

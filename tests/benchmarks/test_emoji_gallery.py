@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from benchmarks.emoji_gallery import Gallery, nearest
-from sklearn.neighbors import NearestNeighbors
 
 
 @pytest.fixture
@@ -28,6 +27,8 @@ def gallery() -> Gallery:
 
 
 def test_nearest_is_scikit_learns() -> None:
+    from sklearn.neighbors import NearestNeighbors  # takes seconds to load, and no other test here needs it
+
     draw = np.random.default_rng(0)
     queries, others = draw.standard_normal((2, 300, 40)).astype(np.float32)
     search = NearestNeighbors(n_neighbors=2, metric="cosine", algorithm="brute").fit(others)

@@ -41,7 +41,7 @@ def generate(bundle: Bundle, backend: Backend, count: int = 3, plan: Plan = "aut
 
 
 def onnxruntime(bundle: Bundle) -> OnnxRuntimeBackend:
-    return OnnxRuntimeBackend(bundle, bundle.variant("portable-fp16", "portable"))
+    return OnnxRuntimeBackend(bundle, bundle.variant("portable-fp16", "portable"), threads=1)
 
 
 def interpreter(bundle: Bundle) -> NetworkBackend:

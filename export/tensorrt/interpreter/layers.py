@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
+from types import ModuleType
 from typing import Any, Never
 
 from numpy.typing import NDArray
@@ -89,13 +91,18 @@ def _read_layer(parsed: ParsedGraph, layer: Any) -> NetworkLayer:
     found = NetworkLayer(kind, layer.name, inputs, outputs[0], layer, parsed.place)
     if len(outputs) != 1:
         found.refuse(f"it has {len(outputs)} outputs, not one")
-    # The bindings hand every layer out as ILayer; its own class, `IKVCacheUpdateLayer` for KV_CACHE_UPDATE, has the attributes.
-    trt, wanted = parsed.flavour.trt, f"I{kind.replace('_', '')}LAYER"
-    own = next((name for name in dir(trt) if name.upper() == wanted), None)
+    # The bindings hand every layer out as ILayer; its own class has the attributes.
+    own = _layer_classes(parsed.flavour.trt).get(f"I{kind.replace('_', '')}LAYER")
     if own is None:
         found.refuse("this kind of layer is not known")
-    layer.__class__ = getattr(trt, own)
+    layer.__class__ = own
     return found
+
+
+@cache
+def _layer_classes(trt: ModuleType) -> dict[str, type]:
+    """TensorRT's classes by their names in capitals, `IKVCACHEUPDATELAYER` for KV_CACHE_UPDATE."""
+    return {name.upper(): getattr(trt, name) for name in dir(trt) if name.endswith("Layer")}
 
 
 def _ordered(layers: Iterable[NetworkLayer], available: set[str], where: str) -> list[NetworkLayer]:

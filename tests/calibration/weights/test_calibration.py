@@ -50,7 +50,7 @@ def test_variants_stand_behind_those_that_were_there(calibrated: Calibrated, wid
     assert bundle.manifest.variants[: len(before)] == before
     assert [variant.name for variant in bundle.manifest.variants[len(before) :]] == NAMES
     assert [each.variant for each in found] == list(bundle.manifest.variants[len(before) :])
-    with Sampler.open(root, backend="onnxruntime") as sampler:
+    with Sampler.open(root, backend="onnxruntime", threads=1) as sampler:
         assert sampler.variant.name == "cpu-fp32"
 
 

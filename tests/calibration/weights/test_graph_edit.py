@@ -117,9 +117,9 @@ def test_nibbles_are_packed_as_onnx_packs_them() -> None:
     assert np.array_equal(numpy_helper.to_array(tensor), codes.astype(ml_dtypes.int4))
 
 
-def test_scaling_in_a_norm_leaves_the_function_unchanged_bit_for_bit(wide_bundle: Path, tmp_path: Path) -> None:
+def test_scaling_in_a_norm_leaves_the_function_unchanged_bit_for_bit(tiny_bundle: Path, tmp_path: Path) -> None:
     """Matrices are replaced by codes that hold them exactly, so all that could change is the scaling."""
-    path = wide_bundle / "graphs" / "block1.portable-fp32.onnx"
+    path = tiny_bundle / "graphs" / "block1.portable-fp32.onnx"
     exact = onnx.load(path)
     source = StepGraphWeights(path)
     norms = [norm for norm in source.norms if norm.weights[0] in source.linears]

@@ -46,7 +46,7 @@ def test_inputs_are_those_of_the_model_on_the_same_sample(tmp_path: Path, config
                 lambda _, given, __, name=name: seen.setdefault(f"{name}.weight", []).append(given[0].detach().numpy())
             )
     case = draw_cases(bundle, 4, 0).calibrate
-    with Sampler.open(bundle.root, variant="cpu-fp32") as sampler:
+    with Sampler.open(bundle.root, variant="cpu-fp32", threads=1) as sampler:
         x = torch.from_numpy(sampler.generate(case.noise, case.condition))
     with torch.no_grad():
         labels = None if case.condition is None else model.encode_labels(torch.from_numpy(case.condition))
@@ -85,7 +85,7 @@ def test_data_is_inverted_to_the_noise_it_was_made_from(tmp_path: Path, config: 
     export_checkpoint(tmp_path / "c", tmp_path / "b", ExportOptions(batch=2))
     bundle = Bundle.open(tmp_path / "b")
     case = draw_cases(bundle, 3, 0, guidance=0.0).calibrate
-    with Sampler.open(bundle.root, variant="cpu-fp32") as sampler:
+    with Sampler.open(bundle.root, variant="cpu-fp32", threads=1) as sampler:
         x = sampler.generate(case.noise[:3], None if case.condition is None else case.condition[:3])
     found = invert_data(x, None if case.condition is None else case.condition[:3], threads=1)(bundle)
     variant = bundle.variant("cpu-fp32", "cpu")

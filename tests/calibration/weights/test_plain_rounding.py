@@ -16,7 +16,6 @@ from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import BundleError, UsageError
 from starflow.runtime.sampler import Sampler
 from tests.calibration.conftest import IMAGES, SEED
-from tests.models import class_config, write_checkpoint
 
 
 @pytest.fixture
@@ -53,10 +52,9 @@ def test_the_manifest_states_no_error(bundle: Bundle) -> None:
         assert sum(graph.weight_bytes for graph in variant.graphs) < variant.weights.bytes
 
 
-def test_half_precision_will_do_as_a_source(tmp_path: Path, bundle: Bundle) -> None:
-    write_checkpoint(tmp_path / "checkpoint", class_config(channels=128))
+def test_half_precision_will_do_as_a_source(tmp_path: Path, wide_bundle: Path, bundle: Bundle) -> None:
     options = ExportOptions(precisions=("fp16",), batch=4)
-    export_checkpoint(tmp_path / "checkpoint", tmp_path / "half", options)
+    export_checkpoint(wide_bundle.parent / "checkpoint", tmp_path / "half", options)
     (variant,) = round_plainly(Bundle.open(tmp_path / "half"), "int8", ["cpu"])
     assert variant.quantization is not None and variant.quantization.source == "cpu-fp16"
     (other,) = round_plainly(bundle, "int8", ["cpu"])

@@ -99,7 +99,7 @@ def test_the_update_in_the_graph_is_the_solvers(models: dict, solver: str) -> No
     sampler = Sampler(
         bundle,
         bundle.variant("portable-fp32", "cpu"),
-        OnnxRuntimeBackend(bundle, bundle.variant("portable-fp32", "cpu")),
+        OnnxRuntimeBackend(bundle, bundle.variant("portable-fp32", "cpu"), threads=1),
         plan,
     )
     noise = sampler.noise(2, seed=3)
@@ -194,7 +194,7 @@ def test_other_sizes_and_text_lengths_are_exported(tmp_path: Path) -> None:
 def test_without_guidance_half_the_rows_run(tmp_path: Path, continuous_checkpoint: Path) -> None:
     export_checkpoint(continuous_checkpoint, tmp_path / "plain", ExportOptions(batch=2, guidance=False))
     _, network = load_continuous(continuous_checkpoint)
-    with Sampler.open(tmp_path / "plain", plan=integration_plan("midpoint", 10)) as sampler:
+    with Sampler.open(tmp_path / "plain", plan=integration_plan("midpoint", 10), threads=1) as sampler:
         assert not sampler.bundle.continuous.guided
         noise = sampler.noise(2)
         expected = network.reverse(torch.from_numpy(noise), torch.tensor([1, 2]), steps=10).numpy()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import onnx
@@ -25,9 +24,7 @@ from starflow.runtime.bundle.build_record import (
 from starflow.runtime.bundle.bundle import Bundle, sha256
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import BundleError, ExportError, UsageError
-from tests.export.tensorrt.conftest import RTX, EditGraph
-
-SMALL = BuildRequest(profile_tokens=(1,))  # one profile, which TensorRT builds in less than half the time of two
+from tests.export.tensorrt.conftest import RTX, SMALL, EditGraph
 
 
 def build(root: Path, request: BuildRequest = SMALL, target: str = RTX) -> list[BuiltEngine]:
@@ -50,20 +47,6 @@ def profiles(made: BuildRecord) -> list[tuple[int, int, int]]:
 def engine_files(root: Path) -> set[Path]:
     """Everything under engines/ but the lock, also hidden files."""
     return {path for path in (root / "engines").rglob("*") if path.is_file()}
-
-
-@pytest.fixture(scope="module")
-def pristine(rtx: None, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny bundle with its engines; not to be changed."""
-    root = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("built") / "bundle"))
-    build(root)
-    return root
-
-
-@pytest.fixture
-def built(pristine: Path, tmp_path: Path) -> Path:
-    """The tiny bundle with its engines, to change."""
-    return Path(shutil.copytree(pristine, tmp_path / "built"))
 
 
 # What is built

@@ -75,21 +75,20 @@ def test_killed(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("anew", [("--optimization-level", "1"), ("--force",)])
-def test_killed_while_building_anew(copy: Path, anew: tuple[str, ...]) -> None:
+def test_killed_while_building_anew(built: Path, anew: tuple[str, ...]) -> None:
     """The engines of before stay in use until the new ones are all there."""
-    assert finish(start(copy))[0] == 0
-    build = start(copy, *anew)
-    wait_for(copy, 1, build)
+    build = start(built, *anew)
+    wait_for(built, 1, build)
     build.kill()
     build.communicate()
-    bundle = Bundle.open(copy)
+    bundle = Bundle.open(built)
     (record,) = read_builds(bundle)
     assert record.options.optimization_level is None
     for engine in record.engines:
         check_engine_file(bundle, record, engine, digest=True)
-    assert files(copy).count("block0") == 2
-    assert finish(start(copy))[0] == 0
-    check_whole(copy)
+    assert files(built).count("block0") == 2
+    assert finish(start(built))[0] == 0
+    check_whole(built)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -96,7 +96,7 @@ def test_a_checkpoint_of_another_bundle(continuous_bundle: Path, tmp_path: Path)
 
 def test_a_backend_hands_out_one_runner(continuous_bundle: Path) -> None:
     bundle = Bundle.open(continuous_bundle)
-    with OnnxRuntimeBackend(bundle, bundle.variant("cpu-fp32", "cpu")) as opened:
+    with OnnxRuntimeBackend(bundle, bundle.variant("cpu-fp32", "cpu"), threads=1) as opened:
         backend: Backend = opened
         runner = backend.continuous_runner()
         assert isinstance(runner, ContinuousRunner) and runner is backend.continuous_runner()

@@ -156,7 +156,7 @@ def test_images_are_those_the_sampler_makes(bundle: Bundle) -> None:
     route = default_reference(bundle)
     case = draw_case(bundle, seed=5)
     result = verify(bundle, route, [], case, tolerances())
-    with Sampler.open(bundle.root, backend="onnxruntime", variant="cpu-fp32") as sampler:
+    with Sampler.open(bundle.root, backend="onnxruntime", variant="cpu-fp32", threads=1) as sampler:
         expected = sampler.sample([0, 1], guidance=1.0, seed=5)
     assert np.array_equal(result.images[route.name], expected)
 

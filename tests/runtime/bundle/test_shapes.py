@@ -46,7 +46,7 @@ def bundle(model: tuple[Path, AutoregressiveFlow]) -> Path:
 def test_samples_are_those_of_pytorch(
     bundle: Path, model: tuple[Path, AutoregressiveFlow], shape: tuple[int, int], variant: str
 ) -> None:
-    with Sampler.open(bundle, variant=variant, shape=shape) as sampler:
+    with Sampler.open(bundle, variant=variant, shape=shape, threads=1) as sampler:
         noise = sampler.noise(3, seed=5)
         assert noise.shape == (3, 1, *shape)
         found = sampler.generate(noise, TEXT, NULL, guidance=1.5)
@@ -60,7 +60,7 @@ def test_samples_are_those_of_pytorch(
 
 
 def test_no_shape_means_the_first(bundle: Path) -> None:
-    with Sampler.open(bundle) as first, Sampler.open(bundle, shape=SHAPES[0]) as named:
+    with Sampler.open(bundle, threads=1) as first, Sampler.open(bundle, shape=SHAPES[0], threads=1) as named:
         assert first.noise_shape == named.noise_shape == (1, *SHAPES[0])
         assert first.bundle == named.bundle
 
@@ -99,7 +99,7 @@ def test_the_manifest_of_one_shape_is_an_ordinary_one(bundle: Path, model: tuple
 def test_a_shape_that_is_not_there(bundle: Path, continuous_bundle: Path, capsys: pytest.CaptureFixture) -> None:
     message = "shape 6x8: this bundle has 8x8, 4x12, 12x4; `starflow export --shape` adds others"
     with pytest.raises(UsageError, match=message):
-        Sampler.open(bundle, shape=(6, 8))
+        Sampler.open(bundle, shape=(6, 8), threads=1)
     np.save(bundle.parent / "text.npy", TEXT)
     given = ["--condition", str(bundle.parent / "text.npy"), "--latents", str(bundle.parent / "x.npy")]
     for command in (["sample", *given], ["score", str(bundle.parent / "x.npy")], ["bench"], ["inspect"], ["verify"]):
@@ -108,8 +108,8 @@ def test_a_shape_that_is_not_there(bundle: Path, continuous_bundle: Path, capsys
     assert main(["inspect", str(bundle), "--shape", "6"]) == 2
     assert "give height and width" in capsys.readouterr().err
     with pytest.raises(UsageError, match="shape 6x8: this bundle has 8x8"):
-        Sampler.open(continuous_bundle, shape=(6, 8))
-    Sampler.open(continuous_bundle, shape=(8, 8)).close()
+        Sampler.open(continuous_bundle, shape=(6, 8), threads=1)
+    Sampler.open(continuous_bundle, shape=(8, 8), threads=1).close()
 
 
 def test_commands_take_a_shape(bundle: Path, model: tuple[Path, AutoregressiveFlow], tmp_path: Path, capsys) -> None:
@@ -206,8 +206,8 @@ def test_quantised_weights_serve_every_shape(tmp_path: Path) -> None:
     assert files == {"graphs/weights/cpu-int8.safetensors"}
     for shape in SHAPES:
         with (
-            Sampler.open(tmp_path / "b", shape=shape, variant="cpu-int8") as sampler,
-            Sampler.open(tmp_path / "b", shape=shape) as exact,
+            Sampler.open(tmp_path / "b", shape=shape, variant="cpu-int8", threads=1) as sampler,
+            Sampler.open(tmp_path / "b", shape=shape, threads=1) as exact,
         ):
             noise = exact.noise(2, seed=5)
             expected = exact.generate(noise, TEXT[:2])
@@ -226,7 +226,7 @@ def test_denoisers_have_the_shape(tmp_path: Path) -> None:
     options = ExportOptions(batch=2, shape=(4, 12), other_shapes=[(12, 4)], denoisers=["score", "learned"])
     export_checkpoint(tmp_path / "c", tmp_path / "b", options)
     for shape in ((4, 12), (12, 4)):
-        with Sampler.open(tmp_path / "b", shape=shape) as sampler:
+        with Sampler.open(tmp_path / "b", shape=shape, threads=1) as sampler:
             x = sampler.noise(3, seed=7)
             by_score, learned = (sampler.denoise(x, TEXT, how=kind) for kind in ("score", "learned"))
         given, text = torch.from_numpy(x), torch.from_numpy(TEXT)

@@ -82,7 +82,7 @@ def test_what_does_not_apply_is_one_line(sampler: Sampler, call: Any, says: str)
 
 def test_an_autoregressive_bundle_takes_no_solver(tiny_bundle: Path) -> None:
     with pytest.raises(UsageError, match="solvers and steps are for continuous flows"):
-        Sampler.open(tiny_bundle, plan=integration_plan("heun", 3))
+        Sampler.open(tiny_bundle, plan=integration_plan("heun", 3), threads=1)
     with pytest.raises(UsageError, match="is an autoregressive flow"):
         _ = Bundle.open(tiny_bundle).continuous
 
@@ -182,11 +182,14 @@ def test_points_have_no_pixels(tmp_path: Path, capsys: Any) -> None:
     assert main(["sample", str(tmp_path / "bundle"), "--count", "6"]) == 2
     assert "makes points, not images; name a .npy file with --latents" in capsys.readouterr().err
     with (
-        Sampler.open(tmp_path / "bundle") as sampler,
+        Sampler.open(tmp_path / "bundle", threads=1) as sampler,
         pytest.raises(UsageError, match="makes points, not images"),
     ):
         sampler.sample(count=2)
-    with Sampler.open(tmp_path / "bundle") as sampler, pytest.raises(UsageError, match="unconditional model"):
+    with (
+        Sampler.open(tmp_path / "bundle", threads=1) as sampler,
+        pytest.raises(UsageError, match="unconditional model"),
+    ):
         sampler.generate(sampler.noise(1), guidance=1.0)
 
 
@@ -208,7 +211,9 @@ def test_divergence_is_told_with_step_and_time(continuous_bundle: Path, tmp_path
     first, last = json.loads(content[8:begin])["proj_out.weight"]["data_offsets"]
     content[begin + first : begin + last] = (load_file(path)["proj_out.weight"] * 1e9).astype(np.float32).tobytes()
     path.write_bytes(content)
-    with Sampler.open(tmp_path / "bundle", variant="cpu-fp32", plan=integration_plan("euler", 10)) as sampler:
+    with Sampler.open(
+        tmp_path / "bundle", variant="cpu-fp32", plan=integration_plan("euler", 10), threads=1
+    ) as sampler:
         with pytest.raises(IntegrationError, match=r"diverged: x reached .* in step 1 of 10, at time 0\.1;"):
             sampler.generate(sampler.noise(2), [0, 1])
         sampler.plan = AdaptiveSteps(tolerance=1e-3)

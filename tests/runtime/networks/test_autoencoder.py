@@ -81,7 +81,7 @@ def diffusers_network(checkpoint: Path, *, noisy: bool = False) -> Any:
 
 
 def test_pixels_are_those_of_diffusers(bundle: Path, checkpoint: Path) -> None:
-    with Sampler.open(bundle) as sampler:
+    with Sampler.open(bundle, threads=1) as sampler:
         spec = sampler.manifest.autoencoder
         assert spec is not None
         assert [decoder.noise_std for decoder in spec.decoders] == pytest.approx([0, 0.3])
@@ -152,7 +152,7 @@ def test_latents_are_written_before_they_are_decoded(
     latents, png = tmp_path / "x.npy", tmp_path / "x.png"
     given = ["--labels", "3", "--latents", str(latents), "--out", str(png), "--denoise", "none"]
     assert main(["sample", str(bundle), *given]) == 0
-    with Sampler.open(bundle) as sampler:
+    with Sampler.open(bundle, threads=1) as sampler:
         expected = sampler.generate(sampler.noise(1), [3])
         image = sampler.to_images(expected, denoise="none")[0]
     np.testing.assert_array_equal(np.load(latents), expected)
@@ -176,7 +176,7 @@ def test_a_wrong_image_or_latent_is_named(bundle: Path, tmp_path: Path, capsys: 
     np.save(broken, np.full((1, 1, 8, 8), np.nan, np.float32))
     assert main(["score", str(bundle), str(broken), "--labels", "1"]) == 2
     assert capsys.readouterr().err.strip().splitlines()[-1].endswith("data holds NaN or infinite values")
-    with Sampler.open(bundle) as sampler:
+    with Sampler.open(bundle, threads=1) as sampler:
         with pytest.raises(UsageError, match="data holds NaN or infinite values"):
             sampler.to_images(np.load(broken))
         with pytest.raises(UsageError, match=r"data has shape \[1, 3, 8, 8\]"):
@@ -195,7 +195,7 @@ def test_a_damaged_decoder_is_found(bundle: Path, tmp_path: Path) -> None:
 
 def test_export_takes_another_autoencoder_or_none(checkpoint: Path, tmp_path: Path) -> None:
     export_checkpoint(checkpoint, tmp_path / "none", ExportOptions(autoencoder="none"))
-    with Sampler.open(tmp_path / "none") as sampler:
+    with Sampler.open(tmp_path / "none", threads=1) as sampler:
         assert sampler.manifest.image.mode == "latent"
         x = sampler.generate(sampler.noise(1), [1])
         with pytest.raises(UsageError, match="latents without a decoder"):
@@ -235,7 +235,7 @@ def test_half_weights_stay_half_and_sizes_share_them(tmp_path: Path) -> None:
     assert {value.dtype for value in stored.values()} == {torch.float16}
     assert sum(value.numel() for value in stored.values()) == sum(value.numel() for value in network.parameters())
     assert config["autoencoder"]["pixel_shape"] == [3, 16, 16]
-    with Sampler.open(tmp_path / "b", shape=(4, 12)) as sampler:
+    with Sampler.open(tmp_path / "b", shape=(4, 12), threads=1) as sampler:
         x = sampler.generate(sampler.noise(1), [1])
         images = sampler.to_images(x)
     assert bundle.manifest.autoencoder is not None
@@ -276,7 +276,7 @@ def test_a_continuous_flow_has_decoders_too(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(own | taken))
     shutil.copytree(checkpoint / "autoencoder", folder / "autoencoder")
     export_checkpoint(folder, tmp_path / "b", ExportOptions(batch=2))
-    with Sampler.open(tmp_path / "b") as sampler:
+    with Sampler.open(tmp_path / "b", threads=1) as sampler:
         x = sampler.generate(sampler.noise(3), [0, 1, 2])
         images = sampler.sample([0, 1, 2], seed=0)
     with torch.inference_mode():
@@ -299,7 +299,7 @@ def test_stable_diffusions_autoencoder_at_full_size(tmp_path: Path) -> None:
     config = class_config(in_channels=4, img_size=8).model_copy(update={"image": ImageRange(mode="latent")})
     write_checkpoint(tmp_path / "c", config)
     export_checkpoint(tmp_path / "c", tmp_path / "b", ExportOptions(autoencoder=str(tmp_path / "vae")))
-    with Sampler.open(tmp_path / "b") as sampler:
+    with Sampler.open(tmp_path / "b", threads=1) as sampler:
         assert sampler.pixel_shape == (3, 64, 64)
         x = sampler.generate(sampler.noise(1), [1])
         images = sampler.to_images(x)

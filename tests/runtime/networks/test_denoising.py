@@ -43,7 +43,7 @@ def bundle(denoising_bundle: Path) -> Path:
 
 def test_samples_are_denoised_under_their_condition(bundle: Path, model: tuple[Path, AutoregressiveFlow]) -> None:
     text = torch.from_numpy(TEXT)
-    with Sampler.open(bundle) as sampler:
+    with Sampler.open(bundle, threads=1) as sampler:
         noise, null = sampler.noise(3, seed=2), np.zeros((5, 6), np.float32)
         samples = sampler.generate(noise, TEXT, null, guidance=1.5)
         np.testing.assert_array_equal(samples, sampler.generate(noise, TEXT, null, guidance=1.5, denoise="none"))
@@ -131,7 +131,7 @@ def test_a_bundle_that_lacks_it_says_how_to_have_it(
 
 
 def test_what_a_bundle_has_is_named(bundle: Path) -> None:
-    with Sampler.open(bundle) as sampler:
+    with Sampler.open(bundle, threads=1) as sampler:
         with pytest.raises(UsageError, match="this bundle has only score, learned;"):
             sampler.generate(sampler.noise(1), TEXT[:1], denoise="decoder")
         with pytest.raises(UsageError, match="denoising rate -1"):
@@ -139,7 +139,10 @@ def test_what_a_bundle_has_is_named(bundle: Path) -> None:
 
 
 def test_continuous_flows_have_none(continuous_bundle: Path) -> None:
-    with Sampler.open(continuous_bundle) as sampler, pytest.raises(UsageError, match="have no noise to remove"):
+    with (
+        Sampler.open(continuous_bundle, threads=1) as sampler,
+        pytest.raises(UsageError, match="have no noise to remove"),
+    ):
         sampler.sample(count=1, denoise="score")
 
 

@@ -1,6 +1,7 @@
 """Training autoencoders and noisy decoders: they learn, resume exactly, and leave folders that diffusers reads."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return load_dataset(Digits8Source.model_validate({"kind": "digits8"}), tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="module")
+def few(digits: Dataset) -> Dataset:
+    """Enough of them to run, and to run out of."""
+    return replace(digits, train=digits.train[torch.arange(100)], test=digits.test[torch.arange(8)])
+
+
 def autoencoder_recipe(network: dict[str, Any] = TINY, **training: Any) -> AutoencoderRecipe:
     sections = {"autoencoder": network, "data": {"kind": "digits8"}, "training": SETTINGS | training}
     return AutoencoderRecipe.model_validate(sections | {"objective": OBJECTIVE})
@@ -58,12 +65,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Path:
 
 
 @pytest.mark.parametrize("network", [TINY, KL], ids=["tiny", "kl"])
-def test_a_stopped_run_resumes_exactly(tmp_path: Path, digits: Dataset, network: dict[str, Any]) -> None:
-    recipe = autoencoder_recipe(network, accumulate=2, flip=True, shift=1, precision="bf16")
-    whole, stopped = AutoencoderTrainer(recipe, digits, tmp_path / "a"), tmp_path / "b"
+def test_a_stopped_run_resumes_exactly(tmp_path: Path, few: Dataset, network: dict[str, Any]) -> None:
+    recipe = autoencoder_recipe(network, batch_size=8, accumulate=2, flip=True, shift=1, precision="bf16")
+    whole, stopped = AutoencoderTrainer(recipe, few, tmp_path / "a"), tmp_path / "b"
     whole.fit()
-    AutoencoderTrainer(recipe, digits, stopped).fit(max_steps=5)
-    again = AutoencoderTrainer(recipe, digits, stopped)
+    AutoencoderTrainer(recipe, few, stopped).fit(max_steps=5)
+    again = AutoencoderTrainer(recipe, few, stopped)
     assert again.resume()
     outcome = again.fit()
     assert outcome.test_psnr == whole.metrics["test_psnr"]
