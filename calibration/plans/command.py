@@ -35,6 +35,7 @@ def configure_plan(parser: argparse._ActionsContainer) -> None:
 
 def run_plan(arguments: argparse.Namespace) -> int:
     """Calibrate, store and report; 0 whether or not a plan pays."""
+    from starflow.calibration.budget import check_budget
     from starflow.calibration.cases import draw_cases, read_conditions
     from starflow.calibration.plans.families import PLAN_CALIBRATIONS
     from starflow.calibration.plans.runs import PlanOptions
@@ -50,8 +51,9 @@ def run_plan(arguments: argparse.Namespace) -> int:
             check_output(path)
     if arguments.plot:
         check_plot(arguments.plot)
-    if arguments.repetitions < 1 or not arguments.budget > 0:
-        raise UsageError("--repetitions and --budget take numbers above 0")
+    check_budget(arguments.budget)
+    if arguments.repetitions < 1:
+        raise UsageError(f"--repetitions {arguments.repetitions}: give a number of at least 1")
     bundle = Bundle.open(arguments.bundle).at_shape(parse_shape(arguments.shape))
     check_output(bundle.folder / "manifest.json")
     family = PLAN_CALIBRATIONS[type(bundle.manifest)]

@@ -91,6 +91,24 @@ def test_options_of_sample(command: list[str], found: str, places: Places, capfd
     assert found in refused(["sample", "BUNDLE", *command], places, capfd)
 
 
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (["--budget=1e308"], "--budget 1e+308: give a relative error above 0, such as 0.005, and at most 1,000,000"),
+        (["--budget=0"], "--budget 0: give a relative error above 0"),
+        (["--budget=nan"], "--budget: found 'nan', expected a finite number"),
+        (["--repetitions=0"], "--repetitions 0: give a number of at least 1"),
+        (["--guidance=1e9"], "samples with guidance 1e+09 hold NaN or infinity, so nothing can be compared with them"),
+        (["--images=1000000000"], "sampling 1,000,000,000 images at once takes"),
+    ],
+)
+def test_options_of_calibrate(
+    options: list[str], found: str, places: Places, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["calibrate", "BUNDLE", "--plan", "--images=1", "--threads=1", *options]
+    assert found in refused(command, places, capfd)
+
+
 @pytest.mark.parametrize("steps", ["1000000000", "0"])
 def test_steps_beyond_reason(
     steps: str, continuous_bundle: Path, places: Places, capfd: pytest.CaptureFixture[str]
