@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.networks.caption_encoder import encode_once
-from starflow.runtime.plain.errors import BackendError, UsageError
+from starflow.runtime.plain.errors import NotFiniteError, UsageError
 from starflow.runtime.plain.input_files import load_array, load_captions
 from starflow.runtime.traces.case import Case, draw_case
 
@@ -86,9 +86,9 @@ def draw_cases(
 
 
 def check_finite(samples: NDArray, case: Case) -> None:
-    """BackendError if samples that others are to be compared with hold NaN or infinity."""
+    """NotFiniteError if samples that others are to be compared with hold NaN or infinity."""
     if not np.isfinite(samples).all():
-        raise BackendError(
+        raise NotFiniteError(
             f"samples with guidance {case.guidance:g} hold NaN or infinity, so nothing can be compared with them; "
             "give another --guidance"
         )

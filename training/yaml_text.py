@@ -95,10 +95,10 @@ def _parse_yaml(text: str) -> Any:
 def _constructed(loader: _Loader, node: yaml.Node) -> Any:
     try:
         return loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (yaml.YAMLError, ValueError, RecursionError, MemoryError):
         raise
     except Exception as error:  # the library's constructors take it that the text behind a tag has its form
-        raise ValueError(f"a value does not fit its tag ({type(error).__name__}: {error})") from None
+        raise ValueError(f"a value does not fit its tag ({type(error).__name__}: {error})") from error
 
 
 def _count(node: yaml.Node, counted: dict[yaml.Node, int | None]) -> int:

@@ -161,7 +161,7 @@ def envelope(trial: WindowTrial) -> Window:
 def probes(
     bundle: Bundle, variant: Variant, backend: Backend, case: Case
 ) -> tuple[RecordedTrace, dict[int, BlockProbe]]:
-    """Draw samples token by token; a probe of every flow block, in sampling order. BackendError if one is not finite."""
+    """Draw samples token by token; a probe of every flow block, in sampling order. NotFiniteError if one is not finite."""
     trace = sample_trace(bundle, variant, backend, case)
     found = {}
     for index in trace.tokens:

@@ -72,7 +72,7 @@ def calibrate_weights(
     Raises:
         UsageError: the request cannot be met.
         BundleError: the bundle lacks a variant that is needed.
-        BackendError: exact samples are not finite.
+        NotFiniteError: exact samples are not finite.
         ExportError: nothing can be quantised within the budget.
     """
     check_budget(request.budget)
