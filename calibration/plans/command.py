@@ -42,6 +42,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL
     from starflow.runtime.backends.choice import open_backend
     from starflow.runtime.bundle.bundle import Bundle
+    from starflow.runtime.bundle.own_files import refuse_own_files
     from starflow.runtime.plain.atomic_write import check_output, write_text
     from starflow.runtime.plain.progress import progress_bar
     from starflow.runtime.reports.plot import check_plot
@@ -55,6 +56,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     if arguments.repetitions < 1:
         raise UsageError(f"--repetitions {arguments.repetitions}: give a number of at least 1")
     bundle = Bundle.open(arguments.bundle).at_shape(parse_shape(arguments.shape))
+    refuse_own_files(bundle, arguments.plan_file, arguments.report, arguments.plot)
     check_output(bundle.folder / "manifest.json")
     family = PLAN_CALIBRATIONS[type(bundle.manifest)]
     for option in ("widths", "fixed"):

@@ -109,6 +109,30 @@ def test_options_of_calibrate(
     assert found in refused(command, places, capfd)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sample BUNDLE --labels 1 --latents BUNDLE/manifest.json --out x.png",
+        "sample BUNDLE --labels 1 --out BUNDLE/graphs/x.png",
+        "score BUNDLE image.png --labels 1 --latents BUNDLE/graphs/block0.cpu-fp32.onnx",
+        "verify BUNDLE --report BUNDLE/manifest.sha256",
+        "calibrate BUNDLE --plan --report BUNDLE/manifest.json",
+        "calibrate BUNDLE --plan --plan-file link/manifest.json",
+        "calibrate BUNDLE --weights int8 --report BUNDLE/manifest.json",
+        "bench BUNDLE --plot BUNDLE/engines/plot.png",
+    ],
+)
+def test_an_output_in_the_place_of_a_part_of_the_bundle(
+    command: str, places: Places, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (8, 8)).save("image.png")
+    Path("link").symlink_to(places["BUNDLE"])
+    before = files_in(places["BUNDLE"])
+    words = command.replace("BUNDLE/", f"{places['BUNDLE']}/").split()
+    assert f"belongs to the bundle {places['BUNDLE']}; name another file" in refused(words, places, capfd)
+    assert files_in(places["BUNDLE"]) == before
+
+
 @pytest.mark.parametrize("steps", ["1000000000", "0"])
 def test_steps_beyond_reason(
     steps: str, continuous_bundle: Path, places: Places, capfd: pytest.CaptureFixture[str]
@@ -274,7 +298,7 @@ def limited(most: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
 
-def files_in(*folders: str) -> dict[Path, bytes]:
+def files_in(*folders: str | Path) -> dict[Path, bytes]:
     """Every file in folders, but for locks, which are empty."""
     paths = (path for folder in folders for path in Path(folder).rglob("*") if path.is_file())
     return {path: path.read_bytes() for path in paths if path.suffix != ".lock"}
