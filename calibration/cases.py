@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.networks.caption_encoder import encode_once
-from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.errors import NotFiniteError, UsageError
 from starflow.runtime.plain.input_files import load_array, load_captions
 from starflow.runtime.traces.case import Case, draw_case
 
@@ -83,3 +83,12 @@ def draw_cases(
         given = functools.partial(conditions.in_turn, number) if conditions else None
         cases.append(draw_case(bundle, images, seed + number, guidance, given))
     return Cases(*cases)
+
+
+def check_finite(samples: NDArray, case: Case) -> None:
+    """NotFiniteError if samples that others are to be compared with hold NaN or infinity."""
+    if not np.isfinite(samples).all():
+        raise NotFiniteError(
+            f"samples with guidance {case.guidance:g} hold NaN or infinity, so nothing can be compared with them; "
+            "give another --guidance"
+        )

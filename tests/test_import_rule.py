@@ -59,7 +59,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("export",),
     ),
     "calibration": (
-        ("calibration.cases", "calibration.inverted_data"),
+        ("calibration.budget", "calibration.cases", "calibration.inverted_data"),
         ("calibration.weights", "calibration.plans"),
         ("calibration.commands",),
         ("calibration",),

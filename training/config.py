@@ -80,6 +80,10 @@ class CheckpointConfig(Frozen):
         conditioning, model = self.conditioning, self.model
         if conditioning.kind == "class":
             if isinstance(model, StarflowConfig):
+                if model.txt_size != 1:
+                    raise ValueError(
+                        f"model.txt_size: found {model.txt_size}, expected 1 token for conditioning.kind class"
+                    )
                 field, expected = "txt_dim (classes + 1)", model.txt_dim - 1
             else:
                 field, expected = "num_classes", getattr(model, "num_classes", 0)

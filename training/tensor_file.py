@@ -15,17 +15,16 @@ from torch import Tensor
 
 from starflow.runtime.plain.atomic_write import atomic_folder
 from starflow.runtime.plain.errors import CheckpointError
-from starflow.runtime.plain.json_text import parse_json
 from starflow.runtime.plain.own_folder import FolderKind
 from starflow.runtime.plain.progress import Report, no_report
-from starflow.runtime.plain.regular_file import check_regular, open_regular
+from starflow.runtime.plain.regular_file import open_regular
+from starflow.runtime.plain.tensor_header import METADATA, read_tensor_header
 from starflow.training.flow import Flow
 from starflow.training.state_check import check_tensors
 
 # Where a file of ours keeps its digest. Either of the two tells that there is one, so that no damaged byte hides it.
 DIGEST, DIGEST_START = "starflow", "sha256:"
 NO_DIGEST = "0" * 64
-MOST_HEADER_BYTES = 100 << 20  # as the safetensors library has it
 MOST_TENSORS = 50_000  # published models have up to two thousand; each takes a system call or two
 
 TYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -42,7 +41,7 @@ def write_tensors(path: Path, state: Mapping[str, Tensor], *, half: bool, progre
         CheckpointError: a tensor is not floating-point, holds NaN or infinity, or does not fit into float16.
     """
     # "format" is what diffusers and transformers expect. The digest covers the whole file, with zeros in its own place.
-    header: dict[str, dict[str, object]] = {"__metadata__": {"format": "pt", DIGEST: f"{DIGEST_START}{NO_DIGEST}"}}
+    header: dict[str, dict[str, object]] = {METADATA: {"format": "pt", DIGEST: f"{DIGEST_START}{NO_DIGEST}"}}
     end = 0
     # Widest numbers first: every tensor then begins at a multiple of its number's size.
     names = sorted(state, key=lambda name: (-state[name].dtype.itemsize, name))
@@ -79,22 +78,22 @@ def _stored(name: str, value: Tensor, *, half: bool) -> Tensor:
 
 
 def check_digest(path: Path) -> None:
-    """Compare a safetensors file with the digest that it states; one without a digest passes.
+    """Compare a safetensors file with its header: its size, and the digest if there is one.
 
     Raises:
         CheckpointError: it is damaged.
         OSError: it cannot be read.
     """
+    try:
+        start, header = read_tensor_header(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is not a safetensors file, or damaged ({error}); copy it again") from None
+    stated = _stated_digest(header.get(METADATA))
+    if stated is None:
+        return
+    digest = hashlib.sha256(start.replace(stated.encode(), NO_DIGEST.encode(), 1))
     with open_regular(path) as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        if length > MOST_HEADER_BYTES:
-            return  # no such file, as its reader will say
-        start += file.read(length)
-        stated = _stated_digest(start[8:])
-        if stated is None:
-            return
-        digest = hashlib.sha256(start.replace(stated.encode(), NO_DIGEST.encode(), 1))
+        file.seek(len(start))
         while part := file.read(1 << 20):
             digest.update(part)
     if digest.hexdigest() != stated:
@@ -111,16 +110,13 @@ def check_count(path: Path, names: Sequence[str]) -> None:
         raise CheckpointError(f"{path}: holds {len(names):,} tensors, expected at most {MOST_TENSORS:,}")
 
 
-def _stated_digest(header: bytes) -> str | None:
-    try:
-        metadata = parse_json(header.decode())["__metadata__"]
-        return next(
-            str(value).removeprefix(DIGEST_START)
-            for name, value in metadata.items()
-            if name == DIGEST or str(value).startswith(DIGEST_START)
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
-        return None
+def _stated_digest(metadata: object) -> str | None:
+    stated = (
+        str(value).removeprefix(DIGEST_START)
+        for name, value in (metadata.items() if isinstance(metadata, dict) else ())
+        if name == DIGEST or str(value).startswith(DIGEST_START)
+    )
+    return next(stated, None)
 
 
 class CheckpointTensors(Mapping[str, Callable[[], NDArray[np.float32]]]):
@@ -135,11 +131,11 @@ class CheckpointTensors(Mapping[str, Callable[[], NDArray[np.float32]]]):
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            check_regular(path)
+            read_tensor_header(path)
             with safe_open(path, framework="pt") as file:
                 check_count(path, file.keys())
                 self._shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{path}: damaged or truncated ({error}); copy it again") from None
 
     def __getitem__(self, name: str) -> Callable[[], NDArray[np.float32]]:

@@ -76,7 +76,8 @@ def _parse_yaml(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: it is not YAML.
-        ValueError: it is nested too deeply, or its aliases stand for too many values, or a key is not a text.
+        ValueError: it is nested too deeply, or its aliases stand for too many values, or a key is not a text, or a value is not
+            of the type that its tag names.
     """
     loader = _Loader(text)
     try:
@@ -84,11 +85,20 @@ def _parse_yaml(text: str) -> Any:
         if node is None:
             return None
         _count(node, {})
-        return loader.construct_document(node)
+        return _constructed(loader, node)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     finally:
         loader.dispose()
+
+
+def _constructed(loader: _Loader, node: yaml.Node) -> Any:
+    try:
+        return loader.construct_document(node)
+    except (yaml.YAMLError, ValueError, RecursionError, MemoryError):
+        raise
+    except Exception as error:  # the library's constructors take it that the text behind a tag has its form
+        raise ValueError(f"a value does not fit its tag ({type(error).__name__}: {error})") from error
 
 
 def _count(node: yaml.Node, counted: dict[yaml.Node, int | None]) -> int:

@@ -35,12 +35,14 @@ def configure_plan(parser: argparse._ActionsContainer) -> None:
 
 def run_plan(arguments: argparse.Namespace) -> int:
     """Calibrate, store and report; 0 whether or not a plan pays."""
+    from starflow.calibration.budget import check_budget
     from starflow.calibration.cases import draw_cases, read_conditions
     from starflow.calibration.plans.families import PLAN_CALIBRATIONS
     from starflow.calibration.plans.runs import PlanOptions
     from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL
     from starflow.runtime.backends.choice import open_backend
     from starflow.runtime.bundle.bundle import Bundle
+    from starflow.runtime.bundle.own_files import refuse_own_files
     from starflow.runtime.plain.atomic_write import check_output, write_text
     from starflow.runtime.plain.progress import progress_bar
     from starflow.runtime.reports.plot import check_plot
@@ -50,9 +52,11 @@ def run_plan(arguments: argparse.Namespace) -> int:
             check_output(path)
     if arguments.plot:
         check_plot(arguments.plot)
-    if arguments.repetitions < 1 or not arguments.budget > 0:
-        raise UsageError("--repetitions and --budget take numbers above 0")
+    check_budget(arguments.budget)
+    if arguments.repetitions < 1:
+        raise UsageError(f"--repetitions {arguments.repetitions}: give a number of at least 1")
     bundle = Bundle.open(arguments.bundle).at_shape(parse_shape(arguments.shape))
+    refuse_own_files(bundle, arguments.plan_file, arguments.report, arguments.plot)
     check_output(bundle.folder / "manifest.json")
     family = PLAN_CALIBRATIONS[type(bundle.manifest)]
     for option in ("widths", "fixed"):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from starflow.calibration.cases import check_finite
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.backends.block_runner import BlockInputs, BlockRunner
 from starflow.runtime.bundle.autoregressive_manifest import Block
@@ -160,10 +161,11 @@ def envelope(trial: WindowTrial) -> Window:
 def probes(
     bundle: Bundle, variant: Variant, backend: Backend, case: Case
 ) -> tuple[RecordedTrace, dict[int, BlockProbe]]:
-    """Draw samples token by token; a probe of every flow block, in sampling order."""
+    """Draw samples token by token; a probe of every flow block, in sampling order. NotFiniteError if one is not finite."""
     trace = sample_trace(bundle, variant, backend, case)
     found = {}
     for index in trace.tokens:
+        check_finite(trace.tokens[index], case)
         runner = backend.block_runner(index)
         # Inputs are recorded as views of what the sampling loop goes on with.
         inputs = [replace(given, noise=given.noise.copy()) for given in trace.inputs[index]]

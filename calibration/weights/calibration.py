@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.calibration.cases import Cases
+from starflow.calibration.budget import check_budget
+from starflow.calibration.cases import Cases, check_finite
 from starflow.calibration.weights.budget_choice import ROUNDS, choose_within
 from starflow.calibration.weights.candidates import BlockCandidates
 from starflow.calibration.weights.layer_inputs import InputRecorder
@@ -45,7 +46,7 @@ from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.lock import bundle_lock
 from starflow.runtime.bundle.manifest import Quantization, Variant
 from starflow.runtime.diagnostics.memory_use import cache_bytes
-from starflow.runtime.plain.errors import ExportError, UsageError
+from starflow.runtime.plain.errors import ExportError
 from starflow.runtime.plain.progress import Report, no_report
 from starflow.runtime.traces.autoregressive import RecordedTrace, sample_trace
 
@@ -71,10 +72,10 @@ def calibrate_weights(
     Raises:
         UsageError: the request cannot be met.
         BundleError: the bundle lacks a variant that is needed.
+        NotFiniteError: exact samples are not finite.
         ExportError: nothing can be quantised within the budget.
     """
-    if not (0 < request.budget < np.inf):
-        raise UsageError(f"--budget {request.budget}: give a relative error above 0, such as 0.005")
+    check_budget(request.budget)
     if all(variant.name != MEASURED for variant in bundle.manifest.variants):
         raise lacking(bundle, [MEASURED])
     sources = find_sources(bundle, request.weights, request.lowerings, EXACT)
@@ -88,9 +89,12 @@ def calibrate_weights(
         if trace is None:
             with OnnxRuntimeBackend(bundle, measured, threads=request.threads) as backend:
                 recorded = sample_trace(bundle, measured, backend, cases.calibrate)
+            for tokens in recorded.tokens.values():
+                check_finite(tokens, cases.calibrate)
         else:
             recorded = trace(bundle)
         exact = sample(bundle, measured, cases.check, request.threads)
+        check_finite(exact, cases.check)
         return [
             _Calibration(
                 QuantisedModel(

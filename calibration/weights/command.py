@@ -74,6 +74,7 @@ def run_weights(arguments: argparse.Namespace) -> int:
     from starflow.calibration.weights.report import write_report
     from starflow.calibration.weights.results import WeightRequest
     from starflow.runtime.bundle.bundle import Bundle
+    from starflow.runtime.bundle.own_files import refuse_own_files
     from starflow.runtime.plain.atomic_write import check_output
     from starflow.runtime.plain.progress import progress_bar
 
@@ -86,6 +87,7 @@ def run_weights(arguments: argparse.Namespace) -> int:
     if arguments.report:
         check_output(arguments.report)
     bundle = Bundle.open(arguments.bundle)
+    refuse_own_files(bundle, arguments.report)
     check_output(bundle.folder / "manifest.json")
     given = read_conditions(bundle, arguments.condition, arguments.null_condition, arguments.captions_file)
     cases = draw_cases(bundle, arguments.images, arguments.seed, arguments.guidance, given)

@@ -100,6 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow.export.verification.torch_reference import TorchReference
     from starflow.export.verification.verify import guard_variants, verify
     from starflow.runtime.bundle.bundle import Bundle
+    from starflow.runtime.bundle.own_files import refuse_own_files
     from starflow.runtime.commands.shape_argument import parse_shape
     from starflow.runtime.plain.atomic_write import check_output
     from starflow.runtime.plain.progress import progress_bar
@@ -111,6 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.report:
         check_output(arguments.report)
     bundle = Bundle.open(arguments.bundle)
+    refuse_own_files(bundle, arguments.report)
     if arguments.hashes:
         bundle.verify_hashes()
     bundle = bundle.at_shape(parse_shape(arguments.shape))

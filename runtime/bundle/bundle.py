@@ -25,6 +25,7 @@ from starflow.runtime.plain.errors import BundleError, UsageError
 from starflow.runtime.plain.folder_exchange import find_replaced
 from starflow.runtime.plain.held_folder import HeldFolder
 from starflow.runtime.plain.regular_file import open_regular
+from starflow.runtime.plain.tensor_header import read_tensor_header
 
 FamilyManifest = TypeVar("FamilyManifest", AutoregressiveManifest, ContinuousManifest)
 
@@ -296,9 +297,10 @@ def _check_header(path: Path, name: Path) -> None:
         BundleError: it is damaged, and so may be the weights behind it.
     """
     try:
+        read_tensor_header(path)
         with safe_open(path, framework="numpy"):
             pass
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise BundleError(f"{name}: its header is damaged ({error!s:.200}); copy or export it again") from None
 
 

@@ -60,6 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print."""
     from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
+    from starflow.runtime.bundle.own_files import refuse_own_files
     from starflow.runtime.diagnostics.benchmark import run_benchmark
     from starflow.runtime.diagnostics.benchmark_plot import write_benchmark_plot
     from starflow.runtime.diagnostics.operator_profile import profile_steps, profiling_backend
@@ -72,6 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
         check_plot(arguments.plot)
     with ExitStack() as stack:
         samplers = _open(arguments, stack)
+        for sampler in samplers:
+            refuse_own_files(sampler.bundle, arguments.plot)
         if isinstance(samplers[0].manifest, ContinuousManifest):
             for name in ("blocks", "explain"):
                 if getattr(arguments, name):

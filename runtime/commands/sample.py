@@ -95,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from starflow.runtime.bundle.bundle import Bundle
+    from starflow.runtime.bundle.own_files import refuse_own_files
     from starflow.runtime.networks.caption_encoder import encode_once
     from starflow.runtime.networks.denoising import choose_denoising
     from starflow.runtime.plain.atomic_write import check_output, write_array
@@ -127,6 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif not arguments.latents:
         raise UsageError(f"this bundle makes {kind}, not images; name a .npy file with --latents")
     files = [*([arguments.latents] if arguments.latents else []), *pictures]
+    refuse_own_files(bundle, *files)
     for path in files:
         check_output(path)
     null = None if arguments.null_condition is None else load_array(arguments.null_condition)

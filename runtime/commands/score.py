@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
+    from starflow.runtime.bundle.own_files import refuse_own_files
     from starflow.runtime.plain.atomic_write import check_output, write_array
     from starflow.runtime.plain.bits_per_dim import bits_per_dim
     from starflow.runtime.plain.progress import progress_bar
@@ -73,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--seed and --noise-std take numbers of 0 or more")
     options = backend_options(arguments)
     with Sampler.open(arguments.bundle, variant=arguments.variant, **options) as sampler:
+        refuse_own_files(sampler.bundle, arguments.latents)
         manifest, noise_std = sampler.manifest, arguments.noise_std
         refuse_labels(arguments, manifest)
         if noise_std is None:

@@ -86,7 +86,7 @@ def _header(file: IO[bytes], size: int, kinds: str) -> tuple[tuple[int, ...], np
         raise ValueError("it is not a .npy array") from error
     if dtype.kind not in kinds:
         raise ValueError(f"it holds {dtype.name}, expected {'numbers' if kinds == NUMBERS else 'numbers or text'}")
-    if not all(0 <= length < 1 << 63 for length in shape):
+    if not all(type(length) is int and 0 <= length < 1 << 63 for length in shape):
         raise ValueError(f"its header says {list(shape)}, which is no shape")
     claimed = math.prod(shape) * dtype.itemsize
     if claimed > size - header:

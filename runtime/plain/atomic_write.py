@@ -62,8 +62,8 @@ def _try_beside(destination: Path) -> None:
 
 
 def _nearest_folder(destination: Path) -> Path:
-    """The nearest of the folders above that exists; or a file that is in its place."""
-    return next(parent for parent in destination.absolute().parents if parent.exists())
+    """The nearest of the folders above that exists; or a file, or a link to nothing, that is in its place."""
+    return next(parent for parent in destination.absolute().parents if os.path.lexists(parent))
 
 
 @contextmanager

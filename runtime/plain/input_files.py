@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from starflow.runtime.plain.array_file import NUMBERS, read_archive, read_array
 from starflow.runtime.plain.errors import UsageError
-from starflow.runtime.plain.limits import MOST_TEXT_BYTES
-from starflow.runtime.plain.regular_file import read_text
+from starflow.runtime.plain.limits import MOST_CAPTION
+from starflow.runtime.plain.text_lines import text_lines
 
 
 def load_captions(path: Path) -> list[str]:
@@ -19,7 +19,9 @@ def load_captions(path: Path) -> list[str]:
         UsageError: the file cannot be read, or holds no captions.
     """
     try:
-        captions = [line.strip() for line in read_text(path, MOST_TEXT_BYTES).splitlines() if line.strip()]
+        # A line may hold what ends a line in other alphabets.
+        parts = (part.strip() for line in text_lines(path, MOST_CAPTION) for part in line.splitlines())
+        captions = [part for part in parts if part]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(f"{path}: cannot be read as captions: {reason}") from None

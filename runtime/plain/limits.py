@@ -7,7 +7,8 @@ MOST_YAML_BYTES = 128 << 10  # recipes have 3 KB; the parser takes 4 s for 128 K
 MOST_YAML_VALUES = (
     100_000  # with what an alias stands for counted wherever it is used: nine aliases of nine make billions
 )
-MOST_TEXT_BYTES = 1 << 30  # captions, one a line: ten million of them
+MOST_TEXT_BYTES = 1 << 30  # captions, one a line
+MOST_LINES = 10_000_000  # of such a file
 MOST_CAPTION = 1 << 16  # characters of one caption: models read up to 512 tokens of it, tokenizers all of it
 MOST_DIGITS = 19  # of a whole number: 64 bits; more are no size, count or seed, and take long to convert
 

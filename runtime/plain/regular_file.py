@@ -55,8 +55,9 @@ def read_text(path: Path, most_bytes: int) -> str:
         UnicodeDecodeError: it is not UTF-8.
     """
     with open_regular(path) as file:
-        content = file.read(most_bytes + 1)
-    if len(content) > most_bytes:
+        too_large = os.fstat(file.fileno()).st_size > most_bytes
+        content = b"" if too_large else file.read(most_bytes + 1)  # it may grow meanwhile
+    if too_large or len(content) > most_bytes:
         raise NotRegularError(
             None, f"has more than {most_bytes:,} bytes, which is too large for such a file", str(path)
         )

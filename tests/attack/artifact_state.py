@@ -16,10 +16,10 @@ class BrokenArtifactError(Exception):
     """What lies there is not a whole artifact."""
 
 
-def read_tree(root: Path) -> Tree:
-    """Everything below a folder."""
+def read_tree(root: Path, part: str = "") -> Tree:
+    """Everything below a folder, or below a part of it that need not exist; names start at the folder."""
     tree: Tree = {}
-    for path in sorted(root.rglob("*")):
+    for path in sorted((root / part).rglob("*")):
         name = path.relative_to(root).as_posix()
         if path.is_symlink() or path.is_file():
             tree[name] = path.read_bytes()

@@ -97,7 +97,8 @@ class Checkpoints:
         config = folder / ("config.yaml" if "YAML" in kind else "checkpoint/config.json")
         lot = draw.random()
         if lot < 0.08:
-            path = [weights, config, folder / "checkpoint"][draw.integers(3)]
+            paths = [weights, config, *([] if "YAML" in kind else [folder / "checkpoint"])]  # those that are read
+            path = paths[draw.integers(len(paths))]
             others = [each for each in folder.rglob("*") if each != path]
             return f"{path.name}: {replace_file(draw, path, others)}", False, False
         if lot < 0.5:
@@ -143,7 +144,7 @@ def _attempt(kind: str, folder: Path) -> Callable[[], str]:
         made = source / ("bundle" if kind.startswith("export") else "out")
         shutil.rmtree(made, ignore_errors=True)
         run_command(*(EXPORT if kind.startswith("export") else IMPORTS[kind]))
-        tree = read_tree(source)
+        tree = read_tree(source, made.name)  # what it was made of may be no file that can be read
         state = bundle_state(tree) if made.name == "bundle" else checkpoint_state(tree, "out")
         if state == ABSENT:
             raise FileNotFoundError(made)

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import importlib
 import json
+import math
 import os
 import resource
 import select
@@ -24,6 +25,7 @@ ROOM = (
     4 * 2**30
 )  # bytes of address space that an attempt may reserve beyond what the parent has: none needs a tenth of it
 LONGEST = 50_000  # characters of what an attempt tells
+WAITING = 6  # seconds by the clock for each second of processor time: other processes may want the processors, too
 
 How = Literal["done", "refused", "raised", "memory", "abort", "hang"]
 
@@ -33,7 +35,8 @@ class Ended:
     """How an attempt ended.
 
     Attributes:
-        how: It returned; raised a StarflowError; raised something else; ran out of memory; died of a signal; or took too long.
+        how: It returned; raised a StarflowError; raised something else; ran out of memory; died of a signal; or took too long,
+            by its processor time or because it waited for something.
         told: What it returned, the message of the error, the traceback, or the name of the signal.
         peak: Resident bytes at most, with what the parent had when it forked.
         seconds: Of processor time.
@@ -52,7 +55,7 @@ def attempt(do: Callable[[], str], seconds: float = 10.0, room: int | None = ROO
 
     Args:
         do: What is tried.
-        seconds: Time after which it counts as a hang and is killed.
+        seconds: Processor time after which it counts as a hang and is killed; `WAITING` times as much by the clock.
         room: Address space it may reserve beyond the present one, in bytes; None: any.
     """
     output = os.memfd_create("output")
@@ -60,9 +63,9 @@ def attempt(do: Callable[[], str], seconds: float = 10.0, room: int | None = ROO
     child = os.fork()
     if not child:
         os.close(ours)
-        _run(do, theirs, output, room)
+        _run(do, theirs, output, seconds, room)
     os.close(theirs)
-    told = _read(ours, time.monotonic() + seconds)
+    told = _read(ours, time.monotonic() + WAITING * seconds)
     os.close(ours)
     if told is None:
         os.kill(child, signal.SIGKILL)
@@ -71,7 +74,9 @@ def attempt(do: Callable[[], str], seconds: float = 10.0, room: int | None = ROO
     os.close(output)
     peak, cpu = used.ru_maxrss * 1024, used.ru_utime + used.ru_stime
     if told is None:
-        return Ended("hang", f"took more than {seconds:g} s", peak, cpu, printed)
+        return Ended("hang", f"waited: took {WAITING * seconds:g} s, {cpu:.1f} s of the processor", peak, cpu, printed)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+        return Ended("hang", f"took more than {seconds:g} s of the processor", peak, cpu, printed)
     if os.WIFSIGNALED(status):
         return Ended("abort", signal.Signals(os.WTERMSIG(status)).name, peak, cpu, printed)
     if not told:
@@ -99,12 +104,13 @@ def import_ahead(do: Callable[[], str]) -> None:
             importlib.import_module(name)
 
 
-def _run(do: Callable[[], str], pipe: int, output: int, room: int | None) -> NoReturn:
+def _run(do: Callable[[], str], pipe: int, output: int, seconds: float, room: int | None) -> NoReturn:
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), resource.getrlimit(resource.RLIMIT_CPU)[1]))
         if room is not None:
             most = resource.getrlimit(resource.RLIMIT_AS)[1]
             resource.setrlimit(resource.RLIMIT_AS, (_address_space() + room, most))

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.random import Generator
+from pydantic import BaseModel
 
 from tests.attack.forked import Ended, attempt, freeze, import_ahead
 from tests.attack.tally import ALLOWED
@@ -68,6 +69,7 @@ class Fuzzer:
         attempts = part.honest()
         for do in attempts.values():
             import_ahead(do)
+        _build_validators(BaseModel)
         freeze()
         for name, do in attempts.items():
             ended = attempt(do, 60)
@@ -119,6 +121,14 @@ class Fuzzer:
         if damage.another:
             return "another model", ""
         return ("weights differ" if damage.weights else "silent"), ended.told[:100]
+
+
+def _build_validators(kind: type[BaseModel]) -> None:
+    """Build the validators of our file formats here: they are built when they are first used, which would be in every child."""
+    for each in kind.__subclasses__():
+        if each.__module__.startswith("starflow."):
+            each.model_rebuild()
+        _build_validators(each)
 
 
 def _end_of(trace: str) -> str:

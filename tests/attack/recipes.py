@@ -152,7 +152,7 @@ def _attempt(folder: Path) -> Callable[[], str]:
         os.chdir(folder)
         shutil.rmtree("run", ignore_errors=True)
         run_command("train", "recipe.yaml", "--out", "run", "--max-steps", "1")
-        tree = read_tree(folder)
+        tree = read_tree(folder, "run")
         if "run/checkpoint/model.safetensors" in tree:
             state = checkpoint_state(tree, "run/checkpoint")
         else:

@@ -50,6 +50,7 @@ SIZES: dict[str, Change] = {
     "hidden": lambda c: c["model"].update(
         top_block_override={"channels": 32, "num_layers": 2, "num_heads": 1, "head_dim": 32, "expansion": 1e308}
     ),
+    "tokens of a class": lambda c: c["model"].update(txt_size=3),
     "infinity": lambda c: c.update(noise_std="inf"),
     "scale": lambda c: c.update(latent={"scale": 0.0, "shift": 0.0}),
     "clip": lambda c: c["model"].update(soft_clip=1e300),

@@ -68,6 +68,14 @@ BAD: dict[str, tuple[str, str]] = {
     "two documents": ("a: 1\n---\nb: 2", "expected a single document"),
     "tab": ("\ta: 1", "found character '\\t' that cannot start any token"),
     "zero byte": ("a: \0", "special characters are not allowed"),
+    "no time": ("a: !!timestamp x", "a value does not fit its tag (AttributeError"),
+    "no truth": ("a: !!bool x", "a value does not fit its tag (KeyError"),
+    "no number": ("a: !!int x", "invalid literal for int()"),
+    "an empty number": ("a: !!int ''", "a value does not fit its tag (IndexError"),
+    "no decimal number": ("a: !!float x", "could not convert string to float"),
+    "no bytes": ("a: !!binary é", "failed to convert base64 data into ascii"),
+    "no pairs": ("a: !!omap x", "expected a sequence"),
+    "no mapping": ("<<: [a]", "expected a mapping for merging"),
     "undefined alias": ("a: *b", "found undefined alias"),
 }
 
@@ -86,7 +94,7 @@ def test_a_bad_file_is_one_line_at_once(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_bad_value_of_an_option_is_one_line() -> None:
-    for text in ("[", "*a", "!!python/name:os.system", "[" * 5_000, "1" + "0" * 5_000, "{5: 1}"):
+    for text in ("[", "*a", "!!python/name:os.system", "[" * 5_000, "1" + "0" * 5_000, "{5: 1}", "!!timestamp x"):
         with pytest.raises(RecipeError, match="is not a YAML value") as caught:
             value(text)
         assert "\n" not in str(caught.value)

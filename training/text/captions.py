@@ -1,15 +1,18 @@
 """Captions of images, and the words that the published code writes around them."""
 
 import csv
-import io
 from pathlib import Path
 from typing import Any
 
 from starflow.runtime.plain.caption_template import CAPTION
 from starflow.runtime.plain.errors import DataError, UsageError
 from starflow.runtime.plain.json_text import parse_json
-from starflow.runtime.plain.limits import MOST_CAPTION, MOST_TEXT_BYTES
-from starflow.runtime.plain.regular_file import read_text
+from starflow.runtime.plain.limits import MOST_CAPTION
+from starflow.runtime.plain.text_lines import text_lines
+
+MOST_LINE = (
+    8 * MOST_CAPTION
+)  # characters: JSON may write six for one, and the name of the file stands beside the caption
 
 
 def read_captions(path: Path, root: Path) -> dict[Path, str]:
@@ -24,11 +27,11 @@ def read_captions(path: Path, root: Path) -> dict[Path, str]:
         DataError: an entry lacks a field, or a named image is missing.
     """
     try:
-        text = read_text(path, MOST_TEXT_BYTES)
+        lines = text_lines(path, MOST_LINE)
         if path.suffix == ".csv":
-            rows: list[Any] = list(csv.DictReader(io.StringIO(text, newline="")))
+            rows: list[Any] = list(csv.DictReader(lines))
         else:
-            rows = [parse_json(line) for line in text.splitlines() if line.strip()]
+            rows = [parse_json(line) for line in lines if line.strip()]
     except OSError as error:
         raise UsageError(f"{path}: cannot read the captions: {error.strerror}") from None
     except (ValueError, csv.Error) as error:

@@ -18,6 +18,7 @@ from starflow.runtime.plain import telemetry
 from starflow.runtime.plain.errors import BackendError, BundleError, StarflowError, UsageError, first_line
 
 telemetry.silence(onnxruntime)
+onnxruntime.set_default_logger_severity(4)  # as of sessions, below: allocators print by this logger, in colours
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"

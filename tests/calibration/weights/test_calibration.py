@@ -20,7 +20,7 @@ from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.command_line import main
-from starflow.runtime.plain.errors import BundleError, ExportError, UsageError
+from starflow.runtime.plain.errors import BundleError, ExportError, NotFiniteError, UsageError
 from starflow.runtime.sampler import Sampler
 from starflow.runtime.traces.autoregressive import decode_given, sample_trace
 from starflow.runtime.traces.case import draw_case
@@ -195,9 +195,11 @@ def test_killed_half_way_the_bundle_is_what_it_was(
 def test_bad_requests(wide_bundle: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(wide_bundle)
     some = draw_cases(bundle, 4, 0)
-    for budget in (0.0, -1.0, float("nan"), float("inf")):
+    for budget in (0.0, -1.0, 1e308, float("nan"), float("inf")):
         with pytest.raises(UsageError, match=r"--budget .*above 0"):
             calibrate_weights(bundle, WeightRequest("int8", budget=budget), some)
+    with pytest.raises(NotFiniteError, match=r"samples with guidance 1e\+09 hold NaN or infinity"):
+        calibrate_weights(bundle, WeightRequest("int8"), draw_cases(bundle, 4, 0, guidance=1e9))
     with pytest.raises(UsageError, match="fp8 is for engines"):
         calibrate_weights(bundle, WeightRequest("fp8", lowerings=["cpu"]), some)
     with pytest.raises(ExportError, match="no weight matrix of 16384 values"):

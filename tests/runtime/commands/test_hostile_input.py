@@ -92,6 +92,48 @@ def test_options_of_sample(command: list[str], found: str, places: Places, capfd
     assert found in refused(["sample", "BUNDLE", *command], places, capfd)
 
 
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (["--budget=1e308"], "--budget 1e+308: give a relative error above 0, such as 0.005, and at most 1,000,000"),
+        (["--budget=0"], "--budget 0: give a relative error above 0"),
+        (["--budget=nan"], "--budget: found 'nan', expected a finite number"),
+        (["--repetitions=0"], "--repetitions 0: give a number of at least 1"),
+        (["--guidance=1e9"], "samples with guidance 1e+09 hold NaN or infinity, so nothing can be compared with them"),
+        (["--images=1000000000"], "sampling 1,000,000,000 images at once takes"),
+    ],
+)
+def test_options_of_calibrate(
+    options: list[str], found: str, places: Places, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["calibrate", "BUNDLE", "--plan", "--images=1", "--threads=1", *options]
+    assert found in refused(command, places, capfd)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sample BUNDLE --labels 1 --latents BUNDLE/manifest.json --out x.png",
+        "sample BUNDLE --labels 1 --out BUNDLE/graphs/x.png",
+        "score BUNDLE image.png --labels 1 --latents BUNDLE/graphs/block0.cpu-fp32.onnx",
+        "verify BUNDLE --report BUNDLE/manifest.sha256",
+        "calibrate BUNDLE --plan --report BUNDLE/manifest.json",
+        "calibrate BUNDLE --plan --plan-file link/manifest.json",
+        "calibrate BUNDLE --weights int8 --report BUNDLE/manifest.json",
+        "bench BUNDLE --plot BUNDLE/engines/plot.png",
+    ],
+)
+def test_an_output_in_the_place_of_a_part_of_the_bundle(
+    command: str, places: Places, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (8, 8)).save("image.png")
+    Path("link").symlink_to(places["BUNDLE"])
+    before = files_in(places["BUNDLE"])
+    words = command.replace("BUNDLE/", f"{places['BUNDLE']}/").split()
+    assert f"belongs to the bundle {places['BUNDLE']}; name another file" in refused(words, places, capfd)
+    assert files_in(places["BUNDLE"]) == before
+
+
 @pytest.mark.parametrize("steps", ["1000000000", "0"])
 def test_steps_beyond_reason(
     steps: str, continuous_bundle: Path, places: Places, capfd: pytest.CaptureFixture[str]
@@ -268,7 +310,7 @@ def no_file_beyond(most: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def files_in(*folders: str) -> dict[Path, bytes]:
+def files_in(*folders: str | Path) -> dict[Path, bytes]:
     """Every file in folders, but for locks, which are empty."""
     paths = (path for folder in folders for path in Path(folder).rglob("*") if path.is_file())
     return {path: path.read_bytes() for path in paths if path.suffix != ".lock"}

@@ -52,6 +52,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "beyond 64 bits": (described("(99999999999999999999999, 99999999999999999)"), "which is no shape"),
     "no values along a length beyond 64 bits": (described("(0, 99999999999999999999)"), "which is no shape"),
     "negative": (described("(-1, -5)"), "which is no shape"),
+    "truth as a length": (described("(True,)") + bytes(4), "which is no shape"),
     "one too few": (described("(3,)") + bytes(8), "says 12 bytes, but 8 are there"),
     "text": (described("(2,)", "<U1") + bytes(8), "holds str32, expected numbers"),
     "long text": (described("(1,)", "<U99999999"), "expected numbers"),

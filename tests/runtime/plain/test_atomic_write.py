@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from starflow.runtime.plain.atomic_write import atomic_file, atomic_folder, check_output, remove_abandoned
+from starflow.runtime.plain.atomic_write import (
+    atomic_file,
+    atomic_folder,
+    check_output,
+    check_output_folder,
+    remove_abandoned,
+)
 from starflow.runtime.plain.errors import StarflowError, UsageError
 from starflow.runtime.plain.own_folder import BUNDLE
 
@@ -31,6 +37,16 @@ def test_file_appears_only_when_finished(tmp_path: Path) -> None:
         assert temporary.parent == destination.parent, "a rename is atomic only within one file system"
     assert destination.read_text() == "whole"
     assert names(destination.parent) == ["result.json"]
+
+
+@pytest.mark.parametrize("target", ["link", "absent"])
+def test_a_link_to_nothing_is_no_folder(target: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(target)
+    with pytest.raises(UsageError, match="link is not a folder you can write to"):
+        check_output(tmp_path / "link" / "result")
+    with pytest.raises(UsageError, match="link is not a folder you can write to"):
+        check_output_folder(tmp_path / "link" / "result", BUNDLE, replace=True)
+    assert names(tmp_path) == ["link"]
 
 
 def test_file_takes_the_permissions_of_any_new_file(tmp_path: Path) -> None:
