@@ -167,7 +167,10 @@ class BundleWriter:
 
 
 def _suffix(size: GraphSize, default: GraphSize) -> str:
-    shape = None if size.data_shape == default.data_shape else size.data_shape[1:]
+    shape = None
+    if size.data_shape != default.data_shape:
+        _, height, width = size.data_shape
+        shape = height, width
     return size_suffix(shape, None if size.batch == default.batch else size.batch)
 
 

@@ -41,9 +41,7 @@ class FlowFamily(ABC):
         """Largest magnitude of any activation, by layer."""
 
     @abstractmethod
-    def manifest(
-        self, folder: BundleFolder, common: Mapping[str, Any], at_sizes: Sequence[dict[str, Any]]
-    ) -> Manifest:
+    def manifest(self, folder: BundleFolder, common: Mapping[str, Any], at_sizes: Sequence[dict[str, Any]]) -> Manifest:
         """The finished manifest.
 
         Args:

@@ -269,7 +269,9 @@ class Sampler:
             out = np.empty((count, *manifest.model.data_shape), np.float32)
             for part, index in parts:
                 of_part = replace(request, guidance=[guided[image] for image in index])
-                x = running.loops.of(len(index)).run(z[index], conditions.part(index), of_part, part.stop - part.start, report)
+                x = running.loops.of(len(index)).run(
+                    z[index], conditions.part(index), of_part, part.stop - part.start, report
+                )
                 out[part] = x[: part.stop - part.start]
             return beside.denoise(out, conditions, denoise, denoising_rate) if denoise in DENOISERS else out
 

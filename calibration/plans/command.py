@@ -51,7 +51,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
         check_plot(arguments.plot)
     if arguments.repetitions < 1 or not arguments.budget > 0:
         raise UsageError("--repetitions and --budget take numbers above 0")
-    bundle = Bundle.open(arguments.bundle).at_shape(parse_shape(arguments.shape))
+    bundle = Bundle.open(arguments.bundle).at_shape(parse_shape(arguments.shape)).at_batch(arguments.batch)
     family = PLAN_CALIBRATIONS[type(bundle.manifest)]
     for option in ("widths", "fixed"):
         if getattr(arguments, option) and option not in family.own_options:
@@ -93,16 +93,12 @@ def _store(
     from starflow.runtime.bundle.bundle import changing_manifest, replace_manifest
 
     with changing_manifest(bundle, variant) as whole:
-        present = bundle.with_manifest(whole).at_shape(bundle.shape).manifest.plans
+        present = bundle.with_manifest(whole).at(bundle.place).manifest.plans
         others = (other for other in present if (other.backend, other.variant) != (backend, variant))
         plans = (*others, *([spec] if spec else []))
         if plans == present:
             return
-        if bundle.shape:  # not the default one, and only autoregressive flows have others
-            whole = bundle.with_manifest(whole).autoregressive.replaced(bundle.shape, plans=plans)
-        else:
-            whole = whole.model_copy(update={"plans": plans})
-        replace_manifest(bundle, whole)
+        replace_manifest(bundle, whole.replaced({bundle.place: {"plans": plans}}))
 
 
 def parse_widths(text: str) -> tuple[int, ...]:

@@ -90,9 +90,7 @@ class AutoregressiveFamily(FlowFamily):
 
     def _trace(self, kind: DenoiserKind, size: int) -> TracedGraph:
         at = self._sizes[size]
-        return trace_denoiser(
-            self._model, kind, DenoiserShape(at.batch, at.height, at.width, self._condition_tokens)
-        )
+        return trace_denoiser(self._model, kind, DenoiserShape(at.batch, at.height, at.width, self._condition_tokens))
 
     def _guided_blocks(self) -> frozenset[int]:
         """Blocks that run [conditional, null] rows; an unconditional TARFlow's null branch differs in temperature."""

@@ -1,6 +1,6 @@
 """The manifest of an autoregressive flow."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -9,6 +9,7 @@ from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
 from starflow.runtime.bundle.manifest import (
     MOST_BATCH_SIZES,
     MOST_VARIANTS,
+    Changes,
     FlowManifest,
     FlowSummary,
     OtherBatch,
@@ -194,7 +195,7 @@ class AutoregressiveManifest(FlowManifest):
         known = ", ".join(f"{height}x{width}" for height, width in self.sizes)
         raise UsageError(f"shape {height}x{width}: this bundle has {known}; `starflow export --shape` adds others")
 
-    def replaced(self, changes: Mapping[Place, Mapping[str, Any]]) -> "AutoregressiveManifest":
+    def replaced(self, changes: Changes) -> "AutoregressiveManifest":
         """The manifest with some fields replaced at some shapes and batch sizes.
 
         Raises:
@@ -211,8 +212,8 @@ class AutoregressiveManifest(FlowManifest):
     def _with(self, other: OtherShape) -> "AutoregressiveManifest":
         return AutoregressiveManifest.model_validate(dict(self) | dict(other) | {"shapes": ()})
 
-    def _default_shape(self) -> dict[str, Any]:
-        return {"shapes": ()}
+    def _of_one_batch(self) -> dict[str, Any]:
+        return super()._of_one_batch() | {"shapes": ()}
 
     def _of_all_batches(self) -> dict[str, object]:
         blocks = [block.model_copy(update={"rows": 0}) for block in self.blocks]

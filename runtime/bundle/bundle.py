@@ -48,7 +48,9 @@ class Bundle:
     """
 
     root: Path  # the folder's name, for messages
-    manifest: Manifest  # with one shape only if the bundle comes from `at_shape`, with one batch size if from `at_batch`
+    manifest: (
+        Manifest  # with one shape only if the bundle comes from `at_shape`, with one batch size if from `at_batch`
+    )
     shape: tuple[int, int] | None = None  # height and width of the data if they are not the default ones
     batch: int | None = None  # the batch size if it is not the largest
     _held: HeldFolder | None = field(default=None, repr=False, compare=False)

@@ -1,11 +1,10 @@
 """The manifest of a continuous flow."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from starflow.runtime.bundle.manifest import MOST_BATCH_SIZES, FlowManifest, FlowSummary, OtherBatch, Place
+from starflow.runtime.bundle.manifest import MOST_BATCH_SIZES, Changes, FlowManifest, FlowSummary, OtherBatch, Place
 from starflow.runtime.bundle.tensor_contract import Expected, misfit
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plans.calibrated_integration_plan import CalibratedIntegrationPlan
@@ -83,7 +82,7 @@ class ContinuousManifest(FlowManifest):
             raise UsageError(f"shape {height}x{width}: this bundle has {only}; a continuous flow has one shape")
         return self
 
-    def replaced(self, changes: Mapping[Place, Mapping[str, Any]]) -> "ContinuousManifest":
+    def replaced(self, changes: Changes) -> "ContinuousManifest":
         """The manifest with some fields replaced at some batch sizes.
 
         Raises:

@@ -136,6 +136,8 @@ class Place(NamedTuple):
     batch: int | None  # None is the largest batch size
 
 
+Changes = Mapping[Place, dict[str, Any]]  # by place, the fields that are replaced
+
 CHANNELS = {"L": 1, "RGB": 3}
 OutputKind = Literal["images", "latents", "points"]
 
@@ -176,7 +178,7 @@ class FlowManifest(Part):
             UsageError: the bundle has no such batch size.
         """
         if batch == self.batch:
-            return self.model_copy(update={"batches": (), **self._default_shape()})
+            return self.model_copy(update=self._of_one_batch())
         for other in self.batches:
             if other.batch == batch:
                 return self._with_batch(other)
@@ -184,16 +186,18 @@ class FlowManifest(Part):
         raise UsageError(f"batch {batch}: this bundle has {known}; `starflow export --batch` adds others")
 
     def _with_batch(self, other: OtherBatch) -> Self:
-        return type(self).model_validate(dict(self) | dict(other) | {"batches": (), **self._default_shape()})
+        return type(self).model_validate(dict(self) | dict(other) | self._of_one_batch())
 
-    def _default_shape(self) -> dict[str, Any]:
-        """The fields that leave the default shape alone."""
-        return {}
+    def _of_one_batch(self) -> dict[str, Any]:
+        """The fields that have to change in a manifest of one batch size, at the default shape."""
+        return {"schema_version": 1, "batches": ()}
 
     def _check_batches(self) -> None:
         """See that every batch size makes a manifest of the same model."""
-        if self.batches and self.schema_version == 1:
-            raise ValueError("batches: schema 1 has one batch size; several are schema 2")
+        if (self.schema_version > 1) != bool(self.batches):
+            raise ValueError(
+                f"schema_version {self.schema_version}: a bundle of one batch size has 1, one of several has 2"
+            )
         if any(smaller >= larger for larger, smaller in pairwise(self.batch_sizes)):
             found = ", ".join(map(str, self.batch_sizes))
             raise ValueError(f"batches: found sizes {found}; each must be smaller than the one before")

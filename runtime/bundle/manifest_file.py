@@ -22,7 +22,7 @@ def read_manifest(content: Any) -> Manifest:
 
 def manifest_content(manifest: Manifest) -> bytes:
     """The content of `manifest.json`. That of one batch size lacks the fields that schema 1 does not know."""
-    newer = None if manifest.batches else {"batches": True, "shapes": {"__all__": {"batches"}}}
+    newer: Any = None if manifest.batches else {"batches": True, "shapes": {"__all__": {"batches"}}}
     return (manifest.model_dump_json(indent=1, exclude=newer) + "\n").encode()
 
 
