@@ -98,7 +98,7 @@ def test_images_are_those_of_the_bundle_of_each_size(bundles: Bundles, count: in
         noise, reports = sampler.noise(count, seed=5), list[tuple[int, int]]()
         found = sampler.generate(noise, labels, guidance=guidance, progress=lambda *report: reports.append(report))
         work = sampler._running.loop.work
-    assert reports[-1] == (len(RUNS[count]) * work, len(RUNS[count]) * work)
+    assert {total for _, total in reports} == {len(RUNS[count]) * work}
 
     def generate(sampler: Sampler, part: slice) -> NDArray:
         return sampler.generate(noise[part], labels[part], guidance=guidance[part])
