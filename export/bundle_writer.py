@@ -13,6 +13,7 @@ from starflow.export.activations import refuse_overflow
 from starflow.export.bundle_folder import BundleFolder
 from starflow.export.export_options import ExportOptions
 from starflow.export.flow_family import FlowFamily
+from starflow.export.graph_size import GraphSize, size_suffix
 from starflow.export.networks.autoencoder import find_autoencoder
 from starflow.export.networks.text_encoder import find_text_encoder, for_shape
 from starflow.export.onnx_graph.builder import GraphBuilder
@@ -50,38 +51,37 @@ class BundleWriter:
     ) -> None:
         self._config, self._tensors, self._options, self._family = config, tensors, options, family
         self._folder = BundleFolder(root, progress)
-        # What tells the graphs of a further shape from those of the default shape.
-        self._suffixes = ["", *(f".{height}x{width}" for _, height, width in family.data_shapes[1:])]
-        self._variants: list[list[Variant]] = [[] for _ in family.data_shapes]
-        self._denoisers: list[list[DenoiserSpec]] = [[] for _ in family.data_shapes]
+        self._suffixes = [_suffix(size, family.sizes[0]) for size in family.sizes]
+        self._variants: list[list[Variant]] = [[] for _ in family.sizes]
+        self._denoisers: list[list[DenoiserSpec]] = [[] for _ in family.sizes]
         self._traced: dict[tuple[int, DenoiserKind], TracedGraph] = {}
         checkpoint = tensors.path.parent
         self._text = find_text_encoder(
             checkpoint, config, family.conditioning, options.text_encoder, options.text_precision
         )
-        self._autoencoder = find_autoencoder(checkpoint, config, family.data_shapes[0], options.autoencoder)
+        self._autoencoder = find_autoencoder(checkpoint, config, family.sizes[0].data_shape, options.autoencoder)
 
     def run(self) -> Manifest:
         """Write everything; ExportError if weights or activations do not fit a precision."""
         self._folder.total = self._steps()
-        for shape, suffix in enumerate(self._suffixes):
+        for size, suffix in enumerate(self._suffixes):
             for kind, trace in self._family.denoisers.items():
                 self._folder.step(f"{kind} denoiser{suffix}")
-                self._traced[shape, kind] = trace(shape)
+                self._traced[size, kind] = trace(size)
         for precision in self._options.precisions:
             self._write_precision(precision)
         autoencoders = self._write_autoencoders()
         text = self._text.write(self._folder) if self._text else None
-        at_shapes = [
+        at_sizes = [
             {
                 "variants": tuple(self._variants[place]),
-                "text": for_shape(text, *shape[1:]) if text else None,
+                "text": for_shape(text, *size.data_shape[1:]) if text else None,
                 "autoencoder": autoencoders[place],
                 "denoisers": tuple(self._denoisers[place]),
             }
-            for place, shape in enumerate(self._family.data_shapes)
+            for place, size in enumerate(self._family.sizes)
         ]
-        manifest = self._family.manifest(self._folder, self._common(), at_shapes)
+        manifest = self._family.manifest(self._folder, self._common(), at_sizes)
         content = manifest_content(manifest)
         (self._folder.root / "manifest.json").write_bytes(content)
         record_digests(self._folder.root, content)
@@ -89,10 +89,10 @@ class BundleWriter:
 
     def _steps(self) -> int:
         """How many steps there will be: whatever is written is checked, too."""
-        shapes, precisions = len(self._suffixes), self._options.precisions
-        graphs = shapes * len(self._family.blocks) * sum(len(lowerings(precision)) for precision in precisions)
-        denoisers = shapes * len(self._family.denoisers) * (1 + len(precisions))
-        autoencoders = shapes * self._autoencoder.steps if self._autoencoder else 0
+        sizes, precisions = len(self._suffixes), self._options.precisions
+        graphs = sizes * len(self._family.blocks) * sum(len(lowerings(precision)) for precision in precisions)
+        denoisers = sizes * len(self._family.denoisers) * (1 + len(precisions))
+        autoencoders = sizes * self._autoencoder.steps if self._autoencoder else 0
         return 2 * graphs + ("fp16" in precisions) + denoisers + autoencoders + 2 * bool(self._text)
 
     def _common(self) -> Mapping[str, Any]:
@@ -103,10 +103,10 @@ class BundleWriter:
         elif self._config.autoencoder:
             mode = "latent"
         return {
-            "schema_version": 1,
+            "schema_version": 1 if len(self._options.batches) == 1 else 2,  # the oldest that has what the bundle has
             "image": ImageSpec(mode=mode, scale=latent.scale, shift=latent.shift),
             "conditioning": self._family.conditioning,
-            "batch": self._options.batch,
+            "batch": self._options.batches[0],
             "provenance": Provenance(
                 checkpoint_sha256=self._tensors.sha256(),
                 created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -115,39 +115,35 @@ class BundleWriter:
         }
 
     def _write_autoencoders(self) -> Sequence[AutoencoderSpec | None]:
-        """The autoencoder at each shape, if there is one."""
+        """The autoencoder at each size, if there is one."""
         if self._autoencoder is None:
             return [None] * len(self._suffixes)
-        sizes = {
-            suffix: (height, width)
-            for suffix, (_, height, width) in zip(self._suffixes, self._family.data_shapes, strict=True)
-        }
-        return self._autoencoder.write(self._folder, self._options.batch, sizes)
+        return self._autoencoder.write(self._folder, dict(zip(self._suffixes, self._family.sizes, strict=True)))
 
     def _write_precision(self, precision: Precision) -> None:
-        """All lowerings of one precision at all shapes, over one weight file."""
+        """All lowerings of one precision at all sizes, over one weight file."""
         family, tensors = self._family, traced_weights(self._tensors, DTYPES[precision])
         graphs: dict[tuple[int, str], list[tuple[int, GraphBuilder, onnx.ModelProto]]] = {}
         with self._folder.shared_weights(precision, tensors, 48 + 16 * len(self._suffixes)) as weights:
-            for shape, suffix in enumerate(self._suffixes):
+            for size, suffix in enumerate(self._suffixes):
                 for block in family.blocks:
                     for lowering in lowerings(precision):
                         name = f"block{block}.{lowering}-{precision}{suffix}"
                         self._folder.step(name)
                         graph = GraphBuilder(name, weights.file, weights.location)
-                        model = family.build_graph(graph, block, lowering, precision, shape)
-                        graphs.setdefault((shape, lowering), []).append((block, graph, model))
+                        model = family.build_graph(graph, block, lowering, precision, size)
+                        graphs.setdefault((size, lowering), []).append((block, graph, model))
             denoisers = {key: traced.over(weights) for key, traced in self._traced.items()}
         file = self._folder.file(self._folder.weights(precision))
-        for (shape, kind), model in denoisers.items():
-            network = self._folder.network(model, file, f"{model.graph.name}.{precision}{self._suffixes[shape]}")
-            self._denoisers[shape].append(DenoiserSpec(kind=kind, precision=precision, network=network))
+        for (size, kind), model in denoisers.items():
+            network = self._folder.network(model, file, f"{model.graph.name}.{precision}{self._suffixes[size]}")
+            self._denoisers[size].append(DenoiserSpec(kind=kind, precision=precision, network=network))
         peaks: dict[str, float] | None = None
         if precision == "fp16":
             self._folder.step("checking activations")
             refuse_overflow(found := family.activation_peaks())
             peaks = {name: float(f"{peak:.4g}") for name, peak in found.items()}
-        for (shape, lowering), entries in graphs.items():
+        for (size, lowering), entries in graphs.items():
             ordered = sorted(entries, key=lambda entry: entry[0])
             variant = {
                 "name": f"{lowering}-{precision}",
@@ -157,7 +153,7 @@ class BundleWriter:
                 "activation_peaks": peaks,
                 "graphs": tuple(self._write_graph(*entry, lowering, precision) for entry in ordered),
             }
-            self._variants[shape].append(Variant.model_validate(variant))
+            self._variants[size].append(Variant.model_validate(variant))
 
     def _write_graph(
         self, block: int, graph: GraphBuilder, model: onnx.ModelProto, lowering: str, precision: Precision
@@ -168,6 +164,14 @@ class BundleWriter:
             for t in graph.used_weights.values()
         )
         return GraphSpec(block=block, **self._folder.graph(model, graph.name), weight_bytes=read)
+
+
+def _suffix(size: GraphSize, default: GraphSize) -> str:
+    shape = None
+    if size.data_shape != default.data_shape:
+        _, height, width = size.data_shape
+        shape = height, width
+    return size_suffix(shape, None if size.batch == default.batch else size.batch)
 
 
 def _version(tool: str) -> str:

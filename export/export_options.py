@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from starflow.export.activations import ActivationData
 from starflow.export.precision import Precision, TextPrecision
+from starflow.runtime.bundle.manifest import MOST_BATCH_SIZES
 from starflow.runtime.bundle.network_spec import DenoiserKind
 from starflow.runtime.plain.errors import UsageError
 
@@ -18,7 +19,8 @@ class ExportOptions:
     """What to write."""
 
     precisions: Sequence[Precision] = ("fp32",)  # types of weights, activations and caches
-    batch: int = 1  # images sampled together; the runtime splits and pads any number of images
+    # Numbers of images sampled together, in any order; the runtime splits and pads any number of images.
+    batch: int | Sequence[int] = 1
     # Height and width of the data in (latent) pixels; None takes the training size.
     shape: tuple[int, int] | None = None
     other_shapes: Sequence[tuple[int, int]] = ()  # further shapes that the bundle holds as well
@@ -36,6 +38,21 @@ class ExportOptions:
     autoencoder: str | None = None
     # Data whose activations must fit into fp16; None draws samples from the model.
     activations: ActivationData | None = None
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Every batch size once, the largest first.
+
+        Raises:
+            UsageError: one is out of range, or there are too many.
+        """
+        sizes = sorted({self.batch} if isinstance(self.batch, int) else set(self.batch), reverse=True)
+        named = f"--batch {','.join(map(str, reversed(sizes)))}"
+        if not sizes or sizes[-1] < 1 or sizes[0] > MOST_BATCH:
+            raise UsageError(f"{named}: give a number of images of at least 1 and at most {MOST_BATCH:,}")
+        if len(sizes) > MOST_BATCH_SIZES:
+            raise UsageError(f"{named}: found {len(sizes)} batch sizes, expected at most {MOST_BATCH_SIZES}")
+        return tuple(sizes)
 
     def sizes(self, trained: int, patch: int) -> tuple[tuple[int, int], ...]:
         """Height and width of every shape of the bundle, the default one first.

@@ -9,11 +9,10 @@ import torch
 from starflow.export.autoregressive.family import AutoregressiveFamily
 from starflow.export.bundle_writer import BundleWriter
 from starflow.export.continuous.family import ContinuousFamily
-from starflow.export.export_options import DEFAULTS, MOST_BATCH, ExportOptions
+from starflow.export.export_options import DEFAULTS, ExportOptions
 from starflow.export.flow_family import FlowFamily
 from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.plain.atomic_write import atomic_folder, check_output_folder
-from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.own_folder import BUNDLE
 from starflow.runtime.plain.progress import Report, no_report
 from starflow.training.autoregressive.model import AutoregressiveFlow
@@ -44,8 +43,6 @@ def export_checkpoint(
         CheckpointError: the checkpoint cannot be read.
         ExportError, UsageError: the options do not fit the model, or weights or activations do not fit the precision.
     """
-    if not 1 <= options.batch <= MOST_BATCH:
-        raise UsageError(f"--batch {options.batch}: give a number of images of at least 1 and at most {MOST_BATCH:,}")
     config, tensors = open_checkpoint(checkpoint)
     check_output_folder(Path(bundle), BUNDLE, replace=replace, source=Path(checkpoint))
     with torch.device("meta"):

@@ -7,6 +7,7 @@ from typing import Any
 import onnx
 
 from starflow.export.bundle_folder import BundleFolder
+from starflow.export.graph_size import GraphSize
 from starflow.export.onnx_graph.builder import GraphBuilder
 from starflow.export.onnx_graph.traced_graph import TracedGraph
 from starflow.export.precision import Precision
@@ -23,30 +24,39 @@ class FlowFamily(ABC):
     """
 
     conditioning: ConditioningSpec
-    # [C, H, W] of the data, or [D] of a point, at every shape of the bundle; the default shape first.
-    data_shapes: Sequence[tuple[int, ...]]
+    # Every shape of the bundle at every batch size. The default shape comes first, and of each shape the largest batch.
+    sizes: Sequence[GraphSize]
     blocks: tuple[int, ...] = (0,)  # those that have a graph, in the order they are written
-    # Traces the denoiser of a kind at a shape, by its place in `data_shapes`.
+    # Traces the denoiser of a kind at a size, by its place in `sizes`.
     denoisers: Mapping[DenoiserKind, Callable[[int], TracedGraph]] = {}
 
     @abstractmethod
     def build_graph(
-        self, graph: GraphBuilder, block: int, lowering: str, precision: Precision, shape: int
+        self, graph: GraphBuilder, block: int, lowering: str, precision: Precision, size: int
     ) -> onnx.ModelProto:
-        """Write the graph of a block at a shape, by its place in `data_shapes`."""
+        """Write the graph of a block at a size, by its place in `sizes`."""
 
     @abstractmethod
     def activation_peaks(self) -> dict[str, float]:
         """Largest magnitude of any activation, by layer."""
 
     @abstractmethod
-    def manifest(
-        self, folder: BundleFolder, common: Mapping[str, Any], at_shapes: Sequence[dict[str, Any]]
-    ) -> Manifest:
+    def manifest(self, folder: BundleFolder, common: Mapping[str, Any], at_sizes: Sequence[dict[str, Any]]) -> Manifest:
         """The finished manifest.
 
         Args:
             folder: For files that only this family has.
             common: Fields that every manifest has once.
-            at_shapes: Fields that every manifest has for each shape: `variants`, `text`, `autoencoder`, `denoisers`.
+            at_sizes: Fields that every manifest has for each size: `variants`, `text`, `autoencoder`, `denoisers`.
         """
+
+    def by_shape(self, at_sizes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The fields of each shape. Those of its smaller batch sizes are under `batches`, without the text encoder of all."""
+        shapes: list[dict[str, Any]] = []
+        for size, fields in zip(self.sizes, at_sizes, strict=True):
+            if size.batch == self.sizes[0].batch:
+                shapes.append(fields | {"batches": ()})
+            else:
+                own = {name: value for name, value in fields.items() if name != "text"} | {"batch": size.batch}
+                shapes[-1]["batches"] += (own,)
+        return shapes

@@ -12,10 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from starflow.runtime.backends.base import Backend, Provider
 from starflow.runtime.backends.choice import BackendName, open_backend
+from starflow.runtime.batch_loops import BatchLoops
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.bundle.manifest_file import Manifest
-from starflow.runtime.families import open_loop, resolve_plan
+from starflow.runtime.families import resolve_plan
 from starflow.runtime.family import FamilyLoop, Inverted, OnBlock, OnPasses, Request
 from starflow.runtime.networks.denoising import DENOISERS, Denoise, check_rate, choose_denoising
 from starflow.runtime.networks.side_networks import SideNetworks
@@ -57,7 +58,7 @@ class Sampler:
         threads: int = 0,
     ) -> None:
         beside = Shared(SideNetworks(bundle, variant, provider, threads))
-        self._start(bundle, variant, _Open(backend, beside, open_loop(bundle, variant, backend, plan)))
+        self._start(bundle, variant, _Open(BatchLoops(bundle, variant, backend, plan), beside))
 
     def _start(self, bundle: Bundle, variant: Variant, opened: "_Open") -> None:
         self.bundle, self.variant = bundle, variant
@@ -75,6 +76,7 @@ class Sampler:
         provider: Provider = "cpu",
         threads: int = 0,
         shape: tuple[int, int] | None = None,
+        batch: int | None = None,
         verify: bool = False,
     ) -> "Sampler":
         """Open a bundle.
@@ -90,15 +92,19 @@ class Sampler:
             provider: ONNX Runtime's execution provider: `cpu`, or on a GPU `cuda` or `tensorrt`.
             threads: Threads within an operator on the CPU. 0 measures for each flow block whether one or all cores are faster.
             shape: Height and width of the data, for a bundle with several shapes; None takes the default shape.
+            batch: The one batch size to run, for a bundle with several; None takes for each part of the images the smallest one
+                that holds it, see `generate`.
             verify: Whether to compare every file with its digest first, which reads all of them. Without it sizes are
                 compared, and the digests of what is small: the manifest, graphs and the tokenizer, but not the weights.
 
         Raises:
             BundleError: the bundle is damaged, of a newer schema, or lacks the variant.
             BackendError: the backend cannot run here. It never falls back to another device.
-            UsageError: the plan does not fit the bundle, or the bundle has no such shape.
+            UsageError: the plan does not fit the bundle, or the bundle has no such shape or batch size.
         """
         bundle = (path if isinstance(path, Bundle) else Bundle.open(path)).at_shape(shape)
+        if batch is not None:
+            bundle = bundle.at_batch(batch)
         if verify:
             bundle.verify_hashes()
         plan = resolve_plan(bundle.manifest, plan) or "auto"  # a wrong one is refused before anything is loaded
@@ -121,7 +127,7 @@ class Sampler:
             if self._open:
                 self._open.check_idle()
                 self._open.shared_networks.close()
-                self._open.backend.close()
+                self._open.loops.close()
                 self._open, self.bundle = None, self.bundle.released()
 
     def load(self) -> None:
@@ -142,10 +148,9 @@ class Sampler:
             BackendError: memory does not suffice for another set of buffers.
         """
         with self._turn() as running:
-            backend = running.backend.twin()
-            loop = open_loop(self.bundle, self.variant, backend, running.loop.plan)
+            loops = running.loops.twin()
             made = object.__new__(type(self))
-            made._start(self.bundle, self.variant, _Open(backend, running.shared_networks.joined(), loop))
+            made._start(self.bundle, self.variant, _Open(loops, running.shared_networks.joined()))
             return made
 
     @contextmanager
@@ -166,24 +171,24 @@ class Sampler:
 
     @property
     def backend(self) -> Backend:
-        """The backend that runs the flow, for measurements."""
-        return self._running.backend
+        """The backend that runs the flow, in batches of the largest size, for measurements."""
+        return self._running.loops.largest.backend
 
     @property
     def plan(self) -> DecodePlan | FixedSteps | AdaptiveSteps:
-        """The decode plan or integration plan in use; a plan that does not fit cannot be set."""
+        """The decode plan or integration plan in use, that of the largest batch size; a plan that does not fit cannot be set."""
         return self._running.loop.plan
 
     @plan.setter
     def plan(self, plan: Plan) -> None:
         with self._turn() as running:
             running.check_idle()
-            running.loop = open_loop(self.bundle, self.variant, running.backend, plan)
+            running.loops.follow(plan)
 
     @property
     def decoding(self) -> str:
         """The plan in a few words."""
-        return self._running.loop.decoding
+        return self._running.loops.decoding
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -222,7 +227,8 @@ class Sampler:
 
         Args:
             noise: [N, *noise_shape] float32, standard normal. N may be any number: images run in batches of the exported
-                size, the last one padded.
+                size, the last one padded. If there are several sizes, each batch has the smallest that holds all images that
+                are left, or the largest if none does.
             condition: Labels [N] (numbers or class names), captions [N], or condition tokens [N, m, width]. A single one
                 applies to all images. Without a condition, class models get the null class and text models the empty caption.
             null_condition: Null condition tokens, for guided models conditioned on features. A bundle with a text encoder
@@ -252,7 +258,7 @@ class Sampler:
         with self._turn() as running, running.busy():
             manifest, loop, beside = self.manifest, running.loop, running.beside
             z = finite_array(noise, loop.noise_shape, "noise")
-            count, batch = len(z), manifest.batch
+            count = len(z)
             guided = each_guidance(guidance, count)
             request = Request(guided, attention_temperature, on_block, on_passes)
             loop.check(request)
@@ -260,7 +266,7 @@ class Sampler:
             check_rate(denoising_rate)
             any_guided = any(each.weight > 0 for each in guided)
             conditions = beside.conditions(count, condition, null_condition, guided=any_guided)
-            parts = batches(count, batch)
+            parts = batches(count, *running.loops.sizes)
             done = 0
 
             def report(work: int) -> None:
@@ -272,7 +278,9 @@ class Sampler:
             out = np.empty((count, *manifest.model.data_shape), np.float32)
             for part, index in parts:
                 of_part = replace(request, guidance=[guided[image] for image in index])
-                x = loop.run(z[index], conditions.part(index), of_part, part.stop - part.start, report)
+                x = running.loops.of(len(index)).run(
+                    z[index], conditions.part(index), of_part, part.stop - part.start, report
+                )
                 out[part] = x[: part.stop - part.start]
             return beside.denoise(out, conditions, denoise, denoising_rate) if denoise in DENOISERS else out
 
@@ -348,12 +356,11 @@ class Sampler:
         """
         found: list[Inverted] = []
         with self._turn() as running, running.busy():
-            manifest, loop = self.manifest, running.loop
-            data = finite_array(x, manifest.model.data_shape, "data")
-            count, batch = len(data), manifest.batch
+            data = finite_array(x, self.manifest.model.data_shape, "data")
+            count = len(data)
             conditions = running.beside.conditions(count, condition)
-            for part, index in batches(count, batch):
-                found.append(loop.invert(data[index], conditions.part(index)))
+            for part, index in batches(count, *running.loops.sizes):
+                found.append(running.loops.of(len(index)).invert(data[index], conditions.part(index)))
                 if progress:
                     progress(part.stop, count)
         noise, likelihood, determinant = (
@@ -385,7 +392,7 @@ class Sampler:
             denoise, denoising_rate: See `generate`.
             seed, temperature: See `noise`. An image depends only on its noise, condition and guidance, not on the other images or on how
                 they are split into batches. (With `Jacobi` this holds up to its threshold, since a batch iterates until all of
-                its images have converged.)
+                its images have converged; and between batches of different sizes it holds up to rounding.)
             progress: See `generate`.
 
         Returns:
@@ -432,7 +439,7 @@ class Sampler:
             how = choose_denoising(manifest, denoise)
             data = finite_array(x, manifest.model.data_shape, "data")
             if manifest.autoencoder:
-                decoder = running.beside.autoencoder(manifest.autoencoder)
+                decoder = running.beside.autoencoder
                 return to_uint8(decoder.decode(data, noisy=how == "decoder"))
             return to_uint8(data / manifest.image.scale + manifest.image.shift)
 
@@ -452,7 +459,7 @@ class Sampler:
             )
         if manifest.autoencoder:
             with self._turn() as running:
-                return running.beside.autoencoder(manifest.autoencoder).encode(values)
+                return running.beside.autoencoder.encode(values)
         return (values - np.float32(manifest.image.shift)) * np.float32(manifest.image.scale)
 
     @property
@@ -478,16 +485,20 @@ class Sampler:
 
 @dataclass
 class _Open:
-    """What an open sampler owns, and the loop that runs on it."""
+    """What an open sampler owns."""
 
-    backend: Backend
+    loops: BatchLoops
     shared_networks: Shared[SideNetworks]
-    loop: FamilyLoop
     is_busy: bool = False  # whether the buffers of the flow are in use
 
     @property
     def beside(self) -> SideNetworks:
         return self.shared_networks.resource
+
+    @property
+    def loop(self) -> FamilyLoop:
+        """The loop of the largest batch size."""
+        return self.loops.largest.loop
 
     def check_idle(self) -> None:
         """See that the one who calls is no callback, whose call still needs the buffers."""

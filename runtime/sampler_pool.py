@@ -59,6 +59,7 @@ class SamplerPool:
         provider: Provider = "cpu",
         threads: int = 0,
         shape: tuple[int, int] | None = None,
+        batch: int | None = None,
         verify: bool = False,
     ) -> Self:
         """Open a bundle; see `Sampler.open` for the errors and for what is not said here.
@@ -70,7 +71,7 @@ class SamplerPool:
         if threads == 0:
             threads = max(1, len(os.sched_getaffinity(0)) // max(size, 1))
         options: dict[str, Any] = {"backend": backend, "variant": variant, "plan": plan, "provider": provider}
-        return cls(Sampler.open(path, threads=threads, shape=shape, verify=verify, **options), size)
+        return cls(Sampler.open(path, threads=threads, shape=shape, batch=batch, verify=verify, **options), size)
 
     def __enter__(self) -> Self:
         return self

@@ -79,6 +79,13 @@ def at_shape(manifest: dict, shape) -> dict:
     raise ValueError(f"no shape {shape}")
 
 
+def at_batch(manifest: dict, count: int) -> dict:
+    """The manifest at the smallest batch size that holds `count` images, or at the largest."""
+    sizes = [{**manifest, **other, "batches": []} for other in [{}, *manifest.get("batches", [])]]
+    fitting = [one for one in sizes if one["batch"] >= count]
+    return min(fitting, key=lambda one: one["batch"]) if fitting else sizes[0]
+
+
 def sample(
     root: Path,
     variant: str,
@@ -93,8 +100,8 @@ def sample(
     shape=None,
 ):
     """Class labels [N] and noise [N, ...] -> data [N, C, H, W], guided by `weight`."""
-    manifest = at_shape(json.loads((root / "manifest.json").read_text()), shape)
-    assert manifest["schema_version"] == 1
+    manifest = at_batch(at_shape(json.loads((root / "manifest.json").read_text()), shape), len(noise))
+    assert manifest["schema_version"] in (1, 2)
     model, condition, batch = manifest["model"], manifest["conditioning"], manifest["batch"]
     graphs = next(v["graphs"] for v in manifest["variants"] if v["name"] == variant)
     blocks = [FlowBlock(root, manifest["blocks"][g["block"]], g, in_place) for g in graphs]
@@ -201,6 +208,19 @@ def shapes_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bundle"
 
 
+@pytest.fixture(scope="session")
+def batches_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny STARFlow at two shapes, each at two batch sizes."""
+    from starflow.export.exporter import ExportOptions, export_checkpoint
+    from tests.models import class_config, write_checkpoint
+
+    folder = tmp_path_factory.mktemp("batches")
+    write_checkpoint(folder / "checkpoint", class_config())
+    options = ExportOptions(batch=(3, 4), other_shapes=[(4, 12)])
+    export_checkpoint(folder / "checkpoint", folder / "bundle", options)
+    return folder / "bundle"
+
+
 def agreement(
     bundle: Path,
     variant: str,
@@ -210,7 +230,7 @@ def agreement(
     in_place: bool = True,
     shape: tuple[int, int] | None = None,
 ) -> float:
-    """Largest difference between the two runtimes, over three images in batches of two, guided."""
+    """Largest difference between the two runtimes, over three images, guided."""
     from starflow.runtime import Jacobi, Sampler
 
     labels, weight = np.array([3, 1, 4]), 1.5
@@ -246,6 +266,12 @@ def test_caches_fed_back_by_copy(tiny_bundle: Path, variant: str) -> None:
 @pytest.mark.parametrize("variant", ["cpu-fp32", "portable-fp32"])
 def test_another_shape(shapes_bundle: Path, variant: str) -> None:
     assert agreement(shapes_bundle, variant, shape=(4, 12)) <= 1e-5
+
+
+@pytest.mark.parametrize("shape", [None, (4, 12)])
+@pytest.mark.parametrize("variant", ["cpu-fp32", "portable-fp32"])
+def test_another_batch_size(batches_bundle: Path, variant: str, shape: tuple[int, int] | None) -> None:
+    assert agreement(batches_bundle, variant, shape=shape) <= 1e-5
 
 
 @pytest.mark.parametrize("kind", ["score", "learned"])

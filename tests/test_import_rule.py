@@ -26,6 +26,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("runtime.autoregressive", "runtime.continuous"),
         ("runtime.families",),
         ("runtime.noise",),
+        ("runtime.batch_loops",),
         ("runtime.sampler",),
         ("runtime.sampler_pool",),
         ("runtime.traces", "runtime.diagnostics", "runtime.serve", "runtime.pipeline"),
@@ -48,7 +49,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("training",),
     ),
     "export": (
-        ("export.onnx_graph", "export.precision"),
+        ("export.onnx_graph", "export.precision", "export.graph_size"),
         ("export.activations", "export.bundle_folder"),
         ("export.networks",),
         ("export.export_options", "export.tensorrt"),

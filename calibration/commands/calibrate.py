@@ -84,6 +84,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(
             "--shape: all shapes share their weights, which are calibrated at the first shape; leave it out"
         )
+    if arguments.batch is not None and not arguments.plan:
+        raise UsageError(
+            "--batch: all batch sizes share their weights, which are calibrated at the largest size; leave it out"
+        )
     if arguments.plain:
         return run_plain(arguments)
     for name, value in (PLAN_DEFAULTS if arguments.plan else WEIGHT_DEFAULTS).items():

@@ -55,7 +55,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     check_budget(arguments.budget)
     if arguments.repetitions < 1:
         raise UsageError(f"--repetitions {arguments.repetitions}: give a number of at least 1")
-    bundle = Bundle.open(arguments.bundle).at_shape(parse_shape(arguments.shape))
+    bundle = Bundle.open(arguments.bundle).at_shape(parse_shape(arguments.shape)).at_batch(arguments.batch)
     refuse_own_files(bundle, arguments.plan_file, arguments.report, arguments.plot)
     check_output(bundle.folder / "manifest.json")
     family = PLAN_CALIBRATIONS[type(bundle.manifest)]
@@ -99,16 +99,12 @@ def _store(
     from starflow.runtime.bundle.bundle import changing_manifest, replace_manifest
 
     with changing_manifest(bundle, variant) as whole:
-        present = bundle.with_manifest(whole).at_shape(bundle.shape).manifest.plans
+        present = bundle.with_manifest(whole).at(bundle.place).manifest.plans
         others = (other for other in present if (other.backend, other.variant) != (backend, variant))
         plans = (*others, *([spec] if spec else []))
         if plans == present:
             return
-        if bundle.shape:  # not the default one, and only autoregressive flows have others
-            whole = bundle.with_manifest(whole).autoregressive.replaced(bundle.shape, plans=plans)
-        else:
-            whole = whole.model_copy(update={"plans": plans})
-        replace_manifest(bundle, whole)
+        replace_manifest(bundle, whole.replaced({bundle.place: {"plans": plans}}))
 
 
 def parse_widths(text: str) -> tuple[int, ...]:

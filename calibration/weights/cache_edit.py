@@ -17,7 +17,7 @@ KEY, VALUE, KEY_SCALE, VALUE_SCALE = 3, 4, 12, 13  # positions among GroupQueryA
 LARGEST_CODE = 127
 
 
-def quantize_caches(edited: EditedGraph, block: Block, peaks: Mapping[str, NDArray]) -> None:
+def quantize_caches(edited: EditedGraph, block: Block, peaks: Mapping[str, NDArray], suffix: str = "") -> None:
     """Keep the caches of a step graph in 8 bits, one scale for each channel.
 
     Args:
@@ -25,6 +25,7 @@ def quantize_caches(edited: EditedGraph, block: Block, peaks: Mapping[str, NDArr
         block: Its flow block. Its rows share scales, and the operator takes them for further heads.
         peaks: By name of a cache input, [kv_heads, head_size] float32: the largest magnitude seen in each channel, over all
             rows and positions.
+        suffix: What tells the scales from those of graphs with other rows, over the same weights.
     """
     for node in edited.model.graph.node:
         if node.op_type != "GroupQueryAttention":
@@ -34,7 +35,7 @@ def quantize_caches(edited: EditedGraph, block: Block, peaks: Mapping[str, NDArr
             name = inputs[cache]
             steps = np.maximum(peaks[name], np.finfo(np.float32).tiny) / LARGEST_CODE
             by_head = np.tile(steps.reshape(-1), block.rows).astype(np.float32)
-            inputs[scale] = edited.add_float(f"blocks.{block.index}.{name}.scales", by_head)
+            inputs[scale] = edited.add_float(f"blocks.{block.index}.{name}.scales{suffix}", by_head)
         node.input[:] = inputs
         for attribute, kind in (
             ("k_quant_type", "PER_CHANNEL"),

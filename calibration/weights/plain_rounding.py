@@ -13,6 +13,7 @@ from starflow.calibration.weights.sources import PLAIN, find_sources
 from starflow.calibration.weights.step_graph_weights import StepGraphWeights
 from starflow.calibration.weights.treatment import TREATMENTS, Lowering, WeightType
 from starflow.calibration.weights.variant_writer import VariantWriter
+from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.lock import bundle_lock
 from starflow.runtime.bundle.manifest import Quantization, Variant
@@ -45,11 +46,11 @@ def _make(bundle: Bundle, source: Variant, weights: WeightType, lowering: Loweri
     for graph in source.graphs:
         for each in StepGraphWeights(bundle.path(graph.file)).linears.values():
             matrices[each.weight] = treatment.name if treatment.takes(each.outputs, each.inputs) else KEPT
-    total, done = len(source.graphs) * len(bundle.autoregressive.sizes), 0
+    total, done = len(source.graphs) * len(bundle.places()), 0
 
-    def edit(step: StepGraphWeights, block: int) -> EditedGraph:
+    def edit(step: StepGraphWeights, block: Block) -> EditedGraph:
         nonlocal done
-        report(done, total, f"{name}: flow block {block}")
+        report(done, total, f"{name}: flow block {block.index}")
         done += 1
         rounded = {
             each.weight: round_to_nearest(step, each, treatment, lowering)

@@ -14,6 +14,7 @@ from starflow.calibration.weights.results import KEPT
 from starflow.calibration.weights.sample_error import candidate, error_given, sample
 from starflow.calibration.weights.step_graph_weights import Norm, StepGraphWeights, float_bytes
 from starflow.calibration.weights.treatment import Lowering
+from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.traces.autoregressive import RecordedTrace
@@ -68,7 +69,7 @@ class QuantisedModel:
             if replacements or block in caches:
                 graphs[block] = self._measurable(block, replacements, candidates.scales)
             if block in caches:
-                self._quantize_caches(block, graphs[block])
+                self._quantize_caches(self.bundle.autoregressive.blocks[block], graphs[block])
         return self._sample(graphs)
 
     def sample_plainly(self) -> NDArray[np.float32]:
@@ -82,11 +83,11 @@ class QuantisedModel:
         with candidate(self.bundle, self.measured, {block: graph}) as variant:
             return error_given(self.bundle, variant, block, trace, GIVEN_IMAGES, self.threads)
 
-    def edit(self, graph: StepGraphWeights, block: int, chosen: Treatments, caches: Collection[int]) -> EditedGraph:
-        """The source's graph of a flow block as the new variant has it."""
-        candidates = self.blocks[block]
+    def edit(self, graph: StepGraphWeights, block: Block, chosen: Treatments, caches: Collection[int]) -> EditedGraph:
+        """The source's graph of a flow block, at any shape and batch size, as the new variant has it."""
+        candidates = self.blocks[block.index]
         edited = edit_graph(graph, self.lowering, _replacements(candidates, chosen), candidates.scales)
-        if block in caches:
+        if block.index in caches:
             self._quantize_caches(block, edited)
         return edited
 
@@ -100,8 +101,10 @@ class QuantisedModel:
         matrices = {name: each.matrix.dequantized() / factors.get(name, 1.0) for name, each in replacements.items()}
         return simulate(weights, {name: matrix.astype(np.float32) for name, matrix in matrices.items()})
 
-    def _quantize_caches(self, block: int, graph: EditedGraph) -> None:
-        quantize_caches(graph, self.bundle.autoregressive.blocks[block], self.blocks[block].cache_peaks)
+    def _quantize_caches(self, block: Block, graph: EditedGraph) -> None:
+        largest = self.bundle.autoregressive.blocks[block.index].rows
+        suffix = "" if block.rows == largest else f".rows{block.rows}"
+        quantize_caches(graph, block, self.blocks[block.index].cache_peaks, suffix)
 
     def _sample(self, graphs: Mapping[int, EditedGraph]) -> NDArray[np.float32]:
         with candidate(self.bundle, self.measured, graphs) as variant:

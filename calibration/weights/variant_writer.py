@@ -11,14 +11,15 @@ from onnx import numpy_helper
 from starflow.calibration.weights.graph_edit import EditedGraph
 from starflow.calibration.weights.step_graph_weights import StepGraphWeights
 from starflow.export.bundle_folder import file_spec, write_graph
+from starflow.export.graph_size import size_suffix
 from starflow.export.onnx_graph.weight_file import WeightFile, refer
-from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
+from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest, Block
 from starflow.runtime.bundle.bundle import Bundle, changing_manifest, replace_manifest
 from starflow.runtime.bundle.graph_spec import GraphSpec
 from starflow.runtime.bundle.manifest import Quantization, Variant
 from starflow.runtime.plain.atomic_write import atomic_file
 
-Edit = Callable[[StepGraphWeights, int], EditedGraph]
+Edit = Callable[[StepGraphWeights, Block], EditedGraph]
 HEADER_ROOM = 1024  # bytes kept free for each tensor: the entries of its codes and its scales
 
 
@@ -38,28 +39,28 @@ class VariantWriter:
         self._stem, self._source = self._free_stem(), name
 
     def write(self, source: str, edit: Edit, precision: str, quantization: Quantization) -> list[Variant]:
-        """Write weights and graphs of every shape; the manifest's entries, that of the default shape first.
+        """Write weights and graphs of every shape and batch size; the manifest's entries, in the order of `Bundle.places`.
 
         Args:
             source: Name of the variant the graphs are edits of.
-            edit: Turns the source's graph of a flow block into the new one; new weights of one name are the same at every shape.
+            edit: Turns the source's graph of a flow block into the new one; new weights of one name are the same everywhere.
             quantization: What was done, for the manifest.
         """
         self._source = source
         location = f"weights/{self._stem}.safetensors"
         path = self._folder / location
-        shapes = [self._bundle.at_shape(size) for size in self._bundle.autoregressive.sizes]
-        sources = [bundle.variant(source, "") for bundle in shapes]
+        places = self._bundle.places()
+        sources = [bundle.variant(source, "") for bundle in places]
         graphs = [
             (bundle, StepGraphWeights(bundle.path(spec.file)), spec.block)
-            for bundle, variant in zip(shapes, sources, strict=True)
+            for bundle, variant in zip(places, sources, strict=True)
             for spec in variant.graphs
         ]
-        own = sum(len(weights.initializers) for bundle, weights, _ in graphs if bundle is shapes[0])
+        own = sum(len(weights.initializers) for bundle, weights, _ in graphs if bundle is places[0])
         written: list[tuple[Bundle, int, onnx.ModelProto, int]] = []
-        with atomic_file(path) as temporary, WeightFile(temporary, HEADER_ROOM * (own + 64 * len(shapes))) as file:
+        with atomic_file(path) as temporary, WeightFile(temporary, HEADER_ROOM * (own + 64 * len(places))) as file:
             for bundle, weights, block in graphs:
-                edited = edit(weights, block)
+                edited = edit(weights, bundle.autoregressive.blocks[block])
                 read = _point_into(edited, file, location, self._folder)
                 written.append((bundle, block, edited.model, read))
         described = file_spec(path, self._bundle.folder)
@@ -75,25 +76,26 @@ class VariantWriter:
                     "graphs": tuple(self._write_graph(*graph) for graph in written if graph[0] is bundle),
                 }
             )
-            for bundle, variant in zip(shapes, sources, strict=True)
+            for bundle, variant in zip(places, sources, strict=True)
         ]
 
     def publish(self, variants: Sequence[Variant]) -> AutoregressiveManifest:
-        """Put the variant into the manifest, last in the list of each shape; plans made for one of that name go with it."""
+        """Put the variant into the manifest, last in each list of variants; plans made for one of that name go with it."""
         with changing_manifest(self._bundle, self._source) as manifest:
-            changed = self._bundle.with_manifest(manifest).autoregressive
-            for size, variant in zip((None, *changed.sizes[1:]), variants, strict=True):
-                present = changed if size is None else changed.at_shape(*size)
+            whole, changes = self._bundle.with_manifest(manifest), {}
+            for bundle, variant in zip(whole.places(), variants, strict=True):
+                present = bundle.autoregressive
                 others = tuple(other for other in present.variants if other.name != variant.name)
                 plans = tuple(plan for plan in present.plans if plan.variant != variant.name)
-                changed = changed.replaced(size, variants=(*others, variant), plans=plans)
+                changes[bundle.place] = {"variants": (*others, variant), "plans": plans}
+            changed = whole.autoregressive.replaced(changes)
             replace_manifest(self._bundle, changed)
             self._remove_unnamed(changed)
         return changed
 
     def _write_graph(self, bundle: Bundle, block: int, model: onnx.ModelProto, read: int) -> GraphSpec:
-        shape = f".{bundle.shape[0]}x{bundle.shape[1]}" if bundle.shape else ""
-        written = write_graph(model, self._folder / f"block{block}.{self._stem}{shape}.onnx", self._bundle.folder)
+        name = f"block{block}.{self._stem}{size_suffix(*bundle.place)}.onnx"
+        written = write_graph(model, self._folder / name, self._bundle.folder)
         return GraphSpec(block=block, **written, weight_bytes=read)
 
     def _free_stem(self) -> str:
@@ -105,7 +107,7 @@ class VariantWriter:
 
     def _remove_unnamed(self, manifest: AutoregressiveManifest) -> None:
         named = {file.path for file in self._bundle.with_manifest(manifest).files()}
-        stems = (self._name, f"{self._name}.[0-9]*")
+        stems = (self._name, f"{self._name}.[0-9]*", f"{self._name}.batch[0-9]*")
         for pattern in (*(f"block*.{stem}.onnx" for stem in stems), *(f"weights/{stem}.safetensors" for stem in stems)):
             for path in self._folder.glob(pattern):
                 if path.relative_to(self._bundle.folder).as_posix() not in named:

@@ -10,11 +10,12 @@ import onnx
 from starflow.export.autoregressive.activation_check import activation_peaks
 from starflow.export.autoregressive.block_weights import BlockWeights
 from starflow.export.autoregressive.denoiser_graphs import DenoiserShape, denoiser_kinds, trace_denoiser
-from starflow.export.autoregressive.geometry import FlowShape, StepGeometry, flow_shapes
+from starflow.export.autoregressive.geometry import FlowSize, StepGeometry, flow_sizes
 from starflow.export.autoregressive.step_graph import GuidanceRule, StepGraph, StepGraphOptions
 from starflow.export.bundle_folder import BundleFolder
 from starflow.export.export_options import ExportOptions
 from starflow.export.flow_family import FlowFamily
+from starflow.export.graph_size import GraphSize
 from starflow.export.onnx_graph.builder import GraphBuilder
 from starflow.export.onnx_graph.traced_graph import TracedGraph
 from starflow.export.precision import DTYPES, Precision
@@ -45,28 +46,32 @@ class AutoregressiveFamily(FlowFamily):
         trained = model.config.txt_size if isinstance(model.config, StarflowConfig) else 0
         self._condition_tokens = options.tokens(trained, features=bool(trained) and config.conditioning.kind != "class")
         self._guided = self._guided_blocks()
-        self._shapes = flow_shapes(model, options, self._condition_tokens, self._guided)
+        self._sizes = flow_sizes(model, options, self._condition_tokens, self._guided)
         self._rule: GuidanceRule = "ratio" if isinstance(model.config, StarflowConfig) else "linear"
         self.conditioning = self._conditioning()
-        self.data_shapes = [(model.config.in_channels, shape.height, shape.width) for shape in self._shapes]
-        self.blocks = tuple(sorted(self._shapes[0].geometries, reverse=True))
+        self.sizes = [
+            GraphSize((model.config.in_channels, size.height, size.width), size.batch) for size in self._sizes
+        ]
+        self.blocks = tuple(sorted(self._sizes[0].geometries, reverse=True))
         self.denoisers = {kind: partial(self._trace, kind) for kind in denoiser_kinds(config, options)}
 
     def build_graph(
-        self, graph: GraphBuilder, block: int, lowering: str, precision: Precision, shape: int
+        self, graph: GraphBuilder, block: int, lowering: str, precision: Precision, size: int
     ) -> onnx.ModelProto:
         config, dtype = self._model.block_configs[block], DTYPES[precision]
         options = StepGraphOptions(lowering, dtype, self._rule, self._options.attention_temperature)
         weights = BlockWeights(config, self._model, self._tensors, dtype)
-        return StepGraph(graph, config, weights, self._shapes[shape].geometries[block], options).build()
+        return StepGraph(graph, config, weights, self._sizes[size].geometries[block], options).build()
 
     def activation_peaks(self) -> dict[str, float]:
         return activation_peaks(self._config, self._model, self._tensors, self._options.activations)
 
     def manifest(
-        self, folder: BundleFolder, common: Mapping[str, Any], at_shapes: Sequence[dict[str, Any]]
+        self, folder: BundleFolder, common: Mapping[str, Any], at_sizes: Sequence[dict[str, Any]]
     ) -> AutoregressiveManifest:
-        default, *others = (self._at_shape(shape) | at for shape, at in zip(self._shapes, at_shapes, strict=True))
+        own = [at | {"blocks": self._blocks(size)} for size, at in zip(self._sizes, at_sizes, strict=True)]
+        shapes = self._sizes[:: len(self._options.batches)]
+        default, *others = (self._at_shape(shape) | at for shape, at in zip(shapes, self.by_shape(own), strict=True))
         return AutoregressiveManifest(
             **common,
             **default,
@@ -76,19 +81,16 @@ class AutoregressiveFamily(FlowFamily):
             shapes=tuple(OtherShape(**other) for other in others),
         )
 
-    def _at_shape(self, shape: FlowShape) -> dict[str, Any]:
-        """The fields of this family's manifest that differ between shapes."""
-        return {
-            "model": self._summary(shape),
-            "max_chunk": shape.max_chunk,
-            "blocks": tuple(_block(block, shape.geometries.get(block.index)) for block in self._model.block_configs),
-        }
+    def _at_shape(self, size: FlowSize) -> dict[str, Any]:
+        """The fields of this family's manifest that differ between shapes only."""
+        return {"model": self._summary(size), "max_chunk": size.max_chunk}
 
-    def _trace(self, kind: DenoiserKind, shape: int) -> TracedGraph:
-        at = self._shapes[shape]
-        return trace_denoiser(
-            self._model, kind, DenoiserShape(self._options.batch, at.height, at.width, self._condition_tokens)
-        )
+    def _blocks(self, size: FlowSize) -> tuple[Block, ...]:
+        return tuple(_block(block, size.geometries.get(block.index)) for block in self._model.block_configs)
+
+    def _trace(self, kind: DenoiserKind, size: int) -> TracedGraph:
+        at = self._sizes[size]
+        return trace_denoiser(self._model, kind, DenoiserShape(at.batch, at.height, at.width, self._condition_tokens))
 
     def _guided_blocks(self) -> frozenset[int]:
         """Blocks that run [conditional, null] rows; an unconditional TARFlow's null branch differs in temperature."""
@@ -129,18 +131,18 @@ class AutoregressiveFamily(FlowFamily):
             )
         return ConditioningSpec(kind="features", tokens=self._condition_tokens, width=model.txt_dim)
 
-    def _summary(self, shape: FlowShape) -> ModelSummary:
+    def _summary(self, size: FlowSize) -> ModelSummary:
         model = self._model.config
         starflow = isinstance(model, StarflowConfig)
         return ModelSummary(
             family=model.family,
             parameters=self._model.parameter_count,
             noise_std=self._config.noise_std,
-            data_shape=(model.in_channels, shape.height, shape.width),
+            data_shape=(model.in_channels, size.height, size.width),
             noise_layout="image" if starflow else "tokens",
             patch_size=model.patch_size,
             patch_order="row-column-channel" if starflow else "channel-row-column",
-            tokens=(shape.height // model.patch_size) * (shape.width // model.patch_size),
+            tokens=(size.height // model.patch_size) * (size.width // model.patch_size),
             token_dim=model.in_channels * model.patch_size**2,
         )
 

@@ -1,4 +1,4 @@
-"""Sizes that step graphs are built for, at every shape of a bundle: the exporter decides them, the runtime must agree."""
+"""Sizes that step graphs are built for, at every shape and batch size of a bundle: the exporter decides them, the runtime must agree."""
 
 from dataclasses import dataclass
 
@@ -47,8 +47,10 @@ class StepGeometry:
 
 
 @dataclass(frozen=True)
-class FlowShape:
-    """One of the shapes."""
+class FlowSize:
+    """One of the shapes, at one of the batch sizes."""
+
+    batch: int
 
     # Of the data, in (latent) pixels.
     height: int
@@ -57,10 +59,10 @@ class FlowShape:
     max_chunk: int
 
 
-def flow_shapes(
+def flow_sizes(
     model: AutoregressiveFlow, options: ExportOptions, condition_tokens: int, guided: frozenset[int]
-) -> tuple[FlowShape, ...]:
-    """The shapes that were asked for, the default one first.
+) -> tuple[FlowSize, ...]:
+    """The sizes that were asked for, in the order of `FlowFamily.sizes`.
 
     `condition_tokens` are those of a block that takes any; the blocks in `guided` run [conditional, null] rows.
 
@@ -69,13 +71,13 @@ def flow_shapes(
     """
     config, patch = model.config, model.config.patch_size
 
-    def flow_shape(height: int, width: int) -> FlowShape:
+    def flow_size(height: int, width: int, batch: int) -> FlowSize:
         if isinstance(config, TarflowConfig) and (height, width) != (config.img_size, config.img_size):
             raise UsageError(f"--shape {height}x{width}: a TARFlow samples {config.img_size}x{config.img_size} only")
         geometries = {
             block.index: StepGeometry(
-                batch=options.batch,
-                rows=2 * options.batch if block.index in guided else options.batch,
+                batch=batch,
+                rows=2 * batch if block.index in guided else batch,
                 prefix=condition_tokens if block.condition == "prefix" else 0,
                 height=height // patch,
                 width=width // patch,
@@ -91,6 +93,7 @@ def flow_shapes(
         max_chunk = longest if options.max_chunk is None else options.max_chunk
         if not 1 <= max_chunk <= longest:
             raise UsageError(f"--max-chunk {max_chunk}: give 1 to {longest} tokens at {height}x{width}")
-        return FlowShape(height, width, geometries, max_chunk)
+        return FlowSize(batch, height, width, geometries, max_chunk)
 
-    return tuple(flow_shape(*size) for size in options.sizes(config.img_size, patch))
+    shapes, batches = options.sizes(config.img_size, patch), options.batches
+    return tuple(flow_size(*shape, batch) for shape in shapes for batch in batches)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from starflow.export.tensorrt.build import BuiltEngine
     from starflow.export.tensorrt.target import Target
     from starflow.runtime.bundle.bundle import Bundle
+    from starflow.runtime.bundle.manifest import Place
 
 UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -43,6 +44,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--shape",
         metavar="HxW",
         help="build for this height and width of the data only (default: for all that the bundle holds)",
+    )
+    what.add_argument(
+        "--batch",
+        type=int,
+        metavar="N",
+        help="build for batches of this many images only (default: for all that the bundle holds)",
     )
     what.add_argument("--force", action="store_true", help="build again even what has not changed")
     tuning = parser.add_argument_group("tuning")
@@ -81,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = BuildOptions(workspace_bytes=_bytes(arguments.workspace), optimization_level=arguments.optimization_level)
     request = BuildRequest(arguments.variant, options, _tokens(arguments.profile_tokens), arguments.force)
     bundle = Bundle.open(arguments.bundle)
-    shapes = _shapes(bundle, parse_shape(arguments.shape), arguments.variant)
+    places = _places(bundle, parse_shape(arguments.shape), arguments.batch, arguments.variant)
     target = parse_target(arguments.target)
 
     def waiting() -> None:
@@ -89,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     with progress_bar("building", enabled=not arguments.json) as bar:
         built = [
-            engine for each in shapes for engine in build_bundle(each, target, request, report=bar, waiting=waiting)
+            engine for each in places for engine in build_bundle(each, target, request, report=bar, waiting=waiting)
         ]
     if arguments.json:
         print(json.dumps({"bundle": str(bundle.root), "target": target.name, "engines": [_plain(e) for e in built]}))
@@ -98,17 +105,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _shapes(bundle: "Bundle", shape: tuple[int, int] | None, variants: list[str] | None) -> "list[Bundle]":
-    """The bundle at the shape to build for; by default at every shape that has the variants."""
+def _places(
+    bundle: "Bundle", shape: tuple[int, int] | None, batch: int | None, variants: list[str] | None
+) -> "list[Bundle]":
+    """The bundle at the shape and batch size to build for; by default at every one, of shapes that have the variants."""
     others = [] if shape else [bundle.at_shape(size) for size in bundle.manifest.sizes[1:]]
     named = set(variants or ())
     fitting = (other for other in others if named <= {variant.name for variant in other.manifest.variants})
-    return [bundle.at_shape(shape), *fitting]
+    return [
+        each.at_batch(size)
+        for each in (bundle.at_shape(shape), *fitting)
+        for size in ([batch] if batch is not None else each.manifest.batch_sizes)
+    ]
 
 
 def _plain(engine: "BuiltEngine") -> dict[str, object]:
     return {
-        "shape": engine.shape,
+        "shape": engine.place.shape,
+        "batch": engine.place.batch,
         "variant": engine.variant,
         "block": engine.spec.block,
         "path": engine.spec.file.path,
@@ -127,13 +141,18 @@ def _print(built: "list[BuiltEngine]", target: "Target") -> None:
     table = plain_table(*columns, title=f"{target.name}, {target.flavour.name} {target.flavour.version}")
     for engine in built:
         table.add_row(
-            " ".join((engine.variant, *(["x".join(map(str, engine.shape))] if engine.shape else []))),
+            " ".join((engine.variant, *_words(engine.place))),
             str(engine.spec.block),
             f"{engine.spec.file.bytes / 2**20:.1f}",
             f"{engine.weight_bytes / 2**20:.1f}",
             "unchanged" if engine.seconds is None else f"{engine.seconds:.1f}",
         )
     Terminal().print(table)
+
+
+def _words(place: "Place") -> list[str]:
+    shape = ["x".join(map(str, place.shape))] if place.shape else []
+    return [*shape, *([f"batch {place.batch}"] if place.batch else [])]
 
 
 def _bytes(text: str | None) -> int | None:

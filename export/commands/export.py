@@ -5,6 +5,7 @@ TensorRT and all other providers.
 
 Examples:
   starflow export out/digits/run/checkpoint -o digits.bundle --batch 8
+  starflow export examples/emoji/checkpoint -o emoji.bundle --batch 1,8
   starflow export t2i/ -o t2i.bundle --precision fp16 --shape 32x32 --shape 24x40
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.whole_number import whole_number
 
 if TYPE_CHECKING:
     from starflow.runtime.bundle.network_spec import DenoiserKind
@@ -36,7 +38,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="number types of weights, activations and caches (default: fp32); with fp16 the cpu lowering stores weights in half "
         "precision and computes in fp32; bf16 runs on TensorRT only",
     )
-    graphs.add_argument("--batch", type=int, default=1, help="number of images sampled together (default: 1)")
+    graphs.add_argument(
+        "--batch",
+        metavar="N,N,...",
+        default="1",
+        help="number of images sampled together (default: 1); give several, such as 1,8, and the bundle holds graphs of each over "
+        "the same weights, and every request runs in the smallest batches that hold it",
+    )
     graphs.add_argument(
         "--shape",
         metavar="HxW",
@@ -111,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
     shapes = [shape for text in arguments.shape or () if (shape := parse_shape(text))]
     options = ExportOptions(
         precisions=tuple(dict.fromkeys(arguments.precision)),
-        batch=arguments.batch,
+        batch=_batches(arguments.batch),
         shape=shapes[0] if shapes else None,
         other_shapes=shapes[1:],
         max_chunk=arguments.max_chunk,
@@ -133,13 +141,22 @@ def run(arguments: argparse.Namespace) -> int:
     peaks = next((variant.activation_peaks for variant in manifest.variants if variant.activation_peaks), None)
     if arguments.json:
         facts = {"bundle": str(arguments.out), "bytes": size, "variants": names, "batch": manifest.batch}
+        facts |= {"batch_sizes": manifest.batch_sizes[::-1]}
         print(json.dumps(facts | {"activation_peaks": peaks}))
     else:
-        print(f"{arguments.out}: {', '.join(names)}; {size / 2**20:.1f} MiB, batch {manifest.batch}")
+        batches = ", ".join(map(str, manifest.batch_sizes[::-1]))
+        print(f"{arguments.out}: {', '.join(names)}; {size / 2**20:.1f} MiB, batch {batches}")
         if peaks:
             layer = max(peaks, key=lambda name: peaks[name])
             print(f"largest activation {peaks[layer]:.4g}, in {layer}; float16 ends at {FLOAT16_MAX:,.0f}")
     return 0
+
+
+def _batches(text: str) -> list[int]:
+    numbers = [whole_number(number) for number in text.split(",")]
+    if None in numbers:
+        raise UsageError(f"--batch {text}: give numbers of images, such as 8 or 1,8")
+    return [number for number in numbers if number is not None]
 
 
 def _denoisers(names: list[str] | None) -> "list[DenoiserKind] | None":

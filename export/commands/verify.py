@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starflow.runtime.commands.backend_arguments import add_variant_argument
+from starflow.runtime.commands.batch_argument import add_batch_argument
 from starflow.runtime.commands.shape_argument import add_shape_argument
 from starflow.runtime.plain.errors import UsageError
 
@@ -52,6 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_variant_argument(running, "variants to run (default: all)", several=True)
     add_shape_argument(running)
+    add_batch_argument(running)
     running.add_argument(
         "--hashes", action="store_true", help="first compare every file with its digest in the manifest"
     )
@@ -115,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     refuse_own_files(bundle, arguments.report)
     if arguments.hashes:
         bundle.verify_hashes()
-    bundle = bundle.at_shape(parse_shape(arguments.shape))
+    bundle = bundle.at_shape(parse_shape(arguments.shape)).at_batch(arguments.batch)
     variants = choose_variants(bundle, arguments.variant)
     routes, not_run = find_routes(bundle, _backends(arguments), variants)
     if not arguments.checkpoint:

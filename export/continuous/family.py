@@ -13,6 +13,7 @@ from starflow.export.continuous.mlp import MlpVelocityGraph
 from starflow.export.continuous.transformer import TransformerVelocityGraph
 from starflow.export.export_options import ExportOptions
 from starflow.export.flow_family import FlowFamily
+from starflow.export.graph_size import GraphSize
 from starflow.export.onnx_graph.builder import GraphBuilder
 from starflow.export.onnx_graph.network_weights import NetworkWeights
 from starflow.export.precision import DTYPES, Precision
@@ -47,18 +48,18 @@ class ContinuousFamily(FlowFamily):
             raise UsageError("--denoise: a continuous flow samples the data without noise; leave it out")
         self._config, self._model, self._tensors, self._options = config, model, tensors, options
         self.conditioning = self._conditioning()
-        self.data_shapes = [self._data_shape()]
+        self.sizes = [GraphSize(self._data_shape(), batch) for batch in options.batches]
         self._guided = options.guidance and self.conditioning.kind != "none"
 
     def build_graph(
-        self, graph: GraphBuilder, block: int, lowering: str, precision: Precision, shape: int
+        self, graph: GraphBuilder, block: int, lowering: str, precision: Precision, size: int
     ) -> onnx.ModelProto:
         options = VelocityGraphOptions(
             lowering=lowering,
             dtype=DTYPES[precision],
-            batch=self._options.batch,
+            batch=self.sizes[size].batch,
             guided=self._guided,
-            data_shape=self.data_shapes[shape],
+            data_shape=self.sizes[size].data_shape,
             condition_tokens=self.conditioning.tokens,
         )
         weights, config = NetworkWeights(self._tensors, DTYPES[precision]), self._model.config
@@ -90,15 +91,16 @@ class ContinuousFamily(FlowFamily):
         return peaks_of(model, self._tensors, layers_of(model), run)
 
     def manifest(
-        self, folder: BundleFolder, common: Mapping[str, Any], at_shapes: Sequence[dict[str, Any]]
+        self, folder: BundleFolder, common: Mapping[str, Any], at_sizes: Sequence[dict[str, Any]]
     ) -> ContinuousManifest:
         summary = ContinuousSummary(
             family="continuous-flow",
             network=self._model.config.network,
             parameters=self._model.parameter_count,
-            data_shape=self.data_shapes[0],
+            data_shape=self.sizes[0].data_shape,
         )
-        return ContinuousManifest(**common, **at_shapes[0], model=summary, guided=self._guided, max_passes=MAX_PASSES)
+        (fields,) = self.by_shape(at_sizes)
+        return ContinuousManifest(**common, **fields, model=summary, guided=self._guided, max_passes=MAX_PASSES)
 
     def _data_shape(self) -> tuple[int, ...]:
         config, shape = self._model.config, self._options.shape

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from starflow.export.bundle_folder import BundleFolder
+from starflow.export.graph_size import GraphSize
 from starflow.export.onnx_graph.network_weights import Tensors
 from starflow.export.onnx_graph.traced_graph import trace
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, DecoderSpec
@@ -45,7 +46,7 @@ class AutoencoderExporter:
             )
         if plain.pixel_channels not in (1, 3):
             raise ExportError(f"{folder}: its images have {plain.pixel_channels} channels, expected 1 or 3")
-        self._plain, self._channels = plain, channels
+        self._plain = plain
         self._networks = nn.ModuleDict({"autoencoder": plain})
         self._noise = {"autoencoder": 0.0}
         if found.noisy is not None and found.record is not None and found.record.noisy_decoder_std is not None:
@@ -68,22 +69,22 @@ class AutoencoderExporter:
         """What `write` reports for every size."""
         return 2 * (1 + len(self._networks))
 
-    def write(self, folder: BundleFolder, batch: int, sizes: Mapping[str, tuple[int, int]]) -> list[AutoencoderSpec]:
-        """Write graphs of `batch` images, over one file of weights.
+    def write(self, folder: BundleFolder, sizes: Mapping[str, GraphSize]) -> list[AutoencoderSpec]:
+        """Write graphs of every size over one file of weights.
 
         Weights are stored in the type of the folder; the graphs compute in float32.
 
-        `sizes` are heights and widths of the latents, by what the names of their graphs end in.
+        `sizes` are those of the latents, by what the names of their graphs end in.
         """
         graphs: dict[str, list[onnx.ModelProto]] = {}
         with folder.shared_weights("autoencoder", self._tensors()) as weights:
             for suffix, size in sizes.items():
                 folder.step("encoder")
-                pixels = torch.zeros(batch, *self.pixel_shape(size))
+                pixels = torch.zeros(size.batch, *self._pixel_shape(size))
                 encoder = trace("encoder", self._plain, Autoencoder.encode, {"pixels": pixels}, "latent")
                 graphs[suffix] = [encoder.over(weights, prefix="autoencoder.")]
                 folder.step("decoder")
-                latent = torch.zeros(batch, self._channels, *size)
+                latent = torch.zeros(size.batch, *size.data_shape)
                 decoder = trace("decoder", self._plain, Autoencoder.decode, {"latent": latent}, "pixels")
                 graphs[suffix].append(decoder.over(weights, prefix="autoencoder."))
                 if "noisy_decoder" in self._networks:  # of the same architecture
@@ -97,12 +98,12 @@ class AutoencoderExporter:
                 DecoderSpec(network=network, noise_std=noise)
                 for network, noise in zip(others, self._noise.values(), strict=True)
             )
-            specs.append(AutoencoderSpec(encoder=first, decoders=decoders, pixel_shape=self.pixel_shape(size)))
+            specs.append(AutoencoderSpec(encoder=first, decoders=decoders, pixel_shape=self._pixel_shape(size)))
         return specs
 
-    def pixel_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """[C, H, W] of the images of latents [h, w]."""
-        height, width = (side * self._plain.factor for side in size)
+    def _pixel_shape(self, size: GraphSize) -> tuple[int, int, int]:
+        """[C, H, W] of the images of latents."""
+        height, width = (side * self._plain.factor for side in size.data_shape[1:])
         return self._plain.pixel_channels, height, width
 
     def _tensors(self) -> Tensors:

@@ -29,7 +29,7 @@ from starflow.runtime.bundle.build_record import (
 from starflow.runtime.bundle.bundle import Bundle, sha256
 from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
 from starflow.runtime.bundle.lock import bundle_lock
-from starflow.runtime.bundle.manifest import Variant
+from starflow.runtime.bundle.manifest import Place, Variant
 from starflow.runtime.plain.atomic_write import atomic_file, check_file, make_folders
 from starflow.runtime.plain.errors import BundleError, UsageError
 from starflow.runtime.plain.progress import Report, no_report
@@ -47,9 +47,9 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """What became of one engine; `seconds` is None where it was there already, `shape` at the default shape."""
+    """What became of one engine; `seconds` is None where it was there already."""
 
-    shape: tuple[int, int] | None
+    place: Place
     variant: str
     spec: EngineSpec
     weight_bytes: int
@@ -151,7 +151,7 @@ class _VariantBuilder:
             file = file_spec(path, self.bundle.folder)
         report(PARTS, PARTS)
         spec = EngineSpec(block=graph.block, file=file, key=key)
-        return BuiltEngine(self.bundle.shape, self.variant.name, spec, graph.weight_bytes, seconds)
+        return BuiltEngine(self.bundle.place, self.variant.name, spec, graph.weight_bytes, seconds)
 
     def finish(self, engines: Sequence[EngineSpec]) -> None:
         """Write `build.json`, then remove what it does not name."""

@@ -42,6 +42,17 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def at_batch(self, bundle: Bundle) -> "Backend":
+        """A backend of the same kind for the same variant at another batch size.
+
+        Args:
+            bundle: The bundle at the other batch size alone, see `Bundle.at_batch`.
+
+        Raises:
+            BackendError: the backend cannot run this batch size.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Free the runners and the device; a second call does nothing."""
 

@@ -6,7 +6,16 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
-from starflow.runtime.bundle.manifest import MOST_VARIANTS, FlowManifest, FlowSummary, Variant
+from starflow.runtime.bundle.manifest import (
+    MOST_BATCH_SIZES,
+    MOST_VARIANTS,
+    Changes,
+    FlowManifest,
+    FlowSummary,
+    OtherBatch,
+    Place,
+    Variant,
+)
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, DenoiserSpec, TextSpec
 from starflow.runtime.bundle.step_graph_contract import step_graph_misfit
 from starflow.runtime.plain.errors import UsageError
@@ -59,6 +68,17 @@ class GuidanceSpec(Part):
     blocks: tuple[int, ...]
 
 
+class AutoregressiveBatch(OtherBatch):
+    """The fields of a manifest that differ for batches of another size. Blocks differ in their rows only."""
+
+    blocks: tuple[Block, ...]
+    plans: tuple[CalibratedDecodePlan, ...] = ()
+
+
+# Smaller batch sizes, the largest of them first.
+Batches = Annotated[tuple[AutoregressiveBatch, ...], Field(max_length=MOST_BATCH_SIZES - 1)]
+
+
 class OtherShape(Part):
     """The fields of a manifest that differ for data of another height and width. Variants differ in their graphs only."""
 
@@ -70,12 +90,13 @@ class OtherShape(Part):
     text: TextSpec | None = None
     autoencoder: AutoencoderSpec | None = None
     denoisers: tuple[DenoiserSpec, ...] = ()
+    batches: Batches = ()
 
 
 class AutoregressiveManifest(FlowManifest):
     """`manifest.json` of an autoregressive flow.
 
-    `shapes` are further heights and widths of the data; `at_shape` returns the manifest for one of them.
+    `shapes` are further heights and widths of the data; `at_shape` returns the manifest for one of them, at all batch sizes.
     """
 
     family_name: ClassVar[str] = "autoregressive"
@@ -88,6 +109,7 @@ class AutoregressiveManifest(FlowManifest):
     blocks: tuple[Block, ...]
     plans: tuple[CalibratedDecodePlan, ...] = ()
     shapes: tuple[OtherShape, ...] = ()
+    batches: Batches = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> "AutoregressiveManifest":
@@ -126,12 +148,15 @@ class AutoregressiveManifest(FlowManifest):
             misfit = spec.plan.misfit(self.decoded_tokens(), self.max_chunk, self.batch)
             if misfit:
                 raise ValueError(f"plans: {spec.backend}, {spec.variant}: {misfit}")
+        self._check_batches()
         for other in self.shapes:
+            height, width = other.model.data_shape[1:]
             try:
-                self._with(other)
+                made = self._with(other)
             except ValidationError as error:
-                height, width = other.model.data_shape[1:]
                 raise ValueError(f"shapes, {height}x{width}: {one_line(error)}") from None
+            if made.batch_sizes != self.batch_sizes:
+                raise ValueError(f"shapes, {height}x{width}: must have the batch sizes of the default shape")
         if len(set(self.sizes)) < len(self.sizes):
             raise ValueError("shapes: a shape occurs twice")
         return self
@@ -157,7 +182,7 @@ class AutoregressiveManifest(FlowManifest):
         return (self.model.data_shape[1:], *(other.model.data_shape[1:] for other in self.shapes))
 
     def at_shape(self, height: int, width: int) -> "AutoregressiveManifest":
-        """The manifest for one shape only.
+        """The manifest for one shape only, at every batch size.
 
         Raises:
             UsageError: the bundle has no such shape.
@@ -170,22 +195,29 @@ class AutoregressiveManifest(FlowManifest):
         known = ", ".join(f"{height}x{width}" for height, width in self.sizes)
         raise UsageError(f"shape {height}x{width}: this bundle has {known}; `starflow export --shape` adds others")
 
-    def replaced(self, shape: tuple[int, int] | None, **fields: Any) -> "AutoregressiveManifest":
-        """The manifest with some fields replaced, for the default shape (None) or another one.
+    def replaced(self, changes: Changes) -> "AutoregressiveManifest":
+        """The manifest with some fields replaced at some shapes and batch sizes.
 
         Raises:
             ValidationError: the new fields do not fit.
         """
-        if shape is None:
-            return AutoregressiveManifest.model_validate(dict(self) | fields)
-        shapes = tuple(
-            OtherShape.model_validate(dict(other) | fields) if other.model.data_shape[1:] == shape else other
-            for other in self.shapes
-        )
-        return AutoregressiveManifest.model_validate(dict(self) | {"shapes": shapes})
+
+        def changed(part: "AutoregressiveManifest | OtherShape", shape: tuple[int, int] | None) -> dict[str, Any]:
+            batches = tuple(dict(other) | changes.get(Place(shape, other.batch), {}) for other in part.batches)
+            return dict(part) | {"batches": batches} | changes.get(Place(shape, None), {})
+
+        shapes = tuple(changed(other, other.model.data_shape[1:]) for other in self.shapes)
+        return AutoregressiveManifest.model_validate(changed(self, None) | {"shapes": shapes})
 
     def _with(self, other: OtherShape) -> "AutoregressiveManifest":
         return AutoregressiveManifest.model_validate(dict(self) | dict(other) | {"shapes": ()})
+
+    def _of_one_batch(self) -> dict[str, Any]:
+        return super()._of_one_batch() | {"shapes": ()}
+
+    def _of_all_batches(self) -> dict[str, object]:
+        blocks = [block.model_copy(update={"rows": 0}) for block in self.blocks]
+        return super()._of_all_batches() | {"blocks": blocks}
 
     @property
     def guided(self) -> bool:

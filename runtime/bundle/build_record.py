@@ -110,6 +110,7 @@ class BuildConfig(Part):
         words = ["starflow", "build", str(bundle.root), "--target", f"{self.flavour}{named}", "--variant", self.variant]
         words += ["--profile-tokens", tokens]
         words += ["--shape", "x".join(map(str, bundle.shape))] if bundle.shape else []
+        words += ["--batch", str(bundle.batch)] if bundle.batch else []
         if self.options.workspace_bytes is not None:
             words += ["--workspace", str(self.options.workspace_bytes)]
         if self.options.optimization_level is not None:
@@ -149,9 +150,10 @@ def build_folder(bundle: Bundle, target: str, variant: str) -> Path:
 
 
 def _engines(bundle: Bundle) -> Path:
-    """Folder of the engines of a bundle; shapes other than the default one have a folder of their own."""
+    """Folder of the engines of a bundle; other shapes than the default one, and smaller batches, have folders of their own."""
     folder = bundle.folder / ENGINES
-    return folder / "x".join(map(str, bundle.shape)) if bundle.shape else folder
+    folder = folder / "x".join(map(str, bundle.shape)) if bundle.shape else folder
+    return folder / f"batch{bundle.batch}" if bundle.batch else folder
 
 
 def read_builds(bundle: Bundle) -> Iterator[BuildRecord]:

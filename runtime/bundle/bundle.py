@@ -15,7 +15,7 @@ from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManife
 from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
 from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
 from starflow.runtime.bundle.lock import bundle_lock
-from starflow.runtime.bundle.manifest import SCHEMA_VERSION, Variant
+from starflow.runtime.bundle.manifest import SCHEMA_VERSION, Place, Variant
 from starflow.runtime.bundle.manifest_digest import NAME, is_recorded, record_digests
 from starflow.runtime.bundle.manifest_file import Manifest, manifest_content, read_manifest
 from starflow.runtime.bundle.network_spec import NetworkSpec
@@ -49,8 +49,11 @@ class Bundle:
     """
 
     root: Path  # the folder's name, for messages
-    manifest: Manifest  # with one shape only if the bundle comes from `at_shape`
+    manifest: (
+        Manifest  # with one shape only if the bundle comes from `at_shape`, with one batch size if from `at_batch`
+    )
     shape: tuple[int, int] | None = None  # height and width of the data if they are not the default ones
+    batch: int | None = None  # the batch size if it is not the largest
     _held: HeldFolder | None = field(default=None, repr=False, compare=False)
     _stamps: Mapping[str, Stamp] = field(default_factory=dict, repr=False, compare=False)
 
@@ -71,7 +74,7 @@ class Bundle:
             held = HeldFolder(root)
         except OSError as error:
             raise BundleError(f"{root}: cannot be read ({error.strerror})") from None
-        bundle = cls(root, _read_manifest(held.path, root), None, held)
+        bundle = cls(root, _read_manifest(held.path, root), _held=held)
         stamps = {file.path: bundle._checked(file) for file in bundle.files()}
         return replace(bundle, _stamps=stamps)
 
@@ -192,10 +195,34 @@ class Bundle:
         """
         sizes = self.manifest.sizes
         if shape is None:
-            if not sizes:
-                return self
-            shape = sizes[0]
-        return replace(self, manifest=self.manifest.at_shape(*shape), shape=None if shape == sizes[0] else shape)
+            return replace(self, manifest=self.manifest.at_shape(*sizes[0])) if sizes else self
+        other = self.shape if shape == sizes[0] else shape
+        return replace(self, manifest=self.manifest.at_shape(*shape), shape=other)
+
+    def at_batch(self, batch: int | None) -> "Bundle":
+        """The bundle for batches of one size only, at its default shape; None is the largest size.
+
+        Raises:
+            UsageError: it has no such batch size.
+        """
+        largest = self.manifest.batch
+        if batch is None:
+            batch = largest
+        return replace(self, manifest=self.manifest.at_batch(batch), batch=self.batch if batch == largest else batch)
+
+    @property
+    def place(self) -> Place:
+        """The shape and the batch size that `at_shape` and `at_batch` chose."""
+        return Place(self.shape, self.batch)
+
+    def at(self, place: Place) -> "Bundle":
+        """The bundle for one shape and one batch size only."""
+        return self.at_shape(place.shape).at_batch(place.batch)
+
+    def places(self) -> "list[Bundle]":
+        """The bundle at each shape and batch size it has, the default shape and the largest batch first."""
+        shapes = [self.at_shape(size) for size in self.manifest.sizes] or [self]
+        return [bundle.at_batch(batch) for bundle in shapes for batch in bundle.manifest.batch_sizes]
 
     def files(self) -> Iterator[FileSpec]:
         """Every file the manifest names, each once."""
@@ -253,7 +280,7 @@ def changing_manifest(bundle: Bundle, *relied_on: str) -> Iterator[Manifest]:
         manifest = _read_manifest(bundle.folder, bundle.root)
         same = bundle.is_current and manifest.provenance == bundle.manifest.provenance
         for name in relied_on if same else ():
-            present = bundle.with_manifest(manifest).at_shape(bundle.shape).manifest.variants
+            present = bundle.with_manifest(manifest).at(bundle.place).manifest.variants
             same = same and bundle.variant(name, "") in present
         if not same:
             raise BundleError(f"{bundle.root}: was replaced meanwhile, so nothing was written; run the command again")

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from starflow.runtime.bundle.manifest import FlowManifest, FlowSummary
+from starflow.runtime.bundle.manifest import MOST_BATCH_SIZES, Changes, FlowManifest, FlowSummary, OtherBatch, Place
 from starflow.runtime.bundle.tensor_contract import Expected, misfit
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plans.calibrated_integration_plan import CalibratedIntegrationPlan
@@ -17,6 +17,12 @@ class ContinuousSummary(FlowSummary):
     network: Literal["transformer", "mlp"]
     parameters: int = Field(ge=0)
     data_shape: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1, max_length=3)]
+
+
+class ContinuousBatch(OtherBatch):
+    """The fields of a manifest that differ for batches of another size."""
+
+    plans: tuple[CalibratedIntegrationPlan, ...] = ()
 
 
 class ContinuousManifest(FlowManifest):
@@ -34,6 +40,7 @@ class ContinuousManifest(FlowManifest):
     guided: bool
     max_passes: int = Field(gt=0)
     plans: tuple[CalibratedIntegrationPlan, ...] = ()
+    batches: Annotated[tuple[ContinuousBatch, ...], Field(max_length=MOST_BATCH_SIZES - 1)] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> "ContinuousManifest":
@@ -55,6 +62,7 @@ class ContinuousManifest(FlowManifest):
             fault = misfit(graph.inputs, inputs, "takes") or misfit(graph.outputs, {**kept, "velocity": state}, "makes")
             if fault:
                 raise ValueError(f"variant {variant.name}: its graph {fault}")
+        self._check_batches()
         return self
 
     @property
@@ -73,6 +81,15 @@ class ContinuousManifest(FlowManifest):
             only = "x".join(map(str, self.model.data_shape[1:])) or "points"
             raise UsageError(f"shape {height}x{width}: this bundle has {only}; a continuous flow has one shape")
         return self
+
+    def replaced(self, changes: Changes) -> "ContinuousManifest":
+        """The manifest with some fields replaced at some batch sizes.
+
+        Raises:
+            ValidationError: the new fields do not fit.
+        """
+        batches = tuple(dict(other) | changes.get(Place(None, other.batch), {}) for other in self.batches)
+        return ContinuousManifest.model_validate(dict(self) | {"batches": batches} | changes.get(Place(None, None), {}))
 
     def plan_for(self, backend: str, variant: str) -> CalibratedIntegrationPlan | None:
         """The plan calibrated for a backend and a variant."""

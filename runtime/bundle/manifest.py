@@ -1,17 +1,20 @@
 """The parts of a manifest that both families of flows share. `docs/bundle.md` explains every field."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, DenoiserSpec, NetworkSpec, TextSpec
-from starflow.runtime.plain.validation import Part
+from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.validation import Part, one_line
 from starflow.runtime.plans.calibrated_plan import CalibratedPlan
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MOST_VARIANTS = 64  # six precisions and two lowerings make twelve
+MOST_BATCH_SIZES = 16
 MOST_CLASSES = 1_000_000  # one-hot vectors of so many classes still fit in memory; ImageNet-21k has 21,841
 
 
@@ -114,6 +117,27 @@ class FlowSummary(Part):
     data_shape: tuple[Annotated[int, Field(gt=0)], ...]
 
 
+class OtherBatch(Part):
+    """The fields of a manifest that differ for batches of another size.
+
+    Variants differ in their graphs only; autoencoder and denoisers are the same networks as graphs of this size.
+    """
+
+    batch: int = Field(gt=0)
+    variants: Annotated[tuple[Variant, ...], Field(min_length=1, max_length=MOST_VARIANTS)]
+    autoencoder: AutoencoderSpec | None = None
+    denoisers: tuple[DenoiserSpec, ...] = ()
+
+
+class Place(NamedTuple):
+    """One of the manifests that a manifest of several shapes and batch sizes holds."""
+
+    shape: tuple[int, int] | None  # height and width of the data; None is the default shape
+    batch: int | None  # None is the largest batch size
+
+
+Changes = Mapping[Place, dict[str, Any]]  # by place, the fields that are replaced
+
 CHANNELS = {"L": 1, "RGB": 3}
 OutputKind = Literal["images", "latents", "points"]
 
@@ -123,11 +147,13 @@ class FlowManifest(Part):
 
     Attributes:
         family_name: The family, as messages call it.
+        batch: The largest batch size.
+        batches: Smaller batch sizes, the largest of them first; `at_batch` returns the manifest for one of them.
     """
 
     family_name: ClassVar[str]
 
-    schema_version: Literal[1]
+    schema_version: Literal[1, 2]
     model: FlowSummary
     image: ImageSpec
     conditioning: ConditioningSpec
@@ -138,6 +164,62 @@ class FlowManifest(Part):
     autoencoder: AutoencoderSpec | None = None
     denoisers: tuple[DenoiserSpec, ...] = ()
     plans: tuple[CalibratedPlan, ...] = ()
+    batches: Annotated[tuple[OtherBatch, ...], Field(max_length=MOST_BATCH_SIZES - 1)] = ()
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Every batch size, the largest first."""
+        return (self.batch, *(other.batch for other in self.batches))
+
+    def at_batch(self, batch: int) -> Self:
+        """The manifest for batches of one size only, at the default shape.
+
+        Raises:
+            UsageError: the bundle has no such batch size.
+        """
+        if batch == self.batch:
+            return self.model_copy(update=self._of_one_batch())
+        for other in self.batches:
+            if other.batch == batch:
+                return self._with_batch(other)
+        known = ", ".join(map(str, reversed(self.batch_sizes)))
+        raise UsageError(f"batch {batch}: this bundle has {known}; `starflow export --batch` adds others")
+
+    def _with_batch(self, other: OtherBatch) -> Self:
+        return type(self).model_validate(dict(self) | dict(other) | self._of_one_batch())
+
+    def _of_one_batch(self) -> dict[str, Any]:
+        """The fields that have to change in a manifest of one batch size, at the default shape."""
+        return {"schema_version": 1, "batches": ()}
+
+    def _check_batches(self) -> None:
+        """See that every batch size makes a manifest of the same model."""
+        if (self.schema_version > 1) != bool(self.batches):
+            raise ValueError(
+                f"schema_version {self.schema_version}: a bundle of one batch size has 1, one of several has 2"
+            )
+        if any(smaller >= larger for larger, smaller in pairwise(self.batch_sizes)):
+            found = ", ".join(map(str, self.batch_sizes))
+            raise ValueError(f"batches: found sizes {found}; each must be smaller than the one before")
+        own = self._of_all_batches()
+        for other in self.batches:
+            try:
+                made = self._with_batch(other)
+            except ValidationError as error:
+                raise ValueError(f"batches, {other.batch}: {one_line(error)}") from None
+            for name, value in made._of_all_batches().items():
+                if value != own[name]:
+                    raise ValueError(f"batches, {other.batch}: its {name} differ from those of batch {self.batch}")
+
+    def _of_all_batches(self) -> dict[str, object]:
+        """By field, what has to be the same for every batch size."""
+        autoencoder = self.autoencoder
+        return {
+            "variants": [variant.model_copy(update={"graphs": ()}) for variant in self.variants],
+            "networks": [network.weights for network in self.networks()],
+            "decoders": autoencoder and (autoencoder.pixel_shape, [each.noise_std for each in autoencoder.decoders]),
+            "denoisers": [(denoiser.kind, denoiser.precision) for denoiser in self.denoisers],
+        }
 
     @model_validator(mode="after")
     def _plans_fit(self) -> "FlowManifest":
@@ -221,6 +303,8 @@ class FlowManifest(Part):
             yield from (network.weights, network.file)
         if self.text:
             yield self.text.tokenizer
+        for batch in self.batch_sizes[1:]:
+            yield from self.at_batch(batch).files()
 
     def longest_run(self, block: int) -> int:
         """Largest number of tokens S in one run of a block's graph; 1 if its shapes do not depend on S."""

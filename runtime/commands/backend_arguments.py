@@ -1,8 +1,9 @@
-"""The options that say what runs a bundle, and how: variant, backend, shape, plan."""
+"""The options that say what runs a bundle, and how: variant, backend, shape, batch size, plan."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from starflow.runtime.commands.batch_argument import add_batch_argument
 from starflow.runtime.commands.shape_argument import add_shape_argument, parse_shape
 from starflow.runtime.plain.errors import UsageError
 
@@ -22,8 +23,10 @@ def add_variant_argument(
     parser.add_argument("--variants", dest="variant", help=argparse.SUPPRESS, **options)
 
 
-def add_backend_arguments(parser: argparse._ActionsContainer, *, shape: bool = True) -> None:
-    """Declare --backend, --provider and --threads, and --shape where it is asked for."""
+def add_backend_arguments(
+    parser: argparse._ActionsContainer, batch: str = "the largest", *, sizes: bool = True
+) -> None:
+    """Declare --backend, --provider and --threads, and with `sizes` --shape and --batch; `batch` is the default of the last."""
     parser.add_argument(
         "--backend",
         default="auto",
@@ -43,8 +46,9 @@ def add_backend_arguments(parser: argparse._ActionsContainer, *, shape: bool = T
         metavar="N",
         help="number of CPU threads within an operator (default: one or all cores, whichever is measured to be faster)",
     )
-    if shape:
+    if sizes:
         add_shape_argument(parser)
+        add_batch_argument(parser, batch)
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -86,5 +90,5 @@ def chosen_plan(arguments: argparse.Namespace) -> "str | FixedSteps | AdaptiveSt
 
 def backend_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What runs the bundle, as `Sampler.open` takes it."""
-    shape = parse_shape(getattr(arguments, "shape", None))
-    return {"backend": arguments.backend, "provider": arguments.provider, "threads": arguments.threads, "shape": shape}
+    options = {name: getattr(arguments, name, None) for name in ("backend", "provider", "threads", "batch")}
+    return options | {"shape": parse_shape(getattr(arguments, "shape", None))}

@@ -97,12 +97,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _open(arguments: argparse.Namespace, stack: ExitStack) -> "list[Sampler]":
+    from starflow.runtime.bundle.bundle import Bundle
     from starflow.runtime.sampler import Sampler
 
     options = {"plan": chosen_plan(arguments), **backend_options(arguments)}
+    bundle = Bundle.open(arguments.bundle).at_shape(options.pop("shape")).at_batch(options.pop("batch"))
 
     def opened(name: str | None) -> Sampler:
-        return stack.enter_context(Sampler.open(arguments.bundle, variant=name, **options))
+        return stack.enter_context(Sampler.open(bundle, variant=name, **options))
 
     samplers = [opened(name) for name in arguments.variant or [None]]
     first = samplers[0]

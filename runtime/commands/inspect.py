@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starflow.runtime.commands.backend_arguments import add_variant_argument
+from starflow.runtime.commands.batch_argument import add_batch_argument
 from starflow.runtime.commands.shape_argument import add_shape_argument, parse_shape
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, help="folder written by `starflow export`")
     add_variant_argument(parser, "show only this variant (default: all)")
     add_shape_argument(parser)
+    add_batch_argument(parser)
     parser.add_argument("--hashes", action="store_true", help="also compare every file with its digest")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
@@ -36,6 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
         bundle.verify_hashes()
     if arguments.shape:
         bundle = bundle.at_shape(parse_shape(arguments.shape))
+    if arguments.batch is not None:
+        bundle = bundle.at_batch(arguments.batch)
     variants = bundle.manifest.variants
     if arguments.variant:
         variants = (bundle.variant(arguments.variant, "cpu"),)

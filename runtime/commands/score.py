@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--json", action="store_true", help="print all figures as JSON")
     running = parser.add_argument_group("how it runs")
     add_variant_argument(running)
-    add_backend_arguments(running)
+    add_backend_arguments(running, batch="the smallest that holds the images, part by part")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -69,7 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     running = parser.add_argument_group("how it runs")
     add_variant_argument(running)
-    add_backend_arguments(running, shape=False)
+    add_backend_arguments(running, sizes=False)
     add_plan_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the address and the models as JSON when it listens")
 
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
             option = name.replace("_", "-")
             raise UsageError(f"--{option} {value}: give a number from {least} to {(1 << 16) - 1}")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    options = {name: value for name, value in backend_options(arguments).items() if name != "shape"}
+    options = {name: value for name, value in backend_options(arguments).items() if name not in ("shape", "batch")}
     serving = Serving(
         arguments.samplers,
         arguments.max_waiting,

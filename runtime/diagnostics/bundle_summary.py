@@ -16,7 +16,7 @@ from starflow.runtime.plans.calibrated_decode_plan import CalibratedDecodePlan
 from starflow.runtime.plans.calibrated_integration_plan import CalibratedIntegrationPlan
 
 SENTENCES = (
-    "bundle", "model", "data", "condition", "text", "decoder", "guidance", "denoisers", "shapes", "batch", "checkpoint", "made",
+    "bundle", "model", "data", "condition", "text", "decoder", "guidance", "denoisers", "shapes", "batch", "batches", "checkpoint", "made",
 )  # fmt: skip
 """Keys of a summary that are printed as they are, in this order."""
 
@@ -30,6 +30,8 @@ def summarise(bundle: Bundle, variants: Sequence[Variant]) -> dict[str, Any]:
         "condition": _condition(manifest),
         **_side_networks(manifest),
         "batch": manifest.batch,
+        **({"batches": ", ".join(map(str, manifest.batch_sizes[::-1]))} if manifest.batches else {}),
+        "batch_sizes": list(manifest.batch_sizes[::-1]),
         "bytes": sum(file.bytes for file in bundle.files()),
         "checkpoint": f"sha256 {manifest.provenance.checkpoint_sha256[:16]}",
         "made": f"{manifest.provenance.created}, "

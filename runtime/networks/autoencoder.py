@@ -1,5 +1,7 @@
 """The autoencoder of a bundle: between pixels and the flow's data, which are scaled latents."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,11 +13,11 @@ from starflow.runtime.plain.errors import NotFiniteError, UsageError
 
 
 class Autoencoder(NetworkRunner):
-    """Encoder and decoders of a bundle."""
+    """Encoder and decoders of a bundle, described at each of its batch sizes."""
 
-    def __init__(self, bundle: Bundle, spec: AutoencoderSpec, *, provider: Provider = "cpu", threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, *specs: AutoencoderSpec, provider: Provider = "cpu", threads: int = 0) -> None:
         super().__init__(bundle, provider, threads)
-        self._spec = spec
+        self._specs = specs
         image = bundle.manifest.image
         self._scale, self._shift = np.float32(image.scale), np.float32(image.shift)
 
@@ -30,12 +32,12 @@ class Autoencoder(NetworkRunner):
             UsageError: the data contain NaN or infinity, or there is no such decoder.
             BackendError: the decoder produced NaN or infinity.
         """
-        decoder = next((each for each in self._spec.decoders if (each.noise_std > 0) == noisy), None)
-        if decoder is None:
+        decoders = [each.network for spec in self._specs for each in spec.decoders if (each.noise_std > 0) == noisy]
+        if not decoders:
             raise UsageError("this bundle has no decoder trained on noisy latents; decode with denoise 'none'")
         if not np.isfinite(data).all():
             raise UsageError("the latents contain NaN or infinity; there is nothing to decode")
-        return self._finite(decoder.network, data / self._scale + self._shift, "decoder")
+        return self._finite(decoders, data / self._scale + self._shift, "decoder")
 
     def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Turn pixels [N, 1 or 3, H, W] in [-1, 1] into data; an encoder with a distribution gives its mean.
@@ -44,12 +46,13 @@ class Autoencoder(NetworkRunner):
             UsageError: the bundle has no encoder.
             BackendError: the encoder produced NaN or infinity.
         """
-        if self._spec.encoder is None:
+        encoders = [spec.encoder for spec in self._specs if spec.encoder]
+        if not encoders:
             raise UsageError("this bundle has decoders but no encoder; give data in a .npy file")
-        return (self._finite(self._spec.encoder, pixels, "encoder") - self._shift) * self._scale
+        return (self._finite(encoders, pixels, "encoder") - self._shift) * self._scale
 
-    def _finite(self, network: NetworkSpec, values: NDArray[np.float32], what: str) -> NDArray[np.float32]:
-        found = self.run(network, {network.inputs[0].name: values})
+    def _finite(self, networks: Sequence[NetworkSpec], values: NDArray[np.float32], what: str) -> NDArray[np.float32]:
+        found = self.run(networks, {networks[0].inputs[0].name: values})
         if not np.isfinite(found).all():
             raise NotFiniteError(f"the {what} produced NaN or infinity; `starflow verify --hashes` checks its weights")
         return found

@@ -64,7 +64,7 @@ class CaptionEncoder(NetworkRunner):
         if tokens.overflowing:
             logger.warning("caption %r is cut: it has more than %d tokens", start, self._text.tokens)
         ids, mask = (np.array([part], np.int64) for part in (tokens.ids, tokens.attention_mask))
-        features: NDArray[np.float32] = self.run(self._text.encoder, {"ids": ids, "mask": mask})[0]
+        features: NDArray[np.float32] = self.run([self._text.encoder], {"ids": ids, "mask": mask})[0]
         return features
 
 

@@ -56,12 +56,12 @@ def choose_denoising(manifest: Manifest, asked: str) -> Denoising:
 
 
 class Denoiser(NetworkRunner):
-    """The score or the learned denoiser of a bundle."""
+    """The score or the learned denoiser of a bundle, described at each of its batch sizes."""
 
-    def __init__(self, bundle: Bundle, spec: DenoiserSpec, *, provider: Provider = "cpu", threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, *specs: DenoiserSpec, provider: Provider = "cpu", threads: int = 0) -> None:
         super().__init__(bundle, provider, threads)
-        self._spec = spec
-        self._step = bundle.autoregressive.model.noise_std**2 if spec.kind == "score" else -LEARNED_STD
+        self._kind, self._networks = specs[0].kind, [spec.network for spec in specs]
+        self._step = bundle.autoregressive.model.noise_std**2 if self._kind == "score" else -LEARNED_STD
 
     def __call__(self, x: NDArray[np.float32], conditions: Conditions, rate: float) -> NDArray[np.float32]:
         """x + rate sigma^2 score, or x - rate 0.3 prediction, given the conditions without guidance.
@@ -74,10 +74,10 @@ class Denoiser(NetworkRunner):
             BackendError: the result is not finite.
         """
         given = {"x": x, "condition": conditions.tokens, "label": conditions.labels}
-        found = self.run(self._spec.network, {name: value for name, value in given.items() if value is not None})
+        found = self.run(self._networks, {name: value for name, value in given.items() if value is not None})
         denoised: NDArray[np.float32] = x + rate * self._step * found
         if not np.isfinite(denoised).all():
-            raise NotFiniteError(f"the {self._spec.kind} denoiser produced NaN or infinity; sample with denoise 'none'")
+            raise NotFiniteError(f"the {self._kind} denoiser produced NaN or infinity; sample with denoise 'none'")
         return denoised
 
 

@@ -3,7 +3,7 @@
 import ctypes
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from starflow.runtime.plain.thread_count import check_threads
 class NetworkRunner:
     """Runs networks of a bundle on ONNX Runtime, whatever runs the flow, for several threads at the same time.
 
-    Each network is loaded when it first runs. `lean` is for a few runs; see `open_session` for it and the other arguments.
+    Each graph is loaded when it first runs. `lean` is for a few runs; see `open_session` for it and the other arguments.
     """
 
     def __init__(self, bundle: Bundle, provider: Provider, threads: int, *, lean: bool = False) -> None:
@@ -29,11 +29,11 @@ class NetworkRunner:
         self._sessions: dict[str, Any] = {}
         self._loading = threading.Lock()
 
-    def run(self, network: NetworkSpec, inputs: Mapping[str, NDArray]) -> NDArray[np.float32]:
-        """The output of a network for N samples, which run in batches of the exported size, the last one padded.
+    def run(self, networks: Sequence[NetworkSpec], inputs: Mapping[str, NDArray]) -> NDArray[np.float32]:
+        """The output of a network for N samples, which run in batches of the exported sizes, the last one padded.
 
         Args:
-            network: A network with one output.
+            networks: A network with one output, at each of its batch sizes.
             inputs: [N, ...] for each input, by name; converted to the type the graph takes.
 
         Raises:
@@ -41,7 +41,21 @@ class NetworkRunner:
             BackendError: the provider cannot run here, or a run failed.
         """
         # Imported here: a program that only reads bundles needs no ONNX Runtime.
-        from starflow.runtime.backends.onnxruntime.session import numpy_dtype, open_session, runs
+        from starflow.runtime.backends.onnxruntime.session import numpy_dtype, runs
+
+        by_size = {int(network.inputs[0].shape[0]): network for network in networks}
+        specs = networks[0].inputs
+        given = {spec.name: np.ascontiguousarray(inputs[spec.name], numpy_dtype(spec)) for spec in specs}
+        count, parts = len(given[specs[0].name]), []
+        for _, index in batches(count, *by_size):
+            network = by_size[len(index)]
+            session = self._session(network)
+            with runs(network):
+                parts.append(session.run(None, {name: values[index] for name, values in given.items()})[0])
+        return np.concatenate(parts)[:count]
+
+    def _session(self, network: NetworkSpec) -> Any:
+        from starflow.runtime.backends.onnxruntime.session import open_session
 
         path = network.file.path
         with self._loading:
@@ -49,16 +63,7 @@ class NetworkRunner:
                 self._sessions[path] = open_session(
                     self.bundle, network, self._provider, self._threads, lean=self._lean
                 )
-            session = self._sessions[path]
-        given = {spec.name: np.ascontiguousarray(inputs[spec.name], numpy_dtype(spec)) for spec in network.inputs}
-        first = network.inputs[0]
-        count, size = len(given[first.name]), int(first.shape[0])
-        with runs(network):
-            parts = [
-                session.run(None, {name: values[index] for name, values in given.items()})[0]
-                for _, index in batches(count, size)
-            ]
-        return np.concatenate(parts)[:count]
+            return self._sessions[path]
 
     def close(self) -> None:
         """Free the sessions and return their memory to the system: what runs next may need as much."""

@@ -9,7 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 from starflow.runtime.backends.base import Provider
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
-from starflow.runtime.bundle.network_spec import AutoencoderSpec
 from starflow.runtime.conditions import Conditions, encode_conditions
 from starflow.runtime.networks.autoencoder import Autoencoder
 from starflow.runtime.networks.caption_encoder import CaptionEncoder, as_captions, check_captions, text_of
@@ -28,6 +27,7 @@ class SideNetworks:
 
     def __init__(self, bundle: Bundle, variant: Variant, provider: Provider, threads: int) -> None:
         self._bundle, self._variant, self._provider, self._threads = bundle, variant, provider, threads
+        self._at_sizes = [bundle.manifest.at_batch(batch) for batch in bundle.manifest.batch_sizes]
         self._opened: dict[str, NetworkRunner] = {}
         self._opening = threading.Lock()
 
@@ -41,9 +41,10 @@ class SideNetworks:
         """The text encoder; UsageError if the bundle has none, or the tokenizers library is not installed."""
         return self._open("captions", CaptionEncoder, text_of(self._bundle))
 
-    def autoencoder(self, spec: AutoencoderSpec) -> Autoencoder:
-        """The autoencoder."""
-        return self._open("autoencoder", Autoencoder, spec)
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """The autoencoder, of a bundle that has one."""
+        return self._open("autoencoder", Autoencoder, *(each.autoencoder for each in self._at_sizes))
 
     def conditions(
         self,
@@ -89,11 +90,11 @@ class SideNetworks:
 
     def denoise(self, data: NDArray, conditions: Conditions, how: Denoising, rate: float) -> NDArray:
         """Remove the noise of training from data [N, C, H, W] by the denoiser `how`; see `Denoiser`."""
-        spec = choose_denoiser(self._bundle.manifest, how, self._variant)
-        return self._open(how, Denoiser, spec)(data, conditions, rate)
+        specs = [choose_denoiser(each, how, self._variant) for each in self._at_sizes]
+        return self._open(how, Denoiser, *specs)(data, conditions, rate)
 
-    def _open(self, name: str, kind: Callable[..., Runner], spec: object) -> Runner:
+    def _open(self, name: str, kind: Callable[..., Runner], *specs: object) -> Runner:
         with self._opening:
             if name not in self._opened:
-                self._opened[name] = kind(self._bundle, spec, provider=self._provider, threads=self._threads)
+                self._opened[name] = kind(self._bundle, *specs, provider=self._provider, threads=self._threads)
             return cast(Runner, self._opened[name])

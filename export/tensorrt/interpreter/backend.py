@@ -88,6 +88,10 @@ class NetworkBackend(GraphBackend):
     def twin(self) -> "NetworkBackend":
         return NetworkBackend(self._bundle, self._variant, self._flavour.name, self._rounding)
 
+    def at_batch(self, bundle: Bundle) -> "NetworkBackend":
+        variant = bundle.variant(self._variant.name, self._variant.lowering)
+        return NetworkBackend(bundle, variant, self._flavour.name, self._rounding)
+
     def bandwidth_probe(self) -> HostBandwidthProbe:
         return HostBandwidthProbe(threads=0)
 

@@ -71,7 +71,14 @@ class OnnxRuntimeBackend(GraphBackend):
         return open_session(self._bundle, graph, self._provider, threads, profile)
 
     def twin(self) -> "OnnxRuntimeBackend":
-        made = OnnxRuntimeBackend(self._bundle, self._variant, self._provider, self._threads)
+        return self._joined(self._bundle, self._variant)
+
+    def at_batch(self, bundle: Bundle) -> "OnnxRuntimeBackend":
+        return self._joined(bundle, bundle.variant(self._variant.name, self._variant.lowering))
+
+    def _joined(self, bundle: Bundle, variant: Variant) -> "OnnxRuntimeBackend":
+        """A backend that shares its sessions with this one: what either loads, both have."""
+        made = OnnxRuntimeBackend(bundle, variant, self._provider, self._threads)
         made._sessions = self._sessions
         return made
 

@@ -1,5 +1,6 @@
 """TensorRT on a GPU as a backend: the engines of one build."""
 
+import threading
 from contextlib import ExitStack, closing
 
 from starflow.runtime.backends.base import Backend
@@ -18,7 +19,7 @@ from starflow.runtime.plain.shared import Shared
 
 
 class Engines:
-    """The engines of one build on one GPU, which a backend shares with its twins.
+    """The engines of one build on one GPU.
 
     Raises:
         BundleError: an engine is missing or damaged, needs another TensorRT, or is not the engine of its graph.
@@ -27,7 +28,6 @@ class Engines:
 
     def __init__(self, bundle: Bundle, record: BuildRecord, flavour: Flavour, gpu: Gpu) -> None:
         self.variant = bundle.variant(record.variant, "portable")
-        self.manifest, self.record, self.gpu = bundle.manifest, record, gpu
         missing = {graph.block for graph in self.variant.graphs} - {spec.block for spec in record.engines}
         if missing:
             raise BundleError(
@@ -49,22 +49,52 @@ class Engines:
                 engine.save_cache()
 
 
+class LoadedBuilds:
+    """The engines that a backend shares with its twins: those of each batch size, loaded when they are first needed."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu = gpu
+        self._lock = threading.Lock()
+        self._loaded: dict[int, Engines] = {}
+
+    def of(self, bundle: Bundle, record: BuildRecord, flavour: Flavour) -> Engines:
+        """The engines of a bundle at one batch size; the first who asks loads them, while others wait."""
+        batch = bundle.manifest.batch
+        with self._lock:
+            if batch not in self._loaded:
+                self._loaded[batch] = Engines(bundle, record, flavour, self.gpu)
+            return self._loaded[batch]
+
+    def close(self) -> None:
+        """Free all engines."""
+        with ExitStack() as stack:
+            for engines in self._loaded.values():
+                stack.enter_context(closing(engines))
+
+
 class TensorrtBackend(Backend):
-    """Runs the engines of one build. The constructor allocates and captures everything, and becomes an owner of the engines.
+    """Runs the engines of one build. The constructor allocates and captures everything.
+
+    Args:
+        engines: Where to find the engines, or to load them; the backend becomes an owner.
+        record: The build to run, and `flavour` the TensorRT that runs it.
 
     Raises:
+        BundleError: an engine is missing or damaged, needs another TensorRT, or is not the engine of its graph.
         BackendError: the GPU has too little memory, or TensorRT refuses to run there.
     """
 
     name = "tensorrt"
 
-    def __init__(self, engines: Shared[Engines]) -> None:
-        self._engines, shared = engines, engines.resource
-        self.variant, self.record, manifest, gpu = shared.variant, shared.record, shared.manifest, shared.gpu
+    def __init__(self, engines: Shared[LoadedBuilds], bundle: Bundle, record: BuildRecord, flavour: Flavour) -> None:
+        self._engines, self._bundle, self.record, self._flavour = engines, bundle, record, flavour
+        gpu, manifest = engines.resource.gpu, bundle.manifest
         self.device_name = gpu.name
-        gpu.select()
         with ExitStack() as stack:
             stack.enter_context(closing(engines))
+            shared = engines.resource.of(bundle, record, flavour)
+            self.variant = shared.variant
+            gpu.select()
             self._stream = stack.enter_context(closing(Stream(gpu)))
             # Runs never overlap, so they share memory of the largest size. CUDA graphs keep its address: it must not grow later.
             size = max(engine.scratch_bytes for engine in shared.loaded)
@@ -93,7 +123,11 @@ class TensorrtBackend(Backend):
         self._resources.close()
 
     def twin(self) -> "TensorrtBackend":
-        return TensorrtBackend(self._engines.joined())
+        return TensorrtBackend(self._engines.joined(), self._bundle, self.record, self._flavour)
+
+    def at_batch(self, bundle: Bundle) -> "TensorrtBackend":
+        build = choose_build(bundle, self.variant.name, self._engines.resource.gpu)
+        return TensorrtBackend(self._engines.joined(), bundle, *build)
 
     def bandwidth_probe(self) -> CudaBandwidthProbe:
         """A probe of this GPU's memory, of which it needs 2 GiB."""
@@ -111,7 +145,7 @@ class TensorrtBackend(Backend):
 
 
 def open_tensorrt(bundle: Bundle, variant: str | None = None, device: int = 0) -> TensorrtBackend:
-    """Open the engines of a bundle on a GPU.
+    """Open the engines of a bundle on a GPU; those of smaller batch sizes have to be there.
 
     Args:
         variant: Name of the variant whose engines run; None takes the first one built for this GPU.
@@ -124,4 +158,6 @@ def open_tensorrt(bundle: Bundle, variant: str | None = None, device: int = 0) -
     """
     gpu = Gpu(device)
     record, flavour = choose_build(bundle, variant, gpu)
-    return TensorrtBackend(Shared(Engines(bundle, record, flavour, gpu)))
+    for batch in bundle.manifest.batch_sizes[1:]:
+        choose_build(bundle.at_batch(batch), record.variant, gpu)  # refused now, and not once images need it
+    return TensorrtBackend(Shared(LoadedBuilds(gpu)), bundle, record, flavour)

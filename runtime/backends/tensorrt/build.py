@@ -27,6 +27,7 @@ def choose_build(bundle: Bundle, variant: str | None, gpu: Gpu) -> tuple[BuildRe
     if not builds:
         wanted = f" of {variant}" if variant else ""
         wanted += f" at {bundle.shape[0]}x{bundle.shape[1]}" if bundle.shape else ""
+        wanted += f" in batches of {bundle.batch}" if bundle.batch else ""
         raise BackendError(
             f"{bundle.root}: has no engines{wanted} for {gpu.name}, compute capability {gpu.compute_capability}; "
             f"build them: starflow build {bundle.root} --target {_target_for(gpu)}"

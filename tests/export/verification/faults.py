@@ -39,6 +39,9 @@ class FaultyBackend(Backend):
     def twin(self) -> "FaultyBackend":
         return FaultyBackend(self._backend.twin(), self._fault)
 
+    def at_batch(self, bundle: Bundle) -> "FaultyBackend":
+        return FaultyBackend(self._backend.at_batch(bundle), self._fault)
+
     def close(self) -> None:
         self._backend.close()
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest_file import read_manifest
 from starflow.runtime.plain.errors import BundleError
@@ -56,9 +57,17 @@ def changed(content: Any, path: tuple[Any, ...], value: Any) -> Any:
     return content
 
 
-@pytest.fixture(params=["tiny_bundle", "continuous_bundle", "captioned_bundle"])
+@pytest.fixture(scope="module")
+def batches_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two shapes at two batch sizes each."""
+    bundle = tmp_path_factory.mktemp("batches") / "bundle"
+    export_checkpoint(tiny_checkpoint, bundle, ExportOptions(batch=(1, 3), other_shapes=[(4, 12)]))
+    return bundle
+
+
+@pytest.fixture(params=["tiny_bundle", "continuous_bundle", "captioned_bundle", "batches_bundle"])
 def manifest(request: pytest.FixtureRequest) -> Any:
-    """The parsed manifest of a bundle of each family, and of one with captions."""
+    """The parsed manifest of a bundle of each family, of one with captions, and of one with several shapes and batch sizes."""
     return json.loads((request.getfixturevalue(request.param) / "manifest.json").read_text())
 
 

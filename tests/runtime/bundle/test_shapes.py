@@ -13,6 +13,7 @@ from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
 from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.manifest import Place
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import UsageError
 from starflow.training.autoregressive.config import StarflowConfig
@@ -147,9 +148,9 @@ def test_a_plan_belongs_to_its_shape(bundle: Path, tmp_path: Path) -> None:
     assert [len(each) for each in plans] == [len(plans[0]), 0]
     for plan in plans[0]:
         assert after.at_shape(4, 12).plan_for(plan.backend, plan.variant) == plan
-    changed = after.replaced((12, 4), plans=plans[0])
+    changed = after.replaced({Place((12, 4), None): {"plans": plans[0]}})
     assert changed.at_shape(12, 4).plans == plans[0]
-    assert changed.replaced((12, 4), plans=()) == after
+    assert changed.replaced({Place((12, 4), None): {"plans": ()}}) == after
 
 
 @pytest.mark.parametrize(
