@@ -28,6 +28,7 @@ NO_CASES = (BEGUN, ENDED, UNFINISHED)
 POLL = 0.2  # seconds
 FUZZED = ("bundles", "checkpoints", "recipes", "inputs")
 FAULTS = ("kills", "full disks", "power losses", "races")
+LONG = ("calibrate", "build")  # the scenes that take longest come first, so that no process waits for one at the end
 MAKING = 600.0  # seconds; tracing the networks beside a flow takes one
 
 
@@ -160,6 +161,7 @@ class Campaign:
             wanted, number = case, ""  # a scene as a whole
         size = self._size
         scenes = [scene for scene in scenes_here() if not size.scenes or scene.name in size.scenes]
+        scenes.sort(key=lambda scene: LONG.index(scene.words[0]) if scene.words[0] in LONG else len(LONG))
         jobs: list[Job] = []
         for scene in scenes:
             if wanted in ("", scene.name, f"{scene.name} under export", f"{scene.name} twice"):
