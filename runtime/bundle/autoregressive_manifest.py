@@ -151,12 +151,12 @@ class AutoregressiveManifest(FlowManifest):
         self._check_batches()
         for other in self.shapes:
             height, width = other.model.data_shape[1:]
+            if [each.batch for each in other.batches] != [each.batch for each in self.batches]:
+                raise ValueError(f"shapes, {height}x{width}: its batch sizes differ from those of the default shape")
             try:
-                made = self._with(other)
+                self._with(other)
             except ValidationError as error:
                 raise ValueError(f"shapes, {height}x{width}: {one_line(error)}") from None
-            if made.batch_sizes != self.batch_sizes:
-                raise ValueError(f"shapes, {height}x{width}: must have the batch sizes of the default shape")
         if len(set(self.sizes)) < len(self.sizes):
             raise ValueError("shapes: a shape occurs twice")
         return self

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,11 +19,11 @@ from starflow.runtime.bundle.manifest_file import read_manifest
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.batches import batches
 from starflow.runtime.plain.errors import BundleError, UsageError
+from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.config import CheckpointConfig
 from tests.edited_manifest import edit_manifest
 from tests.models import (
     class_config,
-    denoising_config,
     tarflow_config,
     velocity_config,
     write_checkpoint,
@@ -394,20 +394,23 @@ def test_decoders_and_encoders_have_every_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_denoisers_have_every_size(tmp_path: Path) -> None:
-    bundles = Bundles(tmp_path, denoising_config(), denoisers=("score", "learned"))
-    text = np.random.default_rng(1).standard_normal((4, 3, 6), np.float32)
-    for kind in ("score", "learned"):
-        for count in (1, 2, 4):
-            with Sampler.open(bundles.both, threads=1) as sampler:
-                x = sampler.noise(count, seed=7)
-                found = sampler.denoise(x, text[:count], how=kind)
-            expected = in_parts(
-                bundles.alone,
-                count,
-                lambda sampler, part, x=x, kind=kind: sampler.denoise(x[part], text[part], how=kind),
-            )
-            np.testing.assert_array_equal(found, expected)
+def test_denoisers_have_every_size(
+    denoising_model: tuple[Path, AutoregressiveFlow], denoising_bundle: Path, tmp_path: Path
+) -> None:
+    options = ExportOptions(batch=(1, 2), shape=(4, 12), condition_tokens=5, denoisers=("score", "learned"))
+    export_checkpoint(denoising_model[0], tmp_path / "b", options)
+    text = np.random.default_rng(1).standard_normal((3, 5, 6), np.float32)
+    kinds: tuple[Literal["score", "learned"], ...] = ("score", "learned")
+    for kind in kinds:
+        with Sampler.open(tmp_path / "b", threads=1) as sampler, Sampler.open(denoising_bundle, threads=1) as alone:
+            x = sampler.noise(3, seed=7)
+            both, found, one = (sampler.denoise(x[part], text[part], how=kind) for part in ([0, 1], [0, 1, 2], [2]))
+            expected = alone.denoise(x, text, how=kind)
+            (denoiser,) = sampler._running.beside._opened.values()
+            assert len(denoiser._sessions) == 2
+        np.testing.assert_array_equal(both, expected[:2])
+        np.testing.assert_array_equal(found, np.concatenate([both, one]))
+        np.testing.assert_allclose(one, expected[2:], rtol=1e-5, atol=2e-5)
 
 
 def test_captions_are_encoded_by_one_encoder(
@@ -447,10 +450,14 @@ def set_in(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
         ),
         (set_in("batches", 0, "variants", to=lambda found: found[::-1]), "batches, 1: its variants differ"),
         (set_in("batches", 0, "variants", 0, "weights", "path", to="graphs/x.safetensors"), "batches, 1: its variants"),
-        (set_in("batches", 0, "variants", 0, "graphs", 0, "inputs", 0, "role", to="noise"), "batches, 1: variant "),
+        (
+            set_in("batches", 0, "variants", 0, "graphs", 0, "inputs", 0, "role", to="noise"),
+            "batches, 1: .*takes noise twice",
+        ),
         (set_in("batches", 0, "shapes", to=[]), "shapes"),
-        (set_in("shapes", 0, "batches", to=[]), "shapes, 4x12: .*batch sizes"),
-        (set_in("shapes", 0, "batches", 0, "batch", to=2), "shapes, 4x12: .*batches, 2: .*rows, prefix or capacity"),
+        (set_in("shapes", 0, "batches", to=[]), "shapes, 4x12: its batch sizes differ from those of the default"),
+        (set_in("shapes", 0, "batches", 0, "batch", to=2), "shapes, 4x12: its batch sizes differ"),
+        (set_in("shapes", 0, "batches", 0, "blocks", 1, "rows", to=9), "shapes, 4x12: .*batches, 1: .*rows, prefix or"),
         (set_in("shapes", 0, "batches", 0, "blocks", 0, "capacity", to=9), "shapes, 4x12: .*batches, 1: .*capacity"),
     ],
 )
