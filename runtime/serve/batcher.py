@@ -237,7 +237,8 @@ class Batcher:
         ended = time.monotonic()
         waited = tuple(started - piece.ticket.placed for piece in pieces)
         self._note_speed((ended - started) / len(pieces) / self._pool.size)
-        self._on_batch(BatchReport(len(pieces), sampler.manifest.batch, waited, sampled - started, ended - sampled))
+        size = min(size for size in sampler.manifest.batch_sizes if size >= len(pieces))
+        self._on_batch(BatchReport(len(pieces), size, waited, sampled - started, ended - sampled))
 
     def _previews(self, sampler: Sampler, pieces: list[Piece]) -> Callable[[int, NDArray], None] | None:
         seen = [row for row, piece in enumerate(pieces) if piece.ticket.on_preview]

@@ -99,6 +99,11 @@ class ServedModel:
             return self._batchers[shape]
 
     @property
+    def most_images(self) -> int:
+        """Largest number of images of one request."""
+        return self._serving.max_waiting
+
+    @property
     def waiting(self) -> int:
         """Number of images that wait, of all shapes."""
         return sum(batcher.waiting for batcher in list(self._batchers.values()))

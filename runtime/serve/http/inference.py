@@ -23,6 +23,7 @@ from starflow.runtime.serve.order import Order
 from starflow.runtime.serve.served_model import ServedModel
 
 HEADER = "Inference-Header-Content-Length"
+MOST_JSON = 2 << 20  # bytes, which take a quarter of a second to read; what is larger comes as bytes
 OUTPUTS = {"image": "images", "latent": "latents"}
 
 
@@ -65,15 +66,11 @@ def inference_routes(models: Mapping[str, ServedModel], version: str) -> APIRout
         model = _known(models, name)
         if request.headers.get("content-encoding", "identity") != "identity":
             raise RefusedError(415, "compressed requests are not taken; send the body as it is")
-        asked, binary = _split(await read_body(request), request.headers.get(HEADER))
-        tensors = read_tensors(asked.inputs, binary)
-        wanted = [output.name for output in asked.outputs] or ["image" if _makes_images(model) else "latent"]
-        orders = [_order(model, tensors, output) for output in wanted[:1]]
-        if len(wanted) > 1:
-            raise RefusedError(400, f"outputs {', '.join(wanted)}: ask for one of {', '.join(OUTPUTS)}")
+        content, header = await read_body(request), request.headers.get(HEADER)
+        asked, output, order = await asyncio.to_thread(_understood, model, content, header)
         batcher = await asyncio.to_thread(model.batcher, asked.parameters.get("size"))
-        found = await finished(request, batcher.submit(orders[0]))
-        return _answer(model, asked, wanted[0], found)
+        found = await finished(request, batcher.submit(order))
+        return await asyncio.to_thread(_answer, model, asked, output, found)
 
     return router
 
@@ -116,6 +113,15 @@ def _known(models: Mapping[str, ServedModel], name: str) -> ServedModel:
     return models[name]
 
 
+def _understood(model: ServedModel, content: bytes, header: str | None) -> tuple[InferRequest, str, Order]:
+    """A request, the output that it wants, and the order that it is."""
+    asked, binary = _split(content, header)
+    wanted = [output.name for output in asked.outputs] or ["image" if _makes_images(model) else "latent"]
+    if len(wanted) > 1:
+        raise RefusedError(400, f"outputs {', '.join(wanted)}: ask for one of {', '.join(OUTPUTS)}")
+    return asked, wanted[0], _order(model, read_tensors(asked.inputs, binary), wanted[0])
+
+
 def _split(content: bytes, header: str | None) -> tuple[InferRequest, bytes]:
     """The JSON of a request, and the bytes behind it."""
     length = len(content)
@@ -123,6 +129,8 @@ def _split(content: bytes, header: str | None) -> tuple[InferRequest, bytes]:
         if not (header.isascii() and header.isdigit() and len(header) < 12 and int(header) <= len(content)):
             raise RefusedError(400, f"{HEADER} {header!r}: the body has {len(content)} bytes; was it cut off?")
         length = int(header)
+    if length > MOST_JSON:
+        raise RefusedError(413, f"the JSON is larger than {MOST_JSON:,} bytes; send large tensors as bytes behind it")
     try:
         asked = InferRequest.model_validate(parse_object(content[:length]), strict=True)
     except ValidationError as error:
@@ -143,6 +151,8 @@ def _order(model: ServedModel, tensors: dict[str, NDArray], output: str) -> Orde
         raise RefusedError(400, f"inputs {' and '.join(given)} exclude each other")
     counting = [tensors[name] for name in (*given, "seed", "guidance") if name in tensors]
     count = max((len(values) for values in counting if values.ndim), default=1)
+    if count > model.most_images:
+        raise RefusedError(400, f"{count} images in one request; ask for at most {model.most_images}")
     condition = _each(tensors, given[0], count) if given else None
     if condition is not None and condition.ndim == 1:
         condition = condition.tolist()

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,12 +113,12 @@ def test_data_are_inverted_in_the_same_parts(shaped: Bundles, count: int) -> Non
     with Sampler.open(shaped.both, threads=1) as sampler:
         data = sampler.noise(count, seed=6)
         found = sampler.invert(data, labels)
+
+    def inverted(name: str, sampler: Sampler, part: slice) -> NDArray:
+        return getattr(sampler.invert(data[part], labels[part]), name)
+
     for name in ("noise", "log_likelihood", "log_determinant"):
-        expected = in_parts(
-            shaped.alone,
-            count,
-            lambda sampler, part, name=name: getattr(sampler.invert(data[part], labels[part]), name),
-        )
+        expected = in_parts(shaped.alone, count, partial(inverted, name))
         np.testing.assert_array_equal(getattr(found, name), expected)
 
 
@@ -342,6 +343,10 @@ def test_quantised_weights_serve_every_size(tmp_path: Path) -> None:
         assert np.linalg.norm(images[1] - images[3]) < 0.05 * quantisation
 
 
+def sampled_part(noise: NDArray, sampler: Sampler, part: slice) -> NDArray:
+    return sampler.generate(noise[part], [1])
+
+
 def test_plainly_rounded_weights_serve_every_size(tmp_path: Path) -> None:
     bundles = Bundles(tmp_path, class_config(channels=128, layers_per_block=(1, 1)), precisions=("fp16",))
     for path in (bundles.both, *bundles.alone.values()):
@@ -351,13 +356,16 @@ def test_plainly_rounded_weights_serve_every_size(tmp_path: Path) -> None:
             with Sampler.open(bundles.both, variant=variant, threads=1) as sampler:
                 noise = sampler.noise(count, seed=5)
                 found = sampler.generate(noise, [1])
-            expected = in_parts(
-                bundles.alone,
-                count,
-                lambda sampler, part, noise=noise: sampler.generate(noise[part], [1]),
-                variant=variant,
-            )
+            expected = in_parts(bundles.alone, count, partial(sampled_part, noise), variant=variant)
             np.testing.assert_array_equal(found, expected)
+
+
+def decoded_part(data: NDArray, how: Literal["none", "decoder"], sampler: Sampler, part: slice) -> NDArray:
+    return sampler.to_images(data[part], denoise=how)
+
+
+def encoded_part(images: NDArray, sampler: Sampler, part: slice) -> NDArray:
+    return sampler.encode_images(images[part])
 
 
 def test_decoders_and_encoders_have_every_size(tmp_path: Path) -> None:
@@ -365,7 +373,7 @@ def test_decoders_and_encoders_have_every_size(tmp_path: Path) -> None:
 
     blocks: dict[str, Any] = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
     widths: dict[str, Any] = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
-    autoencoder = AutoencoderTiny(1, 1, latent_channels=1, upsampling_scaling_factor=2, **blocks, **widths)
+    autoencoder: Any = AutoencoderTiny(1, 1, latent_channels=1, upsampling_scaling_factor=2, **blocks, **widths)
     write_latent_checkpoint(tmp_path / "c", class_config(), autoencoder, (1, 16, 16))
     for name, batch in (("both", SIZES), ("1", 1), ("3", 3)):
         export_checkpoint(tmp_path / "c", tmp_path / name, ExportOptions(batch=batch))
@@ -378,12 +386,9 @@ def test_decoders_and_encoders_have_every_size(tmp_path: Path) -> None:
             latents = sampler.encode_images(images)
             graphs = {path.split("fp32")[1] for path in sampler._running.beside.autoencoder._sessions}
         assert graphs == {{1: ".batch1.onnx", 3: ".onnx"}[size] for size in RUNS[count]}
-        expected = in_parts(alone, count, lambda sampler, part, d=data: sampler.to_images(d[part], denoise="none"))
-        np.testing.assert_array_equal(pixels, expected)
-        expected = in_parts(alone, count, lambda sampler, part, d=data: sampler.to_images(d[part], denoise="decoder"))
-        np.testing.assert_array_equal(denoised, expected)
-        expected = in_parts(alone, count, lambda sampler, part, x=images: sampler.encode_images(x[part]))
-        np.testing.assert_array_equal(latents, expected)
+        np.testing.assert_array_equal(pixels, in_parts(alone, count, partial(decoded_part, data, "none")))
+        np.testing.assert_array_equal(denoised, in_parts(alone, count, partial(decoded_part, data, "decoder")))
+        np.testing.assert_array_equal(latents, in_parts(alone, count, partial(encoded_part, images)))
 
     def other_decoder(content: dict[str, Any]) -> None:
         content["batches"][0]["autoencoder"]["decoders"][1]["noise_std"] *= 2
