@@ -41,6 +41,23 @@ def test_published_schemas_are_those_of_the_code(
     assert json.loads((repository / "runtime/schema" / file).read_text()) == current(), "write it again: make schema"
 
 
+def test_schema_2_adds_batch_sizes_to_schema_1_and_nothing_else(repository: Path) -> None:
+    """Releases that know schema 1 alone read bundles of one batch size, so no field may appear in those."""
+
+    def without(part: Any) -> Any:
+        if isinstance(part, list):
+            return [without(each) for each in part]
+        if not isinstance(part, dict):
+            return part
+        left_out = {"batches", "schema_version", "AutoregressiveBatch", "ContinuousBatch"}
+        texts = {name for name in ("title", "description") if isinstance(part.get(name), str)}
+        return {name: without(value) for name, value in part.items() if name not in left_out | texts}
+
+    one, two = (json.loads((repository / f"runtime/schema/manifest-{number}.json").read_text()) for number in (1, 2))
+    assert one != two
+    assert without(one) == without(two)
+
+
 @pytest.mark.parametrize(
     ("file", "page", "some"),
     [
