@@ -48,6 +48,10 @@ EXTRA_OF = {
     "tensorrt": "tensorrt",
     "cuda": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
+    "fastapi": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
     "tokenizers": "text",
     "transformers": "text",
 }

@@ -91,7 +91,7 @@ def test_wheel_holds_every_module_the_types_and_the_schemas(wheel: Path, reposit
     schemas = {f"starflow/runtime/schema/{file.name}" for file in (repository / "runtime/schema").glob("*.json")}
     typed = {f"starflow/{folder}/py.typed" for folder in FOLDERS}
     assert schemas, "the manifest's JSON Schema is published with the package"
-    assert names == modules_of(repository) | typed | schemas
+    assert names == modules_of(repository) | typed | schemas | {"starflow/runtime/serve/http/page.html"}
 
 
 def test_base_install_brings_no_training_or_export_packages(fresh: Path) -> None:
@@ -115,7 +115,11 @@ def test_base_install_lists_every_command(fresh: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "extra"),
-    [(["train", "recipe.yaml"], "train"), (["export", "checkpoint", "--out", "bundle"], "export")],
+    [
+        (["train", "recipe.yaml"], "train"),
+        (["export", "checkpoint", "--out", "bundle"], "export"),
+        (["serve", "bundle"], "serve"),
+    ],
 )
 def test_base_install_names_the_extra_it_lacks(fresh: Path, tmp_path: Path, arguments: list[str], extra: str) -> None:
     refused = run(fresh / "starflow", *arguments, cwd=tmp_path)

@@ -76,12 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM."""
-    from starflow.runtime.plain.install_hint import install_hint
-
-    try:
-        from starflow.runtime.serve.http.server import Address, serve
-    except ImportError as error:
-        raise UsageError(f"serving needs the package {error.name}: {install_hint('serve')}") from None
+    from starflow.runtime.serve.http.server import Address, serve
     from starflow.runtime.serve.served_model import Serving
 
     for name, least in (("samplers", 1), ("max_waiting", 1), ("patience", 0), ("grace", 0), ("port", 0)):
