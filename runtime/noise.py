@@ -26,7 +26,7 @@ def draw_noise(
 def _seeds(count: int, seed: int | Sequence[int]) -> list[list[int]]:
     """The seed of each image: that of the call and the number of the image in it, or its own seed and 0."""
     if count < 1:
-        raise UsageError(f"{count} images: give at least one")
+        raise UsageError(f"{count} images: give at least one image")
     several = np.ndim(seed) > 0
     seeds = list(seed) if isinstance(seed, Sequence | np.ndarray) else [seed]
     for one in seeds:

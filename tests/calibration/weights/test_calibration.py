@@ -219,7 +219,7 @@ def test_bad_requests(wide_bundle: Path, tiny_bundle: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
-        (["--weights", "int8", "--budget", "0"], 2, "--budget 0.0"),
+        (["--weights", "int8", "--budget", "0"], 2, "--budget 0:"),
         (["--weights", "int8", "--images", "0"], 2, "--images 0"),
         (["--weights", "int3"], 2, "found 'int3', expected one of"),
         ([], 2, "missing: one of --weights --plan"),
