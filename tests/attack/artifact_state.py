@@ -10,6 +10,8 @@ from typing import Any
 Tree = dict[str, bytes]  # files by their paths from the root; a folder's path ends with a slash and holds nothing
 State = Callable[[Tree], str]
 ABSENT = "absent"
+FREE_NUMBER = re.compile(r"(?<=-int8)\.\d+(?=\.\w+$)")  # in names of what is calibrated again: cpu-int8.2.onnx
+CALIBRATED_GRAPH = re.compile(r"-int8\.onnx$")
 
 
 class BrokenArtifactError(Exception):
@@ -29,8 +31,8 @@ def read_tree(root: Path, part: str = "") -> Tree:
 
 
 def names(tree: Tree) -> set[str]:
-    """The names in a tree, with those of TensorBoard's files, which hold the time, made equal."""
-    return {re.sub(r"events\.out\.tfevents.*", "events", name) for name in tree}
+    """The names in a tree, without the time in those of TensorBoard's files and the numbers of what is calibrated again."""
+    return {FREE_NUMBER.sub("", re.sub(r"events\.out\.tfevents.*", "events", name)) for name in tree}
 
 
 def signature(tree: Tree) -> str:
@@ -51,6 +53,9 @@ def below(tree: Tree, folder: str) -> Tree:
 def bundle_state(tree: Tree) -> str:
     """The bundle in `bundle/`: its named files with their digests, its plans, and where it has engines.
 
+    A calibration writes under free names, `cpu-int8.2` beside `cpu-int8`, and its graphs name their weights; so the numbers are
+    left out, and the digests of these graphs.
+
     Raises:
         BrokenArtifactError: it lacks a file that the manifest or a build record names, or a file is another one.
     """
@@ -63,7 +68,8 @@ def bundle_state(tree: Tree) -> str:
     recorded = files.get("manifest.sha256")
     if recorded is not None and hashlib.sha256(files["manifest.json"]).hexdigest() not in recorded.decode():
         raise BrokenArtifactError("manifest.sha256 names another manifest")
-    named = {file["path"]: file["sha256"] for file in _files(manifest)}
+    found = {FREE_NUMBER.sub("", file["path"]): file["sha256"] for file in _files(manifest)}
+    named = {path: "" if CALIBRATED_GRAPH.search(path) else digest for path, digest in found.items()}
     plans = [f"{plan['backend']} {plan['variant']}" for plan in manifest.get("plans", ())]
     built = []
     for name in sorted(files):

@@ -217,7 +217,7 @@ def replace_under_writer(stage: Stage, chosen: slice = slice(None)) -> Iterator[
         elif not failed.isprintable():
             yield case, "message", f"{where}: {failed!r}"
         else:
-            yield case, *_changed(stage, allowed, f"{where}; {failed or 'done'}")
+            yield case, *_changed(stage, allowed, exported, f"{where}; {failed or 'done'}")
 
 
 def _interrupted(stage: Stage, number: int, other: Callable[[], str]) -> Ended:
@@ -245,15 +245,20 @@ def _interrupted(stage: Stage, number: int, other: Callable[[], str]) -> Ended:
     return attempt(run, LIMIT, None)
 
 
-def _changed(stage: Stage, allowed: set[str], where: str) -> tuple[str, str]:
+def _changed(stage: Stage, allowed: set[str], export: Callable[[], str], where: str) -> tuple[str, str]:
     try:
         state = stage.state() + _plans(stage.world)
     except BrokenArtifactError as error:
         return "broken", f"{where}: {error}"
-    beside = [path.name for path in stage.world.iterdir() if path.name.startswith(".bundle")]
-    if beside:
-        return "left over", f"{where}: {', '.join(beside)}"
-    return ("whole" if state in allowed else "neither"), where
+    if state not in allowed:
+        return "neither", where
+
+    def beside() -> list[str]:
+        return [path.name for path in stage.world.iterdir() if path.name.startswith(".bundle")]
+
+    if beside():  # the bundle that the command still had open when another one took its place
+        _expect(export)
+    return ("left over", f"{where}: {', '.join(beside())}") if beside() else ("whole", where)
 
 
 def train_twice(stage: Stage, chosen: slice = slice(None)) -> Iterator[Case]:
