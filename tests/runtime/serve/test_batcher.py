@@ -84,6 +84,19 @@ def test_a_batch_that_is_full_does_not_wait(tiny_bundle: Path) -> None:
     made.batcher.close()
 
 
+def test_clients_that_ask_again_come_back_into_one_batch(tiny_bundle: Path) -> None:
+    made = Watched(tiny_bundle, patience=0.0)
+    made.batcher._crowd, made.batcher._return = 2, time.monotonic() + 60.0  # as after a batch of two that took minutes
+    first = made.batcher.submit(order([1]))
+    time.sleep(0.1)
+    assert not first.future.done() and made.batcher.waiting == 1
+    second = made.batcher.submit(order([2]))
+    assert len(first.future.result(30)) == len(second.future.result(30)) == 1
+    assert [report.images for report in made.reports] == [2]
+    assert made.batcher._crowd == 2 and made.batcher._return > time.monotonic() - 60.0
+    made.batcher.close()
+
+
 def test_a_full_queue_says_when_to_come_back(tiny_bundle: Path) -> None:
     made = Watched(tiny_bundle, max_waiting=3, patience=60.0)
     first = made.batcher.submit(order([1]))
