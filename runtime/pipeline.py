@@ -7,11 +7,11 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.guidance import Guidance
+from starflow.runtime.plain.images import picture
 from starflow.runtime.sampler import Sampler
 
 # Called with the pipeline, the number of flow blocks done, the index of the block, and {"latents": its output [N, C, H, W]}.
@@ -103,7 +103,7 @@ class StarflowPipeline:
         pixels = self.sampler.to_images(data)
         if output_type == "np":
             return PipelineOutput(pixels.astype(np.float32) / np.float32(255))
-        return PipelineOutput([Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image) for image in pixels])
+        return PipelineOutput([picture(image) for image in pixels])
 
 
 def _seeds(generator: Seed | Sequence[Seed]) -> int | list[int]:

@@ -53,12 +53,17 @@ def grid(images: NDArray[np.uint8], columns: int | None = None, padding: int = 2
     return np.ascontiguousarray(sheet[: sheet.shape[0] - padding, : sheet.shape[1] - padding])
 
 
+def picture(image: NDArray[np.uint8]) -> Image.Image:
+    """An image, uint8 [H, W, 1] (grey) or [H, W, 3], as Pillow has it."""
+    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+
+
 def write_png(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
     """Write one image, uint8 [H, W, 1] (grey) or [H, W, 3]; the file appears whole or not at all."""
     if image.ndim != 3 or image.shape[2] not in (1, 3):
         raise UsageError(f"{path}: found an image of shape {image.shape}, expected [H, W, 1] or [H, W, 3]")
     with atomic_file(path) as temporary:
-        Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(temporary, format="png")
+        picture(image).save(temporary, format="png")
 
 
 def read_images(paths: Sequence[Path], mode: Literal["L", "RGB"], height: int, width: int) -> NDArray[np.uint8]:

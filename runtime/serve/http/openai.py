@@ -14,12 +14,12 @@ from typing import Any, Literal
 import numpy as np
 from fastapi import APIRouter
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from starflow.runtime.plain.errors import StarflowError
+from starflow.runtime.plain.images import picture
 from starflow.runtime.plain.limits import MOST_DIGITS
 from starflow.runtime.plain.validation import one_line
 from starflow.runtime.serve.batcher import Batcher
@@ -89,7 +89,7 @@ def openai_routes(models: Mapping[str, ServedModel]) -> APIRouter:
 def encode_png(image: NDArray[np.uint8]) -> str:
     """An image, uint8 [H, W, C], as a PNG in base64."""
     file = io.BytesIO()
-    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(file, "png")
+    picture(image).save(file, "png")
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
