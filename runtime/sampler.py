@@ -470,10 +470,9 @@ class Sampler:
             UsageError: it makes no images.
         """
         manifest = self.manifest
-        if manifest.autoencoder:
-            return manifest.autoencoder.pixel_shape
-        self._check_images()
-        channels, height, width = manifest.model.data_shape
+        if not manifest.autoencoder:
+            self._check_images()
+        channels, height, width = manifest.output_shape
         return channels, height, width
 
     def _check_images(self) -> None:

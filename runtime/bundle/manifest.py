@@ -271,6 +271,11 @@ class FlowManifest(Part):
             return "images"
         return "points" if len(data) == 1 else "latents"
 
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one output: of the pixels, [C, H, W], if there is an autoencoder, else of the data."""
+        return self.autoencoder.pixel_shape if self.autoencoder else self.model.data_shape
+
     @model_validator(mode="after")
     def _text_fits(self) -> "FlowManifest":
         """The text encoder makes the condition that the model takes."""

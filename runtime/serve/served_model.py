@@ -65,8 +65,7 @@ class ServedModel:
         """The shapes of the bundle by the size of their images, `WIDTHxHEIGHT` in pixels, the default one first."""
         found: dict[str, Shape | None] = {}
         for shape in self.bundle.manifest.sizes or (None,):
-            manifest = self.bundle.at_shape(shape).manifest
-            pixels = manifest.autoencoder.pixel_shape if manifest.autoencoder else manifest.model.data_shape
+            pixels = self.bundle.at_shape(shape).manifest.output_shape
             found[f"{pixels[-1]}x{pixels[-2]}" if len(pixels) == 3 else "auto"] = shape if found else None
         return found
 

@@ -88,7 +88,7 @@ def described(model: ServedModel) -> dict[str, Any]:
     options = [("seed", "INT64", [-1]), ("guidance", "FP32", [-1]), ("temperature", "FP32", [1])]
     outputs = [("latent", "FP32", [-1, *manifest.model.data_shape])]
     if _makes_images(model):
-        pixels = manifest.autoencoder.pixel_shape if manifest.autoencoder else manifest.model.data_shape
+        pixels = manifest.output_shape
         outputs.insert(0, ("image", "UINT8", [-1, *pixels[1:], pixels[0]]))
 
     def tensors(entries: list[tuple[str, str, list[int]]]) -> list[dict[str, Any]]:
