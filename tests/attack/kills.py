@@ -1,8 +1,9 @@
 """A kill before every operation on files leaves the old artifact or the new one, and nothing behind after the next run.
 
-SIGKILL ends the process before the operation happens, so each kill shows the disk as the operations before it left it. The next
-run is made once for all kills that left the same names with the same content, but for the length of temporary files, whose
-content nothing reads.
+SIGKILL ends the process before the operation happens, so a kill shows the disk as the operations before it left it, and nothing
+else outlives the process. Operations that find the same disk, the same names with the same content but for the length of
+temporary files, which nothing reads, share one kill: the first of them is killed, the others count as `same disk`. The next run
+is made once for all kills that left the same.
 """
 
 import os
@@ -17,8 +18,14 @@ from tests.attack.stage import Stage
 def kill_everywhere(stage: Stage, chosen: slice = slice(None)) -> Iterator[tuple[str, str, str]]:
     """Case, outcome and a line, for a kill before each of the chosen operations."""
     continued: set[str] = set()
+    killed: set[str] = set()
     for number in range(len(stage.operations))[chosen]:
-        yield (f"{stage.scene.name}:{number}", *kill_before(stage, number, continued))
+        case = f"{stage.scene.name}:{number}"
+        if stage.disks[number] in killed:
+            yield case, "same disk", ""
+        else:
+            killed.add(stage.disks[number])
+            yield (case, *kill_before(stage, number, continued))
 
 
 def kill_before(stage: Stage, number: int, continued: set[str]) -> tuple[str, str]:

@@ -189,6 +189,8 @@ class Readers:
 def replace_under_writer(stage: Stage, chosen: slice = slice(None)) -> Iterator[Case]:
     """Export another checkpoint into the bundle that a command changes, before each of its operations.
 
+    Of operations in a row that find the same disk, as the writes of one temporary file do, the first has its turn.
+
     Then the bundle is the exported one, as it is or changed from its own weights; the command either says in one line that the
     bundle is another one, or has done its work on the new one.
     """
@@ -206,7 +208,12 @@ def replace_under_writer(stage: Stage, chosen: slice = slice(None)) -> Iterator[
 
     own = lambda: stage.scene.run(stage.world)  # noqa: E731
     allowed = {after(exported), after(exported, own), after(own, exported)}
+    last = ""
     for number in range(len(stage.operations))[chosen]:
+        same, last = stage.disks[number] == last, stage.disks[number]
+        if same:
+            yield f"{stage.scene.name} under export:{number}", "same disk", ""
+            continue
         ended = _interrupted(stage, number, exported)
         case, where = f"{stage.scene.name} under export:{number}", shown(stage.operations, number)
         result, _, failed = ended.told.partition("|")

@@ -8,6 +8,7 @@ from tests.attack.tally import Tally
 COLUMNS = {
     "refused": ("refused",),
     "whole": ("same", "whole"),
+    "same disk": ("same disk",),
     "other weights": ("weights differ",),
     "another model": ("another model",),
     "tracebacks": ("traceback",),

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.attack.artifact_state import BrokenArtifactError, names, read_tree
+from tests.attack.artifact_state import BrokenArtifactError, Tree, names, read_tree, signature
 from tests.attack.file_observer import Operation, observing
 from tests.attack.forked import Ended, attempt, freeze, import_ahead
 from tests.attack.scenes import Scene, copy_world
@@ -20,6 +20,7 @@ class Stage:
         first, last: State of the artifact before the command and after it.
         between: States on the way that count as whole; empty unless the scene makes several.
         operations: What the command does to files, in order.
+        disks: Signature of the world before each operation.
         names: Every name in the world after the command.
     """
 
@@ -32,15 +33,16 @@ class Stage:
         import_ahead(lambda: self._in_fresh_world(scene.run))
         freeze()
         self.operations: list[Operation] = []
+        self.disks: list[str] = []
         states: list[str] = []
 
         def played() -> str:
-            found: list[tuple[list[object], str]] = []
+            found: list[tuple[list[object], str, str]] = []
 
             def note(number: int, operation: Operation) -> int:
-                found.append(
-                    ([operation.kind, operation.path, operation.second, operation.size], self._state_or_nothing())
-                )
+                seen = [operation.kind, operation.path, operation.second, operation.size]
+                tree = read_tree(self.world)
+                found.append((seen, self._state_or_nothing(tree), signature(tree)))
                 return 0
 
             self._run(note)
@@ -50,9 +52,10 @@ class Stage:
         self.first = self.state()
         ended = attempt(played, LIMIT, None)
         _expect_done(ended, scene.name)
-        for operation, state in json.loads(ended.told):
+        for operation, state, disk in json.loads(ended.told):
             self.operations.append(Operation(*operation))
             states.append(state)
+            self.disks.append(disk)
         self.last = self.state()
         self.between = set(states) - {""} if scene.steps else set()
         self.names = names(read_tree(self.world))
@@ -115,9 +118,9 @@ class Stage:
             return "missing", ", ".join(sorted(self.names - found))
         return "whole", ""
 
-    def _state_or_nothing(self) -> str:
+    def _state_or_nothing(self, tree: Tree) -> str:
         try:
-            return self.state()
+            return self.scene.state(tree)
         except BrokenArtifactError:
             return ""
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-ALLOWED = ("refused", "same", "weights differ", "another model", "whole")  # every other outcome is a fault
+ALLOWED = ("refused", "same", "weights differ", "another model", "whole", "same disk")  # every other outcome is a fault
 
 
 @dataclass
