@@ -53,6 +53,7 @@ EXTRA_OF = {
     "uvicorn": "serve",
     "prometheus_client": "serve",
     "tokenizers": "text",
+    "huggingface_hub": "hub",
     "transformers": "text",
 }
 

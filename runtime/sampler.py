@@ -78,11 +78,13 @@ class Sampler:
         shape: tuple[int, int] | None = None,
         batch: int | None = None,
         verify: bool = False,
+        revision: str | None = None,
     ) -> "Sampler":
         """Open a bundle.
 
         Args:
-            path: The bundle's folder, or a bundle that is open.
+            path: The bundle's folder; `digits`, which comes with starflow; `org/name` or `org/name@revision` on the Hugging Face
+                Hub, of which the files of the chosen variant, backend and shape are fetched; or a bundle that is open.
             backend: What runs the flow: `onnxruntime`, `tensorrt` (engines from `starflow build`, on a GPU), or `auto`, which
                 takes TensorRT if there is a GPU and the bundle has engines for it, and ONNX Runtime otherwise.
             variant: Name of a variant, such as `portable-fp32`; None takes the first one made for the backend.
@@ -95,14 +97,16 @@ class Sampler:
             batch: The one batch size to run, for a bundle with several; None takes for each part of the images the smallest one
                 that holds it, see `generate`.
             verify: Whether to compare every file with its digest first, which reads all of them. Without it sizes are
-                compared, and the digests of what is small: the manifest, graphs and the tokenizer, but not the weights.
+                compared, and the digests of what is small: the manifest, graphs and the tokenizer, but not the weights. What is
+                fetched from the Hub is always compared.
+            revision: Branch, tag or commit of a bundle on the Hub.
 
         Raises:
             BundleError: the bundle is damaged, of a newer schema, or lacks the variant.
             BackendError: the backend cannot run here. It never falls back to another device.
-            UsageError: the plan does not fit the bundle, or the bundle has no such shape or batch size.
+            UsageError: there is no such bundle, the plan does not fit it, or it has no such shape or batch size.
         """
-        bundle = (path if isinstance(path, Bundle) else Bundle.open(path)).at_shape(shape)
+        bundle = (path if isinstance(path, Bundle) else Bundle.open(path, revision)).at_shape(shape)
         if batch is not None:
             bundle = bundle.at_batch(batch)
         if verify:

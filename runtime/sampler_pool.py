@@ -61,6 +61,7 @@ class SamplerPool:
         shape: tuple[int, int] | None = None,
         batch: int | None = None,
         verify: bool = False,
+        revision: str | None = None,
     ) -> Self:
         """Open a bundle; see `Sampler.open` for the errors and for what is not said here.
 
@@ -71,7 +72,8 @@ class SamplerPool:
         if threads == 0:
             threads = max(1, len(os.sched_getaffinity(0)) // max(size, 1))
         options: dict[str, Any] = {"backend": backend, "variant": variant, "plan": plan, "provider": provider}
-        return cls(Sampler.open(path, threads=threads, shape=shape, batch=batch, verify=verify, **options), size)
+        options |= {"shape": shape, "batch": batch, "verify": verify, "revision": revision}
+        return cls(Sampler.open(path, threads=threads, **options), size)
 
     def __enter__(self) -> Self:
         return self

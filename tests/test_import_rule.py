@@ -30,6 +30,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("runtime.sampler",),
         ("runtime.sampler_pool",),
         ("runtime.traces", "runtime.diagnostics", "runtime.serve", "runtime.pipeline"),
+        ("runtime.hub",),
         ("runtime.commands",),
         ("runtime",),
     ),

@@ -56,6 +56,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     if arguments.repetitions < 1:
         raise UsageError(f"--repetitions {arguments.repetitions}: give a number of at least 1")
     bundle = Bundle.open(arguments.bundle).at_shape(parse_shape(arguments.shape)).at_batch(arguments.batch)
+    bundle.check_own()
     refuse_own_files(bundle, arguments.plan_file, arguments.report, arguments.plot)
     check_output(bundle.folder / "manifest.json")
     family = PLAN_CALIBRATIONS[type(bundle.manifest)]

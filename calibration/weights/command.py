@@ -53,6 +53,7 @@ def run_plain(arguments: argparse.Namespace) -> int:
     if arguments.plan or given:
         raise UsageError(f"--plain rounds weights without samples; leave out --{(given or 'plan').replace('_', '-')}")
     bundle = Bundle.open(arguments.bundle)
+    bundle.check_own()
     with progress_bar("rounding", enabled=not arguments.json) as bar:
         found = round_plainly(bundle, arguments.weights, arguments.lowering, bar)
     rows: list[dict[str, Any]] = [
@@ -87,6 +88,7 @@ def run_weights(arguments: argparse.Namespace) -> int:
     if arguments.report:
         check_output(arguments.report)
     bundle = Bundle.open(arguments.bundle)
+    bundle.check_own()
     refuse_own_files(bundle, arguments.report)
     check_output(bundle.folder / "manifest.json")
     given = read_conditions(bundle, arguments.condition, arguments.null_condition, arguments.captions_file)

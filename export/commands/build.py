@@ -88,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = BuildOptions(workspace_bytes=_bytes(arguments.workspace), optimization_level=arguments.optimization_level)
     request = BuildRequest(arguments.variant, options, _tokens(arguments.profile_tokens), arguments.force)
     bundle = Bundle.open(arguments.bundle)
+    bundle.check_own()
     places = _places(bundle, parse_shape(arguments.shape), arguments.batch, arguments.variant)
     target = parse_target(arguments.target)
 

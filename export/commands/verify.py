@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from starflow.runtime.commands.backend_arguments import add_variant_argument
 from starflow.runtime.commands.batch_argument import add_batch_argument
+from starflow.runtime.commands.bundle_argument import add_bundle_argument
 from starflow.runtime.commands.shape_argument import add_shape_argument
 from starflow.runtime.plain.errors import UsageError
 
@@ -29,7 +30,7 @@ PROVIDERS = ("cpu", "cuda", "tensorrt")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("bundle", type=Path, help="folder written by `starflow export`")
+    add_bundle_argument(parser)
     running = parser.add_argument_group("what runs")
     running.add_argument(
         "--backend",

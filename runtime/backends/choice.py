@@ -42,6 +42,7 @@ def _open_tensorrt(bundle: Bundle, variant: str | None, provider: str, threads: 
     if provider != "cpu":
         raise UsageError(f"provider {provider} is for ONNX Runtime; leave it out with the tensorrt backend")
     opened = open_tensorrt(bundle, variant)
+    bundle.fetch(bundle.manifest.files(variants=()))
     return opened.variant, opened
 
 
@@ -53,6 +54,7 @@ def _open_onnxruntime(bundle: Bundle, variant: str | None, provider: str, thread
     chosen = bundle.variant(variant, "cpu" if checked == "cpu" else "portable")
     if checked != "cpu" and chosen.lowering != "portable":
         raise UsageError(f"variant {chosen.name} runs on the CPU only; provider {checked} needs a portable variant")
+    bundle.fetch(bundle.manifest.files([chosen.name]))
     return chosen, OnnxRuntimeBackend(bundle, chosen, checked, threads)
 
 

@@ -1,6 +1,6 @@
 """The manifest of an autoregressive flow."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -227,12 +227,12 @@ class AutoregressiveManifest(FlowManifest):
     def longest_run(self, block: int) -> int:
         return min(self.max_chunk, self.blocks[block].capacity)
 
-    def files(self) -> Iterator[FileSpec]:
+    def files(self, variants: Collection[str] | None = None) -> Iterator[FileSpec]:
         if self.prior:
             yield self.prior
-        yield from super().files()
+        yield from super().files(variants)
         for size in self.sizes[1:]:
-            yield from self.at_shape(*size).files()
+            yield from self.at_shape(*size).files(variants)
 
     def decoded_tokens(self) -> dict[int, int]:
         """Number of tokens decoded in each flow block that has a graph."""

@@ -6,7 +6,6 @@ the bundle stays valid. They lie in `engines/<target>/<variant>/` next to their 
 
 import hashlib
 import json
-import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import Field
 from starflow.runtime.bundle.bundle import Bundle, sha256
 from starflow.runtime.bundle.graph_spec import FileSpec
 from starflow.runtime.bundle.manifest import published_schema
+from starflow.runtime.bundle.source import lies_inside
 from starflow.runtime.bundle.versioned_file import read_versioned
 from starflow.runtime.plain.errors import BundleError
 from starflow.runtime.plain.validation import Part
@@ -189,7 +189,7 @@ def check_engine_file(bundle: Bundle, record: BuildRecord, engine: EngineSpec, *
     """
     path = bundle.path(engine.file)
     force = ""
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(bundle.folder / ENGINES)):
+    if not lies_inside(path, bundle.folder / ENGINES):
         fault = "lies outside the bundle's engines"
     elif not path.is_file():
         fault = "is missing"

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,10 +19,10 @@ from starflow.runtime.bundle.manifest import SCHEMA_VERSION, Place, Variant
 from starflow.runtime.bundle.manifest_digest import NAME, is_recorded, record_digests
 from starflow.runtime.bundle.manifest_file import Manifest, manifest_content, read_manifest
 from starflow.runtime.bundle.network_spec import NetworkSpec
+from starflow.runtime.bundle.source import Source, find_source, lies_inside
 from starflow.runtime.bundle.versioned_file import read_versioned
 from starflow.runtime.plain.atomic_write import atomic_file
 from starflow.runtime.plain.errors import BundleError, UsageError
-from starflow.runtime.plain.folder_exchange import find_replaced
 from starflow.runtime.plain.held_folder import HeldFolder
 from starflow.runtime.plain.regular_file import open_regular
 from starflow.runtime.plain.tensor_header import read_tensor_header
@@ -45,44 +45,75 @@ class Bundle:
     """A bundle on disk whose files have the sizes its manifest states.
 
     An open bundle stays what it was: its files are read from the folder that was opened, even if another bundle has taken its
-    name, and a file that was changed in place since then is refused.
+    name, and a file that was changed in place since then is refused. Files of a bundle on the Hugging Face Hub are fetched when
+    they are first needed.
     """
 
-    root: Path  # the folder's name, for messages
+    root: Path  # what the user calls it: a folder, or a name that `find_source` knows
     manifest: (
         Manifest  # with one shape only if the bundle comes from `at_shape`, with one batch size if from `at_batch`
     )
     shape: tuple[int, int] | None = None  # height and width of the data if they are not the default ones
     batch: int | None = None  # the batch size if it is not the largest
     _held: HeldFolder | None = field(default=None, repr=False, compare=False)
+    _source: Source | None = field(default=None, repr=False, compare=False)
     _stamps: Mapping[str, Stamp] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def open(cls, root: str | os.PathLike[str]) -> "Bundle":
+    def open(cls, root: str | os.PathLike[str], revision: str | None = None) -> "Bundle":
         """Read and check a bundle: sizes but not digests, see `verify_hashes`.
 
+        Args:
+            root: A folder; the name of a bundle that comes with starflow; or `org/name` or `org/name@revision` on the Hugging
+                Face Hub, of which no more than the manifest is fetched.
+            revision: Branch, tag or commit of a bundle on the Hub.
+
         Raises:
-            UsageError: there is no such folder.
+            UsageError: there is no such bundle, or the Hub does not hand it out.
             BundleError: it is not a bundle, has a newer schema, is damaged or truncated, or lacks a file.
         """
-        root = Path(root)
-        find_replaced(root)
-        if not root.is_dir():
-            what = "is a file" if root.exists() else "does not exist"
-            raise UsageError(f"{root}: {what}; a bundle is a folder written by `starflow export`")
+        source = find_source(root, revision)
         try:
-            held = HeldFolder(root)
+            held = HeldFolder(source.folder)
         except OSError as error:
-            raise BundleError(f"{root}: cannot be read ({error.strerror})") from None
-        bundle = cls(root, _read_manifest(held.path, root), _held=held)
-        stamps = {file.path: bundle._checked(file) for file in bundle.files()}
+            raise BundleError(f"{source.name}: cannot be read ({error.strerror})") from None
+        bundle = cls(source.name, _read_manifest(held.path, source.name), _held=held, _source=source)
+        stamps = {file.path: bundle._checked(file) for file in bundle.files() if not bundle.is_away(file)}
         return replace(bundle, _stamps=stamps)
+
+    def fetch(self, files: Iterable[FileSpec]) -> None:
+        """Fetch those files of a bundle on the Hub that are not there yet, and compare them with their digests.
+
+        Raises:
+            UsageError: the Hub does not hand them out.
+            BundleError: one of them is not what was exported.
+        """
+        away = {file.path: file for file in files if self.is_away(file)}
+        if away and self._source and self._source.fetch:
+            self._source.fetch(list(away))
+            for file in away.values():
+                self._checked(file)
+                self._compare_digest(file)
+
+    def is_away(self, file: FileSpec) -> bool:
+        """Whether a file is on the Hub, and not here yet."""
+        on_the_hub = self._source is not None and self._source.fetch is not None
+        return on_the_hub and not (self.folder / file.path).is_file()
+
+    def check_own(self) -> None:
+        """UsageError if the bundle is not the user's own to change."""
+        if self._source and not self._source.is_own:
+            raise UsageError(
+                f"{self.root}: must stay as it is; change a copy of your own: "
+                f"starflow copy {self.root} -o {self.root.name.partition('@')[0]}.bundle"
+            )
 
     def _checked(self, file: FileSpec) -> Stamp:
         """The stamp of a file that has to lie in the bundle and have its size."""
-        path, name = self.path(file), self.root / file.path
-        # Twice: the folder may get another name in between. Unlike `resolve`, `realpath` bears links that lead in circles.
-        if not any(Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.folder)) for _ in range(2)):
+        path, name = self.folder / file.path, self.root / file.path
+        if not any(
+            lies_inside(path, self.folder) for _ in range(2)
+        ):  # twice: the folder may get another name in between
             raise BundleError(f"{self.root}: the manifest names {file.path}, which lies outside the bundle")
         if not path.is_file():
             raise BundleError(f"{name}: is missing; export the bundle again")
@@ -96,10 +127,13 @@ class Bundle:
     @property
     def folder(self) -> Path:
         """Where to read and write its files: the folder that was opened, whatever has the name `root` now."""
-        return self._held.path if self._held else self.root
+        if self._held:
+            return self._held.path
+        return self._source.folder if self._source else self.root
 
     def path(self, file: FileSpec) -> Path:
-        """Where to read a file; see `reading` for files that are read long after the bundle was opened."""
+        """Where to read a file, which is there then; see `reading` for files that are read long after the bundle was opened."""
+        self.fetch([file])
         return self.folder / file.path
 
     def released(self) -> "Bundle":
@@ -117,6 +151,7 @@ class Bundle:
         Raises:
             BundleError: one of them was changed before it was read, or meanwhile.
         """
+        self.fetch(files)
         self._check_unchanged(files)
         try:
             yield self.path(files[0])
@@ -234,14 +269,18 @@ class Bundle:
         return self._held is None or self._held.is_current
 
     def verify_hashes(self) -> None:
-        """Compare every file with its digest.
+        """Compare every file that is there with its digest; those of a bundle on the Hub are compared when they are fetched.
 
         Raises:
             BundleError: a file's content changed.
         """
         for file in self.files():
-            if sha256(self.path(file)) != file.sha256:
-                raise BundleError(_not_exported(self.root / file.path))
+            if not self.is_away(file):
+                self._compare_digest(file)
+
+    def _compare_digest(self, file: FileSpec) -> None:
+        if sha256(self.folder / file.path) != file.sha256:
+            raise BundleError(_not_exported(self.root / file.path))
 
     def variant(self, name: str | None, lowering: str) -> Variant:
         """The variant called `name`, or if `name` is None the first variant of a lowering.

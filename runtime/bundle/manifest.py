@@ -1,6 +1,6 @@
 """The parts of a manifest that both families of flows share. `docs/bundle.md` explains every field."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -299,17 +299,18 @@ class FlowManifest(Part):
             yield from (network for network, _ in self.autoencoder.networks())
         yield from (denoiser.network for denoiser in self.denoisers)
 
-    def files(self) -> Iterator[FileSpec]:
-        """Every file the manifest names; some are named several times."""
+    def files(self, variants: Collection[str] | None = None) -> Iterator[FileSpec]:
+        """Every file the manifest names, some of them several times; or those that variants of these names need."""
         for variant in self.variants:
-            yield variant.weights
-            yield from (graph.file for graph in variant.graphs)
+            if variants is None or variant.name in variants:
+                yield variant.weights
+                yield from (graph.file for graph in variant.graphs)
         for network in self.networks():
             yield from (network.weights, network.file)
         if self.text:
             yield self.text.tokenizer
         for batch in self.batch_sizes[1:]:
-            yield from self.at_batch(batch).files()
+            yield from self.at_batch(batch).files(variants)
 
     def longest_run(self, block: int) -> int:
         """Largest number of tokens S in one run of a block's graph; 1 if its shapes do not depend on S."""

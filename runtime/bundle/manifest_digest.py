@@ -16,7 +16,12 @@ MOST_BYTES = 4096
 
 def record_digests(folder: Path, *manifests: bytes) -> None:
     """Write the digests that the manifest of a bundle may have; errors are those of `atomic_file`."""
-    write_text(folder / NAME, "".join(f"{_sha256(content)}  manifest.json\n" for content in manifests))
+    write_text(folder / NAME, digest_lines(*manifests).decode())
+
+
+def digest_lines(*manifests: bytes) -> bytes:
+    """The content of `manifest.sha256` for the manifests that a bundle may have."""
+    return "".join(f"{_sha256(content)}  manifest.json\n" for content in manifests).encode()
 
 
 def is_recorded(folder: Path, manifest: bytes) -> bool:

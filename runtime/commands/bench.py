@@ -26,6 +26,7 @@ from starflow.runtime.commands.backend_arguments import (
     backend_options,
     chosen_plan,
 )
+from starflow.runtime.commands.bundle_argument import add_bundle_argument
 from starflow.runtime.plain.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ GUIDANCE = 1.0  # its value changes neither bytes nor time
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("bundle", type=Path, help="folder written by `starflow export`")
+    add_bundle_argument(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the comparison (.png, .svg or .pdf)")
     output.add_argument("--json", action="store_true", help="print all figures as JSON")

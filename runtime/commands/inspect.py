@@ -7,11 +7,11 @@ Examples:
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starflow.runtime.commands.backend_arguments import add_variant_argument
 from starflow.runtime.commands.batch_argument import add_batch_argument
+from starflow.runtime.commands.bundle_argument import add_bundle_argument
 from starflow.runtime.commands.shape_argument import add_shape_argument, parse_shape
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("bundle", type=Path, help="folder written by `starflow export`")
+    add_bundle_argument(parser)
     add_variant_argument(parser, "show only this variant (default: all)")
     add_shape_argument(parser)
     add_batch_argument(parser)
@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     bundle = Bundle.open(arguments.bundle)
     if arguments.hashes:
+        bundle.fetch(bundle.files())
         bundle.verify_hashes()
     if arguments.shape:
         bundle = bundle.at_shape(parse_shape(arguments.shape))

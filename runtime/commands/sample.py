@@ -23,6 +23,7 @@ from starflow.runtime.commands.backend_arguments import (
     backend_options,
     chosen_plan,
 )
+from starflow.runtime.commands.bundle_argument import add_bundle_argument
 from starflow.runtime.commands.condition_arguments import add_condition_arguments, given_condition, refuse_labels
 from starflow.runtime.commands.shape_argument import parse_shape
 from starflow.runtime.plain.errors import UsageError
@@ -31,7 +32,7 @@ from starflow.runtime.plain.input_files import load_array
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("bundle", type=Path, help="folder written by `starflow export`")
+    add_bundle_argument(parser)
     what = parser.add_argument_group("what to sample")
     add_condition_arguments(what)
     what.add_argument("--null-condition", type=Path, metavar="FILE.npy", help="null condition tokens [tokens, width]")
@@ -114,7 +115,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--count {count}: give a number of at least {max(given, 1)}{conditions}")
     if arguments.columns is not None and arguments.columns < 1:
         raise UsageError(f"--columns {arguments.columns}: give a number of at least 1")
-    bundle = Bundle.open(arguments.bundle).at_shape(parse_shape(arguments.shape))
+    opened = Bundle.open(arguments.bundle)
+    bundle = opened.at_shape(parse_shape(arguments.shape))
     conditioning = bundle.manifest.conditioning
     check_images(count, math.prod(bundle.manifest.model.data_shape), conditioning.tokens * conditioning.width)
     if given > 1 and count != given:
@@ -137,7 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
         condition, empty = encode_once(bundle, condition, provider=arguments.provider, threads=arguments.threads)
         null = empty if null is None else null
     options = {"plan": chosen_plan(arguments), **backend_options(arguments)}
-    with Sampler.open(arguments.bundle, variant=arguments.variant, **options) as sampler:
+    with Sampler.open(opened, variant=arguments.variant, **options) as sampler:
         manifest = sampler.manifest
         denoise = choose_denoising(manifest, arguments.denoise)
         how = {"guidance": arguments.guidance, "denoise": denoise, "denoising_rate": arguments.denoising_rate}

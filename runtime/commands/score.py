@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starflow.runtime.commands.backend_arguments import add_backend_arguments, add_variant_argument, backend_options
+from starflow.runtime.commands.bundle_argument import add_bundle_argument
 from starflow.runtime.commands.condition_arguments import add_condition_arguments, given_condition, refuse_labels
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.input_files import load_array
@@ -35,7 +36,7 @@ LEVEL = 1 / 127.5  # width of one grey level in [-1, 1]
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("bundle", type=Path, help="folder written by `starflow export`")
+    add_bundle_argument(parser)
     parser.add_argument(
         "images", type=Path, nargs="+", help="image files; or one .npy of data as trained on, float32 [N, C, H, W]"
     )

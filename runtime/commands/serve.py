@@ -22,6 +22,7 @@ from starflow.runtime.commands.backend_arguments import (
     backend_options,
     chosen_plan,
 )
+from starflow.runtime.commands.bundle_argument import HELP
 from starflow.runtime.plain.errors import UsageError
 
 KEY_VARIABLE = "STARFLOW_KEY"
@@ -29,7 +30,7 @@ KEY_VARIABLE = "STARFLOW_KEY"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("bundles", type=Path, nargs="+", metavar="bundle", help="folder written by `starflow export`")
+    parser.add_argument("bundles", type=Path, nargs="+", metavar="bundle", help=HELP)
     network = parser.add_argument_group("network")
     network.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"

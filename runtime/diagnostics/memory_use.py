@@ -42,10 +42,11 @@ def predict_memory(bundle: Bundle, variant: Variant) -> PredictedMemory:
 
     ONNX Runtime copies the matrices into a layout of its own, one by one, and unmaps each as soon as it is copied, so nothing
     is in memory twice, not even while loading. The scales of block-quantised matrices (MatMulNBits) are the exception: the new
-    layout holds them and sums of the same size, and the scales of the file stay mapped.
+    layout holds them and sums of the same size, and the scales of the file stay mapped. Of a bundle on the Hub whose weights
+    were not fetched, scales are not counted.
     """
     weights = sum(graph.weight_bytes for graph in variant.graphs)
-    if variant.lowering == "cpu" and variant.quantization:
+    if variant.lowering == "cpu" and variant.quantization and not bundle.is_away(variant.weights):
         weights += 2 * _scale_bytes(bundle.path(variant.weights))
     caches = sum(map(cache_bytes, variant.graphs))
     inputs = sum(tensor_bytes(spec) for graph in variant.graphs for spec in graph.inputs)

@@ -49,7 +49,7 @@ def serve(bundles: Sequence[Path], serving: Serving, address: Address, *, grace:
     with ExitStack() as stack:
         listening = stack.enter_context(_listen(address))
         for path in bundles:
-            name = path.resolve().name.removesuffix(".bundle")
+            name = path.resolve().name.partition("@")[0].removesuffix(".bundle")
             if name in models:
                 raise UsageError(f"{path}: another bundle is called {name} as well; rename one of the folders")
             models[name] = ServedModel(name, Bundle.open(path), serving, metrics.on_batch)
