@@ -86,7 +86,8 @@ class Sampler:
             path: The bundle's folder; `digits`, which comes with starflow; `org/name` or `org/name@revision` on the Hugging Face
                 Hub, of which the files of the chosen variant, backend and shape are fetched; or a bundle that is open.
             backend: What runs the flow: `onnxruntime`, `tensorrt` (engines from `starflow build`, on a GPU), or `auto`, which
-                takes TensorRT if there is a GPU and the bundle has engines for it, and ONNX Runtime otherwise.
+                takes TensorRT if there is a GPU and the bundle has engines for it, and ONNX Runtime otherwise. Engines are
+                machine code, so `auto` leaves alone those of a bundle on the Hub.
             variant: Name of a variant, such as `portable-fp32`; None takes the first one made for the backend.
             plan: For an autoregressive flow `sequential`, a `DecodePlan` or its JSON file, or `Jacobi` chunks. For a
                 continuous flow an integration plan or its JSON file. `auto` takes the plan that `starflow calibrate --plan`

@@ -28,7 +28,8 @@ def open_backend(
     check_threads(threads)
     if backend == "auto":
         backend = "onnxruntime"
-        if provider == "cpu" and any(read_builds(bundle)):
+        # An engine is machine code: one from elsewhere runs only if it is asked for.
+        if provider == "cpu" and bundle.is_own and any(read_builds(bundle)):
             try:
                 return BACKENDS["tensorrt"](bundle, variant, provider, threads)
             except BackendError:

@@ -100,9 +100,14 @@ class Bundle:
         on_the_hub = self._source is not None and self._source.fetch is not None
         return on_the_hub and not (self.folder / file.path).is_file()
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it lies in a folder of the user, not with this package or on the Hub."""
+        return self._source is None or self._source.is_own
+
     def check_own(self) -> None:
         """UsageError if the bundle is not the user's own to change."""
-        if self._source and not self._source.is_own:
+        if not self.is_own:
             raise UsageError(
                 f"{self.root}: must stay as it is; change a copy of your own: "
                 f"starflow copy {self.root} -o {self.root.name.partition('@')[0]}.bundle"

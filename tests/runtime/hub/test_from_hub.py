@@ -14,6 +14,7 @@ from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import BundleError, UsageError
 from tests.runtime.hub.loopback_hub import Files, LoopbackHub
+from tests.simulated_device.fixtures import Simulate
 
 NAME = "org/tiny"
 
@@ -167,6 +168,23 @@ def test_a_bundle_of_the_hub_is_not_changed(
         "must stay as it is; change a copy of your own: starflow copy org/tiny -o tiny.bundle"
         in capsys.readouterr().err
     )
+
+
+def test_engines_of_the_hub_run_only_if_asked_for(
+    hub: LoopbackHub, simulate: Simulate, tiny_engines: Bundle, tmp_path: Path
+) -> None:
+    hub.add(NAME, files_of(tiny_engines.root))
+    simulate()
+    with Sampler.open(tiny_engines.root) as own, Sampler.open(NAME, variant="cpu-fp16") as fetched:
+        assert own.backend.name == "tensorrt" and fetched.backend.name == "onnxruntime cpu"
+        assert not any(name.endswith(".engine") for name in hub.fetched)
+        with Sampler.open(NAME, backend="tensorrt") as asked:
+            expected = own.generate(own.noise(2, 5), [1, 2])
+            np.testing.assert_array_equal(asked.generate(asked.noise(2, 5), [1, 2]), expected)
+    assert any(name.endswith(".engine") for name in hub.fetched)
+    assert main(["copy", NAME, "-o", str(tmp_path / "own")]) == 0
+    with Sampler.open(tmp_path / "own") as copied:
+        assert copied.backend.name == "tensorrt"
 
 
 def test_a_copy_is_ones_own(on_the_hub: LoopbackHub, tiny_bundle: Path, tmp_path: Path) -> None:
