@@ -11,7 +11,7 @@ BUNDLE ?= out/demo/bundle
 IN_PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow mutation attack lint format schema docs gpu-check bench clean
+.PHONY: help install demo test test-slow mutation attack lint format schema shipped docs gpu-check bench clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -48,6 +48,11 @@ schema: $(VENV)/installed ## Write the published JSON Schemas of manifest.json a
 	  > runtime/schema/manifest-2.json
 	$(BIN)/python -c 'import json; from starflow.runtime.bundle.build_record import published_build_schema as s; print(json.dumps(s(), indent=1))' \
 	  > runtime/schema/build-1.json
+
+shipped: $(VENV)/installed ## Make the bundle that comes with the package from examples/digits/checkpoint into runtime/shipped
+	$(BIN)/starflow export examples/digits/checkpoint -o out/shipped --batch 1,8 --force
+	$(BIN)/starflow calibrate out/shipped --weights int8 --lowering cpu --budget 0.03 --images 20 --seed 1
+	$(BIN)/starflow copy out/shipped -o runtime/shipped/digits --variant cpu-int8 --force
 
 docs: $(VENV)/installed-docs $(NAMESPACE) ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -91,7 +91,13 @@ def test_wheel_holds_every_module_the_types_and_the_schemas(wheel: Path, reposit
     schemas = {f"starflow/runtime/schema/{file.name}" for file in (repository / "runtime/schema").glob("*.json")}
     typed = {f"starflow/{folder}/py.typed" for folder in FOLDERS}
     assert schemas, "the manifest's JSON Schema is published with the package"
-    assert names == modules_of(repository) | typed | schemas | {"starflow/runtime/serve/http/page.html"}
+    shipped = {
+        f"starflow/{file.relative_to(repository).as_posix()}"
+        for file in (repository / "runtime/shipped").rglob("*")
+        if file.is_file()
+    }
+    page = "starflow/runtime/serve/http/page.html"
+    assert names == modules_of(repository) | typed | schemas | shipped | {page}
 
 
 def test_base_install_brings_no_training_or_export_packages(fresh: Path) -> None:
@@ -105,6 +111,13 @@ def test_base_install_samples_a_bundle(fresh: Path, tiny_bundle: Path, tmp_path:
     assert sampled.returncode == 0, sampled.stderr
     with Image.open(tmp_path / "samples.png") as image:
         assert image.getextrema() != ((0, 0),) * len(image.getbands()), "the picture is black"
+
+
+def test_base_install_samples_the_bundle_it_brings(fresh: Path, tmp_path: Path) -> None:
+    sampled = run(fresh / "starflow", "sample", "digits", "--labels", "0-9", "--threads", "1", cwd=tmp_path)
+    assert sampled.returncode == 0, sampled.stderr
+    with Image.open(tmp_path / "samples.png") as image:
+        assert image.getextrema() == (0, 255)
 
 
 def test_base_install_lists_every_command(fresh: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.checkpoint import load_autoregressive
 
 MOST_BYTES = 12_000_000
+SHIPPED_BYTES = 6_000_000  # of the bundle that comes with the package
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,21 @@ def test_bundle_samples_what_pytorch_samples(model: AutoregressiveFlow, sampler:
     found = sampler.generate(noise, [2, 5, 8], guidance=2.0)
     expected = model.sample_labels(torch.from_numpy(noise), torch.tensor([2, 5, 8]), 2.0).numpy()
     assert np.abs(found - expected).max() < 1e-3
+
+
+def test_the_bundle_in_the_package_is_this_model(checkpoint: Path, sampler: Sampler) -> None:
+    """It is small, of this checkpoint, whole, and its quantised weights make what the exact ones make, within its own error."""
+    with Sampler.open("digits", threads=1, verify=True) as shipped:
+        files = [file for file in shipped.bundle.folder.rglob("*") if file.is_file()]
+        assert sum(file.stat().st_size for file in files) <= SHIPPED_BYTES
+        assert shipped.manifest.provenance.checkpoint_sha256 == sampler.manifest.provenance.checkpoint_sha256
+        noise, labels = sampler.noise(10, seed=3), np.arange(10)
+        exact, found = (each.generate(noise, labels, guidance=1.0) for each in (sampler, shipped))
+        quantization = shipped.variant.quantization
+    assert quantization and quantization.error
+    error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
+    print(f"the shipped bundle: error {error:.2%} of samples, {quantization.error:.2%} when it was calibrated")
+    assert error < 2 * quantization.error
 
 
 @pytest.mark.slow
