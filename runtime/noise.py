@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from starflow.runtime.normal_numbers import MOST_SEED, normal_numbers
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.memory import check_images
 
@@ -18,20 +19,19 @@ def draw_noise(
         raise UsageError(f"temperature {temperature} is not a factor of the noise; give a number > 0")
     seeds = _seeds(count, seed)
     check_images(count, math.prod(shape))
-    return np.stack(
-        [np.random.default_rng(one).standard_normal(shape, np.float32) * np.float32(temperature) for one in seeds]
-    )
+    numbers = [normal_numbers(*one, math.prod(shape)) for one in seeds]
+    return np.stack(numbers).reshape(count, *shape) * np.float32(temperature)
 
 
-def _seeds(count: int, seed: int | Sequence[int]) -> list[list[int]]:
+def _seeds(count: int, seed: int | Sequence[int]) -> list[tuple[int, int]]:
     """The seed of each image: that of the call and the number of the image in it, or its own seed and 0."""
     if count < 1:
         raise UsageError(f"{count} images: give at least one image")
     several = np.ndim(seed) > 0
     seeds = list(seed) if isinstance(seed, Sequence | np.ndarray) else [seed]
     for one in seeds:
-        if not isinstance(one, int | np.integer) or one < 0:
-            raise UsageError(f"seed {one!r} is not a whole number >= 0")
+        if not isinstance(one, int | np.integer) or not 0 <= one <= MOST_SEED:
+            raise UsageError(f"seed {one!r} is not a whole number from 0 to 2^64 - 1")
     if several and len(seeds) != count:
         raise UsageError(f"{len(seeds)} seeds for {count} images; give one number for all images, or one for each")
-    return [[int(one), 0] for one in seeds] if several else [[int(seeds[0]), index] for index in range(count)]
+    return [(int(one), 0) for one in seeds] if several else [(int(seeds[0]), index) for index in range(count)]

@@ -25,6 +25,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("runtime.family", "runtime.networks"),
         ("runtime.autoregressive", "runtime.continuous"),
         ("runtime.families",),
+        ("runtime.normal_numbers",),
         ("runtime.noise",),
         ("runtime.batch_loops",),
         ("runtime.sampler",),

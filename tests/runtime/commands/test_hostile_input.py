@@ -76,7 +76,7 @@ def refused(arguments: list[str], places: Places, capfd: pytest.CaptureFixture[s
         ),
         (["--guidance=nan"], "--guidance: found 'nan', expected a finite number"),
         (["--denoising-rate=inf"], "--denoising-rate: found 'inf', expected a finite number"),
-        (["--seed=-1"], "seed -1 is not a whole number >= 0"),
+        (["--seed=-1"], "seed -1 is not a whole number from 0 to 2^64 - 1"),
         ([f"--plan={LONG}"], "cannot be read (File name too long)"),
         (["--plan=/dev/zero"], "plan /dev/zero: cannot be read (is a device, expected a file)"),
         ([f"--variant={LONG}"], "has no variant"),

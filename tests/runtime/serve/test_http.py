@@ -164,7 +164,7 @@ WRONG_TENSORS: dict[str, tuple[int, str, list[dict[str, Any]]]] = {
     "a number beyond the type": (400, "too large for UINT8", [tensor("label", "UINT8", [256])]),
     "an unknown input": (400, "input 'prompt': tiny takes label, seed", [tensor("prompt", "BYTES", ["x"])]),
     "an input twice": (400, "input seed is given twice", [SEED, SEED]),
-    "negative seeds": (400, "seed -1 is not a whole number >= 0", [tensor("seed", "INT64", [-1])]),
+    "negative seeds": (400, "seed -1 is not a whole number from 0 to 2^64 - 1", [tensor("seed", "INT64", [-1])]),
     "bytes that are missing": (
         400,
         "but 0 bytes follow",
