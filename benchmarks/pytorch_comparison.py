@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
 from starflow.runtime.backends.memory_bandwidth import HostBandwidthProbe
-from starflow.runtime.diagnostics.benchmark import step_bytes
+from starflow.runtime.bundle.bytes_read import pass_bytes
 from starflow.training.autoregressive.config import StarflowConfig
 from starflow.training.autoregressive.flow_block import FlowBlock
 from starflow.training.autoregressive.model import AutoregressiveFlow
@@ -167,10 +167,7 @@ def _compare(
         ways["compiled bf16"] = _compiled(model, torch.bfloat16, noise, rows)
     for name, sampler in samplers.items():
         ways[name] = lambda sampler=sampler: sampler.generate(noise, text, null, guidance=GUIDANCE)  # type: ignore[misc]
-    read = {
-        name: sum(step_bytes(g, sampler.bundle.autoregressive.blocks[g.block]) for g in sampler.variant.graphs)
-        for name, sampler in samplers.items()
-    }
+    read = {name: sum(pass_bytes(sampler.manifest, sampler.variant).values()) for name, sampler in samplers.items()}
 
     def floor_bytes(name: str) -> int:
         return read.get(name, read["cpu-fp32"] // (2 if name == "compiled bf16" else 1))

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from starflow.runtime.backends.base import Provider
 from starflow.runtime.backends.choice import BackendName
 from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.networks.denoising import Denoise
 from starflow.runtime.plain.errors import UsageError
@@ -131,8 +132,16 @@ class SamplerPool:
         self._samplers[0].check(count, condition, guidance=guidance, denoise=denoise)
 
     @property
+    def bundle(self) -> Bundle:
+        return self._samplers[0].bundle
+
+    @property
+    def variant(self) -> Variant:
+        return self._samplers[0].variant
+
+    @property
     def manifest(self) -> Manifest:
-        return self._samplers[0].manifest
+        return self.bundle.manifest
 
     def sample(self, *arguments: Any, **options: Any) -> NDArray:
         """`Sampler.sample` on a free sampler."""

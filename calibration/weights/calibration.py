@@ -43,9 +43,9 @@ from starflow.calibration.weights.treatment import SMALLEST, TREATMENTS, Treatme
 from starflow.calibration.weights.variant_writer import VariantWriter
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.bytes_read import cache_bytes
 from starflow.runtime.bundle.lock import bundle_lock
 from starflow.runtime.bundle.manifest import Quantization, Variant
-from starflow.runtime.diagnostics.memory_use import cache_bytes
 from starflow.runtime.plain.errors import ExportError
 from starflow.runtime.plain.progress import Report, no_report
 from starflow.runtime.traces.autoregressive import RecordedTrace, sample_trace

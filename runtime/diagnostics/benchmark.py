@@ -12,15 +12,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.runtime.bundle.autoregressive_manifest import Block
+from starflow.runtime.bundle.bytes_read import pass_bytes
 from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
-from starflow.runtime.bundle.graph_spec import GraphSpec
 from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.diagnostics.memory_use import (
     MeasuredMemory,
     MemoryGauge,
     PredictedMemory,
-    cache_bytes,
     predict_memory,
 )
 from starflow.runtime.diagnostics.take_turns import Lap, Times, spread, take_turns
@@ -102,12 +100,6 @@ class Benchmark:
     exact: str
     variants: tuple[VariantTiming, ...]  # times
     memory: tuple[VariantMemory, ...]  # bytes, one entry for each sampler
-
-
-def step_bytes(graph: GraphSpec, block: Block) -> int:
-    """Bytes one step reads at least: all weights, and the caches up to the mean position of the tokens."""
-    tokens = np.arange(block.prefix, block.capacity) + 1
-    return graph.weight_bytes + round(cache_bytes(graph) * float(tokens.mean()) / block.capacity)
 
 
 def run_benchmark(
@@ -205,15 +197,15 @@ def _open(sampler: Sampler, contestants: Sequence[_Contestant]) -> VariantMemory
 def _timing(contestant: _Contestant, times: Times, exact: _Contestant, bandwidth: float) -> VariantTiming:
     sampler, manifest, predicted = contestant.sampler, contestant.sampler.manifest, None
     passes = {block: statistics.fmean(counts) for block, counts in contestant.passes.items()}
+    each_pass = pass_bytes(manifest, sampler.variant)
     rows: list[BlockTiming] = []
     if isinstance(manifest, ContinuousManifest):
         units = total_passes = sum(passes.values())
-        total_bytes = sampler.bundle.graph(sampler.variant, 0).weight_bytes
+        total_bytes = each_pass[0]
     else:
         units, decoded = float(manifest.model.tokens), manifest.decoded_tokens()
         for index, count in passes.items():
-            step = step_bytes(sampler.bundle.graph(sampler.variant, index), manifest.blocks[index])
-            read = round(step * count / decoded[index])
+            read = round(each_pass[index] * count / decoded[index])
             rows.append(_row(index, times.parts[index], units, count, read, bandwidth))
         total_passes, total_bytes = sum(passes.values()), sum(row.bytes for row in rows)
         spec = manifest.plan_for(sampler.backend.name, sampler.variant.name)

@@ -6,11 +6,12 @@ from typing import Any
 
 from starflow.runtime.bundle.build_record import BuildRecord, read_builds
 from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.bytes_read import cache_bytes
 from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, TextSpec
-from starflow.runtime.diagnostics.memory_use import cache_bytes, predict_memory
+from starflow.runtime.diagnostics.memory_use import predict_memory
 from starflow.runtime.plain.caption_template import CAPTION
 from starflow.runtime.plans.calibrated_decode_plan import CalibratedDecodePlan
 from starflow.runtime.plans.calibrated_integration_plan import CalibratedIntegrationPlan

@@ -9,16 +9,12 @@ from pathlib import Path
 from safetensors import safe_open
 
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.bundle.graph_spec import GraphSpec, tensor_bytes
+from starflow.runtime.bundle.bytes_read import cache_bytes
+from starflow.runtime.bundle.graph_spec import tensor_bytes
 from starflow.runtime.bundle.manifest import Variant
 
 PROCESS = Path("/proc/self")
 RESET_PEAK = "5"  # written to clear_refs, this makes VmHWM start again from the present size; see proc(5)
-
-
-def cache_bytes(graph: GraphSpec) -> int:
-    """Bytes of all caches of a block."""
-    return sum(tensor_bytes(spec) for spec in graph.inputs if spec.role == "cache")
 
 
 @dataclass(frozen=True)

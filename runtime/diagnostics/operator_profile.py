@@ -20,8 +20,9 @@ from starflow.runtime.autoregressive.sampling_loop import block_inputs
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest, Block
+from starflow.runtime.bundle.bytes_read import step_bytes
 from starflow.runtime.conditions import encode_conditions
-from starflow.runtime.diagnostics.benchmark import some_condition, step_bytes
+from starflow.runtime.diagnostics.benchmark import some_condition
 from starflow.runtime.plain.errors import BackendError, UsageError
 from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.sampler import Sampler

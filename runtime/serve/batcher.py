@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from starflow.runtime.bundle.bytes_read import pass_bytes
 from starflow.runtime.plain.errors import StarflowError, UsageError
 from starflow.runtime.sampler import Sampler
 from starflow.runtime.sampler_pool import SamplerPool
@@ -41,7 +42,8 @@ class BatchReport:
     Attributes:
         images, size: Images in it, and how many it could have held.
         waited: Seconds that each image waited for it.
-        flow_seconds, decode_seconds: Time of the flow, with captions and denoising, and from data to pixels.
+        flow_seconds, decode_seconds: Time of the flow, with captions, previews and denoising, and from data to pixels.
+        read_bytes: Bytes of weights and caches that the flow had to read.
     """
 
     images: int
@@ -49,6 +51,7 @@ class BatchReport:
     waited: tuple[float, ...]
     flow_seconds: float
     decode_seconds: float
+    read_bytes: int
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class Batcher:
         self._is_open = True
         self._crowd, self._return = 0, 0.0  # images that are expected back after a batch, and until when
         self._image_seconds = 0.0  # mean time of an image, all workers together; 0 before the first batch
+        self._pass_bytes = _pass_bytes(pool)
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(pool.size)]
         for thread in self._threads:
             thread.start()
@@ -222,6 +226,7 @@ class Batcher:
 
     def _sample(self, sampler: Sampler, pieces: list[Piece]) -> None:
         started, orders = time.monotonic(), [piece.ticket.order for piece in pieces]
+        passes = Counter[int]()
 
         def progress(done: int, total: int) -> None:
             if all(piece.ticket.is_over for piece in pieces):
@@ -234,6 +239,7 @@ class Batcher:
             guidance=[order.guidance[i] for order, i in _pairs(pieces)],
             denoise=orders[0].denoise,
             on_block=self._previews(sampler, pieces),
+            on_passes=lambda block, count: passes.update({block: count}),
             progress=progress,
         )
         sampled = time.monotonic()
@@ -247,7 +253,8 @@ class Batcher:
         waited = tuple(started - piece.ticket.placed for piece in pieces)
         self._note_batch(len(pieces), started, ended)
         size = min(size for size in sampler.manifest.batch_sizes if size >= len(pieces))
-        self._on_batch(BatchReport(len(pieces), size, waited, sampled - started, ended - sampled))
+        read = sum(passes[block] * read for block, read in self._pass_bytes[size].items())
+        self._on_batch(BatchReport(len(pieces), size, waited, sampled - started, ended - sampled, read))
 
     def _previews(self, sampler: Sampler, pieces: list[Piece]) -> Callable[[int, NDArray], None] | None:
         seen = [row for row, piece in enumerate(pieces) if piece.ticket.on_preview]
@@ -271,6 +278,15 @@ class Batcher:
             self._image_seconds = MEMORY_OF_SPEED * past + (1 - MEMORY_OF_SPEED) * seconds
             self._crowd = images + self._waiting()
             self._return = ended + RETURNING * (ended - started)
+
+
+def _pass_bytes(pool: SamplerPool) -> dict[int, dict[int, int]]:
+    """For each batch size the bytes that a pass of each flow block reads."""
+    found: dict[int, dict[int, int]] = {}
+    for size in pool.manifest.batch_sizes:
+        bundle = pool.bundle.at_batch(size)
+        found[size] = pass_bytes(bundle.manifest, bundle.variant(pool.variant.name, pool.variant.lowering))
+    return found
 
 
 def _left(ticket: Ticket) -> int:

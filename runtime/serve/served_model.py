@@ -1,5 +1,6 @@
 """A bundle behind a service: a batcher for each of its shapes, opened when it is first asked for."""
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,11 +8,13 @@ from typing import Any
 
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest_file import Manifest
-from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.errors import BackendError, UsageError
 from starflow.runtime.sampler_pool import SamplerPool
 from starflow.runtime.serve.batcher import Batcher, BatchReport
 
 Shape = tuple[int, int]
+
+logger = logging.getLogger("starflow.serve")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,10 @@ class Serving:
 class ServedModel:
     """A bundle and its batchers; the default shape is loaded at once.
 
+    Attributes:
+        bandwidth: Bytes a second that the memory of the weights gives to one sampler, measured before anything runs; None
+            where it cannot be measured.
+
     Args:
         name: What requests call it.
         on_batch: Called with the name and the report of every batch.
@@ -46,6 +53,7 @@ class ServedModel:
         self._serving, self._on_batch = serving, on_batch
         self._batchers: dict[Shape | None, Batcher] = {}
         self._opening = threading.Lock()
+        self.bandwidth: float | None = None
         self.batcher()
 
     @property
@@ -86,6 +94,8 @@ class ServedModel:
                 pool = SamplerPool.open(self.bundle, size=self._serving.samplers, shape=shape, **self._serving.options)
                 try:
                     pool.load()
+                    if not self._batchers:
+                        self.bandwidth = self._measured_bandwidth(pool)
                 except BaseException:
                     pool.close()
                     raise
@@ -96,6 +106,14 @@ class ServedModel:
                     on_batch=lambda report: self._on_batch(self.name, report),
                 )
             return self._batchers[shape]
+
+    def _measured_bandwidth(self, pool: SamplerPool) -> float | None:
+        try:
+            with pool.sampler() as sampler, sampler.backend.bandwidth_probe() as probe:
+                return probe.measure()
+        except BackendError as error:
+            logger.warning("%s: /metrics goes without the memory bandwidth: %s", self.name, error)
+            return None
 
     @property
     def most_images(self) -> int:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from starflow.runtime import Sampler
 from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.bytes_read import step_bytes
 from starflow.runtime.command_line import main
-from starflow.runtime.diagnostics.benchmark import step_bytes
 from starflow.runtime.plain.install_hint import install_hint
 
 QUICK = ["--repetitions", "1", "--threads", "1"]
@@ -42,16 +42,6 @@ def test_every_block_is_measured_against_its_floor(tiny_bundle: Path, capsys: An
         assert total["bytes"] == sum(row["bytes"] for row in rows)
         assert variant["images_per_second"] == pytest.approx(1000 / variant["image_milliseconds"])
         assert variant["image_milliseconds"] == pytest.approx(total["milliseconds"] * 16 / 2)  # tokens, batch
-
-
-def test_step_bytes_are_weights_and_the_mean_valid_cache(tiny_bundle: Path) -> None:
-    bundle = Bundle.open(tiny_bundle)
-    graph = bundle.graph(bundle.variant("cpu-fp32", "cpu"), 1)
-    per_position = 2 * 2 * 4 * 32 * 4  # layers, k and v, rows, head, bytes
-    positions = np.arange(2, 18)  # after the condition: 2 .. 17 valid
-    assert step_bytes(graph, bundle.autoregressive.blocks[1]) == graph.weight_bytes + round(
-        per_position * positions.mean()
-    )
 
 
 def test_errors_are_relative_to_the_most_precise_variant(tiny_bundle: Path, capsys: Any) -> None:

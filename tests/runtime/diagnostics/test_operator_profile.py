@@ -10,8 +10,8 @@ import pytest
 
 from starflow.runtime import Sampler
 from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.bytes_read import step_bytes
 from starflow.runtime.command_line import main
-from starflow.runtime.diagnostics.benchmark import step_bytes
 from starflow.runtime.diagnostics.operator_profile import (
     ATTENTION,
     BETWEEN,

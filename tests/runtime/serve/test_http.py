@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import logging
+import re
 import socket
 import struct
 import threading
@@ -16,7 +17,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from starflow.runtime import Sampler
+from starflow.runtime import Bundle, Sampler
+from starflow.runtime.bundle.bytes_read import step_bytes
 from starflow.runtime.serve.http import body
 from starflow.runtime.serve.served_model import Serving
 from tests.runtime.serve.conftest import Client, running, tensor
@@ -281,3 +283,20 @@ def test_metrics_count_what_happened(tiny_bundle: Path) -> None:
         'starflow_requests_total{path="other",status="404"} 1.0',
     ):
         assert line in text
+
+
+def test_metrics_say_how_much_of_the_memory_bandwidth_the_flow_used(tiny_bundle: Path) -> None:
+    with running({"tiny": tiny_bundle}, Serving(options={"threads": 1, "variant": "cpu-fp32"})) as client:
+        assert client.images(prompt="1", n=2).status == 200
+        text = client.ask("/metrics").content.decode()
+    told = {
+        name: float(value)
+        for name, value in re.findall(r'^(starflow_\w+){model="tiny"(?:,stage="flow")?} (\S+)$', text, re.MULTILINE)
+    }
+    bundle = Bundle.open(tiny_bundle)
+    blocks, tokens = bundle.autoregressive.blocks, bundle.autoregressive.model.tokens
+    step = sum(step_bytes(graph, blocks[graph.block]) for graph in bundle.variant("cpu-fp32", "cpu").graphs)
+    assert told["starflow_flow_read_bytes_total"] == step * tokens
+    rate = told["starflow_flow_read_bytes_total"] / told["starflow_stage_seconds_sum"]
+    bandwidth = told["starflow_memory_bandwidth_bytes_per_second"]
+    assert bandwidth > 1e8 and told["starflow_memory_bandwidth_percent"] == pytest.approx(100 * rate / bandwidth)
