@@ -49,6 +49,7 @@ EXTRA_OF = {
     "cuda": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
     "fastapi": "serve",
+    "fastapi_offline": "serve",
     "starlette": "serve",
     "uvicorn": "serve",
     "prometheus_client": "serve",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
@@ -28,7 +29,13 @@ def create_app(models: Mapping[str, ServedModel], metrics: Metrics, version: str
         models: By the name that requests call them; at least one.
         key: See `Edge`.
     """
-    app = FastAPI(title="starflow", version=version, docs_url="/docs", redoc_url=None)
+    app = FastAPIOffline(
+        title="starflow",
+        version=version,
+        docs_url="/docs",
+        redoc_url=None,
+        static_url="/docs/files",
+    )
     app.include_router(openai_routes(models))
     app.include_router(inference_routes(models, version))
 
