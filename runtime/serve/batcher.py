@@ -125,15 +125,19 @@ class Batcher:
             raise UsageError(f"{order.count} images in one request; ask for at most {self._max_waiting}")
         with self._changed:
             self._check_open()
-            waiting = self._waiting()
-            if waiting + order.count > self._max_waiting:
-                raise QueueFullError(waiting, max(1, math.ceil(waiting * self._image_seconds)))
+            if refusal := self._refusal(order.count):
+                raise refusal
             ticket = Ticket(order, time.monotonic(), on_preview, on_image)
             self._queue.append(ticket)
             self._unfinished.add(ticket)
             self._changed.notify_all()
         ticket.future.add_done_callback(lambda _: self._forget(ticket))
         return ticket
+
+    def refusal(self) -> QueueFullError | None:
+        """Why not even one image may join the queue now; None if one may."""
+        with self._changed:
+            return self._refusal(1)
 
     def close(self, timeout: float | None = None) -> None:
         """Finish what was ordered, then close the pool; a second call does nothing.
@@ -158,6 +162,12 @@ class Batcher:
     def _check_open(self) -> None:
         if not self._is_open:
             raise ClosedError("the service is going down; ask another one")
+
+    def _refusal(self, count: int) -> QueueFullError | None:
+        waiting = self._waiting()
+        if waiting + count <= self._max_waiting:
+            return None
+        return QueueFullError(waiting, max(1, math.ceil(waiting * self._image_seconds)))
 
     def _waiting(self) -> int:
         return sum(_left(ticket) for ticket in self._queue)

@@ -4,13 +4,14 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.plain.errors import BackendError, UsageError
 from starflow.runtime.sampler_pool import SamplerPool
-from starflow.runtime.serve.batcher import Batcher, BatchReport
+from starflow.runtime.serve.batcher import Batcher, BatchReport, QueueFullError
 
 Shape = tuple[int, int]
 
@@ -56,12 +57,12 @@ class ServedModel:
         self.bandwidth: float | None = None
         self.batcher()
 
-    @property
+    @cached_property
     def manifest(self) -> Manifest:
         """The manifest at the default shape."""
         return self.bundle.at_shape(None).manifest
 
-    @property
+    @cached_property
     def takes(self) -> str:
         """What conditions an image: `captions`, `classes`, `features` or `nothing`."""
         kind = self.manifest.conditioning.kind
@@ -69,6 +70,7 @@ class ServedModel:
             return "captions" if self.manifest.text else "features"
         return "nothing" if kind == "none" else "classes"
 
+    @cached_property
     def sizes(self) -> dict[str, Shape | None]:
         """The shapes of the bundle by the size of their images, `WIDTHxHEIGHT` in pixels, the default one first."""
         found: dict[str, Shape | None] = {}
@@ -83,12 +85,7 @@ class ServedModel:
         Raises:
             UsageError: the bundle has no such size.
         """
-        sizes = self.sizes()
-        if size is None or size == "auto":
-            size = next(iter(sizes))
-        if size not in sizes:
-            raise UsageError(f"size {size!r}: {self.name} makes {', '.join(sizes)}")
-        shape = sizes[size]
+        shape = self._shape(size)
         with self._opening:
             if shape not in self._batchers:
                 pool = SamplerPool.open(self.bundle, size=self._serving.samplers, shape=shape, **self._serving.options)
@@ -106,6 +103,29 @@ class ServedModel:
                     on_batch=lambda report: self._on_batch(self.name, report),
                 )
             return self._batchers[shape]
+
+    def loaded_batcher(self, size: str | None = None) -> Batcher | None:
+        """`batcher` if it need not be loaded, and else None.
+
+        Raises:
+            UsageError: the bundle has no such size.
+        """
+        return self._batchers.get(self._shape(size))
+
+    def _shape(self, size: str | None) -> Shape | None:
+        if size is None or size == "auto":
+            return next(iter(self.sizes.values()))
+        if size not in self.sizes:
+            raise UsageError(f"size {size!r}: {self.name} makes {', '.join(self.sizes)}")
+        return self.sizes[size]
+
+    def refusal(self) -> QueueFullError | None:
+        """Why it takes no image of any size now; None if it may take one."""
+        batchers = list(self._batchers.values())
+        refusals = [refusal for batcher in batchers if (refusal := batcher.refusal())]
+        if len(refusals) < len(self.sizes):  # a size that is not loaded has an empty queue
+            return None
+        return min(refusals, key=lambda refusal: refusal.retry_after)
 
     def _measured_bandwidth(self, pool: SamplerPool) -> float | None:
         try:

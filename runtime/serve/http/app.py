@@ -17,6 +17,7 @@ from starflow.runtime.serve.http.failures import answer
 from starflow.runtime.serve.http.inference import inference_routes
 from starflow.runtime.serve.http.metrics import Metrics
 from starflow.runtime.serve.http.openai import openai_routes
+from starflow.runtime.serve.http.shedding import Shedding
 from starflow.runtime.serve.served_model import ServedModel
 
 PAGE = Path(__file__).parent / "page.html"
@@ -36,8 +37,9 @@ def create_app(models: Mapping[str, ServedModel], metrics: Metrics, version: str
         redoc_url=None,
         static_url="/docs/files",
     )
-    app.include_router(openai_routes(models))
-    app.include_router(inference_routes(models, version))
+    routers = openai_routes(models), inference_routes(models, version)
+    for router in routers:
+        app.include_router(router)
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
@@ -63,6 +65,7 @@ def create_app(models: Mapping[str, ServedModel], metrics: Metrics, version: str
     app.add_exception_handler(StarflowError, refused)
     app.add_exception_handler(RefusedError, refused)
     app.add_exception_handler(HTTPException, unknown)
+    app.add_middleware(Shedding, models=models, routes=[route for router in routers for route in router.routes])
     app.add_middleware(Edge, metrics=metrics, key=key)
     return app
 
@@ -75,7 +78,7 @@ def _described(model: ServedModel) -> dict[str, Any]:
         "takes": model.takes,
         "classes": list(names or map(str, range(min(classes, 1000)))) if classes else [],
         "guided": model.manifest.guided,
-        "sizes": list(model.sizes()),
+        "sizes": list(model.sizes),
         "makes": model.manifest.output,
         "batch": model.manifest.batch,
     }

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starflow.runtime.plain.validation import one_line
 from starflow.runtime.serve.http.body import RefusedError, parse_object, read_body
 from starflow.runtime.serve.http.tensors import InferRequest, read_tensors, write_tensor
-from starflow.runtime.serve.http.waiting import checked_guidance, chosen_seeds, finished
+from starflow.runtime.serve.http.waiting import batcher_of, checked_guidance, chosen_seeds, finished
 from starflow.runtime.serve.order import Order
 from starflow.runtime.serve.served_model import ServedModel
 
@@ -68,7 +68,7 @@ def inference_routes(models: Mapping[str, ServedModel], version: str) -> APIRout
             raise RefusedError(415, "compressed requests are not taken; send the body as it is")
         content, header = await read_body(request), request.headers.get(HEADER)
         asked, output, order = await asyncio.to_thread(_understood, model, content, header)
-        batcher = await asyncio.to_thread(model.batcher, asked.parameters.get("size"))
+        batcher = await batcher_of(model, asked.parameters.get("size"))
         found = await finished(request, batcher.submit(order))
         return await asyncio.to_thread(_answer, model, asked, output, found)
 

@@ -25,7 +25,7 @@ from starflow.runtime.plain.validation import one_line
 from starflow.runtime.serve.batcher import Batcher
 from starflow.runtime.serve.http.body import RefusedError, parse_object, read_body
 from starflow.runtime.serve.http.failures import status_of
-from starflow.runtime.serve.http.waiting import checked_guidance, chosen_seeds, finished
+from starflow.runtime.serve.http.waiting import batcher_of, checked_guidance, chosen_seeds, finished
 from starflow.runtime.serve.order import Order
 from starflow.runtime.serve.served_model import ServedModel
 
@@ -74,8 +74,8 @@ def openai_routes(models: Mapping[str, ServedModel]) -> APIRouter:
         model = models.get(asked.model or next(iter(models)))
         if model is None:
             raise RefusedError(404, f"model {asked.model!r}: this server has {', '.join(models)}", parameter="model")
-        batcher = await asyncio.to_thread(model.batcher, asked.size)
-        order, size = _order(model, asked), asked.size if asked.size in model.sizes() else next(iter(model.sizes()))
+        batcher = await batcher_of(model, asked.size)
+        order, size = _order(model, asked), asked.size if asked.size in model.sizes else next(iter(model.sizes))
         if asked.stream:
             return await _streamed(batcher, order, asked, size)
         images = await finished(request, batcher.submit(order))

@@ -1,4 +1,4 @@
-"""Waiting for an order while watching whether its client is still there."""
+"""Waiting for a batcher, and for an order while watching whether its client is still there."""
 
 import asyncio
 import secrets
@@ -9,11 +9,18 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 
 from starflow.runtime.plain.guidance import Guidance
+from starflow.runtime.serve.batcher import Batcher
 from starflow.runtime.serve.http.body import RefusedError
 from starflow.runtime.serve.order import Ticket
+from starflow.runtime.serve.served_model import ServedModel
 
 MOST_GUIDANCE = 1000.0  # far above what makes pictures; the next numbers make NaN of every model
 CLIENT_GONE = 499  # nobody reads it; nginx logs it so
+
+
+async def batcher_of(model: ServedModel, size: Any) -> Batcher:
+    """The batcher for images of a size, see `ServedModel.batcher`; others are served while it is loaded."""
+    return model.loaded_batcher(size) or await asyncio.to_thread(model.batcher, size)
 
 
 async def finished(request: Request, ticket: Ticket) -> NDArray:

@@ -9,6 +9,8 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Bundle, Sampler
 from starflow.runtime.bundle.bytes_read import step_bytes
 from starflow.runtime.serve.http import body
@@ -246,18 +249,60 @@ def test_a_full_queue_sheds_and_recovers(tiny_bundle: Path) -> None:
     assert answers[0].status == 200
 
 
+def test_a_full_queue_refuses_before_it_reads(tiny_bundle: Path, captioned_bundle: Path) -> None:
+    serving = Serving(max_waiting=1, patience=30.0, options={"threads": 1})
+    with running({"tiny": tiny_bundle, "captioned": captioned_bundle}, serving) as client:
+        infer = [f"/v2/models/{each}/infer" for each in ("tiny", "tiny/versions/1", "captioned")]
+
+        def asked() -> list[int]:
+            """The answers to requests that are wrong as soon as they are read."""
+            return [client.ask(path, b"no JSON").status for path in ("/v1/images/generations", *infer)]
+
+        assert asked() == [400, 400, 400, 400]
+        with waiting_request(client, "tiny"):
+            assert asked() == [400, 429, 429, 400]  # the first may be for the other model
+            with waiting_request(client, "captioned"):
+                assert asked() == [429, 429, 429, 429]
+                assert client.ask("/v1/models").status == client.ask("/v2/models/tiny").status == 200
+                assert client.ask("/v2/models/none/infer", b"no JSON").status == 429
+                with socket.create_connection(("127.0.0.1", client.port), timeout=30) as connection:
+                    connection.sendall(f"POST {infer[0]} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n".encode())
+                    assert b" 429 " in connection.recv(4096)
+        assert asked() == [400, 400, 400, 400]
+        told = client.ask("/metrics").content.decode()
+        assert 'starflow_requests_total{path="/v2/models/{name}/infer",status="429"} 5.0' in told
+
+
+def test_a_size_that_is_not_loaded_has_room(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    export_checkpoint(tiny_checkpoint, path, ExportOptions(shape=(8, 8), other_shapes=[(4, 12)], batch=2))
+    serving = Serving(max_waiting=1, patience=30.0, options={"threads": 1})
+    with running({"shaped": path}, serving) as client, waiting_request(client, "shaped"):
+        assert client.images(prompt="1", size="8x8").status == 429
+        with waiting_request(client, "shaped", size="12x4"):
+            assert client.ask("/v1/images/generations", b"no JSON").status == 429
+        assert client.ask("/v1/images/generations", b"no JSON").status == 400
+
+
+@contextmanager
+def waiting_request(client: Client, model: str, **asked: Any) -> Iterator[None]:
+    """A request for an image that waits in the queue of a model meanwhile."""
+    content, before = json.dumps({"model": model, "prompt": "1", **asked}).encode(), client.models[model].waiting
+    head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", client.port)) as connection:
+        connection.sendall(head.encode() + content)
+        until(lambda: client.models[model].waiting == before + 1)
+        yield
+    until(lambda: client.models[model].waiting == before)
+
+
 def test_a_client_that_goes_away_frees_its_place(tiny_bundle: Path) -> None:
     serving = Serving(max_waiting=1, patience=30.0, options={"threads": 1})
     with running({"tiny": tiny_bundle}, serving) as client:
-        content = json.dumps({"prompt": "1"}).encode()
-        head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
         for stream in (False, True):
-            asked = json.dumps({"prompt": "1", "stream": stream}).encode()
-            head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: {len(asked)}\r\n\r\n"
-            with socket.create_connection(("127.0.0.1", client.port)) as connection:
-                connection.sendall(head.encode() + asked)
-                until(lambda: client.models["tiny"].waiting == 1)
-            until(lambda: client.models["tiny"].waiting == 0)
+            with waiting_request(client, "tiny", stream=stream):
+                assert client.models["tiny"].waiting == 1
+            assert client.models["tiny"].waiting == 0
 
 
 def until(condition: Any) -> None:
