@@ -1,5 +1,6 @@
 """Samplers that threads share, and pools: every image is that of the same call made alone."""
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from starflow.runtime import Bundle, Guidance, Sampler, SamplerPool
+from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.plain.errors import UsageError
 
 CALLS = [(label, 10 * label + guidance, float(guidance)) for label in range(8) for guidance in range(3)]
@@ -50,6 +52,13 @@ def test_a_pool_runs_calls_at_the_same_time(tiny_bundle: Path, alone: list[NDArr
 def pool_noise(pool: SamplerPool) -> NDArray:
     with pool.sampler() as sampler:
         return sampler.noise(1)
+
+
+def test_a_pool_of_one_chooses_its_threads_as_a_sampler_does(tiny_bundle: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    for size, threads in ((1, 0), (2, max(1, cores // 2)), (cores + 1, 1)):
+        with SamplerPool.open(tiny_bundle, size=size) as pool, pool.sampler() as sampler:
+            assert isinstance(sampler.backend, OnnxRuntimeBackend) and sampler.backend._threads == threads
 
 
 def test_captions_and_decoders_are_shared_as_well(emoji_bundle: Path) -> None:

@@ -51,7 +51,7 @@ async def _disconnected(request: Request) -> None:
 
 def chosen_seeds(given: int | None, count: int) -> tuple[int, ...]:
     """A seed for each image: consecutive ones from the one that was given, or from a random one."""
-    first = secrets.randbelow(1 << 32) if given is None else given
+    first = secrets.randbits(32) if given is None else given
     return tuple(range(first, first + count))
 
 
