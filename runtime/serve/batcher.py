@@ -267,11 +267,13 @@ class Batcher:
         self._on_batch(BatchReport(len(pieces), size, waited, sampled - started, ended - sampled, read))
 
     def _previews(self, sampler: Sampler, pieces: list[Piece]) -> Callable[[int, NDArray], None] | None:
-        seen = [row for row, piece in enumerate(pieces) if piece.ticket.on_preview]
-        if not seen:
+        if all(piece.ticket.on_preview is None for piece in pieces):
             return None
 
         def on_block(block: int, data: NDArray) -> None:
+            seen = [row for row, piece in enumerate(pieces) if piece.ticket.shows(block)]
+            if not seen:
+                return
             images = sampler.to_images(data[seen], denoise=pieces[0].ticket.order.denoise)
             for row, image in zip(seen, images, strict=True):
                 piece = pieces[row]

@@ -28,6 +28,7 @@ class Order:
         guidance: Of each image.
         temperature: Standard deviation of the noise.
         output: `images` are uint8 [N, H, W, C], `latents` the flow's data, float32.
+        preview_blocks: Flow blocks after which a preview is made, if there is somebody to show it to; None means all of them.
     """
 
     condition: list[Any] | NDArray | None
@@ -36,6 +37,7 @@ class Order:
     temperature: float = 1.0
     denoise: Denoise = "auto"
     output: Literal["images", "latents"] = "images"
+    preview_blocks: frozenset[int] | None = None
 
     @property
     def count(self) -> int:
@@ -64,6 +66,11 @@ class Ticket:
         self.future: Future[NDArray] = Future()
         self.taken = 0
         self._made: dict[int, NDArray] = {}
+
+    def shows(self, block: int) -> bool:
+        """Whether somebody waits for a preview after a flow block."""
+        blocks = self.order.preview_blocks
+        return self.on_preview is not None and not self.is_over and (blocks is None or block in blocks)
 
     @property
     def is_over(self) -> bool:

@@ -9,6 +9,7 @@ import io
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -120,7 +121,7 @@ def _order(model: ServedModel, asked: ImagesRequest) -> Order:
 
 async def _streamed(batcher: Batcher, order: Order, asked: ImagesRequest, size: str) -> Response:
     """Server-sent events: `image_generation.partial_image` for chosen flow blocks, and `.completed` for each image made."""
-    loop, events = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any]]()
+    loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[dict[str, Any], NDArray[np.uint8]]]()
     blocks = len(getattr(batcher.pool.manifest, "blocks", ()))
     chosen = _evenly(list(range(blocks - 1, 0, -1)), asked.partial_images or 0)
 
@@ -129,16 +130,16 @@ async def _streamed(batcher: Batcher, order: Order, asked: ImagesRequest, size: 
     usage = {**none, "input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}
 
     def tell(kind: str, index: int, pixels: NDArray[np.uint8], **more: object) -> None:
-        event = {"type": kind, "index": index, "b64_json": encode_png(pixels), "created_at": int(time.time())}
-        loop.call_soon_threadsafe(events.put_nowait, {**event, **common, **more})
+        event = {"type": kind, "index": index, "created_at": int(time.time()), **common, **more}
+        loop.call_soon_threadsafe(events.put_nowait, (event, pixels))  # encoded while the sampler goes on
 
     def on_preview(index: int, block: int, pixels: NDArray[np.uint8]) -> None:
-        if block in chosen:
-            tell("image_generation.partial_image", index, pixels, partial_image_index=chosen.index(block))
+        tell("image_generation.partial_image", index, pixels, partial_image_index=chosen.index(block))
 
     def on_image(index: int, pixels: NDArray[np.uint8]) -> None:
         tell("image_generation.completed", index, pixels, seed=order.seeds[index], usage=usage)
 
+    order = replace(order, preview_blocks=frozenset(chosen))
     ticket = batcher.submit(order, on_preview if chosen else None, on_image)
 
     async def stream() -> AsyncIterator[str]:
@@ -149,7 +150,8 @@ async def _streamed(batcher: Batcher, order: Order, asked: ImagesRequest, size: 
                 both: list[asyncio.Future[Any]] = [getting, done]
                 await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
                 if getting.done():
-                    yield _event(getting.result())
+                    event, pixels = getting.result()
+                    yield _event({**event, "b64_json": await asyncio.to_thread(encode_png, pixels)})
                 getting.cancel()
             try:
                 done.result()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from starflow.runtime import Guidance, Sampler, SamplerPool
 from starflow.runtime.plain.errors import StarflowError, UsageError
 from starflow.runtime.serve.batcher import Batcher, BatchReport, ClosedError, QueueFullError
-from starflow.runtime.serve.order import Order
+from starflow.runtime.serve.order import OnPreview, Order
 
 PATIENT = 0.3  # seconds; long enough for orders of one test to meet
 
@@ -140,6 +140,18 @@ def test_a_batch_nobody_waits_for_ends_at_its_next_report(tiny_bundle: Path) -> 
     assert after.future.result(30).shape == (1, 8, 8, 1)
     made.batcher.close()
     assert len(made.reports) == 1, "the first batch was not finished"
+
+
+def test_previews_are_made_after_the_chosen_blocks_only(watched: Watched) -> None:
+    seen: list[tuple[str, int, int]] = []
+
+    def shown(name: str) -> OnPreview:
+        return lambda image, block, pixels: seen.append((name, image, block))
+
+    chosen = order([1], 5, preview_blocks=frozenset({1}))
+    tickets = [watched.batcher.submit(chosen, shown("one")), watched.batcher.submit(order([2]), shown("all"))]
+    assert all(len(ticket.future.result(60)) == 1 for ticket in tickets)
+    assert seen == [("one", 0, 1), ("all", 0, 1), ("all", 0, 0)]
 
 
 def test_an_order_that_breaks_the_model_harms_no_other(watched: Watched, alone: Sampler) -> None:
