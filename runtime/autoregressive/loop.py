@@ -18,6 +18,7 @@ from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.conditions import Conditions
 from starflow.runtime.family import Inverted, Request, no_guidance
 from starflow.runtime.plain.errors import BundleError, UsageError
+from starflow.runtime.plain.guidance import WHOLE_WAY
 from starflow.runtime.plans.decode_plan import DecodePlan, Jacobi, read_plan
 
 
@@ -61,6 +62,10 @@ class AutoregressiveLoop:
             if guidance.weight and ratio and (guidance.annealed or not (guidance.scale and guidance.shift)):
                 raise UsageError(
                     "guidance of STARFlow takes a weight, a schedule and top_only; the other options are for TARFlow"
+                )
+            if guidance.interval != WHOLE_WAY:
+                raise UsageError(
+                    "guidance interval is for continuous flows; this bundle takes a schedule over flow blocks"
                 )
             if len(guidance.schedule) not in (0, len(manifest.blocks)):
                 raise UsageError(

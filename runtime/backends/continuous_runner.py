@@ -61,6 +61,10 @@ class ContinuousRunner(ABC):
             if name in self._names and value is not None:
                 self.store(name, value)
 
+    def guide(self, weights: NDArray) -> None:
+        """Store the guidance weights of the passes to come, [B] float32."""
+        self.store("guidance", weights)
+
     def start(self, x: NDArray) -> None:
         """Start an integration from x [B, *data_shape] float32."""
         for name in ("x", "point", "total"):

@@ -47,6 +47,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="classifier-free guidance weight >= 0 (default: 0, none)",
     )
     what.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("A", "B"),
+        help="guide a continuous flow only in steps that start at a time t, A <= t < B; 0 is noise, 1 is data (default: 0 1)",
+    )
+    what.add_argument(
         "--temperature",
         type=float,
         metavar="T",
@@ -100,6 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow.runtime.networks.caption_encoder import encode_once
     from starflow.runtime.networks.denoising import choose_denoising
     from starflow.runtime.plain.atomic_write import check_output, write_array
+    from starflow.runtime.plain.guidance import WHOLE_WAY, Guidance
     from starflow.runtime.plain.images import grid, write_png
     from starflow.runtime.plain.memory import check_images
     from starflow.runtime.plain.progress import progress_bar
@@ -108,6 +116,9 @@ def run(arguments: argparse.Namespace) -> int:
     single_files = arguments.out.suffix.lower() != ".png"
     if single_files and arguments.out.suffix:
         raise UsageError(f"--out {arguments.out}: give a .png file, or a folder for single files")
+    guidance = Guidance(arguments.guidance, interval=tuple(arguments.guidance_interval or WHOLE_WAY))
+    if arguments.guidance_interval and not arguments.guidance:
+        raise UsageError("--guidance-interval: there is no guidance; give a weight with --guidance")
     condition, given = given_condition(arguments)
     count = (given or 1) if arguments.count is None else arguments.count
     if count < max(given, 1):
@@ -142,7 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
     with Sampler.open(opened, variant=arguments.variant, **options) as sampler:
         manifest = sampler.manifest
         denoise = choose_denoising(manifest, arguments.denoise)
-        how = {"guidance": arguments.guidance, "denoise": denoise, "denoising_rate": arguments.denoising_rate}
+        how = {"guidance": guidance, "denoise": denoise, "denoising_rate": arguments.denoising_rate}
         noise = sampler.noise(count, arguments.seed, arguments.temperature)
         start = time.perf_counter()
         with progress_bar(f"sampling {count} {kind}", enabled=not arguments.json) as bar:

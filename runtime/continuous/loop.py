@@ -52,9 +52,9 @@ class ContinuousLoop:
         if request.attention_temperature != 1.0:
             raise UsageError("attention temperature is for autoregressive flows; leave it out")
         for guidance in set(request.guidance):
-            if guidance != Guidance(guidance.weight):
+            if guidance != Guidance(guidance.weight, interval=guidance.interval):
                 raise UsageError(
-                    "guidance of a continuous flow takes a weight only; the other options are for STARFlow and TARFlow"
+                    "guidance of a continuous flow takes a weight and an interval; the other options are for STARFlow and TARFlow"
                 )
             if guidance.weight and not self._manifest.guided:
                 raise no_guidance(self._manifest, guidance.weight)
@@ -72,7 +72,7 @@ class ContinuousLoop:
 
         runner = self._backend.continuous_runner()
         runner.condition(continuous_inputs(self._manifest, conditions, request.guidance))
-        result = integrate_batch(runner, noise, self.plan, on_time)
+        result = integrate_batch(runner, noise, self.plan, on_time, request.guidance)
         on_work(WORK - done)
         if request.on_passes:
             request.on_passes(0, result.passes)

@@ -209,6 +209,14 @@ def test_a_schedule_weighs_each_flow_block(tarflow_engines: Bundle) -> None:
     assert np.abs(shallow_only[0] - plain[0]).max() > 1e-3 and np.abs(deep_only[0] - guided[0]).max() > 1e-3
 
 
+def test_an_autoregressive_flow_takes_no_interval(tiny_bundle: Path) -> None:
+    with (
+        Sampler.open(tiny_bundle, threads=1) as sampler,
+        pytest.raises(UsageError, match="guidance interval is for continuous flows"),
+    ):
+        sampler.sample([1], guidance=Guidance(1.0, interval=(0.2, 0.8)))
+
+
 def test_temperature_scales_the_noise(tiny_bundle: Path) -> None:
     with Sampler.open(tiny_bundle, threads=1) as sampler:
         np.testing.assert_array_equal(sampler.noise(2, 3, 0.5), np.float32(0.5) * sampler.noise(2, 3))

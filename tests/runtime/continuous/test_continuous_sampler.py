@@ -57,11 +57,55 @@ def test_conditions_and_guidance_reach_the_network(sampler: Sampler) -> None:
     np.testing.assert_array_equal(sampler.generate(noise, [1, 1]), plain)  # earlier calls leave nothing behind
 
 
+def test_an_interval_guides_the_steps_that_start_in_it(sampler: Sampler) -> None:
+    sampler.plan = integration_plan("euler", 4)
+    noise, labels = sampler.noise(3, seed=4), [0, 1, 2]
+    images = [Guidance(2.0, interval=(0.25, 0.75)), Guidance(1.0), Guidance(3.0, interval=(0.5, 1.0))]
+    together = sampler.generate(noise, labels, guidance=images)
+    for index, guidance in enumerate(images):
+        alone = sampler.generate(noise[index : index + 1], [labels[index]], guidance=guidance)
+        np.testing.assert_array_equal(together[index], alone[0])
+    whole = sampler.generate(noise, labels, guidance=Guidance(2.0, interval=(0.0, 1.0)))
+    np.testing.assert_array_equal(whole, sampler.generate(noise, labels, guidance=2.0))
+    # The first two images again, by hand: v is linear in the weight, so two weights tell it for all.
+    sampler.generate(noise[:2], labels[:2])  # leaves the labels with the runner
+    runner, expected = sampler.backend.continuous_runner(), noise[:2].copy()
+    for step, weights in enumerate([[0, 1], [2, 1], [2, 1], [0, 1]]):
+        runner.guide(np.zeros(2, np.float32))
+        plain = runner.velocity(expected, step / 4)
+        runner.guide(np.ones(2, np.float32))
+        slope = runner.velocity(expected, step / 4) - plain
+        expected = expected + (plain + np.reshape(weights, (2, 1, 1, 1)) * slope) / 4
+    np.testing.assert_allclose(together[:2], expected, atol=1e-4)
+
+
+def test_an_interval_on_the_command_line(continuous_bundle: Path, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "x.npy"
+    words = ["sample", str(continuous_bundle), "--labels", "0,1", "--solver", "heun", "--steps", "4", "--threads", "1"]
+    given = ["--guidance", "2", "--guidance-interval", "0.25", "0.75"]
+    out = ["--latents", str(path), "--out", str(tmp_path / "x.png")]
+    assert main([*words, *given, *out]) == 0
+    with Sampler.open(continuous_bundle, plan=integration_plan("heun", 4), threads=1) as sampler:
+        expected = sampler.generate(sampler.noise(2), [0, 1], guidance=Guidance(2.0, interval=(0.25, 0.75)))
+    assert np.array_equal(np.load(path), expected)
+    for wrong, says in (
+        (["--guidance-interval", "0.2", "0.8"], "there is no guidance; give a weight with --guidance"),
+        (["--guidance", "1", "--guidance-interval", "0.8", "0.2"], "guidance interval 0.8 0.2: give two times"),
+        (["--guidance", "1", "--guidance-interval", "nan", "1"], "expected a finite number"),
+    ):
+        assert main([*words, *wrong, *out]) == 2
+        told = capsys.readouterr().err
+        assert says in told and told.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
         (lambda s: s.generate(s.noise(1), [0], attention_temperature=2.0), "is for autoregressive flows"),
-        (lambda s: s.generate(s.noise(1), [0], guidance=Guidance(1.0, annealed=True)), "takes a weight only"),
+        (
+            lambda s: s.generate(s.noise(1), [0], guidance=Guidance(1.0, annealed=True)),
+            "takes a weight and an interval",
+        ),
         (lambda s: s.generate(s.noise(1), [7]), "label 7 is not a class"),
         (
             lambda s: s.generate(np.zeros((1, 8, 8))),

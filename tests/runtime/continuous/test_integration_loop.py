@@ -13,6 +13,7 @@ from starflow.runtime.ode.fixed_step import pass_table, walk
 from starflow.runtime.ode.tableau import FIXED_STEP
 from starflow.runtime.ode.time_grid import uniform_grid
 from starflow.runtime.plain.errors import IntegrationError, UsageError
+from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSteps, integration_plan
 
 TABLE = TensorSpec(name="passes", dtype="float32", shape=(5, 4), role="passes")
@@ -70,6 +71,55 @@ def test_passes_in_parts_are_the_walk_on_the_host(solver: str) -> None:
     assert found.passes == 7 * FIXED_STEP[solver].stages and found.times == uniform_grid(7)
     assert times == sorted(times) and len(times) > 1
     assert runner.reads == 1, "nothing is read on the way"
+
+
+def guided_growth(rate: float = 1.0) -> FunctionRunner:
+    """dx/dt = w x, with the weight of each image that the runner has at the time."""
+    runner = FunctionRunner(lambda x, t: rate * runner.fetch("guidance")[:, None] * x)
+    runner.guide(np.full(2, np.nan))
+    return runner
+
+
+IN_PARTS = (Guidance(2.0, interval=(0.25, 0.75)), Guidance(1.0, interval=(0.5, 1.0)))
+
+
+def test_fixed_steps_are_guided_if_they_start_in_the_interval() -> None:
+    """Eight Euler steps, of which images have four each; the growth of a step is 1 + w h."""
+    found = integrate_batch(guided_growth(), START, integration_plan("euler", 8), guidance=IN_PARTS)
+    np.testing.assert_allclose(found.x, START * np.array([[1.25**4], [1.125**4]]), rtol=1e-6)
+    beside = (Guidance(2.0, interval=(0.26, 0.74)), Guidance(1.0, interval=(0.45, 0.9)))
+    found = integrate_batch(guided_growth(), START, integration_plan("euler", 8), guidance=beside)
+    np.testing.assert_allclose(
+        found.x, START * np.array([[1.25**3], [1.125**4]]), rtol=1e-6
+    )  # 3, 4, 5; 4 to 7 of 0 to 7
+
+
+@pytest.mark.parametrize("solver", FIXED_STEP)
+def test_every_stage_of_a_step_has_the_same_guidance(solver: str) -> None:
+    found = integrate_batch(guided_growth(), START, integration_plan(solver, 64), guidance=IN_PARTS)
+    tolerance = {"euler": 0.05, "rk4": 1e-5}.get(solver, 1e-3)
+    np.testing.assert_allclose(found.x, START * np.exp([[1.0], [0.5]]), rtol=tolerance)
+
+
+def test_adaptive_steps_end_where_guidance_changes() -> None:
+    found = integrate_batch(guided_growth(), START, AdaptiveSteps(tolerance=1e-6), guidance=IN_PARTS)
+    np.testing.assert_allclose(found.x, START * np.exp([[1.0], [0.5]]), rtol=1e-5)
+    assert {0.25, 0.5, 0.75} < set(found.times) and list(found.times) == sorted(set(found.times))
+    assert found.times[0] == 0 and found.times[-1] == 1 and found.passes > 6 * 4
+
+
+def test_guidance_that_does_not_change_is_left_to_the_runner() -> None:
+    runner = guided_growth()
+    runner.guide(np.ones(2))
+    whole = (Guidance(7.0), Guidance(0.0, interval=(0.2, 0.4)))
+    found = integrate_batch(runner, START, integration_plan("euler", 8), guidance=whole)
+    np.testing.assert_allclose(found.x, START * 1.125**8, rtol=1e-6)
+
+
+def test_a_divergence_under_guidance_names_its_step() -> None:
+    late = (Guidance(1.0, interval=(0.5, 1.0)),) * 2
+    with pytest.raises(IntegrationError, match="step 6 of 8"):
+        integrate_batch(guided_growth(rate=1e6), START, integration_plan("euler", 8), guidance=late)
 
 
 def test_adaptive_steps_end_where_the_closed_form_does() -> None:
