@@ -33,7 +33,8 @@ class Shedding:
 
     def _check_room(self, name: str | None) -> None:
         """See that a model, or any of them, takes images; QueueFullError if not."""
-        asked = [self._models[name]] if name in self._models else list(self._models.values())
+        named = self._models.get(name or "")
+        asked = [named] if named else list(self._models.values())
         refusals = [refusal for model in asked if (refusal := model.refusal())]
         if len(refusals) == len(asked):
             raise min(refusals, key=lambda refusal: refusal.retry_after)

@@ -20,7 +20,8 @@ CLIENT_GONE = 499  # nobody reads it; nginx logs it so
 
 async def batcher_of(model: ServedModel, size: Any) -> Batcher:
     """The batcher for images of a size, see `ServedModel.batcher`; others are served while it is loaded."""
-    return model.loaded_batcher(size) or await asyncio.to_thread(model.batcher, size)
+    loaded = model.loaded_batcher(size)
+    return await asyncio.to_thread(model.batcher, size) if loaded is None else loaded
 
 
 async def finished(request: Request, ticket: Ticket) -> NDArray:
