@@ -50,7 +50,8 @@ SERIES = tuple(1 / (2 * k + 1) for k in range(10, -1, -1))  # artanh(s) / s in p
 def normal_numbers(seed: int, image: int, count: int) -> NDArray[np.float32]:
     """The first `count` standard normal numbers of an image of a seed, each at most `MOST_SEED`; float32 [count]."""
     words = np.random.Philox(key=np.array([seed, image], np.uint64)).random_raw(count)
-    return inverse_normal(((words >> np.uint64(12)) + 0.5) * 2.0**-52).astype(np.float32)
+    u = ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    return inverse_normal(u).astype(np.float32)
 
 
 def inverse_normal(u: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,7 +10,8 @@ from typing import Any
 Tree = dict[str, bytes]  # files by their paths from the root; a folder's path ends with a slash and holds nothing
 State = Callable[[Tree], str]
 ABSENT = "absent"
-FREE_NUMBER = re.compile(r"(?<=-int8)\.\d+(?=\.\w+$)")  # in names of what is calibrated again: cpu-int8.2.onnx
+# In names of what is made again beside what is there: cpu-int8.2.onnx, block0-8e1a2ae8eb4f-2.engine.
+FREE_NUMBER = re.compile(r"(?<=-int8)\.\d+(?=\.\w+$)|(?<=-[0-9a-f]{12})-\d+(?=\.\w+$)")
 CALIBRATED_GRAPH = re.compile(r"-int8\.onnx$")
 
 
@@ -31,7 +32,7 @@ def read_tree(root: Path, part: str = "") -> Tree:
 
 
 def names(tree: Tree) -> set[str]:
-    """The names in a tree, without the time in those of TensorBoard's files and the numbers of what is calibrated again."""
+    """The names in a tree, without the time in those of TensorBoard's files and the numbers of what is made again."""
     return {FREE_NUMBER.sub("", re.sub(r"events\.out\.tfevents.*", "events", name)) for name in tree}
 
 
