@@ -148,7 +148,10 @@ WRONG = {
     "a GPU on the CPU": (("--kind", "cpu", "--provider", "cuda"), "--kind cpu and --provider cuda exclude each other"),
     "a variant for the CPU": (("--kind", "gpu", "--variant", "cpu-fp32"), "--variant cpu-fp32: runs on the CPU only"),
     "another variant": (("--variant", "cpu-int2"), "has no variant 'cpu-int2'; it has"),
-    "a backend": (("--backend", "torch"), "backend: found 'torch', expected one of 'auto', 'onnxruntime' or 'tensorrt'"),
+    "a backend": (
+        ("--backend", "torch"),
+        "backend: found 'torch', expected one of 'auto', 'onnxruntime' or 'tensorrt'",
+    ),
     "a provider": (("--provider", "tpu"), "provider: found 'tpu'"),
     "threads": (("--threads", "-1"), "threads: found -1, expected 0 or more"),
     "a shape": (("--shape", "9x9"), "9x9"),
