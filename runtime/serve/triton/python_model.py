@@ -58,7 +58,7 @@ class PythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:
         """Answer the requests that Triton merged, or send the answers of a decoupled model."""
-        senders = [request.get_response_sender() if self._decoupled else None for request in requests]
+        senders: list[Any] = [request.get_response_sender() if self._decoupled else None for request in requests]
         asked = [self._asked(request, sender) for request, sender in zip(requests, senders, strict=True)]
         answers = answer(self._sampler, asked, name=self._name, most_images=self._most_images)
         responses = [_response(found, 0 if self._decoupled else None) for found in answers]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from starflow.runtime import Bundle, Sampler
-from starflow.runtime.bundle.own_files import ENGINES
+from starflow.runtime.bundle.build_record import ENGINES
 from starflow.runtime.command_line import main
 from starflow.runtime.serve.named_tensors import inputs, outputs
 from starflow.runtime.serve.triton.settings import Settings
@@ -98,12 +98,15 @@ def test_it_runs_as_the_options_say(tiny_bundle: Path, tmp_path: Path) -> None:
     chunk = {"kind": "chunk", "passes": 1}  # far from converged, so that it shows
     plan = {"blocks": [{"block": at, "segments": [{**chunk, "tokens": count}]} for at, count in tokens.items()]}
     (tmp_path / "mine.json").write_text(json.dumps(plan))
-    options = {"variant": "portable-fp32", "plan": str(tmp_path / "mine.json"), "threads": 1}
+    options: dict[str, Any] = {"variant": "portable-fp32", "plan": str(tmp_path / "mine.json"), "threads": 1}
     with Sampler.open(tiny_bundle, **options) as sampler:
         expected = sampler.sample([3, 4], seed=7, guidance=1.5)
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     assert written(tiny_bundle, "-o", tmp_path / "out", "--name", "tiny", *words) == 0
     (tmp_path / "mine.json").unlink()
+    settings = Settings.of_parameters(parameters_of(config_of(tmp_path / "out", "tiny")))
+    with settings.open(tmp_path / "out/tiny/1", threads=4) as sampler:
+        assert (sampler.variant.name, settings.threads) == ("portable-fp32", 1)
     assert np.array_equal(images_of(tmp_path / "out", "tiny", [3, 4]), expected)
     with Sampler.open(tiny_bundle, threads=1) as sampler:
         assert not np.array_equal(expected, sampler.sample([3, 4], seed=7, guidance=1.5)), "the plan was followed"

@@ -88,7 +88,7 @@ class Server:
 
     def ask(self, what: str, *requests: tuple[str, dict[str, NDArray], tuple[str, ...]]) -> list[Any]:
         """The answers of requests; see `client_program`."""
-        command = [self.environment.scripts / "python", CLIENT, str(self.http), str(self.grpc), what]
+        command: list[str | Path] = [self.environment.scripts / "python", CLIENT, str(self.http), str(self.grpc), what]
         done = subprocess.run(
             command,
             input=pickle.dumps(requests, 4),
@@ -116,7 +116,7 @@ def start(environment: Environment, log: Path, repositories: list[Path]) -> tupl
         "PATH": f"{environment.scripts}:{os.environ['PATH']}",
         "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
     }
-    command = [
+    command: list[str | Path] = [
         environment.triton / "bin" / "tritonserver",
         *(f"--model-repository={repository}" for repository in repositories),
         f"--backend-directory={environment.scripts.parents[1] / 'backends'}",
