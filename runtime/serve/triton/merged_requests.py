@@ -57,14 +57,14 @@ def answer(
 
     Args:
         name: The model's, for messages.
-        most_images: Largest number of images of a request.
+        most_images: Largest number of images of all requests together, which is at most that of a batch.
     """
     answers: dict[int, Tensors | Exception] = {}
     read: list[_Read] = []
     for place, request in enumerate(requests):
         try:
             read.append(_Read(place, request, _order(sampler, request, name, most_images)))
-        except StarflowError as error:
+        except Exception as error:  # a bug, too, must not take other requests along
             answers[place] = error
     for _, alike in groupby(sorted(read, key=_kind), _kind):
         answers.update(_run(sampler, list(alike)))
