@@ -1,7 +1,8 @@
 """Write a model repository for NVIDIA's Triton inference server.
 
 It holds a model that answers with images, which merges requests into batches, and one that streams previews. Inputs and outputs
-have the names that `starflow serve` gives them. Each model holds a copy of the bundle, so the folder is all that a server needs.
+have the names that `starflow serve` gives them. Each model holds a copy of the bundle, with the variant that it runs, so the folder
+is all that a server needs.
 
 Examples:
   starflow triton digits.bundle -o repository
@@ -22,6 +23,7 @@ from starflow.runtime.commands.backend_arguments import (
     backend_options,
     chosen_plan,
 )
+from starflow.runtime.commands.bundle_argument import add_bundle_argument
 from starflow.runtime.plain.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("bundle", type=Path, help="folder written by `starflow export`")
+    add_bundle_argument(parser)
     parser.add_argument(
         "-o", "--out", type=Path, required=True, metavar="REPOSITORY", help="folder to write; it must not exist"
     )
@@ -78,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow.runtime.bundle.bundle import Bundle
     from starflow.runtime.bundle.own_files import refuse_own_files
     from starflow.runtime.families import resolve_plan
+    from starflow.runtime.plain.progress import progress_bar
     from starflow.runtime.serve.model_name import model_name
     from starflow.runtime.serve.triton.config import Hosting
     from starflow.runtime.serve.triton.repository import write_repository
@@ -105,14 +108,15 @@ def run(arguments: argparse.Namespace) -> int:
             **options,
             "backend": backend,
             "provider": provider,
-            "variant": arguments.variant,
+            # Which variant TensorRT runs depends on the GPU, unless it is named.
+            "variant": arguments.variant if backend == "tensorrt" else variant.name,
             "plan": PLAN if own_plan else plan,
         }
     )
     hosting = Hosting(kind, arguments.count, arguments.patience / 1000)
-    models = write_repository(
-        arguments.out, name, bundle, hosting, settings, plan=own_plan, link=arguments.link, replace=arguments.force
-    )
+    written = {"plan": own_plan, "link": arguments.link, "replace": arguments.force}
+    with progress_bar("copying", enabled=not arguments.json) as bar:
+        models = write_repository(arguments.out, name, bundle, hosting, settings, report=bar, **written)
     batch = chosen.manifest.batch
     if arguments.json:
         print(json.dumps({"repository": str(arguments.out), "models": models, "max_batch_size": batch}))

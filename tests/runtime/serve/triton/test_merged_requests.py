@@ -93,11 +93,14 @@ def test_a_request_that_does_not_fit_harms_no_other(tiny: Sampler, calls: list[i
     assert np.array_equal(fine["image"], tiny.sample([1], seed=[1])) and calls[0] == 1
 
 
-def test_a_request_that_breaks_the_model_harms_no_other(tiny: Sampler, calls: list[int]) -> None:
-    fine, broken = answers(tiny, request(label=[1], seed=[1]), request(label=[1], seed=[1], temperature=[1e38]))
+def test_a_request_that_breaks_the_model_harms_no_other(captioned: Sampler, calls: list[int]) -> None:
+    tokens = captioned.encode_captions(["a cat"])
+    fine, broken = answers(
+        captioned, request(condition=tokens, seed=[1]), request(condition=np.full_like(tokens, 3e38), seed=[1])
+    )
     assert isinstance(broken, NotFiniteError) and "\n" not in str(broken)
     assert calls[:3] == [2, 1, 1]
-    assert np.array_equal(fine["image"], tiny.sample([1], seed=[1]))
+    assert np.array_equal(fine["image"], captioned.sample(tokens, seed=[1]))
 
 
 WRONG: dict[str, tuple[str, MergedRequest]] = {
@@ -111,7 +114,7 @@ WRONG: dict[str, tuple[str, MergedRequest]] = {
     "a label": ("input 'label': model takes caption, condition, seed", request(label=[1])),
     "NaN guidance": ("guidance nan is not a weight", request(caption=[b"a"], guidance=[np.nan])),
     "huge guidance": ("guidance 1e+30: give at most 1000", request(caption=[b"a"], guidance=[1e30])),
-    "a negative seed": ("seed -1 is not a whole number >= 0", request(seed=[-1])),
+    "a negative seed": ("seed -1 is not a whole number from 0", request(seed=[-1])),
     "temperatures": ("temperature has 2 different values", request(seed=[1, 2], temperature=[0.5, 1.0])),
 }
 

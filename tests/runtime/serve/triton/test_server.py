@@ -127,15 +127,16 @@ WRONG: dict[str, tuple[str, str, dict[str, NDArray]]] = {
     "an unknown input": ("digits", "unexpected inference input 'prompt'", given(prompt=[1.0])),
     "NaN guidance": ("digits", "guidance nan is not a weight", given(label=[1], guidance=[np.nan])),
     "a huge guidance": ("digits", "guidance 1e+30: give at most 1000", given(label=[1], guidance=[1e30])),
-    "a negative seed": ("digits", "seed -1 is not a whole number >= 0", given(seed=[-1])),
-    "a temperature beyond float32": (
-        "digits",
-        "noise holds NaN or infinite values",
-        given(label=[1], seed=[1], temperature=[1e38]),
-    ),
+    "a negative seed": ("digits", "seed -1 is not a whole number from 0", given(seed=[-1])),
+    "a temperature below 0": ("digits", "give a number > 0", given(label=[1], seed=[1], temperature=[-1])),
     "a long caption": ("captioned", "characters, expected at most", given(caption=[b"x" * 1_000_000])),
     "text that is not UTF-8": ("captioned", "a string is not UTF-8", given(caption=[b"\xff"])),
     "a NaN condition": ("captioned", "condition holds NaN", given(condition=np.full((1, 8, 32), np.nan, np.float32))),
+    "what makes NaN": (
+        "captioned",
+        "produced NaN or infinity",
+        given(condition=np.full((1, 8, 32), 3e38, np.float32), seed=[1]),
+    ),
     "two conditions": (
         "captioned",
         "inputs caption and condition exclude each other",
