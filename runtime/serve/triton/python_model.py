@@ -48,7 +48,8 @@ class PythonModel:
         instances = sum(int(group["count"]) for group in config["instance_group"])
         self._name, self._most_images = arguments["model_name"], int(config["max_batch_size"])
         self._decoupled = pb.using_decoupled_model_transaction_policy(config)
-        self._sampler = settings.open(folder, threads=max(1, len(os.sched_getaffinity(0)) // instances))
+        cores = len(os.sched_getaffinity(0))
+        self._sampler = settings.open(folder, threads=0 if instances == 1 else max(1, cores // instances))
         self._sampler.load()
         self._inputs = [spec.name for spec in inputs(self._sampler.manifest)]
 

@@ -22,7 +22,7 @@ class Settings(Part):
 
     Attributes:
         plan: `auto`, `sequential`, or the name of a file beside `model.py`.
-        threads: 0 divides the cores among the instances.
+        threads: 0 lets a single instance measure which number is faster, and divides the cores among several.
         shape: Height and width of the data; in text `8x12`.
     """
 
