@@ -1,10 +1,7 @@
 """What a user gets from `pip install starflow-compiler`: everything that runs a bundle, and no torch."""
 
 import json
-import os
-import shutil
 import subprocess
-import sys
 import tomllib
 import zipfile
 from importlib.metadata import version
@@ -14,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-FOLDERS = ("calibration", "export", "runtime", "training")
+from tests.installed_wheel import FOLDERS, build_wheel, clean_environment, install, make_environment, pip
 
 
 def modules_of(repository: Path) -> set[str]:
@@ -45,35 +42,15 @@ def test_what_the_constraints_pin_is_what_the_tests_run_with(repository: Path) -
 
 @pytest.fixture(scope="module")
 def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built through the source distribution as a release is, from a copy: no old build/ can leak in."""
-    source = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(repository / name, source)
-    for folder in FOLDERS:
-        shutil.copytree(repository / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    subprocess.run([sys.executable, "-m", "build", "--outdir", source / "dist", source], check=True)
-    (built,) = (source / "dist").glob("*.whl")
-    return built
+    return build_wheel(repository, tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")
 def fresh(wheel: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The script folder of a new environment with nothing in it but the wheel and what it requires."""
-    environment = tmp_path_factory.mktemp("fresh")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    install(environment / "bin", repository, str(wheel))
-    return environment / "bin"
-
-
-def pip(scripts: Path, *arguments: str | Path) -> list[str | Path]:
-    """A command of pip, this environment's, for another one."""
-    return [sys.executable, "-m", "pip", "--python", scripts / "python", *arguments]
-
-
-def install(scripts: Path, repository: Path, what: str) -> None:
-    """As a user does; what nobody imports here is not compiled."""
-    pins = ("--constraint", repository / "constraints-cpu.txt")
-    subprocess.run(pip(scripts, "install", "--quiet", "--no-compile", *pins, what), check=True)
+    scripts = make_environment(tmp_path_factory.mktemp("fresh"))
+    install(scripts, repository, wheel)
+    return scripts
 
 
 def installed(scripts: Path) -> set[str]:
@@ -82,8 +59,7 @@ def installed(scripts: Path) -> set[str]:
 
 
 def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, env=clean_environment(), capture_output=True, text=True)
 
 
 def test_wheel_holds_every_module_the_types_and_the_schemas(wheel: Path, repository: Path) -> None:

@@ -6,15 +6,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from starflow.runtime.bundle.bytes_read import pass_bytes
 from starflow.runtime.plain.errors import StarflowError, UsageError
 from starflow.runtime.sampler import Sampler
 from starflow.runtime.sampler_pool import SamplerPool
+from starflow.runtime.serve.merged import AbandonedError, generate_merged
 from starflow.runtime.serve.order import OnImage, OnPreview, Order, Ticket
 
 # Clients that ask again at once are waited for so long, as a part of the time of their batch: without it, eight clients settle
@@ -62,17 +61,12 @@ class Piece:
     index: int
 
 
-class AbandonedError(Exception):
-    """Nobody waits for the images of a batch any more."""
-
-
 class Batcher:
     """Runs orders on the samplers of a pool, each in a thread of its own.
 
     A worker that is free takes the images that wait, in the order they came, as many as a batch holds and of one kind. If they
-    do not fill it, it waits a little for more, and after a batch a little longer for its clients to come back. An image depends
-    on its own seed, condition and guidance only, so merging changes none. (With a decode plan that iterates to a tolerance this
-    holds up to the tolerance, and with several batch sizes up to rounding.)
+    do not fill it, it waits a little for more, and after a batch a little longer for its clients to come back. Merging
+    changes no image, see `generate_merged`.
 
     Args:
         pool: Its samplers; the batcher owns it from now on.
@@ -243,11 +237,9 @@ class Batcher:
                 raise AbandonedError
 
         progress(0, 1)
-        data = sampler.generate(
-            np.concatenate([sampler.noise(1, [order.seeds[i]], order.temperature) for order, i in _pairs(pieces)]),
-            _conditions(pieces),
-            guidance=[order.guidance[i] for order, i in _pairs(pieces)],
-            denoise=orders[0].denoise,
+        data = generate_merged(
+            sampler,
+            [(piece.ticket.order, piece.index) for piece in pieces],
             on_block=self._previews(sampler, pieces),
             on_passes=lambda block, count: passes.update({block: count}),
             progress=progress,
@@ -304,15 +296,3 @@ def _pass_bytes(pool: SamplerPool) -> dict[int, dict[int, int]]:
 def _left(ticket: Ticket) -> int:
     """Number of its images that no worker has taken."""
     return 0 if ticket.is_over else ticket.order.count - ticket.taken
-
-
-def _pairs(pieces: list[Piece]) -> list[tuple[Order, int]]:
-    return [(piece.ticket.order, piece.index) for piece in pieces]
-
-
-def _conditions(pieces: list[Piece]) -> list[Any] | NDArray | None:
-    """The conditions of the images of a batch, as `Sampler.generate` takes them."""
-    found = [order.condition[i] for order, i in _pairs(pieces) if order.condition is not None]
-    if not found:
-        return None
-    return np.stack(found) if isinstance(found[0], np.ndarray) else found

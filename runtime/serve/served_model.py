@@ -12,6 +12,7 @@ from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.plain.errors import BackendError, UsageError
 from starflow.runtime.sampler_pool import SamplerPool
 from starflow.runtime.serve.batcher import Batcher, BatchReport, QueueFullError
+from starflow.runtime.serve.named_tensors import takes
 
 Shape = tuple[int, int]
 
@@ -65,10 +66,7 @@ class ServedModel:
     @cached_property
     def takes(self) -> str:
         """What conditions an image: `captions`, `classes`, `features` or `nothing`."""
-        kind = self.manifest.conditioning.kind
-        if kind == "features":
-            return "captions" if self.manifest.text else "features"
-        return "nothing" if kind == "none" else "classes"
+        return takes(self.manifest)
 
     @cached_property
     def sizes(self) -> dict[str, Shape | None]:

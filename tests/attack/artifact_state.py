@@ -84,6 +84,29 @@ def bundle_state(tree: Tree) -> str:
     return _digest([sorted(named.items()), plans, built])
 
 
+def repository_state(tree: Tree) -> str:
+    """The repository for Triton in `repository/`: its models, each with its configuration and a whole bundle.
+
+    Raises:
+        BrokenArtifactError: it lacks the file by which it is recognised or one of a model, or a bundle is not whole.
+    """
+    files = below(tree, "repository")
+    if not files:
+        return ABSENT
+    if "starflow.json" not in files:
+        raise BrokenArtifactError(f"no starflow.json among {sorted(files)[:5]}")
+    found = []
+    for model in _document(files, "starflow.json")["triton_models"]:
+        for name in ("config.pbtxt", "1/model.py"):
+            if not files.get(f"{model}/{name}"):
+                raise BrokenArtifactError(f"{model}: has no {name}")
+        bundle = bundle_state(below(files, f"{model}/1"))
+        if bundle == ABSENT:
+            raise BrokenArtifactError(f"{model}: has no bundle")
+        found.append((model, bundle))
+    return _digest(found)
+
+
 def checkpoint_state(tree: Tree, folder: str = "checkpoint") -> str:
     """The checkpoint in a folder: all of its content.
 

@@ -13,6 +13,7 @@ from tests.attack.artifact_state import (
     bundle_state,
     imported_state,
     pictures_state,
+    repository_state,
     run_state,
 )
 from tests.attack.command import run_command
@@ -144,6 +145,7 @@ WEIGHTS = (
 PLAN = ("calibrate", "bundle", "--plan", "--images", "2", "--budget", "0.5", "--variant", "cpu-fp32", "--threads", "1")
 BUILD = ("build", "bundle", "--target", "tensorrt-rtx:8.9")
 TRAIN = ("train", "recipe.yaml", "--out", "run")
+TRITON = ("triton", "bundle", "-o", "repository")
 SAMPLE = ("sample", "bundle", "--labels", "1,2", "--threads", "1", "--out", "images.png", "--latents", "latents.npy")
 
 SCENES = (
@@ -157,6 +159,10 @@ SCENES = (
     Scene("calibrate --plan again", PLAN, _then(_bundle, PLAN), bundle_state),
     Scene("build", BUILD, _bundle, bundle_state),
     Scene("build --force", (*BUILD, "--force"), _then(_bundle, BUILD), bundle_state),
+    Scene("triton", TRITON, _bundle, repository_state, once=True),
+    Scene(
+        "triton --force", (*TRITON, "--force"), _then(_earlier_bundle, TRITON, (*EXPORT, "--force")), repository_state
+    ),
     Scene("train", TRAIN, _data, run_state, steps=True),
     Scene("train resumed", TRAIN, _then(_data, (*TRAIN, "--max-steps", "2")), run_state, steps=True),
     Scene("train --no-resume", (*TRAIN, "--no-resume"), _then(_data, TRAIN), run_state, steps=True),

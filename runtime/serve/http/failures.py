@@ -1,18 +1,14 @@
 """What a client is told when something goes wrong: a status and one sentence, never a traceback."""
 
 import asyncio
-import logging
-import traceback
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from starflow.runtime.plain.errors import NotFiniteError, StarflowError, UsageError
-from starflow.runtime.plain.printable import one_line
 from starflow.runtime.serve.batcher import ClosedError, QueueFullError
+from starflow.runtime.serve.error_sentence import logger, sentence
 from starflow.runtime.serve.http.body import RefusedError
-
-logger = logging.getLogger("starflow.serve")
 
 
 def status_of(error: BaseException) -> int:
@@ -32,9 +28,7 @@ def answer(request: Request, error: Exception) -> Response:
     """The answer for an error, in the form that the clients of the path expect."""
     status, message = status_of(error), str(error)
     if status == 500 and not isinstance(error, StarflowError):
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        logger.error("internal error at %s:%d: %s", last.filename, last.lineno, one_line(repr(error)))
-        message = "internal error; the server's log says where"
+        message = sentence(error)
     elif status == 500:
         logger.error("%s", message)
     headers = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFullError) else {}

@@ -26,7 +26,8 @@ from starflow.runtime.plain.validation import one_line
 from starflow.runtime.serve.batcher import Batcher
 from starflow.runtime.serve.http.body import RefusedError, parse_object, read_body
 from starflow.runtime.serve.http.failures import status_of
-from starflow.runtime.serve.http.waiting import batcher_of, checked_guidance, chosen_seeds, finished
+from starflow.runtime.serve.http.waiting import batcher_of, finished
+from starflow.runtime.serve.named_tensors import checked_guidance, chosen_seeds
 from starflow.runtime.serve.order import Order
 from starflow.runtime.serve.served_model import ServedModel
 

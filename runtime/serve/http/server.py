@@ -15,6 +15,7 @@ from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.serve.http.app import create_app
 from starflow.runtime.serve.http.metrics import Metrics
+from starflow.runtime.serve.model_name import model_name
 from starflow.runtime.serve.served_model import ServedModel, Serving
 
 MOST_CONNECTIONS = 1000  # beyond them clients get 503 at once
@@ -49,7 +50,7 @@ def serve(bundles: Sequence[Path], serving: Serving, address: Address, *, grace:
     with ExitStack() as stack:
         listening = stack.enter_context(_listen(address))
         for path in bundles:
-            name = path.resolve().name.partition("@")[0].removesuffix(".bundle")
+            name = model_name(path)
             if name in models:
                 raise UsageError(f"{path}: another bundle is called {name} as well; rename one of the folders")
             models[name] = ServedModel(name, Bundle.open(path), serving, metrics.on_batch)

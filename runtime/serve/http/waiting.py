@@ -1,20 +1,16 @@
 """Waiting for a batcher, and for an order while watching whether its client is still there."""
 
 import asyncio
-import secrets
-from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 from starlette.requests import Request
 
-from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.serve.batcher import Batcher
 from starflow.runtime.serve.http.body import RefusedError
 from starflow.runtime.serve.order import Ticket
 from starflow.runtime.serve.served_model import ServedModel
 
-MOST_GUIDANCE = 1000.0  # far above what makes pictures; the next numbers make NaN of every model
 CLIENT_GONE = 499  # nobody reads it; nginx logs it so
 
 
@@ -48,22 +44,3 @@ async def finished(request: Request, ticket: Ticket) -> NDArray:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def chosen_seeds(given: int | None, count: int) -> tuple[int, ...]:
-    """A seed for each image: consecutive ones from the one that was given, or from a random one."""
-    first = secrets.randbits(32) if given is None else given
-    return tuple(range(first, first + count))
-
-
-def checked_guidance(weights: Sequence[float]) -> tuple[Guidance, ...]:
-    """Weights as the sampler takes them.
-
-    Raises:
-        RefusedError: one is far from any use.
-        UsageError: one is negative.
-    """
-    for weight in weights:
-        if weight > MOST_GUIDANCE:
-            raise RefusedError(400, f"guidance {weight:g}: give at most {MOST_GUIDANCE:g}", parameter="guidance")
-    return tuple(Guidance(float(weight)) for weight in weights)

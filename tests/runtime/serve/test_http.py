@@ -83,6 +83,15 @@ def test_tensors_in_json(client: Client, tiny_bundle: Path) -> None:
     assert np.array_equal(np.reshape(image["data"], image["shape"]), expected)
 
 
+def test_columns_as_triton_wants_them(client: Client, tiny_bundle: Path) -> None:
+    """What `starflow triton` takes, this server takes as well."""
+    columns = (("label", "INT64", [3, 4]), ("seed", "INT64", [5, 9]), ("temperature", "FP32", [0.5, 0.5]))
+    found = client.infer("tiny", *(tensor(name, kind, data, [2, 1]) for name, kind, data in columns)).json
+    (image,) = found["outputs"]
+    expected = sampled(tiny_bundle, [3, 4], seed=[5, 9], temperature=0.5)
+    assert np.array_equal(np.reshape(image["data"], image["shape"]), expected)
+
+
 def test_tensors_in_bytes(client: Client, captioned_bundle: Path) -> None:
     captions = ["a cat", "zwei Hunde ☃"]
     texts = b"".join(struct.pack("<I", len(text.encode())) + text.encode() for text in captions)
