@@ -167,6 +167,25 @@ def write_text(destination: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_new_text(destination: str | os.PathLike[str], text: str) -> bool:
+    """Write a text file in UTF-8, whole or not at all, unless there is one; of several processes the first one writes.
+
+    Returns:
+        Whether it was written. Errors are those of `atomic_file`.
+    """
+    destination = Path(destination)
+    check_file(destination)
+    with _beside(destination, _touch) as (temporary, _):
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        try:
+            os.link(temporary, destination)
+        except FileExistsError:
+            return False
+        sync(destination.parent)
+    return True
+
+
 def write_array(destination: str | os.PathLike[str], array: "NDArray") -> None:
     """Write a .npy file, whole or not at all; errors are those of `atomic_file`."""
     import numpy as np
