@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -72,7 +73,7 @@ def run_shards(arguments: argparse.Namespace, run: "Run | None" = None) -> int:
             print(shard)
         return 0
     kept = len(asked) - len(wanted)
-    tell: Callable[[str], None] = (lambda line: None) if arguments.json else partial(print, flush=True)
+    tell: Callable[[str], None] = (lambda line: None) if arguments.json else partial(print, file=sys.stdout, flush=True)
     if kept:
         are, them = ("shards are", "them") if kept > 1 else ("shard is", "it")
         tell(f"{folder.root}: {kept} {are} there and kept; --force makes {them} again")

@@ -6,10 +6,12 @@ its actors had begun: Ray gives them to other actors, and one that was finished 
 
 import logging
 import signal
+import socket
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ from starflow.runtime.generation.job import Job
 from starflow.runtime.generation.shard_maker import MadeShard, ShardMaker
 from starflow.runtime.plain.errors import StarflowError, UsageError, first_line
 
+REACH_SECONDS = 10.0
 REPEAT = "run the same command again, which makes what is missing"
 
 
@@ -49,7 +52,7 @@ class ShardActor:
             made, error = self._maker.make(shard), ""
         except StarflowError as refused:  # an exception would end the run with a traceback of Ray's
             made, error = MadeShard(shard, False, 0, 0.0), str(refused)
-        return {**vars(made), "error": error}
+        return {**asdict(made), "error": error}
 
 
 def make_on_ray(job: Job, shards: Sequence[int], address: str | None, actors: int | None) -> Iterator[MadeShard]:
@@ -86,7 +89,8 @@ def make_on_ray(job: Job, shards: Sequence[int], address: str | None, actors: in
                     raise StarflowError(f"shard {row['shard']}: {row['error']}")
                 yield MadeShard(int(row["shard"]), bool(row["written"]), int(row["images"]), float(row["seconds"]))
         except RayError as error:
-            raise StarflowError(f"Ray broke off: {first_line(error)}; {REPEAT}") from error
+            reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]  # of a traceback, the last line
+            raise StarflowError(f"Ray broke off: {reason[0]}; {REPEAT}") from error
 
 
 def place_actors(nodes: Sequence[Mapping[str, float]], actors: int | None, *, gpus: bool) -> Actors:
@@ -129,19 +133,37 @@ def _with_threads(job: Job, each: Actors) -> Job:
 
 @contextmanager
 def _connected(address: str | None) -> Iterator[None]:
-    """A connection to a cluster, which is closed at the end unless it was there before."""
-    if ray.is_initialized():
-        yield
-        return
-    is_main = threading.current_thread() is threading.main_thread()
-    termination = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UsageError(f"--ray {address or ''}: no cluster can be reached ({first_line(error)})") from error
-    if is_main:
-        signal.signal(signal.SIGTERM, termination)  # Ray's own ends the process at once
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    """A connection to a cluster, which is closed at the end unless it was there before.
+
+    What Ray says goes to standard error, and is only what is wrong.
+    """
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.ERROR)
+    with redirect_stdout(sys.stderr):
+        if ray.is_initialized():
+            yield
+            return
+        _check_reachable(address)
+        is_main = threading.current_thread() is threading.main_thread()
+        termination = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UsageError(f"--ray {address or ''}: no cluster can be reached ({first_line(error)})") from error
+        if is_main:
+            signal.signal(signal.SIGTERM, termination)  # Ray's own ends the process at once
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """See that something listens where a cluster should; Ray itself tries for many minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise UsageError(f"--ray {address}: no cluster can be reached ({error})") from None

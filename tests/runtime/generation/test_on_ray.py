@@ -49,6 +49,12 @@ def test_an_actor_takes_a_device() -> None:
         place_actors([{"CPU": 4.0, "GPU": 1.0}], 2, gpus=True)
 
 
+def test_a_cluster_that_is_not_there_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
+    refused = subprocess.run(command(tiny_bundle, tmp_path, "--ray", "127.0.0.1:1"), capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "--ray 127.0.0.1:1: no cluster can be reached" in refused.stderr.splitlines()[-1]
+
+
 @pytest.fixture
 def two_nodes() -> Iterator[tuple[Any, Any]]:
     """A cluster with one CPU for each of two nodes, and its second node."""
@@ -85,7 +91,8 @@ def command(bundle: Path, out: Path, *words: str) -> list[str]:
 
 
 def summary(output: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    """What the command printed; what Ray says goes elsewhere."""
+    found: dict[str, Any] = json.loads(output)
     return found
 
 
