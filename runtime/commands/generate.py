@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from starflow.runtime.commands.backend_arguments import add_backend_arguments, add_plan_arguments, add_variant_argument
+from starflow.runtime.commands.bundle_argument import add_bundle_argument
 from starflow.runtime.commands.sampling_arguments import add_sampling_arguments
 from starflow.runtime.commands.shard_arguments import add_shard_arguments, run_shards
 from starflow.runtime.plain.errors import UsageError
@@ -23,7 +24,7 @@ from starflow.runtime.plain.errors import UsageError
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("bundle", type=Path, help="folder written by `starflow export`")
+    add_bundle_argument(parser)
     add_sampling_arguments(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="folder of the shards")

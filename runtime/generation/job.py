@@ -13,7 +13,7 @@ class Job:
     """A set of images to be made in shards. It can be sent to processes on other machines that see the same paths.
 
     Attributes:
-        bundle: The bundle's folder.
+        bundle: The bundle, as `Sampler.open` takes it.
         images: The set.
         folder: Where its shards go.
         options: Arguments of `Sampler.open`: batch, which must be given, backend, variant, plan, provider, threads, shape.

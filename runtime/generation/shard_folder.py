@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from starflow.runtime.generation.formats import FormatName, shard_format
+from starflow.runtime.generation.formats import shard_format
 from starflow.runtime.generation.shard_format import ShardFormat
 
 
@@ -18,7 +18,7 @@ class ShardFolder:
     """
 
     root: Path
-    format_name: FormatName
+    format_name: str
     shards: int
 
     @property

@@ -72,9 +72,9 @@ class ShardMaker:
         sampler = self._opened()
         content: Content = "png" if sampler.manifest.output == "images" else "npy"
         with atomic_file(job.folder.path(shard)) as temporary, job.folder.format.write(temporary, content) as add:
-            for item in self._items(sampler, images):
+            for done, item in enumerate(self._items(sampler, images), 1):
                 add(item)
-                progress(item.facts["index"] - images.start + 1, len(images))
+                progress(done, len(images))
         return MadeShard(shard, True, len(images), perf_counter() - start)
 
     def _opened(self) -> Sampler:

@@ -27,7 +27,7 @@ def _write(path: Path, content: Content) -> Iterator[Callable[[Item], None]]:
                 member = tarfile.TarInfo(f"{item.facts['index']:09d}.{suffix}")  # no owner, and the time 0
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
-            archive.members.clear()  # which are kept for reading only
+            archive.getmembers().clear()  # which are kept for readers
 
         yield add
 

@@ -46,7 +46,9 @@ def test_every_split_makes_the_images_of_one_call(
     assert found[0] == found[1] == found[2]
     with Sampler.open(tiny_bundle, plan=words[1], threads=1) as sampler:
         images = sampler.sample([g % 4 for g in range(11)], guidance=2.0, seed=7)
+        alone = sampler.to_images(sampler.generate(sampler.noise(1, 7, first=6), [6 % 4], guidance=2.0))
     assert len(found[0]) == 3 * 11
+    assert plan == "jacobi" or np.array_equal(alone[0], images[6])
     for g, image in enumerate(images):
         assert np.array_equal(pixels(found[0][f"{g:09d}.png"]), image[..., 0])
         assert json.loads(found[0][f"{g:09d}.json"]) == {"index": g, "seed": 7, "guidance": 2.0, "label": g % 4}
@@ -136,7 +138,7 @@ def test_a_shard_that_was_cut_short_is_missing(generate: Generate, tmp_path: Pat
 def test_a_kill_in_mid_shard_leaves_no_shard(tiny_bundle: Path, tmp_path: Path) -> None:
     set_of = ("--labels", "0-3", "--count", "20000", "--threads", "1", "--shards", "2", "--out", str(tmp_path))
     command = [sys.executable, "-m", "starflow.runtime", "generate", str(tiny_bundle), *set_of]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 60
         while not any(path.stat().st_size > 100_000 for path in tmp_path.glob(".shard-*")):
@@ -148,7 +150,7 @@ def test_a_kill_in_mid_shard_leaves_no_shard(tiny_bundle: Path, tmp_path: Path) 
         assert [path.name for path in tmp_path.glob("shard-*")] == []
         listed = subprocess.run([*command, "--missing"], check=True, capture_output=True, text=True)
         assert listed.stdout == "0\n1\n"
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while not [path for path in tmp_path.glob(".shard-*") if path != left and path.stat().st_size > 100_000]:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
