@@ -56,10 +56,14 @@ def test_a_cluster_that_is_not_there_is_one_line(tiny_bundle: Path, tmp_path: Pa
 
 
 @pytest.fixture
-def two_nodes() -> Iterator[tuple[Any, Any]]:
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any]]:
     """A cluster with one CPU for each of two nodes, and its second node."""
     from ray.cluster_utils import Cluster
 
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv(
+        "RAY_USAGE_STATS_REPORT_URL", "http://127.0.0.1:9"
+    )  # reports are off, and so is the one that says so
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         yield cluster, cluster.add_node(num_cpus=1)
