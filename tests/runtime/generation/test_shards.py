@@ -21,7 +21,7 @@ PLAN = {  # iterates until every image of a batch has converged
     "blocks": [
         {
             "block": block,
-            "segments": [{"kind": "chunk", "tokens": 16, "passes": 16, "tolerance": 0.03, "converged": "batch"}],
+            "segments": [{"kind": "chunk", "tokens": 16, "passes": 16, "tolerance": 0.01, "converged": "batch"}],
         }
         for block in (0, 1)
     ]
