@@ -13,6 +13,7 @@ from starflow.runtime.bundle.manifest import ConditioningSpec
 from starflow.runtime.conditions import class_labels
 from starflow.runtime.networks.denoising import check_rate
 from starflow.runtime.noise import draw_noise
+from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.guidance import Guidance
 
 Condition = NDArray[np.int64] | NDArray[np.float32] | Sequence[str]
@@ -46,6 +47,9 @@ class ImageSet:
     denoising_rate: float = 1.0
 
     def __post_init__(self) -> None:
+        for name, number in (("seed", self.seed), ("count", self.count)):
+            if number >= 1 << 63:  # shards state them in 64 bits with a sign
+                raise UsageError(f"{name} {number}: give a number below 2**63")
         Guidance(self.guidance)
         check_rate(self.denoising_rate)
         draw_noise((1,), 1, self.seed, self.temperature, self.count - 1)

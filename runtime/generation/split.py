@@ -1,15 +1,18 @@
 """Which images of a set a shard holds."""
 
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.limits import MOST_SHARDS
 
 
 def check_shards(count: int, batch: int, shards: int) -> None:
     """See that every shard gets a batch of images or more.
 
     Raises:
-        UsageError: there are more shards than batches.
+        UsageError: there are more shards than batches, or than anybody needs.
     """
     batches = -(-count // batch)
+    if shards > MOST_SHARDS:
+        raise UsageError(f"--shards {shards}: give a number of at most {MOST_SHARDS:,}")
     if not 1 <= shards <= batches:
         have = "image makes 1 batch" if count == 1 else f"images make {batches:,} batch{'es' * (batches > 1)}"
         raise UsageError(f"--shards {shards}: {count:,} {have} of {batch}, so give a number from 1 to {batches:,}")
