@@ -49,7 +49,7 @@ class ImageSet:
     def __post_init__(self) -> None:
         for name, number in (("seed", self.seed), ("count", self.count)):
             if number >= 1 << 63:  # shards state them in 64 bits with a sign
-                raise UsageError(f"{name} {number}: give a number below 2**63")
+                raise UsageError(f"{name} {number}: give a number below 2^63")
         Guidance(self.guidance)
         check_rate(self.denoising_rate)
         draw_noise((1,), 1, self.seed, self.temperature, self.count - 1)
