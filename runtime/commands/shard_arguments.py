@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from starflow.runtime.commands.backend_arguments import backend_options, chosen_plan
 from starflow.runtime.commands.condition_arguments import refuse_labels
-from starflow.runtime.commands.sampling_arguments import given_images
+from starflow.runtime.commands.sampling_arguments import given_guidance, given_images
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.input_files import load_array
 
@@ -124,7 +124,7 @@ def _job(arguments: argparse.Namespace, bundle: "Bundle") -> "Job":
     images = ImageSet(
         count,
         arguments.seed,
-        arguments.guidance,
+        given_guidance(arguments),
         arguments.temperature,
         set_condition(given, condition),
         null,

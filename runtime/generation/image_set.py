@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ class ImageSet:
     Attributes:
         count: Number of images.
         seed: Image g has the noise of image g of `Sampler.noise` with this seed.
-        guidance: Weight w >= 0.
+        guidance: Guidance of every image.
         temperature: Standard deviation of the noise.
         condition: Labels [n] int64, n captions, or condition tokens [n, m, width]: image g takes number g modulo n. None for no
             condition.
@@ -39,7 +39,7 @@ class ImageSet:
 
     count: int
     seed: int = 0
-    guidance: float = 0.0
+    guidance: Guidance = field(default_factory=Guidance)
     temperature: float = 1.0
     condition: Condition | None = None
     null_condition: NDArray | None = None
@@ -50,7 +50,6 @@ class ImageSet:
         for name, number in (("seed", self.seed), ("count", self.count)):
             if number >= 1 << 63:  # shards state them in 64 bits with a sign
                 raise UsageError(f"{name} {number}: give a number below 2^63")
-        Guidance(self.guidance)
         check_rate(self.denoising_rate)
         draw_noise((1,), 1, self.seed, self.temperature, self.count - 1)
 
@@ -64,8 +63,8 @@ class ImageSet:
         return [self.condition[number] for number in numbers]
 
     def facts(self, image: int) -> dict[str, int | float | str]:
-        """What a shard says of an image: index, seed, guidance, and its label or caption if it has one."""
-        found: dict[str, int | float | str] = {"index": image, "seed": self.seed, "guidance": self.guidance}
+        """What a shard says of an image: index, seed, weight of guidance, and its label or caption if it has one."""
+        found: dict[str, int | float | str] = {"index": image, "seed": self.seed, "guidance": self.guidance.weight}
         if isinstance(self.condition, np.ndarray):
             if self.condition.ndim == 1:
                 found["label"] = int(self.condition[image % len(self.condition)])

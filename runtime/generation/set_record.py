@@ -24,7 +24,8 @@ class SetRecord(Part):
         count: Number of images of the set.
         shards: Number of shards.
         format: Format of the shards.
-        seed, guidance, temperature, denoise, denoising_rate: See `Sampler.sample`.
+        seed, temperature, denoise, denoising_rate: See `Sampler.sample`.
+        guidance, guidance_interval: See `Guidance`.
         conditions: SHA-256 of labels, captions or condition tokens, and of null condition tokens.
         batch: Images of a batch.
         plan: The plan that was asked for: `auto`, `sequential`, or the plan itself.
@@ -39,6 +40,7 @@ class SetRecord(Part):
     format: FormatName
     seed: int
     guidance: float
+    guidance_interval: tuple[float, float]
     temperature: float
     conditions: str
     denoise: str
@@ -60,7 +62,8 @@ def asked_for(job: Job, bundle: Bundle) -> dict[str, Any]:
         "shards": job.folder.shards,
         "format": job.folder.format_name,
         "seed": images.seed,
-        "guidance": images.guidance,
+        "guidance": images.guidance.weight,
+        "guidance_interval": images.guidance.interval,
         "temperature": images.temperature,
         "conditions": images.conditions_digest,
         "denoise": images.denoise,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from starflow.runtime import Sampler
+from starflow.runtime import Guidance, Sampler
 from starflow.runtime.command_line import main
 from starflow.runtime.generation.split import shard_images
 from tests.runtime.generation.shard_readers import SET, contents, pixels, read_tar
@@ -188,6 +188,18 @@ def test_shards_of_two_sets_do_not_mix(
         assert told.count("\n") == 1
         assert f"{tmp_path}/_set.json: the shards here are of {other}" in told
     assert contents(tmp_path) == whole
+
+
+def test_guidance_in_an_interval(continuous_bundle: Path, tmp_path: Path, capsys: Any) -> None:
+    words = ["--labels", "0-2", "--guidance", "2", "--threads", "1", "--shards", "1", "--out", str(tmp_path)]
+    command = ["generate", str(continuous_bundle), *words]
+    assert main([*command, "--guidance-interval", "0.25", "0.75"]) == 0
+    found = read_tar(tmp_path)
+    with Sampler.open(continuous_bundle, threads=1) as sampler:
+        images = sampler.sample([0, 1, 2], guidance=Guidance(2.0, interval=(0.25, 0.75)))
+    assert all(np.array_equal(pixels(found[f"{g:09d}.png"]), images[g, ..., 0]) for g in range(3))
+    assert main(command) == 2
+    assert "guidance_interval (0.25, 0.75), this command asks for (0.0, 1.0)" in capsys.readouterr().err
 
 
 def test_another_bundle_and_shards_of_nobody_knows_what_are_refused(
