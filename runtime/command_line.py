@@ -53,6 +53,8 @@ EXTRA_OF = {
     "starlette": "serve",
     "uvicorn": "serve",
     "prometheus_client": "serve",
+    "pyarrow": "parquet",
+    "ray": "ray",
     "tokenizers": "text",
     "huggingface_hub": "hub",
     "transformers": "text",

@@ -72,6 +72,15 @@ def _one_hot(labels: NDArray, width: int) -> NDArray[np.float32]:
 def _labels(spec: ConditioningSpec, count: int, condition: ArrayLike | Sequence[str] | None) -> NDArray:
     if condition is None:
         return np.full(count, spec.num_classes, np.int64)
+    return _for_each(class_labels(spec, condition), count, "labels")
+
+
+def class_labels(spec: ConditioningSpec, condition: ArrayLike | Sequence[str]) -> NDArray[np.int64]:
+    """Labels [n] of a model with classes, from their numbers or names; a single one makes a list.
+
+    Raises:
+        UsageError: one of them is no class of the model.
+    """
     values = np.atleast_1d(np.asarray(condition))
     names = spec.class_names or ()
     if all(name == str(index) for index, name in enumerate(names)):
@@ -86,7 +95,7 @@ def _labels(spec: ConditioningSpec, count: int, condition: ArrayLike | Sequence[
     outside = values[(values < 0) | (values >= spec.num_classes)]
     if outside.size:
         raise UsageError(f"label {outside[0]} is not a class of this model; it has {known}")
-    return _for_each(values.astype(np.int64), count, "labels")
+    return values.astype(np.int64)
 
 
 def _label(value: str, names: Sequence[str], known: str) -> int:

@@ -200,19 +200,22 @@ class Sampler:
         """Shape of one image's noise: that of the data, or [T, D] for TARFlow."""
         return self._running.loop.noise_shape
 
-    def noise(self, count: int, seed: int | Sequence[int] = 0, temperature: float = 1.0) -> NDArray[np.float32]:
+    def noise(
+        self, count: int, seed: int | Sequence[int] = 0, temperature: float = 1.0, *, first: int = 0
+    ) -> NDArray[np.float32]:
         """Normal noise [count, *noise_shape].
 
         Args:
             count: Number of images.
             seed: One seed >= 0, with which the noise of image i depends on the seed and i only; or a seed for each image,
-                whose noise is that of the first image of its seed.
+                whose noise is that of image `first` of its seed.
             temperature: Standard deviation > 0 of the noise. Below 1, images are more alike and closer to the mode.
+            first: Number of the first image: the noise is that of images `first` to `first + count - 1` of the seed.
 
         Raises:
             UsageError: a number is out of its range, there are not as many seeds as images, or memory does not hold the noise.
         """
-        return draw_noise(self.noise_shape, count, seed, temperature)
+        return draw_noise(self.noise_shape, count, seed, temperature, first)
 
     def generate(
         self,

@@ -30,7 +30,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("runtime.batch_loops",),
         ("runtime.sampler",),
         ("runtime.sampler_pool",),
-        ("runtime.traces", "runtime.diagnostics", "runtime.serve", "runtime.pipeline"),
+        ("runtime.traces", "runtime.diagnostics", "runtime.serve", "runtime.pipeline", "runtime.generation"),
         ("runtime.hub",),
         ("runtime.commands",),
         ("runtime",),

@@ -108,6 +108,7 @@ def test_base_install_lists_every_command(fresh: Path, tmp_path: Path) -> None:
         (["train", "recipe.yaml"], "train"),
         (["export", "checkpoint", "--out", "bundle"], "export"),
         (["serve", "bundle"], "serve"),
+        (["generate", "bundle", "--shards", "2", "--out", "out", "--ray"], "ray"),
     ],
 )
 def test_base_install_names_the_extra_it_lacks(fresh: Path, tmp_path: Path, arguments: list[str], extra: str) -> None:

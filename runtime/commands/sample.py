@@ -1,13 +1,15 @@
 """Sample images from a bundle.
 
 Writes one PNG with all images (by default samples.png in the current folder), single files (--out FOLDER/), or the latents
-themselves (--latents FILE.npy). The same seed gives the same images, however they are split into batches.
+themselves (--latents FILE.npy). The same seed gives the same images, however they are split into batches. A large set is
+written in shards (--shards), see `starflow generate`.
 
 Examples:
   starflow sample digits.bundle --labels 0-9 --count 40 --guidance 2 --seed 7 --out digits.png
   starflow sample t2i.bundle --captions "a red apple" "two cats" --guidance 3 --out fruit.png
   starflow sample t2i.bundle --condition features.npy --null-condition null.npy --guidance 3 --out images/
   starflow sample continuous.bundle --labels 0-9 --solver midpoint --steps 8
+  starflow sample digits.bundle --labels 0-9 --count 100000 --shards 100 --shard 7 --out digits/
 """
 
 import argparse
@@ -24,8 +26,10 @@ from starflow.runtime.commands.backend_arguments import (
     chosen_plan,
 )
 from starflow.runtime.commands.bundle_argument import add_bundle_argument
-from starflow.runtime.commands.condition_arguments import add_condition_arguments, given_condition, refuse_labels
+from starflow.runtime.commands.condition_arguments import refuse_labels
+from starflow.runtime.commands.sampling_arguments import add_sampling_arguments, given_guidance, given_images
 from starflow.runtime.commands.shape_argument import parse_shape
+from starflow.runtime.commands.shard_arguments import add_shard_arguments, refuse_shard_arguments, run_shards
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.input_files import load_array
 
@@ -33,57 +37,14 @@ from starflow.runtime.plain.input_files import load_array
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_bundle_argument(parser)
-    what = parser.add_argument_group("what to sample")
-    add_condition_arguments(what)
-    what.add_argument("--null-condition", type=Path, metavar="FILE.npy", help="null condition tokens [tokens, width]")
-    what.add_argument(
-        "--count", type=int, metavar="N", help="number of images (default: one for each label, caption or condition)"
-    )
-    what.add_argument(
-        "--guidance",
-        type=float,
-        metavar="W",
-        default=0.0,
-        help="classifier-free guidance weight >= 0 (default: 0, none)",
-    )
-    what.add_argument(
-        "--guidance-interval",
-        type=float,
-        nargs=2,
-        metavar=("A", "B"),
-        help="guide a continuous flow only in steps that start at a time t, A <= t < B; 0 is noise, 1 is data (default: 0 1)",
-    )
-    what.add_argument(
-        "--temperature",
-        type=float,
-        metavar="T",
-        default=1.0,
-        help="standard deviation of the noise; below 1, images are more alike (default: 1)",
-    )
-    what.add_argument(
-        "--denoise",
-        metavar="{auto,none,score,learned,decoder}",
-        default="auto",
-        help="how to remove the noise that was on the training data, of the ways that the bundle holds (default: auto, its "
-        "decoder for noisy latents if there is one, else none)",
-    )
-    what.add_argument(
-        "--denoising-rate",
-        type=float,
-        metavar="R",
-        default=1.0,
-        help="how far `score` and `learned` go, from 0 (not at all) to 1 (the default)",
-    )
-    what.add_argument(
-        "--seed", type=int, default=0, help="random seed; image i depends on it and on i only (default: 0)"
-    )
+    add_sampling_arguments(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--out",
         type=Path,
         metavar="PATH",
         default=Path("samples.png"),
-        help="PNG file for all images, or a folder for single ones (default: samples.png in the current folder)",
+        help="PNG file for all images, or a folder for single ones or for shards (default: samples.png in the current folder)",
     )
     output.add_argument(
         "--columns", type=int, metavar="N", help="images in a row of the PNG (default: nearly a square)"
@@ -92,6 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--latents", type=Path, metavar="FILE.npy", help="also write the data, float32 [N, C, H, W] (points: [N, D])"
     )
     output.add_argument("--json", action="store_true", help="print a summary as JSON")
+    add_shard_arguments(parser.add_argument_group("a large set, as `starflow generate` makes it"))
     running = parser.add_argument_group("how it runs")
     add_variant_argument(running)
     add_backend_arguments(running, batch="the smallest that holds the images, part by part")
@@ -100,6 +62,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Sample and write; 0 if everything was written."""
+    if arguments.shards is not None:
+        _check_shard_output(arguments)
+        return run_shards(arguments)
+    refuse_shard_arguments(arguments)
     import numpy as np
 
     from starflow.runtime.bundle.bundle import Bundle
@@ -107,7 +73,6 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow.runtime.networks.caption_encoder import encode_once
     from starflow.runtime.networks.denoising import choose_denoising
     from starflow.runtime.plain.atomic_write import check_output, write_array
-    from starflow.runtime.plain.guidance import WHOLE_WAY, Guidance
     from starflow.runtime.plain.images import grid, write_png
     from starflow.runtime.plain.memory import check_images
     from starflow.runtime.plain.progress import progress_bar
@@ -116,14 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
     single_files = arguments.out.suffix.lower() != ".png"
     if single_files and arguments.out.suffix:
         raise UsageError(f"--out {arguments.out}: give a .png file, or a folder for single files")
-    guidance = Guidance(arguments.guidance, interval=tuple(arguments.guidance_interval or WHOLE_WAY))
-    if arguments.guidance_interval and not arguments.guidance:
-        raise UsageError("--guidance-interval: there is no guidance; give a weight with --guidance")
-    condition, given = given_condition(arguments)
-    count = (given or 1) if arguments.count is None else arguments.count
-    if count < max(given, 1):
-        conditions = f"; there are conditions for {given} images" if given > 1 else ""
-        raise UsageError(f"--count {count}: give a number of at least {max(given, 1)}{conditions}")
+    guidance = given_guidance(arguments)
+    condition, given, count = given_images(arguments)
     if arguments.columns is not None and arguments.columns < 1:
         raise UsageError(f"--columns {arguments.columns}: give a number of at least 1")
     opened = Bundle.open(arguments.bundle)
@@ -187,3 +146,12 @@ def run(arguments: argparse.Namespace) -> int:
             f"{variant} on {backend}, {decoding}"
         )
     return 0
+
+
+def _check_shard_output(arguments: argparse.Namespace) -> None:
+    """UsageError for an output that shards do not have."""
+    for name in ("columns", "latents"):
+        if getattr(arguments, name) is not None:
+            raise UsageError(f"--{name}: is not for a set in shards; leave it out")
+    if arguments.out.suffix.lower() == ".png":
+        raise UsageError(f"--out {arguments.out}: shards go into a folder; name one")

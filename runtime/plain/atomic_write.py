@@ -4,6 +4,7 @@ Content is written beside its destination and renamed into place; an error, Ctrl
 """
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from starflow.runtime.plain.own_folder import FolderKind, check_replaceable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP}  # what systems say where there are no hard links
 
 
 def check_output(destination: Path) -> None:
@@ -165,6 +168,33 @@ def write_text(destination: str | os.PathLike[str], text: str) -> None:
     """Write a text file in UTF-8, whole or not at all; errors are those of `atomic_file`."""
     with atomic_file(destination) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_new_text(destination: str | os.PathLike[str], text: str) -> bool:
+    """Write a text file in UTF-8, whole or not at all, unless there is one; of several processes the first one writes.
+
+    On a file system without hard links, which some network mounts are, the last one may write.
+
+    Returns:
+        Whether it was written. Errors are those of `atomic_file`.
+    """
+    destination = Path(destination)
+    check_file(destination)
+    with _beside(destination, _touch) as (temporary, _):
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        try:
+            os.link(temporary, destination)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            if destination.exists():
+                return False
+            temporary.replace(destination)
+        sync(destination.parent)
+    return True
 
 
 def write_array(destination: str | os.PathLike[str], array: "NDArray") -> None:

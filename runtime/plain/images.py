@@ -1,5 +1,6 @@
 """Model arrays to pictures: the one place where [-1, 1] becomes 0..255. No torch."""
 
+import io
 import math
 import os
 from collections.abc import Sequence
@@ -58,12 +59,19 @@ def picture(image: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
+def png_bytes(image: NDArray[np.uint8]) -> bytes:
+    """A PNG file of one image, uint8 [H, W, 1] (grey) or [H, W, 3]."""
+    file = io.BytesIO()
+    picture(image).save(file, "png")
+    return file.getvalue()
+
+
 def write_png(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
     """Write one image, uint8 [H, W, 1] (grey) or [H, W, 3]; the file appears whole or not at all."""
     if image.ndim != 3 or image.shape[2] not in (1, 3):
         raise UsageError(f"{path}: found an image of shape {image.shape}, expected [H, W, 1] or [H, W, 3]")
     with atomic_file(path) as temporary:
-        picture(image).save(temporary, format="png")
+        temporary.write_bytes(png_bytes(image))
 
 
 def read_images(paths: Sequence[Path], mode: Literal["L", "RGB"], height: int, width: int) -> NDArray[np.uint8]:

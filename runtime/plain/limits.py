@@ -21,6 +21,9 @@ MOST_THREADS = 1024
 # Labels of one range, 0-9: each is an image.
 MOST_LABELS = 1_000_000
 
+# Files of one set of images; the names of more than that are slow to look through.
+MOST_SHARDS = 100_000
+
 # Passes of a network for one chunk, or steps from noise to data: plans take tens, references of calibration 512. At 1 ms a pass,
 # this is more than a minute for a batch.
 MOST_PASSES = 100_000

@@ -1,7 +1,8 @@
 """Programs that starflow loads tell nobody that it runs.
 
 The wheel of ONNX Runtime records sessions in `~/.cache/Microsoft` and sends them, unless it is told not to before it is loaded.
-Whoever wants that sets `ORT_DISABLE_TELEMETRY=0`.
+Whoever wants that sets `ORT_DISABLE_TELEMETRY=0`. A cluster of Ray that starflow starts reports its use, unless it is told not
+to; whoever wants that sets `RAY_USAGE_STATS_ENABLED=1`.
 """
 
 import os
@@ -10,6 +11,7 @@ from typing import Any
 SWITCH = "ORT_DISABLE_TELEMETRY"
 
 os.environ.setdefault(SWITCH, "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def silence(onnxruntime: Any) -> None:

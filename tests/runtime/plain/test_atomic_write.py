@@ -16,6 +16,7 @@ from starflow.runtime.plain.atomic_write import (
     check_output,
     check_output_folder,
     remove_abandoned,
+    write_new_text,
 )
 from starflow.runtime.plain.errors import StarflowError, UsageError
 from starflow.runtime.plain.own_folder import BUNDLE
@@ -27,6 +28,34 @@ class Stopped(BaseException):
 
 def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_of_many_who_write_a_new_file_one_does(tmp_path: Path) -> None:
+    destination, wrote = tmp_path / "new" / "record.json", []
+    start = threading.Barrier(16)
+
+    def write(text: str) -> None:
+        start.wait()
+        if write_new_text(destination, text):
+            wrote.append(text)
+
+    writers = [threading.Thread(target=write, args=[f"text {number}" * 1000]) for number in range(16)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert wrote == [destination.read_text()]
+    assert names(destination.parent) == ["record.json"]
+
+
+def test_a_new_file_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, destination: Path) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(destination))
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert write_new_text(tmp_path / "record.json", "first")
+    assert not write_new_text(tmp_path / "record.json", "second")
+    assert (tmp_path / "record.json").read_text() == "first" and names(tmp_path) == ["record.json"]
 
 
 def test_file_appears_only_when_finished(tmp_path: Path) -> None:

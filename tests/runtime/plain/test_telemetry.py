@@ -54,9 +54,15 @@ def test_the_watch_sees_what_onnx_runtime_does_by_itself(tiny_bundle: Path, home
     assert "Microsoft" in seen and os.listdir(home) == [".cache"]
 
 
-def test_the_switch_is_set_before_onnx_runtime_is_loaded() -> None:
+def test_the_switches_are_set_before_onnx_runtime_and_ray_are_loaded() -> None:
     code = (
         "import sys, starflow.runtime, os\n"
-        "assert 'onnxruntime' not in sys.modules and os.environ['ORT_DISABLE_TELEMETRY'] == '1'"
+        "assert 'onnxruntime' not in sys.modules and os.environ['ORT_DISABLE_TELEMETRY'] == '1'\n"
+        "assert 'ray' not in sys.modules and os.environ['RAY_USAGE_STATS_ENABLED'] == '0'"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    unset = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("ORT_DISABLE_TELEMETRY", "RAY_USAGE_STATS_ENABLED")
+    }
+    subprocess.run([sys.executable, "-c", code], check=True, env=unset)
