@@ -55,8 +55,10 @@ def _check_parent(destination: Path) -> Path:
 
 
 def _try_beside(destination: Path) -> None:
-    """Make a file such as those that `_beside` makes, in the nearest folder that exists, and remove it."""
-    trial = abandoned_name(_nearest_folder(destination) / destination.name)
+    """Make a file such as those that `_beside` makes, in the nearest folder that exists, and remove it; and earlier ones."""
+    beside = _nearest_folder(destination) / destination.name
+    remove_abandoned(beside)
+    trial = abandoned_name(beside)
     try:
         _touch(trial)
         trial.unlink(missing_ok=True)  # another process may have taken it for abandoned

@@ -26,4 +26,4 @@ def print_table(tallies: dict[str, Tally]) -> None:
         counts = [sum(tally.counts[outcome] for outcome in outcomes) for outcomes in COLUMNS.values()]
         others = tally.counts.total() - sum(counts)
         table.add_row(part, *(f"{count:,}" for count in (tally.counts.total(), *counts, others)))
-    Console(width=140).print(table)
+    Console(width=180).print(table)

@@ -293,3 +293,12 @@ def test_an_output_is_tried_while_others_remove_what_is_abandoned(tmp_path: Path
         ended.set()
         other.join()
     assert names(tmp_path) == []
+
+
+def test_a_trial_removes_what_a_killed_trial_left(tmp_path: Path) -> None:
+    """Of a file that is only ever appended to, nobody else would."""
+    for name in (".log.jsonl.0123abcd", ".log.jsonl", ".other.jsonl.0123abcd"):
+        (tmp_path / name).touch()
+    check_output(tmp_path / "log.jsonl")
+    check_output(tmp_path / "not" / "yet" / "log.jsonl")
+    assert {path.name for path in tmp_path.iterdir()} == {".log.jsonl", ".other.jsonl.0123abcd"}
