@@ -142,7 +142,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         where = ", ".join(map(str, files)) if len(files) <= 2 else f"{arguments.out}/ ({len(files)} files)"
         print(
-            f"{where}: {count} {kind} in {seconds:.2f} s, {count / seconds:.2f} {kind}/s, "
+            f"{where}: {count} {kind if count > 1 else kind[:-1]} in {seconds:.2f} s, {count / seconds:.2f} {kind}/s, "
             f"{variant} on {backend}, {decoding}"
         )
     return 0

@@ -116,7 +116,7 @@ def _job(arguments: argparse.Namespace, bundle: "Bundle") -> "Job":
     check_images(manifest.batch, math.prod(manifest.model.data_shape), given.tokens * given.width)
     format_name = arguments.format or "webdataset"
     shard_format(format_name)
-    folder = ShardFolder(arguments.out.absolute(), format_name, shards)
+    folder = ShardFolder(arguments.out, format_name, shards)
     refuse_own_files(bundle, folder.record)
     if not arguments.missing:
         check_output(folder.record)
@@ -133,8 +133,7 @@ def _job(arguments: argparse.Namespace, bundle: "Bundle") -> "Job":
     )
     plan = resolve_plan(manifest, chosen_plan(arguments)) or "auto"
     options = backend_options(arguments) | {"batch": manifest.batch, "plan": plan, "variant": arguments.variant}
-    name = arguments.bundle
-    return Job(name.absolute() if name.is_dir() else name, images, folder, options, arguments.force)
+    return Job(arguments.bundle, images, folder, options, arguments.force)
 
 
 def _here(job: "Job", shards: Sequence[int], *, quiet: bool) -> Iterator["MadeShard"]:

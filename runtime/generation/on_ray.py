@@ -77,7 +77,7 @@ def make_on_ray(job: Job, shards: Sequence[int], address: str | None, actors: in
         numbers = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
         made = numbers.map_batches(
             ShardActor,
-            fn_constructor_kwargs={"job": _with_threads(job, each)},
+            fn_constructor_kwargs={"job": _for_actors(job, each)},
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(each.number, len(shards))),
             num_cpus=each.cpus,
@@ -124,11 +124,16 @@ def _uses_gpus(job: Job, nodes: Sequence[Mapping[str, float]]) -> bool:
     return backend == "tensorrt" or provider != "cpu"
 
 
-def _with_threads(job: Job, each: Actors) -> Job:
-    """The job for actors that share a node: their threads must not be more than its cores."""
-    if each.gpus or job.options["threads"]:
-        return job
-    return replace(job, options={**job.options, "threads": each.cpus})
+def _for_actors(job: Job, each: Actors) -> Job:
+    """The job for actors, which work in other folders; the threads of those that share a node must not be more than its cores."""
+    bundle, folder = job.bundle, job.folder
+    threads = {} if each.gpus or job.options["threads"] else {"threads": each.cpus}
+    return replace(
+        job,
+        bundle=bundle.absolute() if bundle.is_dir() else bundle,
+        folder=replace(folder, root=folder.root.absolute()),
+        options=job.options | threads,
+    )
 
 
 @contextmanager
