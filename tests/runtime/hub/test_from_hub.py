@@ -20,7 +20,9 @@ NAME = "org/tiny"
 
 
 def files_of(bundle: Path) -> Files:
-    return {path.relative_to(bundle).as_posix(): path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    """All files of a folder but those that begin with a dot, which are the locks of commands that write."""
+    files = (path for path in bundle.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {path.relative_to(bundle).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.fixture
