@@ -105,15 +105,15 @@ class BlockCandidates:
 
 def _groups(linears: Sequence[Linear], norms: Sequence[Norm]) -> list[list[Linear]]:
     """Products whose second moments fit into memory together; those behind one norm stay together."""
-    together = {name: norm.weights[0] for norm in norms for name in norm.weights}
-    families: dict[str, list[Linear]] = {}
+    behind = {name: norm for norm in norms for name in norm.weights}
+    families: dict[Norm | str, list[Linear]] = {}
     for linear in linears:
-        families.setdefault(together.get(linear.weight, linear.weight), []).append(linear)
+        families.setdefault(behind.get(linear.weight, linear.weight), []).append(linear)
     groups: list[list[Linear]] = []
     room = 0
     for family in families.values():
         size = 8 * family[0].inputs ** 2
-        if not groups or size > room:
+        if size > room:
             groups.append([])
             room = HESSIAN_BYTES
         groups[-1] += family

@@ -24,18 +24,19 @@ class WeightFormat:
 
     name: FormatName  # `int8`, `int4` (two's complement) or `fp8` (E4M3)
     bits: int
-    lowest: int
-    highest: int
+    lowest: float
+    highest: float
+    dtype: np.dtype  # of codes in an array
 
     def nearest(self, values: NDArray) -> NDArray:
         """The codes nearest to `values`, in the type of `values`."""
         clipped = np.clip(values, self.lowest, self.highest)
-        return clipped.astype(FLOAT8).astype(values.dtype) if self.name == "fp8" else np.rint(clipped)
+        return clipped.astype(self.dtype).astype(values.dtype) if self.name == "fp8" else np.rint(clipped)
 
 
-INT8 = WeightFormat("int8", 8, -127, 127)
-INT4 = WeightFormat("int4", 4, -8, 7)
-FP8 = WeightFormat("fp8", 8, -448, 448)
+INT8 = WeightFormat("int8", 8, -127, 127, np.dtype(np.int8))
+INT4 = WeightFormat("int4", 4, -8, 7, np.dtype(np.int8))
+FP8 = WeightFormat("fp8", 8, float(ml_dtypes.finfo(FLOAT8).min), float(ml_dtypes.finfo(FLOAT8).max), FLOAT8)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class QuantizedMatrix:
     """A matrix in codes."""
 
     format: WeightFormat
-    codes: NDArray  # [out, in]; int8 for integers, float8 for `fp8`
+    codes: NDArray  # [out, in], in the format's type
     scales: NDArray  # [out, blocks] in the type they are stored in; a block is in / blocks inputs
 
     @property
@@ -63,7 +64,7 @@ class QuantizedMatrix:
 
 def quantized(codes: NDArray, scales: NDArray, target: WeightFormat) -> QuantizedMatrix:
     """A matrix from codes of any number type."""
-    return QuantizedMatrix(target, codes.astype(FLOAT8 if target.name == "fp8" else np.int8), scales)
+    return QuantizedMatrix(target, codes.astype(target.dtype), scales)
 
 
 def largest_scales(weights: NDArray, target: WeightFormat, block: int, dtype: np.dtype) -> NDArray:

@@ -42,7 +42,8 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     written, least = arguments.out / "survivors.md", 1.0
     written.write_text("# Mutants that no test notices\n", encoding="utf-8")
-    # A module's process forks again for each mutant, so it starts without threads.
+    # A module's process forks again for each mutant, so it starts without threads, and NumPy makes none for small matrices.
+    os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     with ProcessPoolExecutor(arguments.processes, get_context("spawn"), max_tasks_per_child=1) as pool:
         jobs = [pool.submit(survivors, t, arguments.most or t.most, arguments.seed, limit) for t in targets]
         for target, job in zip(targets, jobs, strict=True):

@@ -19,6 +19,10 @@ NOISE = re.compile(
     r"|ReplaceComparisonOperator_\w*(Is|IsNot)(_|$)"
     r"|ReplaceUnaryOperator_(\w+_Invert|Invert_\w+|USub_Not|UAdd_\w+)$"
 )
+# Names are equal or they are not; that one comes before the other in the alphabet says nothing.
+ORDER = re.compile(r"ReplaceComparisonOperator_(Eq|NotEq)_(Lt|LtE|Gt|GtE)$")
+
+Span = tuple[tuple[int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,13 @@ class Mutant:
     line: int
 
     def code(self, source: str) -> str | None:
-        """The changed source; None where the operator changes nothing."""
-        mutated: str | None = None
-        with contextlib.suppress(AttributeError):  # an operator that does not know all syntax
+        """The changed source; None where the operator changes nothing, or what it makes is not Python."""
+        with contextlib.suppress(AttributeError, SyntaxError):  # an operator that does not know all syntax
             mutated = mutate_code(source, cosmic_ray.plugins.get_operator(self.operator)(), self.occurrence)
-        return None if mutated == source else mutated
+            if mutated != source:
+                ast.parse(mutated)
+                return mutated
+        return None
 
     def diff(self, source: str) -> str:
         """The lines that differ."""
@@ -51,24 +57,39 @@ def draw_mutants(source: str, most: int, seed: int) -> list[Mutant]:
 
 
 def _all_mutants(source: str) -> Iterator[Mutant]:
-    silent = list(_silent_places(source))
+    silent, names = list(_silent_places(source)), list(_comparisons_of_names(source))
     tree = get_ast(source)
     for name in sorted(cosmic_ray.plugins.operator_names()):
         operator = cosmic_ray.plugins.get_operator(name)
         if NOISE.search(name) or operator.arguments():
             continue
-        positions = (place for node in ast_nodes(tree) for place in operator().mutation_positions(node))
-        for occurrence, (start, _) in enumerate(positions):
-            if not any(first <= start < last for first, last in silent):
+        left_alone = silent + names if ORDER.search(name) else silent
+        positions = ((node, place) for node in ast_nodes(tree) for place in operator().mutation_positions(node))
+        for occurrence, (node, (start, _)) in enumerate(positions):
+            marker = node.parent.type == "parameters"  # the `*` before parameters without a place
+            if not marker and not any(first <= start < last for first, last in left_alone):
                 yield Mutant(name, occurrence, start[0])
 
 
-def _silent_places(source: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Where types and decorators of data classes stand, which say nothing about values."""
+def _silent_places(source: str) -> Iterator[Span]:
+    """Types, decorators of data classes, and the `strict` of `zip`, an assertion: they say nothing about values."""
     for node in ast.walk(ast.parse(source)):
         parts = [getattr(node, "annotation", None), getattr(node, "returns", None)]
         if isinstance(node, ast.ClassDef):
             parts += [part for part in node.decorator_list if "dataclass" in ast.unparse(part)]
-        for part in parts:
-            if part is not None:
-                yield (part.lineno, part.col_offset), (part.end_lineno or 0, part.end_col_offset or 0)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "zip":
+            parts += [keyword.value for keyword in node.keywords]
+        yield from (_span(part) for part in parts if part is not None)
+
+
+def _comparisons_of_names(source: str) -> Iterator[Span]:
+    """Comparisons in which a string is written out."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare):
+            written = (part for part in (node.left, *node.comparators) if isinstance(part, ast.Constant))
+            if any(isinstance(part.value, str) for part in written):
+                yield _span(node)
+
+
+def _span(node: ast.expr | ast.stmt) -> Span:
+    return (node.lineno, node.col_offset), (node.end_lineno or 0, node.end_col_offset or 0)

@@ -14,9 +14,17 @@ from starflow.calibration.weights.candidates import BlockCandidates
 from starflow.calibration.weights.gptq import gptq
 from starflow.calibration.weights.input_scaling import choose_scales, output_error
 from starflow.calibration.weights.layer_inputs import LayerInputs
-from starflow.calibration.weights.number_format import INT8, best_scales, largest_scales, nearest_codes
+from starflow.calibration.weights.number_format import INT4, INT8, best_scales, largest_scales, nearest_codes
 from starflow.calibration.weights.step_graph_weights import Linear, StepGraphWeights
-from starflow.calibration.weights.treatment import CPU_INT4, CPU_INT8, CPU_INT8_WIDE, PORTABLE_INT8, Lowering
+from starflow.calibration.weights.treatment import (
+    CPU_INT4,
+    CPU_INT8,
+    CPU_INT8_WIDE,
+    PORTABLE_INT4,
+    PORTABLE_INT8,
+    Lowering,
+    Treatment,
+)
 
 WIDTH = 128
 SHAPES = {"w.q": (128, WIDTH), "w.k": (160, WIDTH), "w.out": (192, 96), "w.odd": (2000, 20), "w.small": (8, WIDTH)}
@@ -119,6 +127,29 @@ def test_every_treatment_of_a_ladder(weights: StepGraphWeights) -> None:
     )
     assert found.calibrated["w.out"]["int8"].matrix.block == 32 and found.calibrated["w.q"]["int8"].matrix.block == 128
     assert all(each.matrix.format.name == "int4" for each in found.plain.values()), "the smallest treatment"
+
+
+@pytest.mark.parametrize("stretch", [0.01, 1.0])
+def test_norms_are_scaled_for_the_first_treatment_or_not_at_all(weights: StepGraphWeights, stretch: float) -> None:
+    """Where one input is smaller than the others its factor is below 1; where all are alike, no norm is touched."""
+    recorder: Any = Recorder()
+    x = np.random.default_rng(1).standard_normal((150, WIDTH)).astype(np.float32)
+    x[:, 3] *= stretch
+    inputs = LayerInputs(x.astype(np.float64).T @ x / len(x), x)
+    recorder.inputs |= {"w.q": inputs, "w.k": inputs}
+    found = BlockCandidates(weights, recorder, (CPU_INT4, CPU_INT8), "cpu")
+    both = [weights.array(name) for name in ("w.q", "w.k")]
+    factors = choose_scales(both, inputs, INT4, 32, rounded_inputs=True)
+    assert [each.tolist() for each in found.scales.values()] == ([] if (factors == 1).all() else [factors.tolist()])
+    assert (factors[3] < 1) == (stretch < 1) and (np.delete(factors, 3) == 1).all()
+
+
+def test_a_treatment_whose_blocks_do_not_divide_the_inputs(weights: StepGraphWeights) -> None:
+    """The first one decides which matrices are rounded at all; a later one is left out alone."""
+    between = Treatment("between", INT8, (128,))
+    _, found = rounded(weights, (PORTABLE_INT4, between, PORTABLE_INT8), "portable")
+    kinds = {name: list(kinds) for name, kinds in found.calibrated.items()}
+    assert kinds == {"w.q": ["int4", "between", "int8"], "w.k": ["int4", "between", "int8"], "w.out": ["int4", "int8"]}
 
 
 def test_moments_are_recorded_in_groups_that_fit_into_memory(

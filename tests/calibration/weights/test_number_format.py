@@ -3,6 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
+from onnx import AttributeProto, helper
 
 from starflow.calibration.weights.number_format import (
     FP8,
@@ -66,6 +67,7 @@ def test_sizes_of_matrices() -> None:
         matrix = quantized(codes, np.ones((6, 2), np.float16), target)
         assert isinstance(matrix, QuantizedMatrix)
         assert matrix.bytes == stored + 6 * 2 * 2 and matrix.block == 5 and matrix.format is target
+        assert helper.make_attribute("block_size", matrix.block).type == AttributeProto.INT
         assert matrix.codes.dtype == (ml_dtypes.float8_e4m3fn if target is FP8 else np.int8)
 
 
@@ -94,6 +96,15 @@ def test_inputs_that_never_moved_still_count_a_little() -> None:
     assert unseen[0, 0] < seen[0, 0] <= 1 / 7
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_the_unit_of_inputs_does_not_matter_to_scales(unit: float) -> None:
+    """An input that calibration never moved counts relative to the others, in whatever unit they are."""
+    weights = np.random.default_rng(5).standard_normal((60, 4)).astype(np.float32)
+    importance = np.array([0.0, 0.0, 3.0, 5.0])
+    found = best_scales(weights, INT4, 4, FLOAT32, unit * importance)
+    assert np.array_equal(found, best_scales(weights, INT4, 4, FLOAT32, importance))
+
+
 def test_blocks_of_zeros_and_scales_too_small_for_their_type() -> None:
     weights = np.array([[0.0, 0.0, 1e-9, 0.0]], np.float32)
     scales = largest_scales(weights, INT8, 2, FLOAT16)
@@ -101,3 +112,4 @@ def test_blocks_of_zeros_and_scales_too_small_for_their_type() -> None:
     assert largest_scales(weights, INT8, 2, FLOAT32)[0, 1] == pytest.approx(1e-9 / 127)
     assert nearest_codes(weights, scales, INT8).codes.tolist() == [[0, 0, 0, 0]]
     assert scales.dtype == np.float16
+    assert best_scales(weights, INT8, 2, FLOAT16, np.ones(4))[0, 0] == 1.0, "of scales that do equally well, the widest"

@@ -97,3 +97,13 @@ def test_near_the_best_on_average() -> None:
         gaps.append(total_cost(choose(options, budget)) / best - 1)
     assert min(gaps) >= -1e-12
     assert np.mean(gaps) < 0.012
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_best_of_all_where_one_price_of_error_explains_it(seed: int) -> None:
+    """Whatever is best at a price on squared error is the best of all choices with no more error (Everett, 1963)."""
+    options = random_options(200 + seed, 6)
+    for price in 10 ** np.random.default_rng(seed).uniform(4, 7, 3):
+        explained = {n: min(some, key=lambda o: o.cost + price * o.error**2) for n, some in options.items()}
+        choice = choose(options, predicted_error(explained) * (1 + 1e-9))
+        assert choice == explained

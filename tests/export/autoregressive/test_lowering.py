@@ -157,6 +157,17 @@ def test_attention_over_a_cache(lowering: str, name: str, tmp_path: Path) -> Non
             np.testing.assert_allclose(cache, expected[:, :, : position + count], atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("lowering", LOWERINGS)
+def test_a_graph_holds_no_more_nodes_than_it_needs(lowering: str, name: str, tmp_path: Path) -> None:
+    graph = build(lowering, CASES[name], tmp_path / "w")[0].graph
+    used = {value for node in graph.node for value in node.input} | {value.name for value in graph.output}
+    assert all(used.intersection(node.output) for node in graph.node), "a node whose result nothing reads"
+    turned = sum(node.op_type == "RotaryEmbedding" for node in graph.node)
+    inside = lowering == "cpu" and CASES[name].size == 16  # the attention kernel turns heads of this size itself
+    assert turned == (2 if CASES[name].rotary and not inside else 0)
+
+
 def test_what_the_rest_must_know_of_a_lowering() -> None:
     assert {n: (c.name, c.time_major, c.feeds_position) for n, c in LOWERINGS.items()} == {
         "portable": ("portable", False, True),
