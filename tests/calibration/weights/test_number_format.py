@@ -61,6 +61,17 @@ def test_plain_rounding_by_hand() -> None:
     assert found.dequantized().dtype == np.float32
 
 
+@pytest.mark.parametrize("target", [INT8, INT4, FP8], ids=lambda target: target.name)
+def test_plain_rounding_finds_the_nearest_multiple_of_each_blocks_scale(target: WeightFormat) -> None:
+    weights = np.random.default_rng(6).standard_normal((5, 12)).astype(np.float32)
+    scales = np.random.default_rng(7).uniform(0.01, 0.2, (5, 3)).astype(np.float32)
+    found = nearest_codes(weights, scales, target).dequantized()
+    for row, column in np.ndindex(weights.shape):
+        every = all_codes(target) * scales[row, column // 4]
+        nearest = np.abs(every - weights[row, column]).min()
+        assert abs(found[row, column] - weights[row, column]) == pytest.approx(nearest, abs=1e-6)
+
+
 def test_sizes_of_matrices() -> None:
     codes = np.zeros((6, 10))
     for target, stored in ((INT8, 60), (FP8, 60), (INT4, 30)):
@@ -94,6 +105,23 @@ def test_inputs_that_never_moved_still_count_a_little() -> None:
     weights = np.array([[1.0, 0.52]], np.float32)
     seen, unseen = (best_scales(weights, INT4, 2, FLOAT32, np.array([i, 1.0])) for i in (1.0, 0.0))
     assert unseen[0, 0] < seen[0, 0] <= 1 / 7
+
+
+def test_inputs_that_never_moved_are_neither_free_nor_dear() -> None:
+    """Their values are kept better than if they did not count, at nearly no cost for those that moved."""
+    weights = np.random.default_rng(8).standard_normal((300, 4)).astype(np.float32)
+    widest = largest_scales(weights, INT4, 4, FLOAT32)
+
+    def errors(scales: np.ndarray) -> np.ndarray:
+        """By row, of the inputs that never moved and of those that did."""
+        difference = np.square(nearest_codes(weights, scales, INT4).dequantized() - weights)
+        return np.stack([difference[:, :2].sum(axis=1), difference[:, 2:].sum(axis=1)])
+
+    tried = np.stack([errors(widest * np.float32(shrink)) for shrink in SHRINK])
+    unheeded = np.take_along_axis(tried, tried[:, 1].argmin(axis=0)[None, None], axis=0)[0].sum(axis=1)
+    found = errors(best_scales(weights, INT4, 4, FLOAT32, np.array([0.0, 0.0, 1.0, 1.0]))).sum(axis=1)
+    assert found[0] < 0.9 * unheeded[0]
+    assert unheeded[1] <= found[1] < 1.02 * unheeded[1]
 
 
 @pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
