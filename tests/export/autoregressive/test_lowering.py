@@ -17,7 +17,7 @@ CAPACITY = 9
 
 
 def case(**changes: Any) -> SimpleNamespace:
-    usual = {"rows": 2, "heads": 4, "kv_heads": 2, "size": 16, "half": False, "rotary": True, "temperature": False}
+    usual = {"rows": 3, "heads": 4, "kv_heads": 2, "size": 16, "half": False, "rotary": True, "temperature": False}
     return SimpleNamespace(**(usual | {"dtype": np.float32} | changes))
 
 
@@ -64,7 +64,7 @@ def build(name: str, given: SimpleNamespace, path: Path) -> tuple[onnx.ModelProt
         summed = graph.op("ReduceSum", whole, graph.constant([lowering.row_axis], np.int64), keepdims=0)
         for value, output in (
             (lowering.arrange(whole), "out"), (lowering.arrange(weighed), "weighed"), (summed, "summed"),
-            (keys, "keys_out"), (cached, "values_out"),
+            (keys, "keys_out"), (cached, "values_out"), (out, "flat"),
         ):  # fmt: skip
             graph.output(graph.op("Identity", value), output, given.dtype, [])
         model = graph.model({})
@@ -144,7 +144,7 @@ def test_attention_over_a_cache(lowering: str, name: str, tmp_path: Path) -> Non
             "positions": np.arange(position, position + count),
             "count": np.array([count]),
         }
-        outputs = ["out", "weighed", "summed", "keys_out", "values_out"]
+        outputs = ["out", "weighed", "summed", "keys_out", "values_out", "flat"]
         found = session.run(outputs, {name: array for name, array in (feed | steps).items() if name in names})
         out, keys, values = attention(given, feed | {"past_keys": past[0], "past_values": past[1]}, position)
         tolerance = 1e-5 if given.dtype == np.float32 else 1e-2
@@ -152,6 +152,7 @@ def test_attention_over_a_cache(lowering: str, name: str, tmp_path: Path) -> Non
         weights = np.arange(position, position + count)[None, :, None]
         np.testing.assert_allclose(found[1], out * weights, atol=9 * tolerance, rtol=tolerance)
         np.testing.assert_allclose(found[2], out.sum(axis=0), atol=given.rows * tolerance, rtol=tolerance)
+        assert found[5].shape == (given.rows * count, given.heads * given.size)
         for cache, expected in ((found[3], keys), (found[4], values)):
             cache = cache.reshape(given.rows, given.kv_heads, CAPACITY, -1)[:, :, : position + count, : given.size]
             np.testing.assert_allclose(cache, expected[:, :, : position + count], atol=tolerance, rtol=tolerance)
@@ -163,6 +164,8 @@ def test_a_graph_holds_no_more_nodes_than_it_needs(lowering: str, name: str, tmp
     graph = build(lowering, CASES[name], tmp_path / "w")[0].graph
     used = {value for node in graph.node for value in node.input} | {value.name for value in graph.output}
     assert all(used.intersection(node.output) for node in graph.node), "a node whose result nothing reads"
+    casts = [node for node in graph.node if node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.FLOAT]
+    assert CASES[name].dtype != np.float32 or len(casts) == 1, "that of positions, made here"
     turned = sum(node.op_type == "RotaryEmbedding" for node in graph.node)
     inside = lowering == "cpu" and CASES[name].size == 16  # the attention kernel turns heads of this size itself
     assert turned == (2 if CASES[name].rotary and not inside else 0)
