@@ -87,7 +87,7 @@ def _comparisons_of_names(source: str) -> Iterator[Span]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Compare):
             written = (part for part in (node.left, *node.comparators) if isinstance(part, ast.Constant))
-            if any(isinstance(part.value, str) for part in written):
+            if any(isinstance(part.value, str | bytes) for part in written):
                 yield _span(node)
 
 

@@ -110,6 +110,8 @@ def test_causal_over_a_cache_before_its_update() -> None:
         "has is_causal over a cache",
         "reads the cache k outside its TensorScatter",
     ]
+    early = [*written(), attention("q", "k", "nv", is_causal=1)]
+    assert ("attend", "has is_causal over a cache, which TensorRT counts from the cache's start") in found(early)
     queries = [*written(), attention("k2", "nk", "nv", is_causal=1)]
     assert found(queries) == [], "keys and values are what is masked"
 
@@ -117,6 +119,8 @@ def test_causal_over_a_cache_before_its_update() -> None:
 def test_a_cache_is_an_input_whose_update_is_an_output() -> None:
     inner = [helper.make_node("Relu", ["k"], ["inner"]), scatter("inner", "nk", "k2"), scatter("v", "nv", "v2"), GOOD]
     assert found(inner) == [("write inner", "updates inner, which is no input of the graph")]
+    inner[2] = scatter("v", "nv", "v2", axis=1)
+    assert [place for place, _ in found(inner)] == ["write inner", "write v"], "later caches are looked at, too"
     kept = [scatter("k", "nk", "kept"), scatter("v", "nv", "v2"), attention("q", "kept", "v2", "mask")]
     kept.append(helper.make_node("Relu", ["nk"], ["k2"]))
     assert found(kept) == [("write k", "its result kept is no output of the graph")]
