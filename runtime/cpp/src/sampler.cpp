@@ -51,6 +51,8 @@ void check_guidance(const std::vector<Guidance>& guidance, std::size_t count) {
                   " is not a weight; give a number >= 0 (0 samples without guidance)");
     if (!std::all_of(each.schedule.begin(), each.schedule.end(), is_weight))
       usage_error("guidance schedule: give factors >= 0 of the weight");
+    if (!(each.start >= 0 && each.start < each.end && each.end <= 1))
+      usage_error("guidance interval: give two times from 0 (noise) to 1 (data), the first before the second");
   }
   if (guidance.size() > 1 && guidance.size() != count) {
     usage_error(std::to_string(guidance.size()) + " guidance weights for " + std::to_string(count) +

@@ -63,8 +63,8 @@ struct Options {
   bool verify = false;      ///< whether to compare every file with its digest first
 };
 
-/// Classifier-free guidance. STARFlow takes `weight`, `top_only` and `schedule`, TARFlow all fields but `top_only`, a
-/// continuous flow only `weight`.
+/// Classifier-free guidance. STARFlow takes `weight`, `top_only` and `schedule`; TARFlow also `scale`, `shift` and
+/// `annealed`, but not `top_only`; a continuous flow takes `weight`, `start` and `end`.
 struct Guidance {
   double weight = 0;             ///< w >= 0; 0 is no guidance
   bool top_only = false;         ///< whether to guide the deep block alone
@@ -72,6 +72,7 @@ struct Guidance {
   bool shift = true;             ///< whether to guide the shift
   bool annealed = false;         ///< whether the weight grows linearly over the sequence
   std::vector<double> schedule;  ///< factors >= 0 of the weight, one for each flow block from block 0; empty means 1
+  double start = 0, end = 1;     ///< times between which it applies: in a step that starts at t, start <= t < end
 };
 
 /// How the noise that training added to the data is removed.

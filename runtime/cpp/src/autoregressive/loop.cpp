@@ -59,6 +59,8 @@ class AutoregressiveLoop : public FamilyLoop {
           (guidance.annealed || !guidance.scale || !guidance.shift)) {
         usage_error("guidance of STARFlow takes a weight, a schedule and top_only; the other options are for TARFlow");
       }
+      if (guidance.start != 0 || guidance.end != 1)
+        usage_error("guidance interval is for continuous flows; this bundle takes a schedule over flow blocks");
       if (!guidance.schedule.empty() && guidance.schedule.size() != manifest_.blocks.size()) {
         usage_error("guidance schedule: " + std::to_string(guidance.schedule.size()) + " factors for " +
                     std::to_string(manifest_.blocks.size()) + " flow blocks; give one for each, from block 0 on");

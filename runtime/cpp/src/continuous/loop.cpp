@@ -46,6 +46,15 @@ IntegrationPlan default_plan() {
   return plan;
 }
 
+// The weight of each image in a step that starts at `time`.
+std::vector<float> weights_at(const std::vector<Guidance>& guidance, double time) {
+  std::vector<float> weights;
+  for (const Guidance& each : guidance) {
+    weights.push_back(each.start <= time && time < each.end ? static_cast<float>(each.weight) : 0.0F);
+  }
+  return weights;
+}
+
 class ContinuousLoop : public FamilyLoop {
  public:
   ContinuousLoop(const Manifest& manifest, const Variant& variant, Backend& backend, const std::string& plan)
@@ -79,7 +88,8 @@ class ContinuousLoop : public FamilyLoop {
     for (const Guidance& guidance : request.guidance) {
       if (guidance.top_only || !guidance.scale || !guidance.shift || guidance.annealed || !guidance.schedule.empty()) {
         usage_error(
-            "guidance of a continuous flow takes a weight only; the other options are for STARFlow and TARFlow");
+            "guidance of a continuous flow takes a weight and an interval; the other options are for STARFlow and "
+            "TARFlow");
       }
       if (guidance.weight > 0 && !manifest_.guided) usage_error("this bundle takes no guidance; leave it out");
     }
@@ -89,17 +99,19 @@ class ContinuousLoop : public FamilyLoop {
     ContinuousRunner& running = runner();
     const std::vector<std::int64_t> labels = batch.conditions.label_rows(manifest_.guided);
     const std::vector<float> rows = batch.conditions.token_rows(manifest_.guided);
-    std::vector<float> weights;
-    for (const Guidance& guidance : batch.guidance) weights.push_back(static_cast<float>(guidance.weight));
     if (!labels.empty()) running.condition("label", labels.data());
     if (!rows.empty()) running.condition("condition", rows.data());
-    running.condition("guidance", weights.data());
     const std::vector<Pass> table = pass_table(plan_);
-    const auto room = static_cast<std::size_t>(manifest_.max_passes);
+    const std::size_t stages = table.size() / (plan_.times.size() - 1),
+                      room = static_cast<std::size_t>(manifest_.max_passes);
+    const auto weights_of = [&](std::size_t pass) { return weights_at(batch.guidance, plan_.times[pass / stages]); };
     std::size_t done = 0;
     running.start(batch.noise.data());
-    for (std::size_t first = 0; first < table.size(); first += room) {
-      const std::size_t end = std::min(first + room, table.size());
+    for (std::size_t first = 0, end = 0; first < table.size(); first = end) {
+      // As many passes as the table holds, with one set of weights.
+      const std::vector<float> weights = weights_of(first);
+      while (end < std::min(first + room, table.size()) && weights_of(end) == weights) ++end;
+      running.condition("guidance", weights.data());
       running.load(table.data() + first, end - first);
       for (std::size_t next = first; next < end; next += passes_per_report) {
         const std::size_t count = std::min<std::size_t>(passes_per_report, end - next);
