@@ -37,6 +37,28 @@ bool lies_inside(const fs::path& file, const fs::path& folder) {
   return false;
 }
 
+// Where a tensor of a safetensors file lies, which must be as long as its type and shape say.
+std::pair<std::uint64_t, std::uint64_t> tensor_place(const Json& entry) {
+  static const std::map<std::string, std::uint64_t> bits{
+      {"BOOL", 8},  {"U8", 8},   {"I8", 8},   {"F8_E4M3", 8}, {"F8_E5M2", 8}, {"I16", 16}, {"U16", 16}, {"F16", 16},
+      {"BF16", 16}, {"I32", 32}, {"U32", 32}, {"F32", 32},    {"I64", 64},    {"U64", 64}, {"F64", 64}};
+  const auto type = bits.find(entry.at("dtype").get<std::string>());
+  if (type == bits.end()) throw Misfit("a tensor has the type " + shown(entry["dtype"]));
+  std::uint64_t bytes = type->second / 8;
+  for (const Json& size : entry.at("shape")) {
+    if (!size.is_number_unsigned()) throw Misfit("a shape has the size " + shown(size));
+    const auto value = size.get<std::uint64_t>();
+    if (value > 0 && bytes > (std::uint64_t{1} << 60) / value) throw Misfit("a tensor is too large");
+    bytes *= value;
+  }
+  const Json& offsets = entry.at("data_offsets");
+  if (offsets.size() != 2 || !offsets[0].is_number_unsigned() || !offsets[1].is_number_unsigned())
+    throw Misfit("a tensor has no place");
+  const std::pair<std::uint64_t, std::uint64_t> place{offsets[0].get<std::uint64_t>(), offsets[1].get<std::uint64_t>()};
+  if (place.second - place.first != bytes) throw Misfit("a tensor has another length than its shape says");
+  return place;
+}
+
 // The JSON header of a safetensors file, which must fit its size.
 Json tensor_header(const std::string& path, std::uint64_t size) {
   std::ifstream file(path, std::ios::binary);
@@ -50,13 +72,17 @@ Json tensor_header(const std::string& path, std::uint64_t size) {
   file.read(text.data(), static_cast<std::streamsize>(length));
   Json header = parse_json(text);
   if (!header.is_object()) throw Misfit("it is no object");
-  std::uint64_t end = 0;
+  std::map<std::uint64_t, std::uint64_t> parts;  // where tensors begin and end
   for (const auto& [name, entry] : header.items()) {
     if (name == "__metadata__") continue;
-    const auto offsets =
-        entry.is_object() ? entry.value("data_offsets", std::vector<std::uint64_t>()) : std::vector<std::uint64_t>();
-    if (offsets.size() != 2 || offsets[0] > offsets[1]) throw Misfit(name + " has no data_offsets");
-    end = std::max(end, offsets[1]);
+    const auto [first, last] = tensor_place(entry);
+    if (first > last || (first < last && !parts.emplace(first, last).second))
+      throw Misfit("the place of " + name + " does not fit");
+  }
+  std::uint64_t end = 0;
+  for (const auto& [first, last] : parts) {
+    if (first != end) throw Misfit("its tensors overlap, or leave gaps");
+    end = last;
   }
   if (size != 8 + length + end)
     throw Misfit("it says " + std::to_string(8 + length + end) + " bytes, but the file has " + std::to_string(size));
