@@ -76,7 +76,7 @@ def replacements(value: Any) -> list[Any]:
     if isinstance(value, list):
         return [[], value[1:], value[:-1], value + value[-1:], value[::-1], None, {}, "nope"]
     if isinstance(value, dict):
-        return [{}, None, [], value | {"unknown": 1}, {k: v for k, v in list(value.items())[1:]}]
+        return [{}, None, [], value | {"unknown": 1}, dict(list(value.items())[1:])]
     return [0, "nope", [], {}, True]
 
 
@@ -116,7 +116,9 @@ def test_mutated_manifests(request: pytest.FixtureRequest, tmp_path: Path, name:
         (root / "manifest.json").write_text(text)
         expected, found = is_refused_by_python(root), refusal(root)
         # Python takes the last of two sizes of one file, and looks for a variant only when it needs one.
-        may_refuse = found and any(reason in str(found) for reason in ("bytes, the manifest says", "has no cpu variant"))
+        may_refuse = found and any(
+            reason in str(found) for reason in ("bytes, the manifest says", "has no cpu variant")
+        )
         assert expected == (found is not None) or may_refuse, f"mutation {number}: {found}"
         refused += expected
     assert refused > MUTATIONS / 2
@@ -218,7 +220,10 @@ def test_a_graph_that_is_not_the_manifests(tmp_path: Path) -> None:
         graphs[0]["file"], graphs[-1]["file"] = graphs[-1]["file"], graphs[0]["file"]
 
     edit_manifest(root, swap)
-    with CppSampler(root, (1, 28, 28), batch=8, threads=1) as sampler, pytest.raises(CppError, match="the manifest says") as refused:
+    with (
+        CppSampler(root, (1, 28, 28), batch=8, threads=1) as sampler,
+        pytest.raises(CppError, match="the manifest says") as refused,
+    ):
         sampler.generate(sampler.noise(2, 0), np.zeros(2, np.int64))
     assert refused.value.status == BUNDLE
 

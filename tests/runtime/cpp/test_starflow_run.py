@@ -21,7 +21,20 @@ def run(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str
 
 def test_a_sheet_of_digits_is_that_of_python(cpp_folder: Path, tmp_path: Path) -> None:
     out, latents = tmp_path / "grid.png", tmp_path / "data.npy"
-    options = ("--labels", "0-9", "--guidance", "2", "--seed", "7", "--threads", "1", "--out", out, "--latents", latents)
+    options = (
+        "--labels",
+        "0-9",
+        "--guidance",
+        "2",
+        "--seed",
+        "7",
+        "--threads",
+        "1",
+        "--out",
+        out,
+        "--latents",
+        latents,
+    )
     sampled = run(cpp_folder, SHIPPED, *options, "--bench", "1", "--json")
     assert sampled.returncode == 0, sampled.stderr
     summary = json.loads(sampled.stdout)
