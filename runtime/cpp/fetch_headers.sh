@@ -22,6 +22,8 @@ Dir::Cache "$PWD/cache";
 Dir::Etc::sourcelist "$PWD/sources.list";
 Dir::Etc::sourceparts "/dev/null";
 APT::Sandbox::User "";
+Acquire::Retries "0";
+Acquire::http::Timeout "20";
 CONFIGURATION
 export APT_CONFIG="$PWD/apt.conf"
 apt-get update -qq

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("cpp_folder")
 SHIPPED = REPOSITORY / "runtime/shipped/digits"
 BUNDLE = 2  # STARFLOW_BUNDLE
 MUTATIONS = 300  # of each bundle
+FLIPS = int(os.environ.get("STARFLOW_CPP_FLIPS", "300"))
 
 
 def linked(bundle: Path, root: Path) -> Path:
@@ -122,6 +123,37 @@ def test_mutated_manifests(request: pytest.FixtureRequest, tmp_path: Path, name:
         assert expected == (found is not None) or may_refuse, f"mutation {number}: {found}"
         refused += expected
     assert refused > MUTATIONS / 2
+
+
+def test_flipped_bytes(tmp_path: Path) -> None:
+    """Any byte of a manifest and of the headers of graphs and weights may be another one: an error, or a bundle that opens."""
+    root = linked(SHIPPED, tmp_path / "bundle")
+    (root / "manifest.sha256").unlink()
+    rng, refused = random.Random(5), 0
+    honest = (root / "manifest.json").read_bytes()
+    weights = root / "graphs/weights/cpu-int8.2.safetensors"
+    whole = weights.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    weights.unlink()
+    weights.write_bytes(whole)
+    for number in range(FLIPS):
+        content = bytearray(honest)
+        for _ in range(rng.choice((1, 1, 2, 8))):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        place = rng.randrange(header)
+        with weights.open("r+b") as file:
+            file.seek(place)
+            file.write(bytes([rng.randrange(256)]))
+        (root / "manifest.json").write_bytes(honest if number % 2 else content)
+        error = refusal(root)
+        assert error is None or error.status == BUNDLE
+        refused += error is not None
+        with weights.open("r+b") as file:
+            file.seek(place)
+            file.write(whole[place : place + 1])
+    assert refused > FLIPS / 2
+    (root / "manifest.json").write_bytes(honest)
+    assert refusal(root) is None
 
 
 def test_other_shapes_and_batch_sizes(shapes_bundle: Path) -> None:
