@@ -41,7 +41,7 @@ def build() -> Path:
     folder = REPOSITORY / "build" / "cpp"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
-        command = [REPOSITORY / "runtime/cpp/build.sh", folder, PRESET]
+        command: list[str | Path] = [REPOSITORY / "runtime/cpp/build.sh", folder, PRESET]
         environment = {**os.environ, "PYTHON": sys.executable}
         built = subprocess.run(command, capture_output=True, text=True, env=environment)
     if built.returncode == SKIPPED:
@@ -89,21 +89,21 @@ class _Request(ctypes.Structure):
     ]
 
 
+SIZES = (
+    "struct_size",
+    "noise_values",
+    "data_values",
+    "height",
+    "width",
+    "channels",
+    "condition_tokens",
+    "condition_width",
+    "classes",
+)
+
+
 class _Sizes(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            "struct_size",
-            "noise_values",
-            "data_values",
-            "height",
-            "width",
-            "channels",
-            "condition_tokens",
-            "condition_width",
-            "classes",
-        )
-    ]
+    _fields_ = [(name, ctypes.c_size_t) for name in SIZES]
 
 
 class CppError(Exception):
@@ -160,7 +160,7 @@ class CppSampler:
         """`starflow_get_sizes`."""
         sizes = _Sizes(ctypes.sizeof(_Sizes))
         self._call("starflow_get_sizes", self._handle, ctypes.byref(sizes))
-        return {name: getattr(sizes, name) for name, _ in _Sizes._fields_}
+        return {name: getattr(sizes, name) for name in SIZES}
 
     def noise(self, count: int, seed: int, temperature: float = 1.0) -> FloatArray:
         """`starflow_noise`, [count, noise_values]."""

@@ -21,6 +21,6 @@ def test_what_is_missing_is_said(tmp_path: Path, environment: dict[str, str], sa
     for tool in ("dirname", "mkdir"):
         (tmp_path / "bin" / tool).symlink_to(f"/usr/bin/{tool}")
     chosen = {name: value.format(bin=tmp_path / "bin") for name, value in environment.items()}
-    command = ["/bin/sh", REPOSITORY / "runtime/cpp/build.sh", tmp_path / "cpp"]
+    command: list[str | Path] = ["/bin/sh", REPOSITORY / "runtime/cpp/build.sh", tmp_path / "cpp"]
     built = subprocess.run(command, env={**os.environ, **chosen}, capture_output=True, text=True)
     assert (built.returncode, built.stdout, built.stderr) == (SKIPPED, says + "\n", "")

@@ -43,7 +43,7 @@ def compare(
         data_shape, makes_images = sampler.manifest.model.data_shape, sampler.manifest.output == "images"
         denoise = how.get("denoise", "auto")
         pixels = sampler.to_images(expected, denoise=denoise) if makes_images else None
-    options = {"variant": variant} if variant else {}
+    options: dict[str, Any] = {"variant": variant} if variant else {}
     if shape:
         options |= {"height": shape[0], "width": shape[1]}
     named = str(plan_file) if plan_file else plan
@@ -83,7 +83,7 @@ def segments(kinds: Iterable[Any], tokens: int) -> tuple[Any, ...]:
     return (*made, *([Steps(tokens=left)] if left else []))
 
 
-PLANS = {
+PLANS: dict[str, list[Any]] = {
     "passes": [Chunk(tokens=5, passes=2), Steps(tokens=1), Chunk(tokens=4, passes=3, guess="previous", caches="exact")],
     "image": [Chunk(tokens=6, passes=6, tolerance=1e-2, guess="zeros"), Chunk(tokens=6, passes=3, tolerance=1e-1)],
     "exact": [Chunk(tokens=6, passes=4, tolerance=1e-1, caches="exact"), Chunk(tokens=1, passes=1)],
@@ -173,20 +173,20 @@ def test_previews_and_progress_and_cancelling() -> None:
         expected: dict[int, NDArray] = {}
         noise, labels = sampler.noise(2, 1), np.array([4, 5])
         data = sampler.generate(noise, labels, on_block=lambda block, x: expected.update({block: x}))
-    with CppSampler(SHIPPED, (1, 28, 28), threads=1) as sampler:
+    with CppSampler(SHIPPED, (1, 28, 28), threads=1) as other:
         found: dict[int, NDArray] = {}
         works: list[tuple[int, int]] = []
-        sampler.generate(
-            noise,
-            labels,
-            on_block=lambda block, x: found.update({block: x}),
-            progress=lambda done, total: bool(works.append((done, total))) or True,
-        )
+
+        def note(done: int, total: int) -> bool:
+            works.append((done, total))
+            return True
+
+        other.generate(noise, labels, on_block=lambda block, x: found.update({block: x}), progress=note)
         assert list(found) == list(expected) == [3, 2, 1, 0]
         for block, x in expected.items():
             np.testing.assert_allclose(found[block], x, rtol=0, atol=CLOSE)
         assert works[-1] == (4 * 49, 4 * 49) and len(works) >= 4 * 4
         with pytest.raises(CppError, match="cancelled") as cancelled:
-            sampler.generate(noise, labels, progress=lambda done, total: done < 60)
+            other.generate(noise, labels, progress=lambda done, total: done < 60)
         assert cancelled.value.status == 4
-        np.testing.assert_allclose(sampler.generate(noise, labels), data, rtol=0, atol=CLOSE)
+        np.testing.assert_allclose(other.generate(noise, labels), data, rtol=0, atol=CLOSE)
