@@ -131,7 +131,7 @@ def test_flipped_bytes(tmp_path: Path) -> None:
     (root / "manifest.sha256").unlink()
     rng, refused = random.Random(5), 0
     honest = (root / "manifest.json").read_bytes()
-    weights = root / "graphs/weights/cpu-int8.2.safetensors"
+    weights = root / "graphs/weights/cpu-int8.safetensors"
     whole = weights.read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
     weights.unlink()
@@ -203,9 +203,9 @@ def make_folder(path: Path) -> None:
 @pytest.mark.parametrize("damage", [Path.unlink, cut, flip, lead_outside, make_folder])
 def test_damaged_files(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     root = linked(SHIPPED, tmp_path / "bundle")
-    damage(root / "graphs/weights/cpu-int8.2.safetensors")
+    damage(root / "graphs/weights/cpu-int8.safetensors")
     error = refusal(root)
-    assert error and error.status == BUNDLE and "cpu-int8.2.safetensors" in str(error)
+    assert error and error.status == BUNDLE and "cpu-int8.safetensors" in str(error)
     assert is_refused_by_python(root)
 
 
@@ -226,7 +226,7 @@ def test_a_changed_manifest_or_graph_is_noticed(tmp_path: Path) -> None:
     error = refusal(root)
     assert error and "was changed" in str(error)
     (root / "manifest.json").write_text(content)
-    flip(root / "graphs/block3.cpu-int8.2.onnx")
+    flip(root / "graphs/block3.cpu-int8.onnx")
     with CppSampler(root, (1, 28, 28), threads=1) as sampler:
         with pytest.raises(CppError, match=r"block3.*not what was exported") as refused:
             sampler.generate(sampler.noise(8, 0), np.zeros(8, np.int64))
@@ -238,7 +238,7 @@ def test_a_changed_manifest_or_graph_is_noticed(tmp_path: Path) -> None:
 def test_a_file_that_changes_later_is_noticed(tmp_path: Path) -> None:
     root = linked(SHIPPED, tmp_path / "bundle")
     with CppSampler(root, (1, 28, 28), threads=1) as sampler:
-        flip(root / "graphs/weights/cpu-int8.2.safetensors")
+        flip(root / "graphs/weights/cpu-int8.safetensors")
         with pytest.raises(CppError, match="changed since the bundle was opened"):
             sampler.generate(sampler.noise(1, 0), np.zeros(1, np.int64))
 
