@@ -11,7 +11,7 @@ BUNDLE ?= out/demo/bundle
 IN_PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow mutation attack lint format schema shipped docs gpu-check bench clean
+.PHONY: help install cpp demo test test-slow mutation attack lint format schema shipped docs gpu-check bench clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -59,6 +59,9 @@ docs: $(VENV)/installed-docs $(NAMESPACE) ## Build the documentation into site/
 
 gpu-check: $(VENV)/installed ## On a GPU machine: build, verify, measure, compare with PyTorch, into out/gpu-check/report.md
 	$(BIN)/python -m benchmarks.gpu_check out/gpu-check
+
+cpp: $(VENV)/installed ## Build the C++ library and starflow-run into build/cpp, or say what is missing
+	@PYTHON=$(BIN)/python runtime/cpp/build.sh build/cpp || test $$? -eq 3
 
 bench: demo ## Time the demo's bundle (BUNDLE=... for another one)
 	$(BIN)/starflow bench $(BUNDLE)

@@ -28,6 +28,7 @@ from tests.conformance.torch_calls import (
     model_config,
     split_condition,
 )
+from tests.cpp_library import CppSampler
 
 
 def export_call(case: Case, call: dict[str, Any], weights: dict[str, Any], folder: Path) -> Path:
@@ -56,6 +57,16 @@ def open_sampler(path: Path, route: str, plan: Plan) -> Sampler:
     return Sampler(bundle, variant, NetworkBackend(bundle, variant), plan)
 
 
+def open_cpp_sampler(path: Path, plan: Any) -> CppSampler:
+    """The same in C++, which reads a plan from a file."""
+    manifest = Bundle.open(path).autoregressive
+    if plan != "sequential":
+        file = path.parent / "plan.json"
+        file.write_text(plan.plan(manifest.decoded_tokens()).model_dump_json())
+        plan = str(file)
+    return CppSampler(path, manifest.model.data_shape, variant="cpu-fp32", plan=plan, threads=1)
+
+
 def run_sampling(case: Case, call: dict[str, Any], bundle: Path, route: str) -> dict[str, NDArray]:
     """Outputs of a `reverse` call by their recorded keys."""
     args = call["args"]
@@ -70,7 +81,8 @@ def run_sampling(case: Case, call: dict[str, Any], bundle: Path, route: str) -> 
     def keep(block: int, x: NDArray) -> None:
         sequence[f"seq.{blocks - block}"] = x
 
-    with open_sampler(bundle, route, call_jacobi(args) or "sequential") as sampler:
+    plan = call_jacobi(args) or "sequential"
+    with open_cpp_sampler(bundle, plan) if route == "cpp" else open_sampler(bundle, route, plan) as sampler:
         sample = sampler.generate(
             noise.numpy(),
             None if y is None else y.numpy(),
@@ -79,10 +91,10 @@ def run_sampling(case: Case, call: dict[str, Any], bundle: Path, route: str) -> 
             attention_temperature=attention_temperature(args),
             on_block=keep,
         )
-        if case.config["family"] == "tarflow":
-            from starflow.runtime.autoregressive.tokens import unpatchify
+    if case.config["family"] == "tarflow":
+        from starflow.runtime.autoregressive.tokens import unpatchify
 
-            sequence["seq.0"] = unpatchify(np.asarray(noise), sampler.bundle.autoregressive.model)
+        sequence["seq.0"] = unpatchify(np.asarray(noise), Bundle.open(bundle).autoregressive.model)
     return sequence | {"sample": sample}
 
 

@@ -6,8 +6,14 @@ import pytest
 
 # PyTorch; ONNX Runtime on either lowering; the portable lowering through TensorRT's parser and the network interpreter.
 ROUTES = ("torch", "portable", "cpu", "network")
+# The C++ library on the cpu lowering, which has to be built first, so it runs if it is asked for.
+ASKED_FOR = ("cpp",)
 # What an operation runs through; all others run through PyTorch only.
-OPERATION_ROUTES = {"reverse": ROUTES, "score_denoise": ("torch", "portable"), "denoiser": ("torch", "portable")}
+OPERATION_ROUTES = {
+    "reverse": ROUTES + ASKED_FOR,
+    "score_denoise": ("torch", "portable"),
+    "denoiser": ("torch", "portable"),
+}
 PARSER = "tensorrt_rtx"
 
 

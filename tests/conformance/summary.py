@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from tests.conformance.routes import ROUTES, chosen_routes
+from tests.conformance.routes import ASKED_FOR, ROUTES, chosen_routes
 
 outcomes: Counter[tuple[str, str]] = Counter()
 unsupported: list[str] = []
@@ -29,7 +29,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.section("conformance")
     for line in unsupported:
         terminalreporter.line(f"not supported yet: {line}")
-    for route in ROUTES:
+    for route in ROUTES + ASKED_FOR:
         if route not in chosen_routes(config):
             terminalreporter.line(f"{route}: not run")
             continue

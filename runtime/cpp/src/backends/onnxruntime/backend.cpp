@@ -1,0 +1,120 @@
+// ONNX Runtime as a backend: sessions for the graphs of one variant, and for the networks beside the flow.
+#include "backends/backend.hpp"
+
+#include <sched.h>
+
+#include <cstring>
+#include <limits>
+
+#include "backends/onnxruntime/block_runner.hpp"
+#include "backends/onnxruntime/continuous_runner.hpp"
+#include "plain/error.hpp"
+
+namespace starflow {
+namespace {
+
+constexpr int oldest = 25;              // the first release with every operator of the graphs (opset 24)
+constexpr int oldest_byte_caches = 27;  // before it, GroupQueryAttention takes no caches of 8 bits
+constexpr int most_threads = 1024;
+constexpr std::int64_t large_weights = 64 << 20;  // above it one thread was never faster
+constexpr int rounds = 5;                         // of the measurement of threads
+
+class OnnxRuntimeBackend : public Backend {
+ public:
+  OnnxRuntimeBackend(const Bundle& bundle, int threads, const std::string& library)
+      : bundle_(bundle), library_(OnnxRuntime::load(library)), threads_(threads) {}
+
+  std::string name() const override { return "onnxruntime cpu"; }
+  std::string release() const override { return library_.release(); }
+  const char* lowering() const override { return "cpu"; }
+
+  void check(const Variant& variant) const override {
+    int least = oldest;
+    for (const Graph& graph : variant.graphs) {
+      for (const TensorSpec& spec : graph.inputs) {
+        if (spec.role == "cache" && spec.type == Type::int8) least = oldest_byte_caches;
+      }
+    }
+    if (library_.minor() < least) {
+      backend_error("variant " + variant.name + " needs ONNX Runtime 1." + std::to_string(least) +
+                    " or newer, this is " + library_.release() + "; install a newer one");
+    }
+  }
+
+  std::unique_ptr<BlockRunner> open_block(const Graph& graph, const Block& block, const Manifest& manifest) override {
+    const int cores = available_cores();
+    const auto open = [&](int threads) {
+      return std::make_unique<OnnxRuntimeBlockRunner>(
+          session(graph.file, weights_of(graph, manifest), graph.inputs, graph.outputs, threads), graph, block,
+          manifest);
+    };
+    if (threads_ > 0) return open(threads_);
+    if (graph.weight_bytes > large_weights || cores == 1) return open(cores);
+    // The two take turns, so that a disturbance affects both, and the best round of each counts.
+    auto single = open(1), all = open(cores);
+    double best_single = std::numeric_limits<double>::infinity(), best_all = best_single;
+    for (int round = 0; round < rounds; ++round) {
+      best_single = std::min(best_single, single->seconds_of_steps());
+      best_all = std::min(best_all, all->seconds_of_steps());
+    }
+    return best_all < best_single ? std::move(all) : std::move(single);
+  }
+
+  std::unique_ptr<ContinuousRunner> open_continuous(const Graph& graph, const Manifest& manifest) override {
+    return std::make_unique<OnnxRuntimeContinuousRunner>(
+        session(graph.file, weights_of(graph, manifest), graph.inputs, graph.outputs, threads_), graph);
+  }
+
+  std::vector<float> run_network(const Network& network, const NetworkInputs& inputs) override {
+    std::unique_ptr<Session>& opened = networks_[network.file.path];
+    if (!opened) opened = session(network.file, network.weights, network.inputs, network.outputs, threads_);
+    const TensorSpec& made = network.outputs.at(0);
+    std::vector<float> output(static_cast<std::size_t>(made.values(1)));
+    std::vector<Memory> memory;
+    memory.reserve(network.inputs.size());
+    const auto place = [&](const TensorSpec& spec) {
+      memory.emplace_back(spec, 1);
+      std::memcpy(memory.back().data(), inputs.at(spec.name), memory.back().bytes());
+      return memory.back().data();
+    };
+    opened->run(opened->bind(1, place, [&](const TensorSpec&) { return static_cast<void*>(output.data()); }).get());
+    return output;
+  }
+
+ private:
+  static int available_cores() {
+    cpu_set_t set;
+    return ::sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+  }
+
+  static const File& weights_of(const Graph& graph, const Manifest& manifest) {
+    for (const Variant& variant : manifest.variants) {
+      for (const Graph& each : variant.graphs) {
+        if (&each == &graph) return variant.weights;
+      }
+    }
+    return graph.file;
+  }
+
+  std::unique_ptr<Session> session(const File& graph, const File& weights, const std::vector<TensorSpec>& inputs,
+                                   const std::vector<TensorSpec>& outputs, int threads) {
+    return std::make_unique<Session>(library_, bundle_, graph, weights, inputs, outputs, threads);
+  }
+
+  const Bundle& bundle_;
+  const OnnxRuntime& library_;
+  int threads_;
+  std::map<std::string, std::unique_ptr<Session>> networks_;  // by the path of their graph
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> open_onnxruntime(const Bundle& bundle, const std::string& provider, int threads,
+                                          const std::string& library) {
+  if (provider != "cpu") usage_error("provider " + provider + " is not known to this library; choose cpu");
+  if (threads < 0 || threads > most_threads)
+    usage_error(std::to_string(threads) + " threads: give a number from 0 to " + std::to_string(most_threads));
+  return std::make_unique<OnnxRuntimeBackend>(bundle, threads, library);
+}
+
+}  // namespace starflow

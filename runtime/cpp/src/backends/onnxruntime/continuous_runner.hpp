@@ -1,0 +1,30 @@
+// ONNX Runtime: a velocity graph, run through two bindings in turn. The state exists twice: one run reads the first
+// copy and writes the second, and the next run does the reverse. So nothing is copied, and no run reads memory that it
+// writes.
+#pragma once
+
+#include "backends/continuous_runner.hpp"
+#include "backends/onnxruntime/session.hpp"
+
+namespace starflow {
+
+class OnnxRuntimeContinuousRunner : public ContinuousRunner {
+ public:
+  OnnxRuntimeContinuousRunner(std::unique_ptr<Session> session, const Graph& graph);
+
+  void condition(const std::string& role, const void* values) override;
+  void start(const float* x) override;
+  void load(const Pass* passes, std::size_t count) override;
+  void advance(int passes) override;
+  const float* read() const override { return static_cast<const float*>(state_[turn_].at("x").data()); }
+  const float* velocity() const override { return static_cast<const float*>(fixed_.at("velocity").data()); }
+  void move(const float* point) override;
+
+ private:
+  std::unique_ptr<Session> session_;
+  std::map<std::string, Memory> fixed_, state_[2];  // by name
+  std::vector<Handle<OrtIoBinding>> bindings_;
+  std::size_t turn_ = 0;  // which state the next run reads
+};
+
+}  // namespace starflow
