@@ -88,8 +88,10 @@ class Bundle:
             UsageError: the Hub does not hand them out.
             BundleError: one of them is not what was exported.
         """
+        if self._source is None or self._source.fetch is None:
+            return
         away = {file.path: file for file in files if self.is_away(file)}
-        if away and self._source and self._source.fetch:
+        if away:
             self._source.fetch(list(away))
             for file in away.values():
                 self._checked(file)
@@ -116,9 +118,8 @@ class Bundle:
     def _checked(self, file: FileSpec) -> Stamp:
         """The stamp of a file that has to lie in the bundle and have its size."""
         path, name = self.folder / file.path, self.root / file.path
-        if not any(
-            lies_inside(path, self.folder) for _ in range(2)
-        ):  # twice: the folder may get another name in between
+        # Twice: the folder may get another name in between.
+        if not any(lies_inside(path, self.folder) for _ in range(2)):
             raise BundleError(f"{self.root}: the manifest names {file.path}, which lies outside the bundle")
         if not path.is_file():
             raise BundleError(f"{name}: is missing; export the bundle again")
