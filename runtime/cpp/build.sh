@@ -19,10 +19,10 @@ command -v "${CXX:-c++}" >/dev/null || skip "there is no C++ compiler"
 cmake -P "$here/cmake/check_version.cmake" 2>/dev/null || skip "cmake is older than 3.21"
 
 headers="$folder/headers"
-if [ ! -f "$headers/complete" ]; then
+if ! cmp -s "$here/packages.txt" "$headers/packages.txt"; then
   rm -rf "$headers"
   why=$("$here/fetch_headers.sh" "$headers" 2>&1) || skip "its headers cannot be fetched ($(echo "$why" | tail -n 1))"
-  touch "$headers/complete"
+  cp "$here/packages.txt" "$headers/"
 fi
 # The library of the installed wheel, which programs find without being told where it is.
 wheel=$("$python" - <<'PYTHON' || true

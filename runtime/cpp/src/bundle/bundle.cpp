@@ -11,7 +11,7 @@
 #include <set>
 
 #include "plain/error.hpp"
-#include "plain/json_fields.hpp"
+#include "plain/json.hpp"
 #include "plain/sha256.hpp"
 
 namespace starflow {

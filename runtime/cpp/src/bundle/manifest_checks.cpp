@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <map>
 
-#include "plain/json_fields.hpp"
+#include "plain/json.hpp"
 
 namespace starflow {
 namespace {
