@@ -53,6 +53,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("training.runs", "training.autoencoder.latents"),
         ("training.autoencoder.trainer",),
         ("training.trainer",),
+        ("training.proposal",),
         ("training.commands",),
         ("training",),
     ),
