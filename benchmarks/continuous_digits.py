@@ -20,6 +20,7 @@ from starflow.runtime.plain.images import to_uint8
 from starflow.training.checkpoint import load_continuous
 from starflow.training.continuous.likelihood import flow_log_likelihood
 from starflow.training.continuous.model import ContinuousFlow
+from starflow.training.data.split import drawn
 
 
 @torch.inference_mode()
@@ -67,8 +68,10 @@ def main() -> None:
     report: dict[str, object] = {"recognised": rates, "samples": 10 * arguments.per_class}
     if arguments.likelihood_images:
         with np.load(DIGITS) as file:
-            test = to_data(file["test_images"])[: arguments.likelihood_images]
-            labels = torch.from_numpy(file["test_labels"]).long()[: arguments.likelihood_images]
+            test, labels = to_data(file["test_images"]), torch.from_numpy(file["test_labels"]).long()
+        # They are sorted by class, so the first ones stand for a few classes only.
+        chosen = drawn(labels, len(labels), min(len(labels), arguments.likelihood_images))
+        test, labels = test[chosen], labels[chosen]
         bits = flow_bits(network, test, labels, config.noise_std, arguments.likelihood_steps)
         report["bits_per_dim"] = {
             "mean": float(np.mean(bits)),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -17,11 +17,13 @@ from starflow.training.autoencoder.config import (
 )
 from starflow.training.config import ModelConfig
 from starflow.training.continuous.objective_config import ObjectiveConfig
+from starflow.training.data.augmentation import Augmentation
 from starflow.training.data.shape import shape_fault
 from starflow.training.data.source import DataSource, FolderSource, ImageSource
 from starflow.training.frozen import Frozen
 from starflow.training.yaml_text import read_override, read_yaml
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
 MOST_STEPS = 1_000_000_000  # years, on any machine; what counts steps may have 32 bits
 
 
@@ -36,11 +38,16 @@ class RunSettings(Frozen):
     warmup_steps: int = Field(200, ge=0, le=MOST_STEPS)  # linear from 0
     final_learning_rate: float = Field(1e-6, ge=0)  # where the cosine ends
     betas: tuple[float, float] = (0.9, 0.95)  # a short memory of the variance: flows have sudden gradients
-    weight_decay: float = Field(1e-4, ge=0)  # matrices only, not norms, biases or embeddings
+    weight_decay: float = Field(1e-4, ge=0)  # of matrices; norms and biases never decay
+    embedding_weight_decay: float = Field(0.0, ge=0)  # of learned tables: positions, classes, start tokens
     gradient_clip: float = Field(1.0, ge=0)  # norm over all parameters; 0 disables
-    ema_decay: float = Field(0.999, ge=0, lt=1)  # the checkpoint holds the moving average; 0 disables
+    # The checkpoint holds a moving average; 0: the weights themselves. Of several, the best on the validation part.
+    ema_decay: Decay | Annotated[tuple[Decay, ...], Field(min_length=1, max_length=8)] = 0.999
+    patience: int | None = Field(None, gt=0)  # end after so many evaluations without a new best; None: never
+    crop: float = Field(1.0, gt=0, le=1)  # augmentation: cut out at least this share of the area, and scale it back
     shift: int = Field(0, ge=0, le=256)  # augmentation: move by up to this many pixels, repeating the border
     flip: bool = False  # augmentation: mirror left-right
+    colour: float = Field(0.0, ge=0, le=1)  # augmentation: change brightness, contrast, saturation by up to this share
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # autocast; weights and averages stay fp32. fp16: CUDA only
     compile: bool = False  # torch.compile: for long runs on a GPU; an H100 spent more than a minute on compiling
     seed: int = Field(0, ge=0, lt=1 << 63)  # weights, batches, noise: the run is a function of it
@@ -52,12 +59,24 @@ class RunSettings(Frozen):
     checkpoint_every: int = Field(1000, gt=0)  # state to resume from, and checkpoint
     half_checkpoint: bool = False  # store the checkpoint's weights in fp16
 
+    @property
+    def ema_decays(self) -> tuple[float, ...]:
+        """The decays of the moving averages that are kept."""
+        return self.ema_decay if isinstance(self.ema_decay, tuple) else (self.ema_decay,)
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What happens to the images of a batch."""
+        return Augmentation(crop=self.crop, shift=self.shift, flip=self.flip, colour=self.colour)
+
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+        if len(set(self.ema_decays)) < len(self.ema_decays):
+            raise ValueError(f"ema_decay: found one decay twice in {list(self.ema_decays)}; name each once")
         return self
 
 
@@ -65,6 +84,10 @@ class Training(RunSettings):
     """How to train a flow."""
 
     noise_std: float = Field(0.1, ge=0)  # Gaussian noise on x in [-1, 1], or on latents; 0: uniform noise of a level
+    attention_dropout: float = Field(0.0, ge=0, lt=1)  # share of attention's weights that a step leaves out
+    feed_forward_dropout: float = Field(0.0, ge=0, lt=1)  # share of the hidden values of the MLPs
+    embedding_dropout: float = Field(0.0, ge=0, lt=1)  # share of the values of embedded tokens and conditions
+    views: int = Field(4, gt=0, le=64)  # latents: augmented copies of every image that are encoded beside it
     label_drop: float = Field(0.1, ge=0, le=1)  # part of the conditions replaced by the null one, for guidance
     sample_guidance: float = Field(0.0, ge=0)  # guidance weight of the sample grid
 
@@ -73,7 +96,7 @@ class Training(RunSettings):
 CHANGEABLE = {
     *(f"training.{field}" for field in ("steps", "epochs", "device", "threads", "compile", "half_checkpoint")),
     *(f"training.{field}" for field in ("log_every", "evaluate_every", "sample_every", "checkpoint_every")),
-    *("training.sample_guidance", "objective.likelihood_steps", "objective.likelihood_samples"),
+    *("training.patience", "training.sample_guidance", "objective.likelihood_steps", "objective.likelihood_samples"),
 }
 
 

@@ -13,16 +13,20 @@ from torch import Tensor
 from starflow.runtime.plain.bits_per_dim import bits_per_dim
 from starflow.runtime.plain.errors import RecipeError
 from starflow.runtime.plain.images import grid, to_uint8
-from starflow.training.autoencoder.latents import as_latents
+from starflow.training.autoencoder.latents import Views, as_latents
 from starflow.training.checkpoint import save_checkpoint
 from starflow.training.config import CheckpointConfig, ImageRange, LatentAutoencoder, LatentScaling
+from starflow.training.data.augmentation import Augmentation
 from starflow.training.data.fit import fit_data
-from starflow.training.data.samples import Batch, Dataset
+from starflow.training.data.samples import Batch, Dataset, Samples, choose_views
 from starflow.training.data.source import PointsSource
+from starflow.training.data.split import representative
 from starflow.training.families import build_flow, build_objective
 from starflow.training.flow import Flow
+from starflow.training.layers.dropout import set_dropout
+from starflow.training.random_streams import EVALUATION, SAMPLES, generator_for
 from starflow.training.recipe import Recipe, Training
-from starflow.training.runs.run import EVALUATION, SAMPLES, TrainingRun, device_named, generator_for
+from starflow.training.runs.run import TrainingRun, device_named
 
 LEVEL = 1 / 127.5  # width of one grey level in [-1, 1]
 
@@ -30,7 +34,9 @@ LEVEL = 1 / 127.5  # width of one grey level in [-1, 1]
 class Trainer(TrainingRun):
     """One run of a flow: a recipe, its data, and a folder that holds state.pt, log.jsonl, samples/ and checkpoint/."""
 
-    UNITS: ClassVar = {"test_bits_per_dim": "bits/dim"}
+    UNITS: ClassVar = {"bits_per_dim": "bits/dim"}
+    CHOSEN_BY: ClassVar = "bits_per_dim"
+    LOWER_IS_BETTER: ClassVar = True
     recipe: Recipe
     training: Training
     model: Flow
@@ -38,10 +44,11 @@ class Trainer(TrainingRun):
 
     def __init__(self, recipe: Recipe, data: Dataset, folder: Path) -> None:
         training, data = recipe.training, fit_data(_in_latents(recipe, data, folder), recipe.model)
-        if data.kind == "points" and (training.shift or training.flip):
-            raise RecipeError("training: shift and flip augment images, but the data are points; leave them out")
-        super().__init__(recipe, data.train, folder, lambda: build_flow(recipe.model))
-        self.data = data
+        if data.kind == "points" and training.augmentation != Augmentation():
+            raise RecipeError(
+                "training: crop, shift, flip and colour change images, but the data are points; leave them out"
+            )
+        super().__init__(recipe, data, folder, lambda: _with_dropout(build_flow(recipe.model), training))
         self.checkpoint_config = _checkpoint_config(recipe, data)
         self.objective = build_objective(recipe.objective, self.model)
         self.figures, self.memory = self.objective.figures, self.objective.memory
@@ -51,7 +58,11 @@ class Trainer(TrainingRun):
 
     def prepare(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Augment, add noise, drop conditions: data float32 [B, C, H, W] or [B, D], and the model's condition."""
-        values, condition = self.augmented(batch, generator), batch.condition
+        values, condition = batch.values, batch.condition
+        if self.data.kind == "latents":  # whose images were augmented before they were encoded
+            values = choose_views(batch, generator)
+        elif self.data.kind == "images":
+            values = self.training.augmentation(values, generator)
         if condition is not None and self.data.null is not None:
             condition = drop_conditions(condition, self.data.null.to(self.device), self.training.label_drop, generator)
         return self._with_noise(values, generator), self._encode(condition)
@@ -61,7 +72,8 @@ class Trainer(TrainingRun):
         return self.objective.losses(self.forward, x, y, generator, self.part_size)
 
     def digests(self) -> dict[str, str]:
-        return {"latents": self.data.latents.key} if self.data.latents else {}
+        latents = {"latents": self.data.latents.key} if self.data.latents else {}
+        return super().digests() | latents
 
     def _with_noise(self, values: Tensor, generator: torch.Generator) -> Tensor:
         x, std = self.data.as_float(values), self.training.noise_std
@@ -81,7 +93,7 @@ class Trainer(TrainingRun):
     def described(self, means: Mapping[str, float]) -> str:
         text = super().described(means)
         if self.objective.loss_is_likelihood:
-            text += f"  {self._bits(means['loss']):.3f} bits/dim"
+            text += f"  {self._bits(means.get('likelihood_loss', means['loss'])):.3f} bits/dim"
         if "effective_sample_size" in means:
             text += f"  effective samples {means['effective_sample_size'] / self.training.batch_size:.0%}"
         return text
@@ -91,19 +103,19 @@ class Trainer(TrainingRun):
         nats = torch.tensor(-(loss + 0.5 * math.log(2 * math.pi)))
         return float(bits_per_dim(nats, 1, span=256 * self._level))
 
-    def judge(self) -> dict[str, float]:
-        return {"test_bits_per_dim": self.evaluate()}
+    def judge(self, samples: Samples) -> dict[str, float]:
+        return {"bits_per_dim": self.evaluate(samples)}
 
     @torch.no_grad()
-    def evaluate(self) -> float:
-        """Mean bits/dim of the held-out samples under the averaged weights, fp32, with the noise of training.
+    def evaluate(self, samples: Samples) -> float:
+        """Mean bits/dim of a part of the data under the averaged weights, fp32, with the noise of training.
 
         Points and latents are not quantised; their figure is -log2 p(x) / dimensions.
         """
         generator = generator_for(self.training.seed, EVALUATION, 0, self.device)
         bits = []
-        for index in torch.arange(len(self.data.test))[: self.objective.judged].split(self.part_size):
-            batch = self.data.test[index].to(self.device)
+        for index in representative(samples, self.objective.judged).split(self.part_size):
+            batch = samples[index].to(self.device)
             x = self._with_noise(batch.values, generator)
             y = self._encode(batch.condition)
             log_likelihood = self.objective.log_likelihood(self.average, x, y, generator)
@@ -120,16 +132,17 @@ class Trainer(TrainingRun):
         conditioning, guidance = self.data.conditioning, self.training.sample_guidance
         generator = generator_for(self.training.seed, SAMPLES, 0, self.device)
         if self.data.kind == "points":
-            held_out = self.data.test.values
-            noise = torch.randn(self.average.noise_shape(len(held_out)), generator=generator, device=self.device)
-            return density_pair(self.average.reverse(noise).cpu().numpy(), held_out.numpy())
+            points = self.data.test.values
+            noise = torch.randn(self.average.noise_shape(len(points)), generator=generator, device=self.device)
+            return density_pair(self.average.reverse(noise).cpu().numpy(), points.numpy())
         columns = min(conditioning.num_classes or 8, 10)
         count = 4 * columns
         noise = torch.randn(self.average.noise_shape(count), generator=generator, device=self.device)
         if conditioning.kind == "class":
             x = self.average.sample_labels(noise, torch.arange(count, device=self.device) % columns, guidance)
         elif self.data.test.condition is not None and self.data.null is not None:
-            y = self.data.test[torch.arange(count) % len(self.data.test)].to(self.device).condition
+            held_out = representative(self.data.test, count)
+            y = self.data.test[held_out[torch.arange(count) % len(held_out)]].to(self.device).condition
             x = self.average.reverse(noise, y, self.data.null.to(self.device)[None], guidance=guidance)
         else:
             x = self.average.reverse(noise)
@@ -137,9 +150,9 @@ class Trainer(TrainingRun):
             x = self.data.latents.decode(x)
         return grid(to_uint8(x.float().cpu().numpy()), columns)
 
-    def write_checkpoint(self, extra_files: Mapping[str, str]) -> None:
+    def write_checkpoint(self, folder: Path, extra_files: Mapping[str, str]) -> None:
         save_checkpoint(
-            self.folder / "checkpoint",
+            folder,
             self.checkpoint_config,
             self.average.state_dict(),
             extra_files=extra_files,
@@ -184,7 +197,17 @@ def _in_latents(recipe: Recipe, data: Dataset, folder: Path) -> Dataset:
     source, training = recipe.data, recipe.training
     if isinstance(source, PointsSource) or source.autoencoder is None:
         return data
-    if training.shift:
-        raise RecipeError("training.shift: latents cannot be shifted, only mirrored; use training.flip")
+    views = Views(training.augmentation, training.views, training.seed)
     device, cache = device_named(training.device), folder / "latents"
-    return as_latents(data, source.autoencoder, source.latent, flip=training.flip, cache=cache, device=device)
+    return as_latents(data, source.autoencoder, source.latent, views, cache=cache, device=device)
+
+
+def _with_dropout(flow: Flow, training: Training) -> Flow:
+    """The flow, which leaves out values as the recipe says while it is trained."""
+    set_dropout(
+        flow,
+        attention=training.attention_dropout,
+        feed_forward=training.feed_forward_dropout,
+        embedding=training.embedding_dropout,
+    )
+    return flow

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from starflow.runtime.plain.atomic_write import atomic_folder
 from starflow.runtime.plain.errors import DataError, RecipeError, UsageError
 from starflow.runtime.plain.own_folder import LATENTS
-from starflow.runtime.plain.progress import Report, progress_bar
+from starflow.runtime.plain.progress import Report, no_report, progress_bar
 from starflow.training.autoencoder.folder import (
     autoencoder_digest,
     copy_autoencoder,
@@ -23,20 +23,45 @@ from starflow.training.autoencoder.folder import (
 from starflow.training.autoencoder.latent_space import LatentSpace
 from starflow.training.autoencoder.network import Autoencoder
 from starflow.training.config import LatentScaling
+from starflow.training.data.augmentation import Augmentation
 from starflow.training.data.samples import Dataset, to_float
+from starflow.training.random_streams import VIEWS, generator_for
 
 BATCH = 16  # images encoded at once
 AUTOENCODER = "autoencoder"  # in the cache
 
 
+@dataclass(frozen=True)
+class Views:
+    """Augmented copies of every training image, drawn once."""
+
+    augmentation: Augmentation
+    most: int  # copies of an image, unless the augmentation has only one
+    seed: int
+
+    @property
+    def count(self) -> int:
+        """Number V of copies of an image; a mirror image is the only one of its kind."""
+        if self.augmentation == Augmentation():
+            return 0
+        return 1 if self.augmentation.mirrors_only else self.most
+
+    def of(self, images: Tensor, start: int, index: int) -> Tensor:
+        """View `index` of images, uint8 [B, C, H, W], the first of which is image `start` of the training part."""
+        if self.augmentation.mirrors_only:
+            return images.flip(3)
+        return self.augmentation(images, generator_for(self.seed, VIEWS, start * self.most + index))
+
+
 def as_latents(
-    data: Dataset, folder: Path, given: LatentScaling | None, *, flip: bool, cache: Path, device: torch.device
+    data: Dataset, folder: Path, given: LatentScaling | None, views: Views, *, cache: Path, device: torch.device
 ) -> Dataset:
     """Turn a data set of images into one of latents, which are mapped into memory from `cache`.
 
     Args:
         given: Scaling; None takes it from the autoencoder's record, or measures it on the training images.
-        flip: Encode the mirrored training images as well: an encoder does not commute with mirroring.
+        views: Augmented copies of the training images, which are encoded as well: an encoder does not commute with changes
+            of its images.
         cache: Folder that keeps the latents and a copy of the autoencoder; it is written anew if autoencoder or images
             have changed.
 
@@ -46,15 +71,14 @@ def as_latents(
         CheckpointError: `folder` does not hold an autoencoder.
     """
     source = open_autoencoder(folder)
-    images = {"train": data.train.values, "test": data.test.values}
-    if flip:
-        images["mirrored"] = data.train.values.flip(3)
+    images = {"train": data.train.values, "validation": data.validation.values, "test": data.test.values}
     channels, height, width = data.train.values.shape[1:]
     try:
         latent_shape = source.autoencoder.latent_shape((channels, height, width))
     except UsageError as error:
         raise RecipeError(f"data.autoencoder: {error}") from None
-    key = _key(folder, images)
+    names = [*images, *(["views"] if views.count else [])]
+    key = _key(folder, images, views)
     if not (cache / "key").is_file() or (cache / "key").read_text(encoding="utf-8") != key:
         with atomic_folder(cache, LATENTS, replace=True) as temporary:
             try:
@@ -63,20 +87,24 @@ def as_latents(
                     with progress_bar(f"latents, {name}") as report:
                         encode_images(source.autoencoder, pixels, out, device, report)
                     out.flush()
+                if views.count:
+                    shape = (len(data.train), views.count, *latent_shape)
+                    _encode_views(source.autoencoder, data.train.values, views, temporary, shape, device)
                 copy_autoencoder(source.path, temporary / AUTOENCODER)
                 (temporary / "key").write_text(key, encoding="utf-8")
             except OSError as error:
                 raise DataError(f"{cache}: latents cannot be written: {error.strerror}") from None
     # Mode c: PyTorch wants writable memory; nothing writes to it.
     try:
-        latents = {name: torch.from_numpy(np.load(cache / f"{name}.npy", mmap_mode="c")) for name in images}
+        latents = {name: torch.from_numpy(np.load(cache / f"{name}.npy", mmap_mode="c")) for name in names}
     except (OSError, ValueError) as error:
         raise DataError(f"{cache}: is damaged ({error}); remove it, and the images are encoded again") from None
     source = replace(source, path=cache / AUTOENCODER)  # the folder that was named may change
     scaling = given or (source.record.latent if source.record else measured_scaling(latents["train"]))
     return replace(
         data,
-        train=replace(data.train, values=latents["train"], mirrored=latents.get("mirrored")),
+        train=replace(data.train, values=latents["train"], views=latents.get("views")),
+        validation=replace(data.validation, values=latents["validation"]),
         test=replace(data.test, values=latents["test"]),
         latents=LatentSpace(source, (channels, height, width), scaling, key),
     )
@@ -96,7 +124,7 @@ def allocate_array(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dty
 
 @torch.inference_mode()
 def encode_images(
-    autoencoder: Autoencoder, pixels: Tensor, out: NDArray[np.float16], device: torch.device, report: Report
+    autoencoder: Autoencoder, pixels: Tensor, out: NDArray[np.float16], device: torch.device, report: Report = no_report
 ) -> None:
     """Encode images, uint8 [N, C, H, W], into `out`, float16 [N, c, h, w]: training adds noise far above its rounding.
 
@@ -114,8 +142,22 @@ def encode_images(
         report(start + len(part), len(pixels))
 
 
-def _key(folder: Path, images: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(autoencoder_digest(folder).encode())
+def _encode_views(
+    autoencoder: Autoencoder, pixels: Tensor, views: Views, folder: Path, shape: tuple[int, ...], device: torch.device
+) -> None:
+    """Encode the views of images [N, C, H, W] into views.npy, float16 [N, V, c, h, w], one chunk of images at a time."""
+    out = allocate_array(folder / "views.npy", shape)
+    with progress_bar("latents, views") as report:
+        for start in range(0, len(pixels), BATCH):
+            part = pixels[start : start + BATCH]
+            for index in range(views.count):
+                encode_images(autoencoder, views.of(part, start, index), out[start : start + BATCH, index], device)
+            report(start + len(part), len(pixels))
+    out.flush()
+
+
+def _key(folder: Path, images: dict[str, Tensor], views: Views) -> str:
+    digest = hashlib.sha256(f"{autoencoder_digest(folder)} {views}".encode())
     for name, pixels in images.items():
         digest.update(f"{name} {tuple(pixels.shape)}".encode())
         digest.update(pixels.contiguous().numpy().data)

@@ -24,9 +24,10 @@ from starflow.training.autoencoder.folder import (
 from starflow.training.autoencoder.latents import measured_scaling
 from starflow.training.autoencoder.network import DECODER_PARTS, Autoencoder, build_autoencoder
 from starflow.training.config import LatentScaling
-from starflow.training.data.samples import Batch, Dataset, to_float
+from starflow.training.data.samples import Batch, Dataset, Samples, to_float
+from starflow.training.random_streams import EVALUATION, generator_for
 from starflow.training.recipe import AutoencoderRecipe, DecoderRecipe
-from starflow.training.runs.run import EVALUATION, TrainingRun, generator_for
+from starflow.training.runs.run import TrainingRun
 
 MEASURED = 4096  # most images that the scale and shift of latents are measured on
 SHOWN = 16  # images on a sheet
@@ -35,7 +36,9 @@ SHOWN = 16  # images on a sheet
 class ReconstructionRun(TrainingRun):
     """What both runs share. Their checkpoint is the autoencoder's folder."""
 
-    UNITS: ClassVar = {"test_psnr": "dB", "test_noisy_psnr": "dB through noise"}
+    UNITS: ClassVar = {"psnr": "dB", "noisy_psnr": "dB through noise"}
+    CHOSEN_BY: ClassVar = "noisy_psnr"  # what a flow leaves in its samples, the decoder has to remove
+    LOWER_IS_BETTER: ClassVar = False
     recipe: AutoencoderRecipe | DecoderRecipe
     model: Autoencoder
     average: Autoencoder
@@ -47,10 +50,9 @@ class ReconstructionRun(TrainingRun):
     ) -> None:
         if data.kind != "images":
             raise RecipeError(f"data: found {data.kind}, but an autoencoder learns from images")
-        self.data = data.without_conditions()
         channels, height, width = data.train.values.shape[1:]
         self.pixel_shape = (int(channels), int(height), int(width))
-        super().__init__(recipe, self.data.train, folder, model)
+        super().__init__(recipe, data.without_conditions(), folder, model)
         try:
             self.latent_shape = self.model.latent_shape(self.pixel_shape)
         except UsageError as error:
@@ -74,35 +76,33 @@ class ReconstructionRun(TrainingRun):
     def result(self) -> tuple[Autoencoder, Autoencoder | None]:
         """The autoencoder, and the one that holds the decoder for noisy latents, if there is one."""
 
-    def write_checkpoint(self, extra_files: Mapping[str, str]) -> None:
+    def write_checkpoint(self, folder: Path, extra_files: Mapping[str, str]) -> None:
         autoencoder, noisy = self.result()
         std = None if noisy is None else self.noise_std
         record = AutoencoderRecord(pixel_shape=self.pixel_shape, latent=self.scaling(), noisy_decoder_std=std)
         half = self.training.half_checkpoint
-        save_autoencoder(
-            self.folder / "checkpoint", autoencoder, record, noisy=noisy, extra_files=extra_files, half=half
-        )
+        save_autoencoder(folder, autoencoder, record, noisy=noisy, extra_files=extra_files, half=half)
 
     def pixels(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Augmented images, float32 in [-1, 1]."""
-        return to_float(self.augmented(batch, generator))
+        return to_float(self.training.augmentation(batch.values, generator))
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
         """Standard normal noise in the shape of `count` latents."""
         return torch.randn(count, *self.latent_shape, generator=generator, device=self.device)
 
     @torch.inference_mode()
-    def judge(self) -> dict[str, float]:
-        """Mean PSNR of held-out images, decoded from their latents and from latents with the recipe's noise."""
+    def judge(self, samples: Samples) -> dict[str, float]:
+        """Mean PSNR of images, decoded from their latents and from latents with the recipe's noise."""
         generator = generator_for(self.training.seed, EVALUATION, 0, self.device)
         scale, plain, noisy = self.scaling().scale, [], []
-        for values in self.data.test.values.split(self.part_size):
+        for values in samples.values.split(self.part_size):
             images = to_float(values.to(self.device))
             latents = self.average.encode(images)
             noise = self.noise(len(images), generator)
             plain.append(psnr(self.average.decode(latents), images))
             noisy.append(psnr(self.average.decode(latents + self.noise_std / scale * noise), images))
-        return {"test_psnr": float(torch.cat(plain).mean()), "test_noisy_psnr": float(torch.cat(noisy).mean())}
+        return {"psnr": float(torch.cat(plain).mean()), "noisy_psnr": float(torch.cat(noisy).mean())}
 
     @torch.inference_mode()
     def sample_sheet(self) -> NDArray[np.uint8]:
@@ -176,7 +176,7 @@ class DecoderTrainer(ReconstructionRun):
         return self._scaling
 
     def digests(self) -> dict[str, str]:
-        return {"autoencoder": self._digest}
+        return super().digests() | {"autoencoder": self._digest}
 
     def result(self) -> tuple[Autoencoder, Autoencoder | None]:
         return self._source.autoencoder, self.average

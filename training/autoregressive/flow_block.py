@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from starflow.training.autoregressive.config import BlockConfig
+from starflow.training.layers.dropout import EmbeddingDropout
 from starflow.training.layers.transformer import KVCache, Layer, rms_norm_if
 
 SOFTPLUS_SHIFT = 0.541324854612918  # its softplus is 1, so a = 0 leaves a token as it is
@@ -59,6 +60,7 @@ class FlowBlock(nn.Module):
             self.class_embed = nn.Parameter(torch.randn(block.condition_width, 1, block.channels) * 1e-2)
         self.attn_blocks = nn.ModuleList(Layer(block) for _ in range(block.layers))
         self.final_norm = rms_norm_if(block.final_norm, block.channels)
+        self.embedding_dropout = EmbeddingDropout()
 
     def class_vectors(self, labels: Tensor | None, rows: int) -> Tensor:
         """Class embeddings, [rows, 1, channels]; the mean embedding where `labels` [rows] int64 is None or negative."""
@@ -121,6 +123,7 @@ class FlowBlock(nn.Module):
         h, prefix = self.embed_tokens(inputs, 0, context.class_vector), context.prefix
         if context.condition is not None:
             h = torch.cat([self.embed_condition(context.condition), h], dim=1)
+        h = self.embedding_dropout(h)
         for layer in self.attn_blocks:
             h = layer(h, context.rotation)
         return self.raw(h[:, prefix:]), None if context.condition is None else self.final_norm(h[:, :prefix])

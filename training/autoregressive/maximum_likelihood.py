@@ -30,7 +30,10 @@ class MaximumLikelihood(Objective[AutoregressiveFlow]):
             z.append(out.z.detach())
             yield out.loss
         if self._learned_prior is not None:
-            self._learned_prior.update_prior(torch.cat(z))
+            noise, var = torch.cat(z), self._learned_prior.var
+            # The gradient is that of a standard normal prior, as published; the likelihood has the learned one.
+            self.figures["likelihood_loss"] = 0.5 * ((noise.square() / var).mean() + var.log().mean())
+            self._learned_prior.update_prior(noise)
 
     def log_likelihood(
         self, model: AutoregressiveFlow, x: Tensor, y: Tensor | None, generator: torch.Generator

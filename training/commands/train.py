@@ -1,8 +1,8 @@
 """Train a flow, an autoencoder or its decoder from a recipe.
 
 Reads a YAML recipe, trains, and writes a folder with checkpoint/ (the averaged weights; those of a flow are ready for
-`starflow export`), state.pt, log.jsonl, samples/ and tensorboard/. To continue a run that was stopped or killed, give the
-same command again.
+`starflow export`), checkpoint-best/ (those that were best on the validation part of the data), state.pt, log.jsonl,
+samples/ and tensorboard/. To continue a run that was stopped or killed, give the same command again.
 
 Example: starflow train examples/digits/recipe.yaml --out out/digits/run --set training.steps=2000
 """
@@ -70,7 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
         with _stop_signals() as stops:
             outcome = trainer.fit(arguments.max_steps, should_stop=lambda: bool(stops))
     if arguments.json:
-        print(json.dumps({**dataclasses.asdict(outcome), "checkpoint": str(folder / "checkpoint")}))
+        folders = {"checkpoint": str(folder / "checkpoint"), "best_checkpoint": str(folder / "checkpoint-best")}
+        print(json.dumps({**dataclasses.asdict(outcome), **folders}))
     if outcome.interrupted:
         print(f"stopped at step {outcome.step} and saved; give the same command again to continue", file=sys.stderr)
         return 130

@@ -31,6 +31,7 @@ from torch.nn import functional
 from starflow.runtime.plain.errors import UsageError
 from starflow.training.continuous.config import ContinuousTransformerConfig
 from starflow.training.continuous.model import ContinuousFlow, TimeEmbedding, time_features
+from starflow.training.layers.dropout import EmbeddingDropout
 from starflow.training.layers.layer_config import LayerConfig
 from starflow.training.layers.rotary import axis_angles
 from starflow.training.layers.tokens import patchify, unpatchify
@@ -78,6 +79,7 @@ class ContinuousTransformer(ContinuousFlow):
             self.proj_txt = nn.Linear(config.txt_dim, width)
         self.proj_in = nn.Linear(config.token_dim, width)
         self.layers = nn.ModuleList(ModulatedLayer(config.layer) for _ in range(config.layers))
+        self.embedding_dropout = EmbeddingDropout()
         self.final_norm = RMSNorm(width)
         self.final_modulation = _zero_linear(width, 2 * width)
         self.proj_out = _zero_linear(width, config.token_dim)
@@ -102,6 +104,7 @@ class ContinuousTransformer(ContinuousFlow):
             *grid, config.side, head_dim=config.head_dim, text_model=config.txt_size > 0, text_tokens=prefix
         ).to(x.device)
         rotation = angles.cos(), angles.sin()
+        h = self.embedding_dropout(h)
         for layer in self.layers:
             h = layer(h, c, rotation)
         scale, shift = self.final_modulation(c)[:, None].chunk(2, dim=-1)

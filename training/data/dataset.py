@@ -1,4 +1,4 @@
-"""Training data: read from their source once, checked, and split into samples to train on and held-out ones."""
+"""Training data: read from their source once, checked, and split into samples to train on and two held-out parts."""
 
 import math
 from dataclasses import replace
@@ -14,15 +14,14 @@ from starflow.runtime.plain.errors import DataError, UsageError
 from starflow.runtime.plain.image_file import read_image
 from starflow.runtime.plain.memory import check_memory
 from starflow.training.config import Conditioning
+from starflow.training.data.image_folder import class_names, image_files
 from starflow.training.data.npz import Archive
 from starflow.training.data.samples import Dataset, Samples
 from starflow.training.data.source import DataSource, Digits8Source, FolderSource, NpzSource, PointsSource
+from starflow.training.data.split import SPLIT_SEED, digest, split
 from starflow.training.points import POINT_SETS
 from starflow.training.text.captions import read_captions
 from starflow.training.text.text_features import TextFeatures, caption_features
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-HOLDOUT_SEED = 20240  # fixed: every run of every recipe holds out the same images
 
 
 def load_dataset(source: DataSource, cache: Path) -> Dataset:
@@ -38,15 +37,15 @@ def load_dataset(source: DataSource, cache: Path) -> Dataset:
         case NpzSource():
             return _npz(source, cache)
         case PointsSource():
-            generator = torch.Generator().manual_seed(HOLDOUT_SEED)
-            return _split(POINT_SETS[source.shape](source.count, generator), None, source.holdout)
+            generator = torch.Generator().manual_seed(SPLIT_SEED)
+            return _split(Samples(POINT_SETS[source.shape](source.count, generator), None), source)
         case Digits8Source():
             from sklearn.datasets import load_digits
 
             digits = load_digits()
             pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
             labels = torch.from_numpy(digits.target.astype(np.int64))
-            return _split(torch.from_numpy(pixels), labels, source.holdout, [str(digit) for digit in range(10)])
+            return _split(Samples(torch.from_numpy(pixels), labels), source, [str(digit) for digit in range(10)])
 
 
 def _folder(source: FolderSource, cache: Path) -> Dataset:
@@ -56,19 +55,15 @@ def _folder(source: FolderSource, cache: Path) -> Dataset:
     if source.captions is not None:
         captions = read_captions(source.captions, root)
         features, null = _encoded(source, list(captions.values()), cache)
-        data = _split(_read_all(list(captions), source), features, source.holdout, null=null)
+        data = _split(Samples(_read_all(list(captions), source), features), source, null=null)
         return replace(data, text=source.text)
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not files:
-        raise DataError(f"{root}: holds no images ({', '.join(sorted(SUFFIXES))})")
-    loose = [file for file in files if file.parent == root]
-    if len(loose) == len(files):
-        return _split(_read_all(files, source), None, source.holdout)
-    if loose:
-        raise DataError(f"{loose[0]}: lies next to class folders; move it into one of them")
-    names = sorted({file.relative_to(root).parts[0] for file in files})
-    labels = torch.tensor([names.index(file.relative_to(root).parts[0]) for file in files])
-    return _split(_read_all(files, source), labels, source.holdout, names)
+    files = image_files(root)
+    classes = class_names(root, files)
+    if classes is None:
+        return _split(Samples(_read_all(files, source), None), source)
+    names = sorted(set(classes))
+    labels = torch.tensor([names.index(name) for name in classes])
+    return _split(Samples(_read_all(files, source), labels), source, names)
 
 
 def _read_all(files: list[Path], source: FolderSource) -> Tensor:
@@ -117,42 +112,38 @@ def _npz(source: NpzSource, cache: Path) -> Dataset:
         captions = [archive.captions(prefix, len(pixels)) for prefix, pixels in images.items()]
         features, null = _encoded(source, [caption for part in captions for caption in part], cache)
         places = torch.arange(len(features)).split([len(part) for part in captions])
-        parts = [Samples(pixels, features[place]) for pixels, place in zip(images.values(), places, strict=True)]
+        conditions = {prefix: features[place] for prefix, place in zip(images, places, strict=True)}
+        parts = {prefix: Samples(pixels, conditions[prefix]) for prefix, pixels in images.items()}
     else:
-        parts = [Samples(pixels, archive.condition(prefix, len(pixels))) for prefix, pixels in images.items()]
+        parts = {prefix: Samples(pixels, archive.condition(prefix, len(pixels))) for prefix, pixels in images.items()}
         if "labels" in archive.arrays:
             highest = max(int(archive.arrays[f"{prefix}labels"].max()) for prefix in archive.prefixes)
             classes = [str(label) for label in range(highest + 1)]
-    if len(parts) == 1:
-        data = _split(parts[0].values, parts[0].condition, source.holdout, classes, null)
-    else:
-        data = _dataset(parts[0], parts[1], classes, null)
-    return replace(data, text=source.text)
+    own = {prefix.rstrip("_"): part for prefix, part in parts.items() if prefix}
+    return replace(_split(parts[""], source, classes, null, **own), text=source.text)
 
 
 def _split(
-    pixels: Tensor,
-    condition: Tensor | TextFeatures | None,
-    holdout: float,
+    everything: Samples,
+    source: DataSource,
     classes: list[str] | None = None,
     null: Tensor | None = None,
+    *,
+    validation: Samples | None = None,
+    test: Samples | None = None,
 ) -> Dataset:
-    """Hold out a part, the same every time."""
-    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(HOLDOUT_SEED))
-    count = max(1, round(len(pixels) * holdout))
-    if count >= len(pixels):
-        raise DataError(f"found {len(pixels)} image(s), too few to hold some out; at least 2 are needed")
-    everything = Samples(pixels, condition)
-    return _dataset(everything[order[count:].sort().values], everything[order[:count].sort().values], classes, null)
-
-
-def _dataset(train: Samples, test: Samples, classes: list[str] | None, null: Tensor | None = None) -> Dataset:
-    condition = train.condition
-    if condition is None:
-        return Dataset(train, test, Conditioning(kind="none"), None)
-    if classes is not None:
+    """Hold out the parts that the source does not bring, the same every time."""
+    indices = split(everything, validation=0 if validation else source.validation, test=0 if test else source.holdout)
+    train = everything[indices.train]
+    validation, test = validation or everything[indices.validation], test or everything[indices.test]
+    conditioning = Conditioning()
+    if train.condition is None:
+        null = None
+    elif classes is not None:
         conditioning = Conditioning(kind="class", num_classes=len(classes), class_names=tuple(classes))
-        return Dataset(train, test, conditioning, torch.tensor(len(classes)))
-    tokens, width = condition.shape[1:]
-    null = torch.zeros(tokens, width) if null is None else null
-    return Dataset(train, test, Conditioning(kind="features", tokens=tokens, width=width), null)
+        null = torch.tensor(len(classes))
+    else:
+        tokens, width = train.condition.shape[1:]
+        conditioning = Conditioning(kind="features", tokens=tokens, width=width)
+        null = torch.zeros(tokens, width) if null is None else null
+    return Dataset(train, validation, test, conditioning, null, split=digest(indices.train))

@@ -12,6 +12,8 @@ from starflow.runtime.plain.errors import DataError, UsageError
 from starflow.runtime.plain.limits import MOST_CAPTION
 from starflow.training.layers.model_limits import MOST_CLASSES
 
+HELD_OUT = ("validation_", "test_")
+
 
 class Archive:
     """The arrays of an .npz file.
@@ -33,8 +35,8 @@ class Archive:
         except ValueError as error:
             raise DataError(f"{path}: cannot be read as .npz: {error}") from None
         self.path = path
-        # How the names of each part's arrays begin; "test_" if the file holds held-out samples.
-        self.prefixes = ("", "test_") if "test_images" in self.arrays else ("",)
+        # How the names of each part's arrays begin; a part that is held out has its own arrays or is split off.
+        self.prefixes = ("", *(prefix for prefix in HELD_OUT if f"{prefix}images" in self.arrays))
 
     def images(self, prefix: str) -> Tensor:
         """The images of a part, uint8 [N, C, H, W]."""
@@ -88,10 +90,16 @@ class Archive:
         return torch.from_numpy(values)
 
     def check_agreement(self, name: str) -> None:
-        """Refuse parts whose arrays `name` differ in the shape of an entry, or of which only one has the array."""
-        shape, held_out = (self.arrays[key].shape[1:] if key in self.arrays else None for key in (name, f"test_{name}"))
-        if shape != held_out:
-            raise DataError(f"{self.path}: test_{name} holds entries of shape {held_out}, {name} of shape {shape}")
+        """Refuse parts whose arrays `name` differ in the shape of an entry, or of which only some have the array."""
+        shapes = {
+            prefix: self.arrays[f"{prefix}{name}"].shape[1:] if f"{prefix}{name}" in self.arrays else None
+            for prefix in self.prefixes
+        }
+        for prefix, shape in shapes.items():
+            if shape != shapes[""]:
+                raise DataError(
+                    f"{self.path}: {prefix}{name} holds entries of shape {shape}, {name} of shape {shapes['']}"
+                )
 
     def _wrong(self, name: str, expected: str) -> DataError:
         found = self.arrays[name]

@@ -17,7 +17,7 @@ class Batch(NamedTuple):
     values: Tensor
     # int64 [B] class labels, float32 [B, T, W] text features, or None; the others are as in `Samples`.
     condition: Tensor | None
-    mirrored: Tensor | None = None
+    views: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -28,45 +28,47 @@ class Samples:
     values: Tensor
     # Class labels int64 [N], features of N captions, any features float32 [N, T, W], or None.
     condition: Tensor | TextFeatures | None
-    mirrored: Tensor | None = None  # latents of the mirror images, shaped as `values`, or None
+    views: Tensor | None = None  # latents float16 [N, V, C, h, w] of V augmented copies of every image, or None
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __getitem__(self, index: Tensor) -> "Samples":
         condition = None if self.condition is None else self.condition[index]
-        return Samples(self.values[index], condition, None if self.mirrored is None else self.mirrored[index])
+        return Samples(self.values[index], condition, None if self.views is None else self.views[index])
 
     def to(self, device: torch.device) -> Batch:
         condition = self.condition.padded() if isinstance(self.condition, TextFeatures) else self.condition
         return Batch(
             self.values.to(device),
             None if condition is None else condition.to(device),
-            None if self.mirrored is None else self.mirrored.to(device),
+            None if self.views is None else self.views.to(device),
         )
 
     @property
     def nbytes(self) -> int:
         """Memory of the samples, in bytes."""
-        return sum(part.nbytes for part in (self.values, self.condition, self.mirrored) if part is not None)
+        return sum(part.nbytes for part in (self.values, self.condition, self.views) if part is not None)
 
     def resident(self, device: torch.device) -> "Samples":
         """The same samples in a device's memory."""
         condition = None if self.condition is None else self.condition.to(device)
-        mirrored = None if self.mirrored is None else self.mirrored.to(device)
-        return Samples(self.values.to(device), condition, mirrored)
+        views = None if self.views is None else self.views.to(device)
+        return Samples(self.values.to(device), condition, views)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Samples to train on, held-out samples, and the condition that stands for "no condition"."""
+    """Samples to train on, two parts that are held out, and the condition that stands for "no condition"."""
 
     train: Samples
-    test: Samples
+    validation: Samples  # what checkpoints are chosen by
+    test: Samples  # what no choice depends on
     conditioning: Conditioning
     # The null class (int64 []) or the features of an empty text (float32 [T, W]); None without conditions.
     null: Tensor | None
     text: TextEncoding | None = None  # how captions became features; None without captions
+    split: str = ""  # digest of the indices of `train`
     latents: LatentSpace | None = None  # the space of the latents; None if the values are images or points
 
     @property
@@ -84,8 +86,9 @@ class Dataset:
 
     def without_conditions(self) -> "Dataset":
         """The images alone."""
-        train, test = (replace(part, condition=None) for part in (self.train, self.test))
-        return replace(self, train=train, test=test, conditioning=Conditioning(), null=None, text=None)
+        train, validation, test = (replace(part, condition=None) for part in (self.train, self.validation, self.test))
+        parts = replace(self, train=train, validation=validation, test=test)
+        return replace(parts, conditioning=Conditioning(), null=None, text=None)
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -93,17 +96,12 @@ def to_float(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1.0
 
 
-def mirror_images(values: Tensor, mirrored: Tensor, generator: torch.Generator) -> Tensor:
-    """Put the mirror image, from `mirrored`, in the place of every other image of [B, C, H, W], drawn at random."""
-    chosen = torch.rand(len(values), generator=generator, device=values.device) < 0.5
-    return torch.where(chosen[:, None, None, None], mirrored, values)
-
-
-def shift_images(pixels: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Move each image of [B, C, H, W] by up to `most` pixels along both axes, repeating its border."""
-    count, _, height, width = pixels.shape
-    moves = torch.randint(-most, most + 1, (2, count, 1), generator=generator, device=pixels.device)
-    rows = (torch.arange(height, device=pixels.device) + moves[0]).clamp(0, height - 1)
-    columns = (torch.arange(width, device=pixels.device) + moves[1]).clamp(0, width - 1)
-    image = torch.arange(count, device=pixels.device)[:, None, None]
-    return pixels[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+def choose_views(batch: Batch, generator: torch.Generator) -> Tensor:
+    """The values of a batch, or one of their views in their place; each is as likely as the others."""
+    if batch.views is None:
+        return batch.values
+    count, views = batch.views.shape[:2]
+    chosen = torch.randint(0, views + 1, (count,), generator=generator, device=batch.values.device)
+    image = torch.arange(count, device=batch.values.device)
+    others = batch.views[image, (chosen - 1).clamp(min=0)]
+    return torch.where((chosen == 0)[:, None, None, None], batch.values, others)

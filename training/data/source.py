@@ -65,7 +65,8 @@ class FolderSource(Captioned, Latents):
         None, gt=0, le=math.isqrt(MOST_PIXELS)
     )  # scale the short side to this and crop the centre; None: sizes must agree
     captions: Path | None = None  # .jsonl ({"file", "caption"} a line) or .csv (columns file, caption)
-    holdout: float = Field(0.05, gt=0, lt=1)  # part kept away from training, for evaluation
+    holdout: float = Field(0.05, gt=0, lt=1)  # share kept for the test
+    validation: float = Field(0.05, gt=0, lt=1)  # share kept to choose the best checkpoint by
 
     @model_validator(mode="after")
     def _captions_need_an_encoder(self) -> Self:
@@ -80,7 +81,7 @@ class FolderSource(Captioned, Latents):
 
 
 class NpzSource(Captioned, Latents):
-    """Arrays: `images` uint8 [N, H, W(, C)], and `test_*` of each.
+    """Arrays: `images` uint8 [N, H, W(, C)], and `validation_*` and `test_*` of each.
 
     Conditions are `labels` int [N], `features` float32 [N, T, W] or, with an encoder, `captions` str [N].
     """
@@ -88,6 +89,7 @@ class NpzSource(Captioned, Latents):
     kind: Literal["npz"]
     path: Path
     holdout: float = Field(0.05, gt=0, lt=1)  # used when the file holds no test_images
+    validation: float = Field(0.05, gt=0, lt=1)  # used when the file holds no validation_images
 
 
 class Digits8Source(Latents):
@@ -95,6 +97,7 @@ class Digits8Source(Latents):
 
     kind: Literal["digits8"]
     holdout: float = Field(0.1, gt=0, lt=1)
+    validation: float = Field(0.05, gt=0, lt=1)
 
 
 class PointsSource(Frozen):
@@ -104,6 +107,7 @@ class PointsSource(Frozen):
     shape: Literal["normal", "eight_gaussians", "moons", "checkerboard"]
     count: int = Field(20_000, gt=1, le=100_000_000)
     holdout: float = Field(0.1, gt=0, lt=1)
+    validation: float = Field(0.05, gt=0, lt=1)
 
 
 ImageSource = Annotated[FolderSource | NpzSource | Digits8Source, Field(discriminator="kind")]

@@ -65,6 +65,7 @@ class Attention(nn.Module):
     def __init__(self, layer: LayerConfig) -> None:
         super().__init__()
         self.layer = layer
+        self.dropout = 0.0  # share of the weights that training leaves out
         self.norm = _norm(layer)
         self.qkv = nn.Linear(layer.channels, (layer.heads + 2 * layer.kv_heads) * layer.head_dim, bias=layer.bias)
         self.proj = nn.Linear(layer.heads * layer.head_dim, layer.channels, bias=layer.bias)
@@ -108,7 +109,13 @@ class Attention(nn.Module):
         if cache is not None and length > 1:
             mask = torch.ones(length, k.shape[2], dtype=torch.bool, device=h.device).tril(position)
         out = functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=layer.causal and cache is None, enable_gqa=layer.heads != layer.kv_heads
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=layer.causal and cache is None,
+            enable_gqa=layer.heads != layer.kv_heads,
         )
         return cast(Tensor, self.post_norm(self.proj(out.transpose(1, 2).reshape(rows, length, -1))))
 
@@ -119,6 +126,7 @@ class MLP(nn.Module):
     def __init__(self, layer: LayerConfig) -> None:
         super().__init__()
         self.gated = layer.gated_mlp
+        self.dropout = nn.Dropout(0.0)
         self.norm = _norm(layer)
         if layer.gated_mlp:
             self.gate_proj = nn.Linear(layer.channels, layer.hidden, bias=layer.bias)
@@ -135,9 +143,11 @@ class MLP(nn.Module):
     def forward(self, h: Tensor, modulation: Modulation | None = None) -> Tensor:
         x = modulate(self.norm(h), modulation)
         if self.gated:
-            x = self.down_proj(functional.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
+            hidden = functional.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x)
+            x = self.down_proj(self.dropout(hidden))
         else:
-            x = self.main(x)
+            first, activation, last = self.main
+            x = last(self.dropout(activation(first(x))))
         return cast(Tensor, self.post_norm(x))
 
 

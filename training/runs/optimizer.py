@@ -21,13 +21,16 @@ def learning_rate_at(step: int, total_steps: int, training: RunSettings) -> floa
 
 
 def build_optimizer(model: nn.Module, training: RunSettings) -> torch.optim.AdamW:
-    """AdamW that decays matrices only: shrinking a norm, a bias or an embedding regularises nothing."""
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+    """AdamW with three groups: matrices and embeddings decay by their own rates, norms and biases never."""
+    groups: dict[float, list[nn.Parameter]] = {training.weight_decay: [], training.embedding_weight_decay: [], 0.0: []}
     for name, parameter in model.named_parameters():
-        (free if parameter.ndim < 2 or "embed" in name else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=training.betas, fused=True)
+        if parameter.ndim < 2:
+            decay = 0.0
+        else:
+            decay = training.embedding_weight_decay if "embed" in name else training.weight_decay
+        groups[decay].append(parameter)
+    described = [{"params": group, "weight_decay": decay} for decay, group in groups.items() if group]
+    return torch.optim.AdamW(described, lr=0.0, betas=training.betas, fused=True)
 
 
 def average_decay_at(step: int, decay: float) -> float:

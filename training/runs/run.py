@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from starflow.runtime.plain.atomic_write import atomic_file
 from starflow.runtime.plain.errors import CheckpointError, RecipeError, StarflowError, first_line
 from starflow.runtime.plain.memory import check_memory
-from starflow.training.data.samples import Batch, Samples, mirror_images, shift_images
+from starflow.training.data.samples import Batch, Dataset, Samples
 from starflow.training.published.torch_file import check_archive
+from starflow.training.random_streams import DROPOUT, ORDER, STEP, generator_for, seed_for
 from starflow.training.recipe import AnyRecipe, changed_field
+from starflow.training.runs.best import Best
 from starflow.training.runs.optimizer import average_decay_at, build_optimizer, learning_rate_at, update_average
 from starflow.training.runs.progress import Journal
 
-ORDER, STEP, EVALUATION, SAMPLES = range(4)  # streams of random numbers
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 DUE = ("log", "evaluate", "sample", "checkpoint")  # done every so many steps, which the recipe says
 DEVICE_SHARE = 0.25  # of the free memory of a GPU: data that take less are kept there
@@ -45,62 +46,70 @@ class Outcome:
     interrupted: bool
     loss: float | None  # mean over the last steps
     images_per_second: float | None  # mean over the call, without the time of evaluations and samples
-    test_step: int | None = None  # step of the last evaluation on held-out images
+    stopped_early: bool = False  # whether `training.patience` ended the run
+    best_step: int | None = None  # step of checkpoint-best/
+    validation_step: int | None = None  # step of the last evaluation on the validation part
+    validation_bits_per_dim: float | None = None
+    test_step: int | None = None  # step of the last evaluation on the test part
     test_bits_per_dim: float | None = None
     # Of an autoencoder, in dB, from its own latents and from noisy ones.
+    validation_psnr: float | None = None
+    validation_noisy_psnr: float | None = None
     test_psnr: float | None = None
     test_noisy_psnr: float | None = None
-
-
-def generator_for(seed: int, stream: int, index: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The random numbers of one step, epoch or evaluation: a function of its place in the run alone."""
-    state = np.random.SeedSequence([seed, stream, index]).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(state) >> 1)  # torch takes 63 bits
+    ema_decay: float | None = None  # of the average that the validation part chose
 
 
 class TrainingRun(ABC):
-    """One run: a recipe, its data, and a folder that holds state.pt, log.jsonl, samples/ and checkpoint/."""
+    """One run: a recipe, its data, and a folder for state.pt, log.jsonl, samples/, checkpoint/ and checkpoint-best/."""
 
     UNITS: ClassVar[Mapping[str, str]]  # the figures of `judge`, and their units
+    # The figure whose best value on the validation part decides what is kept, and which way is better.
+    CHOSEN_BY: ClassVar[str]
+    LOWER_IS_BETTER: ClassVar[bool]
 
-    def __init__(self, recipe: AnyRecipe, samples: Samples, folder: Path, model: Callable[[], nn.Module]) -> None:
+    def __init__(self, recipe: AnyRecipe, data: Dataset, folder: Path, model: Callable[[], nn.Module]) -> None:
         """Prepare a run; `model` builds the model once torch has the recipe's seed.
 
         Raises:
             RecipeError: the recipe does not fit the data or this machine.
         """
-        self.recipe, self.samples, self.folder, self.step = recipe, samples, folder, 0
+        self.recipe, self.data, self.samples, self.folder, self.step = recipe, data, data.train, folder, 0
         training = self.training = recipe.training
         self.device = device_named(training.device)
         if training.precision == "fp16" and self.device.type != "cuda":
             raise RecipeError("training.precision: found fp16, expected bf16 or fp32: fp16 trains on CUDA only")
         if training.threads is not None:
             torch.set_num_threads(training.threads)
-        self.steps_per_epoch = len(samples) // training.batch_size
+        self.steps_per_epoch = len(self.samples) // training.batch_size
         if self.steps_per_epoch == 0:
             raise RecipeError(
-                f"training.batch_size: found {training.batch_size}, expected at most {len(samples)} images"
+                f"training.batch_size: found {training.batch_size}, expected at most {len(self.samples)} images"
             )
         self.total_steps = training.steps or max(1, round((training.epochs or 0) * self.steps_per_epoch))
-        if self.device.type == "cuda" and samples.nbytes < DEVICE_SHARE * torch.cuda.mem_get_info(self.device)[0]:
-            self.samples = samples.resident(self.device)
+        if self.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.device)[0]
+            if self.samples.nbytes < DEVICE_SHARE * free:
+                self.samples = self.samples.resident(self.device)
         self._check_memory(model)
         torch.manual_seed(training.seed)
         self.model = model().to(self.device)
-        self.average = copy.deepcopy(self.model).requires_grad_(False)  # a moving one: judged, sampled and kept
+        self.averages = {decay: copy.deepcopy(self.model).eval().requires_grad_(False) for decay in training.ema_decays}
+        self.average = self.averages[training.ema_decays[0]]  # the one that is judged, sampled and kept
+        self.best = Best(self.LOWER_IS_BETTER)
         self._network = torch.compile(self.trained_call()) if training.compile else self.trained_call()
         self.optimizer = build_optimizer(self.model, training)
         self.scaler = torch.amp.GradScaler(enabled=training.precision == "fp16")
         self._order = (-1, torch.empty(0))
         self.figures: dict[str, Tensor] = {}  # scalars of the last step besides its loss, by their names in log.jsonl
         self.memory: dict[str, Tensor] = {}  # what a resumed run needs beyond weights, average, optimiser and step
-        self.metrics: dict[str, Any] = {}  # the last figures of `judge`, and the step they belong to
+        self.metrics: dict[str, Any] = {}  # the last figures of `judge`, and the steps they belong to
 
     def _check_memory(self, model: Callable[[], nn.Module]) -> None:
-        """See that the weights fit into memory: on a CPU with their gradients, average and two moments of AdamW."""
+        """See that the weights fit into memory: on a CPU with their gradients, averages and two moments of AdamW."""
         with torch.device("meta"):
             count = sum(parameter.numel() for parameter in model().parameters())
-        copies = 5 if self.device.type == "cpu" else 1
+        copies = 4 + len(self.training.ema_decays) if self.device.type == "cpu" else 1
         check_memory(
             4 * copies * count, f"a model of {count:,} parameters", "train a smaller one, or on a larger machine"
         )
@@ -116,16 +125,16 @@ class TrainingRun(ABC):
         """Yield the mean loss of every part of a batch; the backward pass of a part runs before the next is computed."""
 
     @abstractmethod
-    def judge(self) -> dict[str, float]:
-        """The figures of UNITS: those of the averaged weights on held-out samples, in fp32."""
+    def judge(self, samples: Samples) -> dict[str, float]:
+        """The figures of UNITS: those of the averaged weights on a part of the data, in fp32."""
 
     @abstractmethod
     def sample_sheet(self) -> NDArray[np.uint8]:
         """A sheet of what the averaged weights generate, uint8 [H, W, C]."""
 
     @abstractmethod
-    def write_checkpoint(self, extra_files: Mapping[str, str]) -> None:
-        """Write checkpoint/, whole or not at all, and these text files into it."""
+    def write_checkpoint(self, folder: Path, extra_files: Mapping[str, str]) -> None:
+        """Write the averaged weights into a folder, whole or not at all, and these text files beside them."""
 
     def described(self, means: Mapping[str, float]) -> str:
         """The mean figures of the last steps, for the live line."""
@@ -133,7 +142,7 @@ class TrainingRun(ABC):
 
     def digests(self) -> dict[str, str]:
         """Digests of what the run reads besides its recipe, by name; a resumed run has to find the same."""
-        return {}
+        return {"split": self.data.split}
 
     # One step
 
@@ -146,16 +155,6 @@ class TrainingRun(ABC):
         start = place * self.training.batch_size
         return self.samples[self._order[1][start : start + self.training.batch_size]].to(self.device)
 
-    def augmented(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """The images of a batch, shifted and mirrored at random as the recipe says."""
-        values = batch.values
-        if self.training.shift:
-            values = shift_images(values, self.training.shift, generator)
-        if self.training.flip:
-            mirrored = values.flip(3) if batch.mirrored is None else batch.mirrored
-            values = mirror_images(values, mirrored, generator)
-        return values
-
     @property
     def part_size(self) -> int:
         """Samples that go through the model at once."""
@@ -167,6 +166,7 @@ class TrainingRun(ABC):
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.step, self.total_steps, training)
         generator = generator_for(training.seed, STEP, self.step, self.device)
+        torch.manual_seed(seed_for(training.seed, DROPOUT, self.step))  # dropout draws from torch's own generators
         batch = self.batch_at(self.step)
         loss = torch.zeros((), device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
@@ -178,7 +178,8 @@ class TrainingRun(ABC):
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
-        update_average(self.average, self.model, average_decay_at(self.step, training.ema_decay))
+        for decay, average in self.averages.items():
+            update_average(average, self.model, average_decay_at(self.step, decay))
         return {"loss": loss, "gradient_norm": norm, **self.figures}
 
     def forward(self, *inputs: Any) -> Any:
@@ -189,8 +190,16 @@ class TrainingRun(ABC):
 
     # The run
 
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether too many evaluations brought no new best."""
+        patience = self.training.patience
+        return patience is not None and self.best.waited >= patience
+
     def fit(self, max_steps: int | None = None, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
-        """Train to the end of the recipe, to `max_steps`, or until `should_stop()`; save during the run and at its end.
+        """Train to the end of the recipe, to `max_steps`, until no new best comes, or until `should_stop()`.
+
+        It saves during the run and at its end.
 
         Raises:
             StarflowError: the loss is not finite; the last saved state stays.
@@ -201,7 +210,7 @@ class TrainingRun(ABC):
         seconds, steps, all_seconds, all_steps, saved = 0.0, 0, 0.0, 0, -1
         with Journal(self.folder, self.step, self.total_steps) as journal:
             clock = time.perf_counter()
-            while self.step < last and not should_stop():
+            while self.step < last and not self.out_of_patience and not should_stop():
                 pending.append(self.train_step())
                 due = {name: self.step == last or self.step % getattr(training, f"{name}_every") == 0 for name in DUE}
                 if not any(due.values()):
@@ -215,14 +224,10 @@ class TrainingRun(ABC):
                     journal.progress(self.step, self.described(means), speed, training.batch_size)
                     all_seconds, all_steps, seconds, steps = all_seconds + seconds, all_steps + steps, 0.0, 0
                 if due["evaluate"]:
-                    judged = self.judge()
-                    self.metrics = {"test_step": self.step, **judged}
-                    journal.record(self.step, **judged)
-                    told = ", ".join(f"{judged[name]:.4f} {unit}" for name, unit in self.UNITS.items())
-                    journal.say(f"step {self.step}: held-out {told}")
+                    due["sample"] |= self._evaluate(journal, ends=self.step == last)
                 if due["sample"]:
                     journal.picture(self.step, self.sample_sheet())
-                if due["checkpoint"]:
+                if due["checkpoint"] or self.out_of_patience:
                     self.save()
                     saved = self.step
                 clock = time.perf_counter()
@@ -230,8 +235,57 @@ class TrainingRun(ABC):
                 loss = self._record(journal, pending)["loss"]
             if saved != self.step:
                 self.save()
+            interrupted = self.step < last and not self.out_of_patience
+            if interrupted and self.step % training.sample_every:
+                journal.picture(self.step, self.sample_sheet())
+            if self.out_of_patience:
+                journal.say(
+                    f"step {self.step}: stopped, because {self.best.waited} evaluations brought nothing better than step"
+                    f" {self.best.step}; checkpoint-best/ holds it"
+                )
         speed_of_all = all_steps * training.batch_size / all_seconds if all_steps else None
-        return Outcome(self.step, self.total_steps, self.step < last, loss, speed_of_all, **self.metrics)
+        return Outcome(
+            step=self.step,
+            total_steps=self.total_steps,
+            interrupted=interrupted,
+            loss=loss,
+            images_per_second=speed_of_all,
+            stopped_early=self.out_of_patience,
+            best_step=self.best.step,
+            **self.metrics,
+        )
+
+    def _evaluate(self, journal: Journal, *, ends: bool) -> bool:
+        """Judge the weights, choose the average, keep the best checkpoint; return whether it is a new one."""
+        figures = {decay: self._judged(average) for decay, average in self.averages.items()}
+        sign = 1 if self.LOWER_IS_BETTER else -1
+        decay = min(figures, key=lambda decay: sign * _or_worst(figures[decay][self.CHOSEN_BY], sign))
+        self.average = self.averages[decay]
+        self._measure(journal, "validation", figures[decay])
+        if len(figures) > 1:
+            self.metrics["ema_decay"] = decay
+        # An evaluation that --max-steps brings forward must not use up the patience of a longer run.
+        scheduled = self.step % self.training.evaluate_every == 0 or self.step == self.total_steps
+        value = figures[decay][self.CHOSEN_BY]
+        found = self.best.offer(self.step, value) if scheduled else False
+        if found or ends or self.out_of_patience:
+            self._measure(journal, "test", self.judge(self.data.test))
+        if found:
+            journal.say(f"step {self.step}: the best so far, kept in checkpoint-best/")
+            self.write_checkpoint(self.folder / "checkpoint-best", self._texts())
+        return found
+
+    def _judged(self, average: nn.Module) -> dict[str, float]:
+        self.average = average
+        return self.judge(self.data.validation)
+
+    def _measure(self, journal: Journal, part: str, figures: Mapping[str, float]) -> None:
+        """Keep and report the figures of a part."""
+        named = {f"{part}_{name}": value for name, value in figures.items()}
+        self.metrics |= {f"{part}_step": self.step, **named}
+        journal.record(self.step, **named)
+        told = ", ".join(f"{figures[name]:.4f} {unit}" for name, unit in self.UNITS.items())
+        journal.say(f"step {self.step}: {part} {told}")
 
     def _record(self, journal: Journal, pending: list[dict[str, Tensor]]) -> dict[str, float]:
         """Write the figures of the last steps; return their means."""
@@ -260,7 +314,8 @@ class TrainingRun(ABC):
             "step": self.step,
             "recipe": json.dumps(self.recipe.model_dump(mode="json")),
             "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
+            "averages": {decay: average.state_dict() for decay, average in self.averages.items()},
+            "best": self.best.state(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "metrics": self.metrics,
@@ -269,12 +324,14 @@ class TrainingRun(ABC):
         }
         with atomic_file(self.folder / "state.pt") as temporary:
             _save_state(state, temporary)
-        self.write_checkpoint(
-            {
-                "recipe.yaml": yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False),
-                "metrics.json": json.dumps({"step": self.step, **self.metrics}, indent=2) + "\n",
-            }
-        )
+        self.write_checkpoint(self.folder / "checkpoint", self._texts())
+
+    def _texts(self) -> dict[str, str]:
+        """The text files of a checkpoint."""
+        return {
+            "recipe.yaml": yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False),
+            "metrics.json": json.dumps({"step": self.step, **self.metrics}, indent=2) + "\n",
+        }
 
     def resume(self) -> bool:
         """Continue from state.pt if the folder holds one; return whether it did.
@@ -300,16 +357,26 @@ class TrainingRun(ABC):
         changed = changed_field(was, self.recipe.model_dump(mode="json"))
         if changed is not None:
             raise RecipeError(f"{path}: belongs to another recipe: {changed} changed; {ANOTHER}")
+        if "split" not in state:
+            raise RecipeError(f"{path}: an earlier version began this run and held out other images; {ANOTHER}")
         for name, digest in self.digests().items():
             if state.get(name, digest) != digest:
                 raise RecipeError(f"{path}: belongs to other data: the {name} changed; {ANOTHER}")
         self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
+        for decay, average in self.averages.items():
+            average.load_state_dict(state["averages"][decay])
+        self.best.restore(state["best"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.memory.update(state.get("objective", {}))
-        self.step, self.metrics = state["step"], state.get("metrics", {})
+        self.step, self.metrics = state["step"], state["metrics"]
+        self.average = self.averages[self.metrics.get("ema_decay", self.training.ema_decays[0])]
         return True
+
+
+def _or_worst(value: float, sign: int) -> float:
+    """A figure that is no number is worse than any."""
+    return sign * math.inf if math.isnan(value) else value
 
 
 def _save_state(state: Mapping[str, Any], path: Path) -> None:

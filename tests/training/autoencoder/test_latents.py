@@ -1,6 +1,7 @@
 """Flows over latents: encoded once, scaled, mirrored, decoded; the checkpoint carries the autoencoder."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from starflow.training.config import LatentScaling
 from starflow.training.data.dataset import load_dataset
 from starflow.training.data.samples import Dataset, to_float
 from starflow.training.data.source import Digits8Source
+from starflow.training.random_streams import VIEWS, generator_for
 from starflow.training.recipe import Recipe
 from starflow.training.trainer import Trainer
 
@@ -69,11 +71,12 @@ def recipe(
 
 def test_cached_latents_are_those_of_the_encoder(tmp_path: Path, digits: Dataset, autoencoder: Path) -> None:
     trainer = Trainer(recipe(autoencoder, flip=True), digits, tmp_path)
-    encoder = open_autoencoder(autoencoder).autoencoder
+    encoder, views = open_autoencoder(autoencoder).autoencoder, trainer.data.train.views
+    assert views is not None
     with torch.inference_mode():
         for found, images in (
             (trainer.data.train.values, digits.train.values),
-            (trainer.data.train.mirrored, digits.train.values.flip(3)),
+            (views[:, 0], digits.train.values.flip(3)),
             (trainer.data.test.values, digits.test.values),
         ):
             assert found is not None
@@ -93,11 +96,36 @@ def test_the_flow_sees_scaled_latents_and_their_mirror_images(
     trainer = Trainer(recipe(autoencoder, flip=True, noise_std=0.0), digits, tmp_path)
     batch = trainer.batch_at(0)
     x, _ = trainer.prepare(batch, torch.Generator().manual_seed(0))
-    assert batch.mirrored is not None
-    plain, mirrored = ((values.float() + 0.01) * 20 for values in (batch.values, batch.mirrored))
+    assert batch.views is not None
+    plain, mirrored = ((values.float() + 0.01) * 20 for values in (batch.values, batch.views[:, 0]))
     chosen = [(torch.equal(a, b), torch.equal(a, c)) for a, b, c in zip(x, plain, mirrored, strict=True)]
     assert all(one != other for one, other in chosen)
     assert 16 < sum(one for one, _ in chosen) < 48
+
+
+def test_latents_are_augmented_in_pixels_before_they_are_encoded(
+    tmp_path: Path, digits: Dataset, autoencoder: Path
+) -> None:
+    settings = {"crop": 0.5, "shift": 2, "flip": True, "colour": 0.4, "views": 3}
+    few = replace(digits, train=digits.train[torch.arange(70)])
+    trainer = Trainer(recipe(autoencoder, noise_std=0.0, **settings), few, tmp_path)
+    views = trainer.data.train.views
+    assert views is not None and views.shape == (70, 3, 3, 4, 4) and views.dtype == torch.float16
+    # The views of image 16, the first of the second chunk of 16, made and encoded here.
+    augmentation, encoder = trainer.training.augmentation, open_autoencoder(autoencoder).autoencoder
+    for index in range(3):
+        images = augmentation(few.train.values[16:32], generator_for(0, VIEWS, 16 * 3 + index))
+        with torch.inference_mode():
+            expected = encoder.encode(to_float(images))
+        torch.testing.assert_close(views[16:32, index].float(), expected, rtol=1e-3, atol=1e-4)
+    assert not torch.equal(views[:, 0], views[:, 1])
+    x, _ = trainer.prepare(trainer.batch_at(0), torch.Generator().manual_seed(0))
+    batch = trainer.batch_at(0)
+    assert batch.views is not None
+    options = torch.cat([batch.values[:, None], batch.views], dim=1)
+    chosen = (trainer.data.as_float(options) == x[:, None]).flatten(2).all(2)
+    assert chosen.any(1).all()
+    assert (chosen.sum(0) > 4).all()  # each of the four about 16 times
 
 
 def test_scale_and_shift_are_given_or_recorded_or_measured(tmp_path: Path, digits: Dataset, autoencoder: Path) -> None:
@@ -167,13 +195,10 @@ def test_what_does_not_fit_is_named(tmp_path: Path, digits: Dataset, autoencoder
         RecipeError, match=r"model: takes 1 channel\(s\) of 8x8, but the data are 3 channel\(s\) of 4x4"
     ):
         Trainer(recipe(autoencoder, MODEL | {"in_channels": 1, "img_size": 8}), digits, tmp_path)
-    with pytest.raises(RecipeError, match=r"training\.shift: latents cannot be shifted"):
-        Trainer(recipe(autoencoder, shift=1), digits, tmp_path)
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         Trainer(recipe(tmp_path / "nowhere"), digits, tmp_path)
-    colour = Dataset(*(digits.train, digits.test), digits.conditioning, digits.null)
-    train, test = (part.values.expand(-1, 3, -1, -1) for part in (colour.train, colour.test))
-    rgb = Dataset(type(digits.train)(train, None), type(digits.test)(test, None), digits.conditioning, None)
+    parts = (replace(part, values=part.values.expand(-1, 3, -1, -1)) for part in (digits.train, digits.validation))
+    rgb = replace(digits, train=next(parts), validation=next(parts), test=digits.test).without_conditions()
     with pytest.raises(RecipeError, match=r"data\.autoencoder: autoencoder: takes 1 channel"):
         Trainer(recipe(autoencoder), rgb, tmp_path)
 

@@ -100,10 +100,10 @@ def test_it_learns_and_leaves_what_diffusers_reads(digits: Dataset, trained: Pat
 
 def test_a_decoder_learns_to_take_noise_away(tmp_path: Path, digits: Dataset, trained: Path) -> None:
     trainer = DecoderTrainer(decoder_recipe(trained, steps=100), digits, tmp_path)
-    before = trainer.judge()
+    before = trainer.judge(trainer.data.test)
     outcome = trainer.fit()
     assert outcome.test_noisy_psnr is not None
-    assert outcome.test_noisy_psnr > before["test_noisy_psnr"] + 0.5
+    assert outcome.test_noisy_psnr > before["noisy_psnr"] + 0.5
     plain, both = open_autoencoder(trained), open_autoencoder(tmp_path / "checkpoint")
     assert both.noisy is not None
     assert both.record is not None

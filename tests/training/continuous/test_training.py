@@ -18,6 +18,7 @@ from starflow.training.continuous.objective_config import WeightedCfmConfig
 from starflow.training.data.dataset import load_dataset
 from starflow.training.data.fit import fit_data
 from starflow.training.data.samples import Dataset
+from starflow.training.data.split import representative
 from starflow.training.families import build_flow
 from starflow.training.recipe import Recipe, changed_field
 from starflow.training.trainer import Trainer
@@ -55,7 +56,7 @@ def entries(folder: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize("objective", [{"kind": "cfm"}, {"kind": "ot-cfm"}, {"kind": "w-cfm", "kappa": 1.0}])
 def test_points_are_learned(tmp_path: Path, objective: dict[str, Any]) -> None:
     trainer = run(recipe(MLP, POINTS, objective, steps=300, noise_std=0.0, learning_rate=1e-2), tmp_path)
-    before = trainer.evaluate()
+    before = trainer.evaluate(trainer.data.test)
     outcome = trainer.fit()
     assert outcome.test_bits_per_dim is not None
     # The true density: an entropy no model can be below, but for the sampling error of 400 held-out points.
@@ -78,7 +79,7 @@ def test_images_are_learned(tmp_path: Path) -> None:
     objective = {"kind": "cfm", "likelihood_steps": 4, "likelihood_samples": 64}
     settings = recipe(TRANSFORMER, {"kind": "digits8"}, objective, steps=150, noise_std=0.1, sample_guidance=1.0)
     trainer = run(settings, tmp_path)
-    before = trainer.evaluate()
+    before = trainer.evaluate(trainer.data.test)
     outcome = trainer.fit()
     assert outcome.test_bits_per_dim is not None
     assert outcome.test_bits_per_dim < before - 0.5
@@ -96,19 +97,21 @@ def test_bits_of_points_are_those_of_their_density(tmp_path: Path) -> None:
         for name, parameter in trainer.average.named_parameters():
             if name.startswith("proj_out"):
                 parameter.zero_()
-    x = trainer.data.test.values[:256].double()
+    held_out = trainer.data.test
+    x = held_out.values[representative(held_out, 256)].double()
     expected = float((0.5 * x.square() + 0.5 * math.log(2 * math.pi)).mean()) / math.log(2)
-    assert trainer.evaluate() == pytest.approx(expected, rel=1e-5)
+    assert trainer.evaluate(trainer.data.test) == pytest.approx(expected, rel=1e-5)
 
 
 def test_bits_of_images_count_grey_levels(tmp_path: Path) -> None:
     objective = {"kind": "cfm", "likelihood_steps": 1, "likelihood_samples": 50}
     trainer = run(recipe(TRANSFORMER, {"kind": "digits8"}, objective, noise_std=0.0), tmp_path)
-    pixels = trainer.data.test.values[:50].double()  # the untrained transformer stands still
+    held_out = trainer.data.test
+    pixels = held_out.values[representative(held_out, 50)].double()  # the untrained transformer stands still
     level = 2 / 255
     mean_square = (pixels / 127.5 - 1).square().mean() + level**2 / 12
     expected = (0.5 * float(mean_square) + 0.5 * math.log(2 * math.pi) - math.log(level)) / math.log(2)
-    assert trainer.evaluate() == pytest.approx(expected, abs=5e-3)
+    assert trainer.evaluate(trainer.data.test) == pytest.approx(expected, abs=5e-3)
 
 
 def test_weights_that_underflow_end_the_run_and_keep_the_state(tmp_path: Path) -> None:
@@ -144,7 +147,7 @@ def test_features_condition_a_text_model(tmp_path: Path) -> None:
         (MLP, {"kind": "digits8"}, {}, r"takes points of 2 dimensions, but the data are 1 channel\(s\) of 8x8"),
         (TRANSFORMER, POINTS, {}, r"takes 1 channel\(s\) of 8x8, but the data are points of 2 dimensions"),
         (TRANSFORMER | {"num_classes": 9}, {"kind": "digits8"}, {}, r"model\.num_classes: found 9, expected 10"),
-        (MLP, POINTS, {"flip": True}, "augment images, but the data are points"),
+        (MLP, POINTS, {"flip": True}, "change images, but the data are points"),
     ],
 )
 def test_recipes_that_do_not_fit(

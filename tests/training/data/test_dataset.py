@@ -48,8 +48,8 @@ def test_pixels_survive_the_way_there_and_back() -> None:
 
 def test_digits8(tmp_path: Path) -> None:
     data = load_dataset(Digits8Source.model_validate({"kind": "digits8"}), tmp_path)
-    assert data.train.values.shape == (1617, 1, 8, 8)
-    assert len(data.test) == 180
+    assert data.train.values.shape == (1527, 1, 8, 8)
+    assert (len(data.validation), len(data.test)) == (90, 180)
     assert data.train.values.max() == 255
     assert data.conditioning.num_classes == 10
     assert data.null == 10
@@ -59,9 +59,9 @@ def test_folder_classes_are_its_subfolders(tmp_path: Path) -> None:
     for index in range(5):
         picture(tmp_path / "red" / f"{index}.png", 200)
         picture(tmp_path / "black" / "deep" / f"{index}.png", 10)
-    data = load_dataset(folder(tmp_path, holdout=0.2), tmp_path)
+    data = load_dataset(folder(tmp_path, holdout=0.2, validation=0.2), tmp_path)
     assert data.conditioning.class_names == ("black", "red")
-    for part, count in ((data.train, 8), (data.test, 2)):
+    for part, count in ((data.train, 6), (data.validation, 2), (data.test, 2)):
         assert part.values.shape == (count, 3, 4, 6)
         assert isinstance(part.condition, torch.Tensor)
         # Images and labels stay together: the red channel tells the class.
@@ -71,6 +71,7 @@ def test_folder_classes_are_its_subfolders(tmp_path: Path) -> None:
 def test_folder_resizes_and_converts(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", size=(9, 7))
     picture(tmp_path / "b.jpg", size=(12, 30))
+    picture(tmp_path / "c.jpg", size=(12, 12))
     data = load_dataset(folder(tmp_path, size=5, mode="L"), tmp_path)
     assert data.train.values.shape == (1, 1, 5, 5)
     assert data.conditioning.kind == "none"
@@ -78,20 +79,23 @@ def test_folder_resizes_and_converts(tmp_path: Path) -> None:
 
 def test_holdout_is_the_same_every_time(tmp_path: Path) -> None:
     source = npz(tmp_path / "a.npz", images=images(40, 2, 2), labels=np.arange(40))
-    first, second = load_dataset(source, tmp_path), load_dataset(source, tmp_path)
-    assert isinstance(first.train.condition, torch.Tensor)
-    assert isinstance(first.test.condition, torch.Tensor)
-    assert isinstance(second.test.condition, torch.Tensor)
-    assert torch.equal(first.test.condition, second.test.condition)
-    assert sorted(first.train.condition.tolist() + first.test.condition.tolist()) == list(range(40))
-    assert len(first.test) == 10
+    labels: list[dict[str, list[int]]] = []
+    for data in (load_dataset(source, tmp_path), load_dataset(source, tmp_path)):
+        parts = {"train": data.train, "validation": data.validation, "test": data.test}
+        labels.append({})
+        for name, part in parts.items():
+            assert isinstance(part.condition, torch.Tensor)
+            labels[-1][name] = part.condition.tolist()
+    assert labels[0] == labels[1]
+    assert sorted(label for part in labels[0].values() for label in part) == list(range(40))
+    assert [len(part) for part in labels[0].values()] == [28, 2, 10]
 
 
 def test_npz_layouts(tmp_path: Path) -> None:
     colour = images(8, 2, 4, 3)
     features = np.random.default_rng(0).normal(size=(8, 5, 7)).astype(np.float32)
     data = load_dataset(npz(tmp_path / "c.npz", images=colour, features=features), tmp_path)
-    assert data.train.values.shape == (6, 3, 2, 4)
+    assert data.train.values.shape == (5, 3, 2, 4)
     assert data.conditioning.tokens == 5
     assert data.conditioning.width == 7
     assert data.null is not None
@@ -104,7 +108,7 @@ def test_npz_with_its_own_test_set(tmp_path: Path) -> None:
     data = load_dataset(
         npz(tmp_path / "t.npz", **arrays, test_images=images(2, 2, 2), test_labels=np.array([1, 2])), tmp_path
     )
-    assert (len(data.train), len(data.test)) == (3, 2)
+    assert (len(data.train), len(data.validation), len(data.test)) == (2, 1, 2)
     assert data.conditioning.num_classes == 3  # a class may occur among the held-out images only
 
 
@@ -226,9 +230,10 @@ def test_pictures_are_read_as_scoring_reads_them(tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "images/a.png")
     clear = Image.new("RGBA", (8, 8), (200, 100, 50, 0))
     clear.save(tmp_path / "images/b.png")
-    source = FolderSource(kind="folder", path=tmp_path / "images", mode="L", holdout=0.5)
+    clear.save(tmp_path / "images/c.png")
+    source = FolderSource(kind="folder", path=tmp_path / "images", mode="L", holdout=0.3)
     data = load_dataset(source, tmp_path)
-    found = {int(part.values.sum()): part.values[0, 0].numpy() for part in (data.train, data.test)}
+    found = {int(part.values.sum()): part.values[0, 0].numpy() for part in (data.train, data.validation, data.test)}
     assert np.array_equal(found.pop(0), np.zeros((8, 8)))
     assert np.array_equal(next(iter(found.values())), np.rint(values / 257))
 

@@ -76,21 +76,23 @@ def captioned_npz(path: Path, encoder: Path, **changes: object) -> NpzSource:
 
 
 def assert_captioned(data: Dataset, captions: list[str], encoder: Path) -> None:
-    """Train and test conditions are the features of `captions`, in this order, and null those of the empty one."""
+    """The conditions of the three parts are the features of `captions`, in this order, and null those of the empty one."""
     _, expected = published_features([*captions, ""], encoder, 5)
-    train, test = data.train.to(CPU).condition, data.test.to(CPU).condition
-    assert train is not None
-    assert test is not None
     assert data.null is not None
-    found = torch.cat([train, test, data.null[None]])
-    np.testing.assert_allclose(found.numpy(), expected, atol=2e-5)
+    found = [data.null[None]]
+    for part in (data.test, data.validation, data.train):
+        condition = part.to(CPU).condition
+        assert condition is not None
+        found.insert(0, condition)
+    np.testing.assert_allclose(torch.cat(found).numpy(), expected, atol=2e-5)
     assert (data.conditioning.kind, data.conditioning.tokens, data.conditioning.width) == ("features", 5, 32)
 
 
 def test_npz_with_captions(t5_folder: Path, tmp_path: Path) -> None:
     test = {"test_images": np.zeros((2, 8, 8), np.uint8), "test_captions": np.array(["sun", "a cat"])}
+    test |= {"validation_images": np.zeros((1, 8, 8), np.uint8), "validation_captions": np.array(["two cats"])}
     data = load_dataset(captioned_npz(tmp_path / "a.npz", t5_folder, **test), tmp_path / "run")
-    assert_captioned(data, [*(" ".join(WORDS[i : i + 2]) for i in range(6)), "sun", "a cat"], t5_folder)
+    assert_captioned(data, [*(" ".join(WORDS[i : i + 2]) for i in range(6)), "two cats", "sun", "a cat"], t5_folder)
     assert data.text == TextEncoding(encoder=str(t5_folder))
 
 
@@ -111,7 +113,8 @@ def test_folder_with_captions(t5_folder: Path, tmp_path: Path) -> None:
         | {"tokens": 5, "holdout": 0.5}
     )
     data = load_dataset(source, tmp_path / "run")
-    order = [*data.train.values[:, 0, 0, 0].tolist(), *data.test.values[:, 0, 0, 0].tolist()]
+    parts = (data.train, data.validation, data.test)
+    order = [int(image[0, 0, 0]) for part in parts for image in part.values]
     assert_captioned(data, [captions[index] for index in order], t5_folder)  # images and captions stay together
 
 
