@@ -17,6 +17,7 @@ from starflow.runtime.plain.guidance import Guidance
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PRESET = os.environ.get("STARFLOW_CPP_PRESET", "release")
+SANITIZERS = {"sanitize": "address,undefined", "sanitize-threads": "thread"}  # of the presets
 SKIPPED = 3  # exit status of build.sh where something is missing
 DENOISE = ("auto", "none", "score", "learned", "decoder")
 
@@ -48,6 +49,27 @@ def build() -> Path:
         raise BuildSkippedError(built.stdout.strip().splitlines()[-1])
     assert built.returncode == 0, built.stdout + built.stderr
     return folder / PRESET
+
+
+def run(*command: str | Path, **environment: str) -> str:
+    """What a command prints; it has to succeed."""
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def install(built: Path, prefix: Path) -> None:
+    """Install the built library."""
+    run("cmake", "--install", built, "--prefix", prefix)
+
+
+def build_program(source: Path, folder: Path, prefix: Path) -> None:
+    """Build a program of others in a folder, against the installed library and with its sanitizers."""
+    headers = REPOSITORY / "build/cpp/headers/usr"
+    sanitize = f"-fsanitize={SANITIZERS[PRESET]}" if PRESET in SANITIZERS else ""
+    options = [f"-DCMAKE_PREFIX_PATH={prefix};{headers}", f"-DCMAKE_CXX_FLAGS={sanitize} -O1"]
+    run("cmake", "-S", source, "-B", folder, *options, f"-DCMAKE_C_FLAGS={sanitize}")
+    run("cmake", "--build", folder, "--parallel", "2")
 
 
 class _Options(ctypes.Structure):
