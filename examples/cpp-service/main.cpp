@@ -103,10 +103,10 @@ void add_routes(httplib::Server& server, Worker& worker, const std::string& name
   server.Get("/v2", guarded([](const auto&, auto& response) {
                answer(response, 200, {{"name", "starflow"}, {"extensions", {"binary_tensor_data"}}});
              }));
-  server.Get("/v2/health/live",
-             guarded([](const auto&, auto& response) { answer(response, 200, {{"live", true}}); }));
-  server.Get("/v2/health/ready",
-             guarded([](const auto&, auto& response) { answer(response, 200, {{"ready", true}}); }));
+  server.Get("/v2/health/live", guarded([](const auto&, auto& response) { answer(response, 200, {{"live", true}}); }));
+  server.Get("/v2/health/ready", guarded([](const auto&, auto& response) {
+               answer(response, 200, {{"ready", true}});
+             }));
   for (const std::string& path : {std::string("/v2/models/:name"), std::string("/v2/models/:name/versions/1")}) {
     server.Get(path, guarded([known, name, &worker](const auto& request, auto& response) {
                  known(request);
@@ -155,7 +155,9 @@ int serve(const Settings& settings) {
     if (response.body.empty()) answer(response, response.status, {{"error", httplib::status_message(response.status)}});
   });
   add_routes(server, worker, name);
-  const int bound = port == 0 ? server.bind_to_any_port("127.0.0.1") : server.bind_to_port("127.0.0.1", port) ? port : -1;
+  const int bound = port == 0                                ? server.bind_to_any_port("127.0.0.1")
+                    : server.bind_to_port("127.0.0.1", port) ? port
+                                                             : -1;
   if (bound < 0) throw Refused(1, "127.0.0.1:" + std::to_string(port) + " cannot be had; choose another --port");
   std::printf("http://127.0.0.1:%d serves %s\n", bound, name.c_str());
   std::fflush(stdout);

@@ -104,8 +104,8 @@ Order order_of(const starflow::Sampler& sampler, const std::map<std::string, Ten
       order.condition.insert(order.condition.end(), condition->real.begin(), condition->real.end());
   }
   const Tensor* guidance = find(tensors, "guidance", "FP32");
-  const std::vector<float> weights = guidance == nullptr ? std::vector<float>(count, 0.0F)
-                                                         : each("guidance", guidance->real, count);
+  const std::vector<float> weights =
+      guidance == nullptr ? std::vector<float>(count, 0.0F) : each("guidance", guidance->real, count);
   for (const float weight : weights) {
     if (!(weight >= 0 && weight <= most_guidance))
       throw Refused(400, "input guidance: " + std::to_string(weight) + " is not a number from 0 to 1000");

@@ -15,12 +15,12 @@
 
 // Images of one request. Each depends on its own seed, condition and guidance alone, whatever shares its batch.
 struct Order {
-  std::vector<std::uint64_t> seeds;   // one for each image
-  std::vector<double> guidance;       // one for each image
-  std::vector<std::int64_t> labels;   // one for each image, or none
-  std::vector<float> condition;       // condition tokens [N, m, width], or none
-  float temperature = 1;              // standard deviation of the noise
-  bool latents = false;               // whether the data are wanted, and not their pixels
+  std::vector<std::uint64_t> seeds;  // one for each image
+  std::vector<double> guidance;      // one for each image
+  std::vector<std::int64_t> labels;  // one for each image, or none
+  std::vector<float> condition;      // condition tokens [N, m, width], or none
+  float temperature = 1;             // standard deviation of the noise
+  bool latents = false;              // whether the data are wanted, and not their pixels
 
   std::size_t count() const { return seeds.size(); }
 };
