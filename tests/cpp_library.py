@@ -32,6 +32,11 @@ class BuildSkippedError(Exception):
     """Something that the build needs is missing here."""
 
 
+def _environment() -> dict[str, str]:
+    """That of this process without the sanitizer in it: compilers do without, and programs bring their own."""
+    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
 @cache
 def build() -> Path:
     """The folder of the built library and of `starflow-run`.
@@ -43,7 +48,7 @@ def build() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
         command: list[str | Path] = [REPOSITORY / "runtime/cpp/build.sh", folder, PRESET]
-        environment = {**os.environ, "PYTHON": sys.executable}
+        environment = {**_environment(), "PYTHON": sys.executable}
         built = subprocess.run(command, capture_output=True, text=True, env=environment)
     if built.returncode == SKIPPED:
         raise BuildSkippedError(built.stdout.strip().splitlines()[-1])
@@ -53,7 +58,7 @@ def build() -> Path:
 
 def run(*command: str | Path, **environment: str) -> str:
     """What a command prints; it has to succeed."""
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    done = subprocess.run(command, capture_output=True, text=True, env={**_environment(), **environment})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
