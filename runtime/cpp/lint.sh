@@ -13,5 +13,5 @@ for part in "release $here/src $here/commands" "service $example"; do
   set -- $part
   build=$folder/$1
   shift
-  find "$@" -name '*.cpp' -print0 | xargs -0 -n 1 -P "${JOBS:-2}" "$tidy" --quiet -p "$build" || exit 1
+  find "$@" -name '*.cpp' -print0 | xargs -0 -n 1 -P "${JOBS:-2}" "$tidy" "--config-file=$here/.clang-tidy" --quiet -p "$build" || exit 1
 done

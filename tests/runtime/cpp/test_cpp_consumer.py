@@ -13,6 +13,10 @@ from tests.cpp_library import PRESET, REPOSITORY, build_program, run
 SHIPPED = REPOSITORY / "runtime/shipped/digits"
 
 
+def test_the_installed_command_finds_the_installed_library(cpp_prefix: Path) -> None:
+    assert run(cpp_prefix / "bin/starflow-run", "--help").startswith("Sample images")
+
+
 def test_the_example_finds_the_library_and_draws_the_same_in_c(cpp_prefix: Path, tmp_path: Path) -> None:
     build_program(REPOSITORY / "examples/cpp", tmp_path, cpp_prefix)
     drawn = run(tmp_path / "digits", SHIPPED)
