@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -192,17 +193,26 @@ def main() -> int:
     parser.add_argument("--only", type=int, metavar="CASE", help="one case")
     parser.add_argument("--kinds", nargs="+", default=KINDS, metavar="KIND", help="kinds of bundles (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the damage (default: 0)")
+    parser.add_argument("--first", type=int, default=0, metavar="CASE", help="number of the first case (default: 0)")
+    parser.add_argument(
+        "--minutes", type=float, default=90, help="time after which no further case is tried (default: 90)"
+    )
     arguments = parser.parse_args()
     one_thread()
     memory = Path("/dev/shm")
     scratch = Path(tempfile.mkdtemp(prefix="starflow-cpp-", dir=memory if os.access(memory, os.W_OK) else None))
-    numbers = range(arguments.cases) if arguments.only is None else [arguments.only]
+    numbers = range(arguments.first, arguments.first + arguments.cases)
+    if arguments.only is not None:
+        numbers = range(arguments.only, arguments.only + 1)
+    end = time.monotonic() + 60 * arguments.minutes
     counts: Counter[str] = Counter()
     try:
         make_honest(scratch / "honest", tuple(arguments.kinds))
         bundles = CppBundles(scratch / "honest", scratch, tuple(arguments.kinds), arguments.seed)
         with Watch("C++ bundles", len(numbers), "cases") as watch:
             for number in numbers:
+                if time.monotonic() > end:
+                    break
                 outcome, told = bundles.case(number)
                 counts[outcome] += 1
                 watch.case("cpp", str(number), "same" if outcome in ALLOWED else outcome, told)
@@ -211,6 +221,8 @@ def main() -> int:
         return 0
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    if counts.total() < len(numbers):
+        print(f"{counts.total():,} of {len(numbers):,} cases: the time is over")
     for outcome, count in counts.most_common():
         print(f"{outcome:24} {count:,}")
     return int(any(outcome not in ALLOWED for outcome in counts))
