@@ -11,11 +11,11 @@ BUNDLE ?= out/demo/bundle
 IN_PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install cpp demo test test-slow mutation attack lint format schema shipped docs gpu-check bench clean
+.PHONY: help install cpp cpp-lint cpp-sanitize cpp-attack demo test test-slow mutation attack lint format schema shipped docs gpu-check bench clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed ## Create .venv with everything the other targets need
 
@@ -23,7 +23,7 @@ demo: $(VENV)/installed-demo ## Export the shipped models, sample digits and emo
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/installed ## Run the fast tests
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(IN_PARALLEL)
+	$(BIN)/python -m pytest -m "not slow and not gpu" -rs $(IN_PARALLEL)
 
 test-slow: $(VENV)/installed ## Run the slow tests, and those that need a GPU where there is one
 	$(BIN)/python -m pytest -m "slow or gpu"
@@ -62,6 +62,17 @@ gpu-check: $(VENV)/installed ## On a GPU machine: build, verify, measure, compar
 
 cpp: $(VENV)/installed ## Build the C++ library and starflow-run into build/cpp, or say what is missing
 	@PYTHON=$(BIN)/python runtime/cpp/build.sh build/cpp || test $$? -eq 3
+
+cpp-lint: cpp ## Check the C++ code with clang-tidy (10 minutes)
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,lint-cpp]'
+	CLANG_TIDY=$(BIN)/clang-tidy runtime/cpp/lint.sh build/cpp
+
+cpp-sanitize: $(VENV)/installed ## Run the tests of C++ with AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+	tests/runtime/cpp/sanitized.sh sanitize $(BIN)/python -m pytest tests/runtime/cpp
+	tests/runtime/cpp/sanitized.sh sanitize-threads $(BIN)/python -m pytest tests/runtime/cpp
+
+cpp-attack: $(VENV)/installed ## Damage 10,000 bundles and open each in C++, with AddressSanitizer, and in Python (an hour)
+	tests/runtime/cpp/sanitized.sh sanitize $(BIN)/python -m tests.attack.cpp_bundles
 
 bench: demo ## Time the demo's bundle (BUNDLE=... for another one)
 	$(BIN)/starflow bench $(BUNDLE)

@@ -17,6 +17,7 @@ from starflow.runtime.plain.guidance import Guidance
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PRESET = os.environ.get("STARFLOW_CPP_PRESET", "release")
+SANITIZERS = {"sanitize": "address,undefined", "sanitize-threads": "thread"}  # of the presets
 SKIPPED = 3  # exit status of build.sh where something is missing
 DENOISE = ("auto", "none", "score", "learned", "decoder")
 
@@ -31,6 +32,11 @@ class BuildSkippedError(Exception):
     """Something that the build needs is missing here."""
 
 
+def _environment() -> dict[str, str]:
+    """That of this process without the sanitizer in it: compilers do without, and programs bring their own."""
+    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
 @cache
 def build() -> Path:
     """The folder of the built library and of `starflow-run`.
@@ -42,12 +48,33 @@ def build() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
         command: list[str | Path] = [REPOSITORY / "runtime/cpp/build.sh", folder, PRESET]
-        environment = {**os.environ, "PYTHON": sys.executable}
+        environment = {**_environment(), "PYTHON": sys.executable}
         built = subprocess.run(command, capture_output=True, text=True, env=environment)
     if built.returncode == SKIPPED:
         raise BuildSkippedError(built.stdout.strip().splitlines()[-1])
     assert built.returncode == 0, built.stdout + built.stderr
     return folder / PRESET
+
+
+def run(*command: str | Path, **environment: str) -> str:
+    """What a command prints; it has to succeed."""
+    done = subprocess.run(command, capture_output=True, text=True, env={**_environment(), **environment})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def install(built: Path, prefix: Path) -> None:
+    """Install the built library."""
+    run("cmake", "--install", built, "--prefix", prefix)
+
+
+def build_program(source: Path, folder: Path, prefix: Path) -> None:
+    """Build a program of others in a folder, against the installed library and with its sanitizers."""
+    headers = REPOSITORY / "build/cpp/headers/usr"
+    sanitize = f"-fsanitize={SANITIZERS[PRESET]}" if PRESET in SANITIZERS else ""
+    options = [f"-DCMAKE_PREFIX_PATH={prefix};{headers}", f"-DCMAKE_CXX_FLAGS={sanitize} -O1"]
+    run("cmake", "-S", source, "-B", folder, *options, f"-DCMAKE_C_FLAGS={sanitize}")
+    run("cmake", "--build", folder, "--parallel", "2")
 
 
 class _Options(ctypes.Structure):

@@ -15,7 +15,7 @@ mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | gr
 
 mkdir -p "$folder/apt/lists/partial" "$folder/apt/cache/archives/partial" "$folder/apt/packages"
 cd "$folder/apt"
-echo "deb [signed-by=$keyring] $mirror $suite main" >sources.list
+for kind in deb deb-src; do echo "$kind [signed-by=$keyring] $mirror $suite main"; done >sources.list
 cat >apt.conf <<CONFIGURATION
 Dir::State::lists "$PWD/lists";
 Dir::Cache "$PWD/cache";
@@ -29,6 +29,10 @@ export APT_CONFIG="$PWD/apt.conf"
 apt-get update -qq
 cd packages
 # shellcheck disable=SC2046
-apt-get download -qq $(grep -v '^#' "$here/packages.txt")
+apt-get download -qq $(grep -v '[#:]' "$here/packages.txt")
 for package in *.deb; do dpkg -x "$package" "$folder"; done
+sed -n 's/^source://p' "$here/packages.txt" | while read -r package header; do
+  apt-get source -qq --download-only "$package"
+  tar -xf "$package"_*.orig.tar.* --strip-components 1 --wildcards --directory "$folder/usr/include" "*/$header"
+done
 rm -rf "$folder/apt"

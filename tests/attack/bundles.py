@@ -48,7 +48,7 @@ class Bundles:
         shutil.copytree(source, root, copy_function=os.link)
         ways = _ways(kind)
         how = ways[draw.integers(len(ways))]
-        note, weights, another = _damage(draw, root)
+        note, weights, another = damage_one_file(draw, root)
         do = _attempt(kind, root, how)
         return Damage(note, do, f"{kind} {how}", weights and "verified" not in how, another or how == "inspect")
 
@@ -57,11 +57,16 @@ class Bundles:
 
 
 def _ways(kind: str) -> list[str]:
-    """What is tried on a bundle: a variant or shape is sampled, with and without digests, or it is shown."""
+    """What is tried on a bundle: it is sampled, or it is shown."""
+    return [*ways_to_sample(kind), "inspect"]
+
+
+def ways_to_sample(kind: str) -> list[str]:
+    """A variant or shape is sampled, with and without digests."""
     named = VARIANTS.get(kind, ("",))
     shapes = ["x".join(map(str, shape)) for shape in SHAPES.get(kind, ())] or [""]
     samples = [f"sample {variant}{shape}".strip() for variant in named for shape in shapes]
-    return [*samples, *(f"verified {sample}" for sample in samples), "inspect"]
+    return [*samples, *(f"verified {sample}" for sample in samples)]
 
 
 def _attempt(kind: str, root: Path, how: str) -> Callable[[], str]:
@@ -87,7 +92,7 @@ def _attempt(kind: str, root: Path, how: str) -> Callable[[], str]:
     return show if how == "inspect" else sample
 
 
-def _damage(draw: Generator, root: Path) -> tuple[str, bool, bool]:
+def damage_one_file(draw: Generator, root: Path) -> tuple[str, bool, bool]:
     """Damage one file; return what was done, whether in weights alone, and whether the bundle was sealed again afterwards."""
     files = sorted(path for path in root.rglob("*") if path.is_file() and not path.name.endswith(".lock"))
     lot = draw.random()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cpp_library import BuildSkippedError, build
+from tests.cpp_library import BuildSkippedError, build, install
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +14,11 @@ def cpp_folder() -> Path:
         return build()
     except BuildSkippedError as skipped:
         pytest.skip(str(skipped))
+
+
+@pytest.fixture(scope="session")
+def cpp_prefix(cpp_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the library is installed, as programs of others find it."""
+    folder = tmp_path_factory.mktemp("installed")
+    install(cpp_folder, folder)
+    return folder

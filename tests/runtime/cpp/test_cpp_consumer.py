@@ -8,30 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.cpp_library import PRESET, REPOSITORY
+from tests.cpp_library import PRESET, REPOSITORY, build_program, run
 
 SHIPPED = REPOSITORY / "runtime/shipped/digits"
 
 
-def run(*command: str | Path, **environment: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def test_the_installed_command_finds_the_installed_library(cpp_prefix: Path) -> None:
+    assert run(cpp_prefix / "bin/starflow-run", "--help").startswith("Sample images")
 
 
-@pytest.fixture(scope="module")
-def prefix(cpp_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the library is installed."""
-    folder = tmp_path_factory.mktemp("installed")
-    run("cmake", "--install", cpp_folder, "--prefix", folder)
-    return folder
-
-
-@pytest.mark.skipif(PRESET != "release", reason="a program of others has no sanitizers")
-def test_the_example_finds_the_library_and_draws_the_same_in_c(prefix: Path, tmp_path: Path) -> None:
-    source = REPOSITORY / "examples/cpp"
-    run("cmake", "-S", source, "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={prefix}", "-DCMAKE_BUILD_TYPE=Release")
-    run("cmake", "--build", tmp_path)
+def test_the_example_finds_the_library_and_draws_the_same_in_c(cpp_prefix: Path, tmp_path: Path) -> None:
+    build_program(REPOSITORY / "examples/cpp", tmp_path, cpp_prefix)
     drawn = run(tmp_path / "digits", SHIPPED)
     assert drawn.count("\n") == 56 and 200 < drawn.count("##") < 800
     assert run(tmp_path / "digits_c", SHIPPED) == drawn
@@ -40,10 +27,10 @@ def test_the_example_finds_the_library_and_draws_the_same_in_c(prefix: Path, tmp
 
 
 @pytest.mark.skipif(PRESET != "release", reason="sanitizers have an allocator of their own")
-def test_a_token_allocates_nothing(prefix: Path, tmp_path: Path) -> None:
+def test_a_token_allocates_nothing(cpp_prefix: Path, tmp_path: Path) -> None:
     if not shutil.which("pkg-config"):
         pytest.skip("pkg-config is not installed")
-    library = next(prefix.rglob("libstarflow.so")).parent
+    library = next(cpp_prefix.rglob("libstarflow.so")).parent
     flags = run("pkg-config", "--cflags", "--libs", "starflow", PKG_CONFIG_PATH=str(library / "pkgconfig")).split()
     program = tmp_path / "allocations"
     compiler = os.environ.get("CXX", "c++")

@@ -48,7 +48,7 @@ typedef struct starflow_sampler starflow_sampler;
 
 /* How a bundle is opened. A text may be NULL, and a number 0, for the default. */
 typedef struct starflow_options {
-  size_t struct_size;
+  size_t struct_size;      /* sizeof of this structure */
   const char* variant;     /* NULL takes the first one for the provider */
   const char* provider;    /* execution provider of ONNX Runtime; NULL is "cpu" */
   const char* plan;        /* "auto" (NULL), "sequential", or a file */
@@ -64,42 +64,42 @@ typedef struct starflow_options {
 typedef struct starflow_guidance {
   double weight;          /* w >= 0; 0 is no guidance */
   const double* schedule; /* factors >= 0 of the weight, one for each flow block from block 0; NULL is 1 */
-  size_t schedule_count;
-  double start, end;     /* times between which it applies; both 0: all the time */
-  int32_t top_only;      /* other than 0: guide the deep block alone */
-  int32_t without_scale; /* other than 0: do not guide the scale */
-  int32_t without_shift; /* other than 0: do not guide the shift */
-  int32_t annealed;      /* other than 0: the weight grows linearly over the sequence */
+  size_t schedule_count;  /* number of flow blocks, or 0 */
+  double start, end;      /* times between which it applies; both 0: all the time */
+  int32_t top_only;       /* other than 0: guide the deep block alone */
+  int32_t without_scale;  /* other than 0: do not guide the scale */
+  int32_t without_shift;  /* other than 0: do not guide the shift */
+  int32_t annealed;       /* other than 0: the weight grows linearly over the sequence */
 } starflow_guidance;
 
 /* What to sample. The number of values says how many there are: one is for all images, any other number for each. */
 typedef struct starflow_request {
-  size_t struct_size;
-  const int64_t* labels; /* classes; none is the null class */
-  size_t label_count;
-  const float* condition; /* condition tokens [N or 1, m, width] */
-  size_t condition_values;
-  const float* null_condition; /* null condition tokens [N or 1, m, width] */
-  size_t null_condition_values;
-  const starflow_guidance* guidance; /* none is no guidance */
-  size_t guidance_count;
-  starflow_denoise denoise;
-  double denoising_rate;        /* fraction > 0 of the denoising step; 0 is the whole step */
-  double attention_temperature; /* > 0; 0 is 1 */
+  size_t struct_size;                /* sizeof of this structure */
+  const int64_t* labels;             /* classes [N or 1], 0 to classes - 1; none is the null class */
+  size_t label_count;                /* number of labels */
+  const float* condition;            /* condition tokens [N or 1, m, width] */
+  size_t condition_values;           /* number of floats in `condition` */
+  const float* null_condition;       /* null condition tokens [N or 1, m, width] */
+  size_t null_condition_values;      /* number of floats in `null_condition` */
+  const starflow_guidance* guidance; /* [N or 1]; none is no guidance */
+  size_t guidance_count;             /* number of guidances */
+  starflow_denoise denoise;          /* how the noise that training added to the data is removed */
+  double denoising_rate;             /* fraction > 0 of the denoising step; 0 is the whole step */
+  double attention_temperature;      /* > 0; 0 is 1 */
   /* Called with the work done and in total; another value than 0 cancels. NULL is none. */
   int32_t (*progress)(void* user, size_t done, size_t total);
-  /* Called after each flow block with the data of `n` images from image `first` on, valid during the call. NULL is
-   * none. */
+  /* Called after each flow block with the data [n, *data_shape] of images `first` to `first` + n - 1, valid during the
+   * call. NULL is none. */
   void (*on_block)(void* user, int32_t block, size_t first, size_t n, const float* data);
   void* user; /* what callbacks get */
 } starflow_request;
 
 /* Number of values of one image. */
 typedef struct starflow_sizes {
-  size_t struct_size;
-  size_t noise_values, data_values;
-  size_t height, width, channels; /* of an image; 0 if the bundle makes none */
-  size_t condition_tokens, condition_width, classes;
+  size_t struct_size;                                /* sizeof of this structure */
+  size_t noise_values, data_values;                  /* of what `starflow_generate` takes and makes */
+  size_t height, width, channels;                    /* of an image; 0 if the bundle makes none */
+  size_t condition_tokens, condition_width, classes; /* of a condition; 0 where the bundle takes no such condition */
 } starflow_sizes;
 
 /* The error of the last call of this thread that failed; valid until its next call. Never NULL. */
@@ -109,8 +109,10 @@ STARFLOW_C_API const char* starflow_last_error(void);
  */
 STARFLOW_C_API starflow_status starflow_open(const char* folder, const starflow_options* options,
                                              starflow_sampler** sampler);
+/* Frees a sampler and its weights. No call of it may be under way. */
 STARFLOW_C_API void starflow_close(starflow_sampler* sampler);
 
+/* Fills `sizes`, whose `struct_size` is set. */
 STARFLOW_C_API starflow_status starflow_get_sizes(const starflow_sampler* sampler, starflow_sizes* sizes);
 
 /* Loads every graph of the largest batch size now, not when it is first needed. */
@@ -120,7 +122,8 @@ STARFLOW_C_API starflow_status starflow_load(starflow_sampler* sampler);
 STARFLOW_C_API starflow_status starflow_noise(const starflow_sampler* sampler, size_t count, uint64_t seed,
                                               float temperature, float* noise);
 
-/* The first `count` standard normal numbers of an image of a seed: "The noise of a seed" in docs/bundle.md. */
+/* Fills numbers [count] with the first standard normal numbers of an image of a seed: "The noise of a seed" in
+ * docs/bundle.md. */
 STARFLOW_C_API void starflow_normal_numbers(uint64_t seed, uint64_t image, size_t count, float* numbers);
 
 /* Turns noise [count, noise_values] into data [count, data_values]; `request` may be NULL. */

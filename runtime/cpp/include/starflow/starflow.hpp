@@ -39,14 +39,16 @@ enum class ErrorKind {
 /// The one type of exception. `what()` is one line: what was found, where, what was expected, and what mends it.
 class STARFLOW_API Error : public std::runtime_error {
  public:
+  /// An error of a kind, with a message of one line.
   Error(ErrorKind kind, const std::string& message);
+  /// Who can mend it.
   ErrorKind kind() const noexcept { return kind_; }
 
  private:
   ErrorKind kind_;
 };
 
-/// Sizes of an array of one image, without the number of images.
+/// Sizes of an array of one image, such as [C, H, W], without the number of images.
 using Shape = std::vector<std::int64_t>;
 
 /// How a bundle is opened.
@@ -80,13 +82,13 @@ enum class Denoise { automatic = 0, none = 1, score = 2, learned = 3, decoder = 
 
 /// What to sample. A list of one element is for all images, any other has one element for each.
 struct Request {
-  std::vector<std::int64_t> labels;   ///< classes, 0 to num_classes - 1; empty is the null class
-  std::vector<float> condition;       ///< condition tokens [N or 1, m, width], for models of features
-  std::vector<float> null_condition;  ///< null condition tokens [N or 1, m, width], which guidance of features needs
-  std::vector<Guidance> guidance;     ///< empty is no guidance
-  double attention_temperature = 1;   ///< > 0; other than 1 only for bundles that take one
-  Denoise denoise = Denoise::automatic;
-  double denoising_rate = 1;  ///< fraction >= 0 of the denoising step that `score` and `learned` take
+  std::vector<std::int64_t> labels;      ///< classes [N or 1], 0 to num_classes - 1; empty is the null class
+  std::vector<float> condition;          ///< condition tokens [N or 1, m, width], for models of features
+  std::vector<float> null_condition;     ///< null condition tokens [N or 1, m, width], which guidance of features needs
+  std::vector<Guidance> guidance;        ///< empty is no guidance
+  double attention_temperature = 1;      ///< > 0; other than 1 only for bundles that take one
+  Denoise denoise = Denoise::automatic;  ///< how the noise that training added to the data is removed
+  double denoising_rate = 1;             ///< fraction >= 0 of the denoising step that `score` and `learned` take
 
   /// Called with the work done and the work in total; false cancels. At most 16 tokens or passes lie between two calls.
   std::function<bool(std::size_t done, std::size_t total)> progress;
@@ -97,22 +99,22 @@ struct Request {
 
 /// Pixels of N images, [N, height, width, channels].
 struct Images {
-  std::size_t count = 0, height = 0, width = 0, channels = 0;
-  std::vector<std::uint8_t> pixels;
+  std::size_t count = 0, height = 0, width = 0, channels = 0;  ///< N, sides in pixels, and 1 or 3 channels
+  std::vector<std::uint8_t> pixels;                            ///< [N, height, width, channels], 0 to 255
 };
 
 /// What a bundle says about itself.
 struct Description {
-  std::string family;        ///< `starflow`, `tarflow` or `continuous-flow`
-  std::string variant;       ///< the variant in use
-  std::string conditioning;  ///< `none`, `class-token`, `class-label` or `features`
-  std::vector<std::string> class_names;
-  std::int64_t num_classes = 0;
-  std::int64_t condition_tokens = 0, condition_width = 0;
-  std::vector<std::int64_t> batch_sizes;  ///< the largest first
-  bool guided = false;                    ///< whether it takes a guidance weight
-  bool makes_images = false;              ///< whether `to_images` works
-  std::string onnxruntime;                ///< the release of ONNX Runtime
+  std::string family;                    ///< `starflow`, `tarflow` or `continuous-flow`
+  std::string variant;                   ///< the variant in use
+  std::string conditioning;              ///< `none`, `class-token`, `class-label` or `features`
+  std::vector<std::string> class_names;  ///< in the order of their labels; empty if the bundle names none
+  std::int64_t num_classes = 0;          ///< 0 if it takes no labels
+  std::int64_t condition_tokens = 0, condition_width = 0;  ///< m and width of condition tokens; 0 if it takes none
+  std::vector<std::int64_t> batch_sizes;                   ///< [number of sizes], the largest first
+  bool guided = false;                                     ///< whether it takes a guidance weight
+  bool makes_images = false;                               ///< whether `to_images` works
+  std::string onnxruntime;                                 ///< the release of ONNX Runtime
 };
 
 /// An open bundle. One thread may use a sampler at a time; several samplers run at the same time.
@@ -124,6 +126,7 @@ class STARFLOW_API Sampler {
   Sampler& operator=(Sampler&& other) noexcept;
   ~Sampler();
 
+  /// What the bundle says about itself; valid as long as the sampler.
   const Description& description() const;
   const Shape& noise_shape() const;  ///< of one image's noise: [C, H, W], [T, D], or [D] for points
   const Shape& data_shape() const;   ///< of one image's data
@@ -135,7 +138,7 @@ class STARFLOW_API Sampler {
   /// Normal noise [count, *noise_shape] of standard deviation `temperature` > 0. Image i depends on the seed and i
   /// alone.
   std::vector<float> noise(std::size_t count, std::uint64_t seed, float temperature = 1) const;
-  /// The same with a seed for each image, which then depends on it alone.
+  /// The same [seeds.size(), *noise_shape] with a seed for each image, which then depends on it alone.
   std::vector<float> noise(const std::vector<std::uint64_t>& seeds, float temperature = 1) const;
 
   /// Turns noise [N, *noise_shape] into data [N, *data_shape], deterministically. N may be any number.
@@ -154,7 +157,8 @@ class STARFLOW_API Sampler {
   std::unique_ptr<Open> open_;
 };
 
-/// The first `count` standard normal numbers of an image of a seed: "The noise of a seed" in `docs/bundle.md`.
+/// Fills numbers [count] with the first standard normal numbers of an image of a seed: "The noise of a seed" in
+/// `docs/bundle.md`.
 STARFLOW_API void normal_numbers(std::uint64_t seed, std::uint64_t image, std::size_t count, float* numbers);
 
 }  // namespace starflow
