@@ -83,6 +83,7 @@ class _Options(ctypes.Structure):
         *[(name, ctypes.c_char_p) for name in ("variant", "provider", "plan", "onnxruntime")],
         *[(name, ctypes.c_int64) for name in ("height", "width", "batch")],
         *[(name, ctypes.c_int32) for name in ("threads", "verify")],
+        *[(name, ctypes.c_char_p) for name in ("backend", "tensorrt")],
     ]
 
 
@@ -141,10 +142,9 @@ class CppError(Exception):
         self.status = status
 
 
-@cache
-def library() -> ctypes.CDLL:
-    """The built library."""
-    loaded = ctypes.CDLL(str(build() / "libstarflow.so"))
+def load(name: str) -> ctypes.CDLL:
+    """A library that was built."""
+    loaded = ctypes.CDLL(str(build() / name))
     loaded.starflow_last_error.restype = ctypes.c_char_p
     loaded.starflow_normal_numbers.argtypes = [
         ctypes.c_uint64,
@@ -153,6 +153,12 @@ def library() -> ctypes.CDLL:
         ctypes.c_void_p,
     ]
     return loaded
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The built library."""
+    return load("libstarflow.so")
 
 
 def normal_numbers(seed: int, image: int, count: int) -> FloatArray:
@@ -165,6 +171,8 @@ def normal_numbers(seed: int, image: int, count: int) -> FloatArray:
 class CppSampler:
     """`starflow_sampler` with the calls of `starflow.runtime.Sampler` that tests compare."""
 
+    library = staticmethod(library)
+
     def __init__(self, folder: Path, data_shape: Sequence[int], **options: Any) -> None:
         self._data_shape, self._handle = tuple(data_shape), ctypes.c_void_p()
         encoded = {name: value.encode() if isinstance(value, str) else value for name, value in options.items()}
@@ -175,12 +183,12 @@ class CppSampler:
         return self
 
     def __exit__(self, *_: object) -> None:
-        library().starflow_close(self._handle)
+        self.library().starflow_close(self._handle)
 
     def _call(self, name: str, *arguments: Any) -> None:
-        status = getattr(library(), name)(*arguments)
+        status = getattr(self.library(), name)(*arguments)
         if status:
-            raise CppError(status, library().starflow_last_error().decode())
+            raise CppError(status, self.library().starflow_last_error().decode())
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -35,7 +35,10 @@ const char* const help_text =
     "  --shape HxW           height and width of the data\n"
     "  --batch N             run one batch size only\n"
     "  --threads N           threads within an operator (default: 0, whatever is faster)\n"
+    "  --backend NAME        auto, onnxruntime or tensorrt (default: auto)\n"
+    "  --provider NAME       ONNX Runtime's execution provider: cpu, cuda or tensorrt (default: cpu)\n"
     "  --onnxruntime FILE    ONNX Runtime's library\n"
+    "  --tensorrt FILE       TensorRT's library\n"
     "  --verify              compare every file with its digest first\n"
     "  --bench N             sample N more times and print the time of a batch and of a token\n";
 
@@ -132,6 +135,9 @@ Arguments parse(int count, char** values) {
        [&](auto& name, auto& text) {
          made.options.threads = static_cast<int>(std::min<std::uint64_t>(whole(name, text), 1 << 20));
        }},
+      {"--backend", [&](auto&, auto& text) { made.options.backend = text; }},
+      {"--provider", [&](auto&, auto& text) { made.options.provider = text; }},
+      {"--tensorrt", [&](auto&, auto& text) { made.options.tensorrt = text; }},
       {"--onnxruntime", [&](auto&, auto& text) { made.options.onnxruntime = text; }},
       {"--bench", [&](auto& name, auto& text) { made.bench = whole(name, text); }},
       {"--shape", [&](auto& name, auto& text) {

@@ -88,16 +88,18 @@ void report(const Arguments& arguments, const starflow::Sampler& sampler, const 
   const double rate = static_cast<double>(made.count) / made.seconds;
   if (arguments.json) {
     std::printf(
-        "{\"images\": %zu, \"seconds\": %.6f, \"images_per_second\": %.6f, \"variant\": %s, \"onnxruntime\": %s",
-        made.count, made.seconds, rate, quoted(about.variant).c_str(), quoted(about.onnxruntime).c_str());
+        "{\"images\": %zu, \"seconds\": %.6f, \"images_per_second\": %.6f, \"variant\": %s, \"backend\": %s, "
+        "\"release\": %s",
+        made.count, made.seconds, rate, quoted(about.variant).c_str(), quoted(about.backend).c_str(),
+        quoted(about.release).c_str());
     if (!made.repetitions.empty())
       std::printf(", \"median_seconds\": %.6f, \"microseconds_per_token\": %.3f", median, token);
     std::printf("}\n");
     return;
   }
-  std::printf("%s: %zu images in %.2f s, %.2f images/s, %s on ONNX Runtime %s\n",
+  std::printf("%s: %zu images in %.2f s, %.2f images/s, %s on %s %s\n",
               about.makes_images ? arguments.out.c_str() : arguments.latents.c_str(), made.count, made.seconds, rate,
-              about.variant.c_str(), about.onnxruntime.c_str());
+              about.variant.c_str(), about.backend.c_str(), about.release.c_str());
   if (!made.repetitions.empty())
     std::printf("median of %zu: %.2f ms, %.1f us for each token of a batch\n", made.repetitions.size(), 1e3 * median,
                 token);

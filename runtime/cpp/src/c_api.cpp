@@ -101,6 +101,8 @@ starflow_status starflow_open(const char* folder, const starflow_options* option
     made.provider = text(from.provider, "cpu");
     made.plan = text(from.plan, "auto");
     made.onnxruntime = text(from.onnxruntime, "");
+    made.backend = text(from.backend, "auto");
+    made.tensorrt = text(from.tensorrt, "");
     made.height = from.height;
     made.width = from.width;
     made.batch = from.batch;

@@ -77,9 +77,10 @@ auto within_memory(const Work& work) {
 struct Sampler::Open {
   Open(const std::string& folder, const Options& options)
       : bundle(folder),
-        backend(open_onnxruntime(bundle, options.provider, options.threads, options.onnxruntime)),
         manifests(bundle.at(options.height, options.width, options.batch)),
-        variant(choose_variant(manifests[0], options.variant, backend->lowering())),
+        backend(open_backend(bundle, manifests, options)),
+        variant(choose_variant(manifests[0], backend->variant().empty() ? options.variant : backend->variant(),
+                               backend->lowering())),
         beside(manifests, variant, *backend),
         loops(manifests.size()),
         plan(options.plan) {
@@ -96,7 +97,8 @@ struct Sampler::Open {
     description.condition_width = manifest.conditioning.width;
     description.guided = manifest.guided;
     description.makes_images = manifest.makes_images();
-    description.onnxruntime = backend->release();
+    description.backend = backend->name();
+    description.release = backend->release();
     noise_shape = manifest.noise_shape();
     data_shape = manifest.model.data_shape;
     pixel_shape = manifest.pixel_shape();
@@ -117,8 +119,8 @@ struct Sampler::Open {
   std::vector<float> generate(const std::vector<float>& noise, const Request& request);
 
   Bundle bundle;
-  std::unique_ptr<Backend> backend;
   std::vector<Manifest> manifests;
+  std::unique_ptr<Backend> backend;
   const Variant& variant;
   SideNetworks beside;
   std::vector<std::unique_ptr<FamilyLoop>> loops;

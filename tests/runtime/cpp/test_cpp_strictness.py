@@ -206,6 +206,7 @@ def test_damaged_files(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     damage(root / "graphs/weights/cpu-int8.safetensors")
     error = refusal(root)
     assert error and error.status == BUNDLE and "cpu-int8.safetensors" in str(error)
+    assert ("is missing" in str(error)) == (damage in (Path.unlink, make_folder))
     assert is_refused_by_python(root)
 
 

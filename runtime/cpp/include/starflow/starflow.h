@@ -49,16 +49,18 @@ typedef struct starflow_sampler starflow_sampler;
 /* How a bundle is opened. A text may be NULL, and a number 0, for the default. */
 typedef struct starflow_options {
   size_t struct_size;      /* sizeof of this structure */
-  const char* variant;     /* NULL takes the first one for the provider */
-  const char* provider;    /* execution provider of ONNX Runtime; NULL is "cpu" */
+  const char* variant;     /* NULL takes the first one for the backend */
+  const char* provider;    /* execution provider of ONNX Runtime: "cpu" (NULL), "cuda" or "tensorrt" */
   const char* plan;        /* "auto" (NULL), "sequential", or a file */
   const char* onnxruntime; /* ONNX Runtime's library; NULL looks for it */
   int64_t height, width;   /* of the data, for bundles of several shapes */
   int64_t batch;           /* the one batch size to run; 0 takes the smallest that holds the images, part by part */
   int32_t threads;         /* within an operator; 0 measures what is faster */
   int32_t verify;          /* other than 0: compare every file with its digest first */
+  const char* backend;     /* "onnxruntime", "tensorrt", or "auto" (NULL): TensorRT if there are engines for this GPU */
+  const char* tensorrt;    /* TensorRT's library; NULL looks for it */
 } starflow_options;
-#define STARFLOW_OPTIONS {sizeof(starflow_options), NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0}
+#define STARFLOW_OPTIONS {sizeof(starflow_options), NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, NULL, NULL}
 
 /* Guidance of an image. Fields that are 0 take the default; docs/cpp.md says which family takes which of them. */
 typedef struct starflow_guidance {

@@ -53,11 +53,13 @@ using Shape = std::vector<std::int64_t>;
 
 /// How a bundle is opened.
 struct Options {
-  std::string variant;           ///< its name; empty takes the first one for the provider
-  std::string provider = "cpu";  ///< execution provider of ONNX Runtime
+  std::string variant;           ///< its name; empty takes the first one for the backend
+  std::string backend = "auto";  ///< `onnxruntime`, `tensorrt`, or `auto`: TensorRT if there are engines for this GPU
+  std::string provider = "cpu";  ///< execution provider of ONNX Runtime: `cpu`, `cuda` or `tensorrt`
   std::string plan =
       "auto";  ///< `auto` takes the plan that the bundle has for this variant, `sequential` none; else a file
   std::string onnxruntime;  ///< ONNX Runtime's library; empty looks for it, see `docs/cpp.md`
+  std::string tensorrt;     ///< TensorRT's library; empty looks for it
   std::int64_t height = 0;  ///< of the data, for bundles of several shapes; 0 takes the default shape
   std::int64_t width = 0;   ///< of the data
   std::int64_t batch = 0;   ///< the one batch size to run; 0 takes the smallest that holds the images, part by part
@@ -114,7 +116,8 @@ struct Description {
   std::vector<std::int64_t> batch_sizes;                   ///< [number of sizes], the largest first
   bool guided = false;                                     ///< whether it takes a guidance weight
   bool makes_images = false;                               ///< whether `to_images` works
-  std::string onnxruntime;                                 ///< the release of ONNX Runtime
+  std::string backend;                                     ///< what runs it, such as `onnxruntime cpu` or `tensorrt`
+  std::string release;                                     ///< of ONNX Runtime or TensorRT
 };
 
 /// An open bundle. One thread may use a sampler at a time; several samplers run at the same time.

@@ -51,12 +51,12 @@ void copy_tokens(const float* from, Sequence source, float* to, Sequence target,
 
 }  // namespace
 
-BlockRunner::BlockRunner(const Graph& graph, const Block& block, const Manifest& manifest)
+BlockRunner::BlockRunner(const Graph& graph, const Block& block, const Manifest& manifest, std::int64_t most_tokens)
     : graph_(graph),
       block_(block),
       batch_(static_cast<int>(manifest.batch)),
       width_(static_cast<int>(manifest.model.token_dim)),
-      max_chunk_(static_cast<int>(manifest.max_chunk)) {}
+      max_chunk_(static_cast<int>(most_tokens)) {}
 
 void BlockRunner::clear() {
   for (const TensorSpec& spec : graph_.inputs) {
@@ -127,7 +127,10 @@ int BlockRunner::iterate(const Segment& segment) {
   } else if (segment.tolerance) {
     passes = converge(start, segment);
   } else {
-    for (int done = 0; done < segment.passes; ++done) pass(start, 0, count_);
+    gather_inputs(0, count_);
+    seek(start);
+    store("previous", inputs_.data(), count_);
+    std::copy_n(repeat(count_, segment.passes), tokens_.size(), tokens_.begin());
     if (segment.exact_caches && passes < count_) passes += refresh(start, count_);
   }
   inputs_.resize(static_cast<std::size_t>(batch_ * width_));
@@ -167,6 +170,18 @@ const float* BlockRunner::run_on(std::int64_t position, int count) {
   store("previous", inputs_.data(), count);
   run(count);
   return static_cast<const float*>(fetch("x", count));
+}
+
+const float* BlockRunner::repeat(int count, int passes) {
+  run(count);
+  const auto* found = static_cast<const float*>(fetch("x", count));
+  for (int done = 1; done < passes; ++done) {
+    copy_tokens(found, {count, 0}, inputs_.data(), {count, 1}, count - 1, batch_, width_);
+    store("previous", inputs_.data(), count);
+    run(count);
+    found = static_cast<const float*>(fetch("x", count));
+  }
+  return found;
 }
 
 void BlockRunner::pass(std::int64_t start, int offset, int count) {

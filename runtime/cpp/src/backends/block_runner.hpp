@@ -25,7 +25,8 @@ struct BlockInputs {
 // so a step feeds the next.
 class BlockRunner {
  public:
-  BlockRunner(const Graph& graph, const Block& block, const Manifest& manifest);
+  // `most_tokens` is the largest number of tokens in one run.
+  BlockRunner(const Graph& graph, const Block& block, const Manifest& manifest, std::int64_t most_tokens);
   virtual ~BlockRunner() = default;
   BlockRunner(const BlockRunner&) = delete;
   BlockRunner& operator=(const BlockRunner&) = delete;
@@ -39,7 +40,7 @@ class BlockRunner {
   // The decoded sequence, [B, T, D] in block order.
   void read(std::vector<float>& tokens) const;
   // Zeroes the caches: NaN or infinity would reach later sequences through masked positions.
-  void clear();
+  virtual void clear();
 
   const Block& block() const { return block_; }
 
@@ -48,6 +49,8 @@ class BlockRunner {
   virtual void store(const std::string& name, const void* values, int count) = 0;
   virtual const void* fetch(const std::string& name, int count) const = 0;  // on the host, until the next run
   virtual void run(int count) = 0;  // at the current position, without moving it
+  // Several runs at one position. Each takes the outputs of the one before it; returns the last ones.
+  virtual const float* repeat(int count, int passes);
   virtual void seek(std::int64_t position) = 0;
   virtual std::int64_t tell() const = 0;
 

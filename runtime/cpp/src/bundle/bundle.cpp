@@ -23,20 +23,6 @@ constexpr std::size_t most_manifest_bytes = std::size_t{8} << 20;
 constexpr std::size_t most_header_bytes = std::size_t{100} << 20;
 const char* const again = "; copy or export it again";
 
-// Whether a file lies in a folder, whatever links lead to it. The Hugging Face Hub's cache keeps `snapshots/<commit>/`
-// as links into `blobs/` beside `snapshots`; those are inside as well.
-bool lies_inside(const fs::path& file, const fs::path& folder) {
-  std::error_code failed;
-  const fs::path found = fs::canonical(file, failed), root = fs::canonical(folder, failed);
-  if (failed) return true;  // it is missing, which is said later
-  if (std::mismatch(root.begin(), root.end(), found.begin(), found.end()).first == root.end()) return true;
-  for (fs::path each = root; each.has_relative_path(); each = each.parent_path()) {
-    if (each.parent_path().filename() == "snapshots")
-      return found.parent_path() == each.parent_path().parent_path() / "blobs";
-  }
-  return false;
-}
-
 // Where a tensor of a safetensors file lies, which must be as long as its type and shape say.
 std::pair<std::uint64_t, std::uint64_t> tensor_place(const Json& entry) {
   static const std::map<std::string, std::uint64_t> bits{
@@ -108,6 +94,18 @@ std::string read_manifest_text(const fs::path& root) {
 }
 
 }  // namespace
+
+bool lies_inside(const fs::path& file, const fs::path& folder) {
+  std::error_code missing, failed;
+  const fs::path found = fs::canonical(file, missing), root = fs::canonical(folder, failed);
+  if (missing || failed) return true;  // which is said later
+  if (std::mismatch(root.begin(), root.end(), found.begin(), found.end()).first == root.end()) return true;
+  for (fs::path each = root; each.has_relative_path(); each = each.parent_path()) {
+    if (each.parent_path().filename() == "snapshots")
+      return found.parent_path() == each.parent_path().parent_path() / "blobs";
+  }
+  return false;
+}
 
 std::string read_regular(const std::string& path, std::size_t most_bytes) {
   // O_NONBLOCK: opening a pipe must not wait for a writer.

@@ -19,6 +19,7 @@ class Bundle {
   // The manifest of a height and width, 0 for the default shape, at each of its batch sizes or at `batch` alone.
   std::vector<Manifest> at(std::int64_t height, std::int64_t width, std::int64_t batch) const;
 
+  const std::filesystem::path& root() const { return root_; }
   std::string path(const File& file) const { return (root_ / file.path).string(); }
   // The content of a small file, compared with its digest.
   std::string content(const File& file) const;
@@ -38,6 +39,10 @@ class Bundle {
   Manifests manifests_;
   std::map<std::string, Stamp> stamps_;
 };
+
+// Whether a file lies in a folder, whatever links lead to it. The Hugging Face Hub's cache keeps `snapshots/<commit>/`
+// as links into `blobs/` beside `snapshots`; those are inside as well.
+bool lies_inside(const std::filesystem::path& file, const std::filesystem::path& folder);
 
 // The content of a regular file; throws std::runtime_error, whose message says why it cannot be read.
 std::string read_regular(const std::string& path, std::size_t most_bytes);

@@ -11,7 +11,7 @@
 #include <valijson/schema_parser.hpp>
 #include <valijson/validator.hpp>
 
-#include "manifest_schema_text.hpp"  // written by CMake from runtime/schema/
+#include "schema_texts.hpp"  // written by CMake from runtime/schema/
 
 namespace starflow {
 namespace {
@@ -40,7 +40,10 @@ const valijson::Schema& schema_of(const std::string& definition) {
   const std::lock_guard<std::mutex> locked(lock);
   std::unique_ptr<valijson::Schema>& schema = schemas[definition];
   if (!schema) {
-    Json text = Json::parse(manifest_schema_text);
+    Json text = Json::parse(manifest_schema_text), build = Json::parse(build_schema_text);
+    text["$defs"].update(build["$defs"]);
+    build.erase("$defs");
+    text["$defs"]["BuildRecord"] = build;
     rename_prefix_items(text);
     Json& definitions = text["$defs"];
     definitions["DecodePlan"] = {

@@ -21,14 +21,22 @@ constexpr int rounds = 5;                         // of the measurement of threa
 
 class OnnxRuntimeBackend : public Backend {
  public:
-  OnnxRuntimeBackend(const Bundle& bundle, int threads, const std::string& library)
-      : bundle_(bundle), library_(OnnxRuntime::load(library)), threads_(threads) {}
+  OnnxRuntimeBackend(const Bundle& bundle, const std::string& provider, int threads, const std::string& library)
+      : bundle_(bundle),
+        library_(OnnxRuntime::load(library)),
+        provider_(choose_provider(library_, provider)),
+        threads_(threads) {
+    if (provider_.has_own_memory()) device_ = std::make_unique<DeviceMemory>(library_, provider_);
+  }
 
-  std::string name() const override { return "onnxruntime cpu"; }
+  std::string name() const override { return "onnxruntime " + provider_.name; }
   std::string release() const override { return library_.release(); }
-  const char* lowering() const override { return "cpu"; }
+  const char* lowering() const override { return device_ ? "portable" : "cpu"; }
 
   void check(const Variant& variant) const override {
+    if (device_ && variant.lowering != "portable")
+      usage_error("variant " + variant.name + " runs on the CPU only; provider " + provider_.name +
+                  " needs a portable variant");
     int least = oldest;
     for (const Graph& graph : variant.graphs) {
       for (const TensorSpec& spec : graph.inputs) {
@@ -48,7 +56,7 @@ class OnnxRuntimeBackend : public Backend {
           session(graph.file, weights_of(graph, manifest), graph.inputs, graph.outputs, threads), graph, block,
           manifest);
     };
-    if (threads_ > 0) return open(threads_);
+    if (threads_ > 0 || device_) return open(threads_);
     if (graph.weight_bytes > large_weights || cores == 1) return open(cores);
     // The two take turns, so that a disturbance affects both, and the best round of each counts.
     auto single = open(1), all = open(cores);
@@ -70,14 +78,15 @@ class OnnxRuntimeBackend : public Backend {
     if (!opened) opened = session(network.file, network.weights, network.inputs, network.outputs, threads_);
     const TensorSpec& made = network.outputs.at(0);
     std::vector<float> output(static_cast<std::size_t>(made.values(1)));
-    std::vector<Memory> memory;
-    memory.reserve(network.inputs.size());
-    const auto place = [&](const TensorSpec& spec) {
-      memory.emplace_back(spec, 1);
-      std::memcpy(memory.back().data(), inputs.at(spec.name), memory.back().bytes());
-      return memory.back().data();
-    };
-    opened->run(opened->bind(1, place, [&](const TensorSpec&) { return static_cast<void*>(output.data()); }).get());
+    std::map<std::string, Memory> memory;  // on the host: a binding moves what a device needs
+    for (const TensorSpec& spec : network.inputs) {
+      const Memory& input = memory.emplace(spec.name, Memory(spec, 1)).first->second;
+      std::memcpy(input.data(), inputs.at(spec.name), input.bytes());
+    }
+    memory.emplace(made.name, Memory(made, 1));
+    const auto place = [&](const TensorSpec& spec) { return &memory.at(spec.name); };
+    opened->run(opened->bind(1, place, place));
+    std::memcpy(output.data(), memory.at(made.name).data(), memory.at(made.name).bytes());
     return output;
   }
 
@@ -98,11 +107,14 @@ class OnnxRuntimeBackend : public Backend {
 
   std::unique_ptr<Session> session(const File& graph, const File& weights, const std::vector<TensorSpec>& inputs,
                                    const std::vector<TensorSpec>& outputs, int threads) {
-    return std::make_unique<Session>(library_, bundle_, graph, weights, inputs, outputs, threads);
+    return std::make_unique<Session>(library_, bundle_, graph, weights, inputs, outputs, provider_, threads,
+                                     device_.get());
   }
 
   const Bundle& bundle_;
   const OnnxRuntime& library_;
+  Provider provider_;
+  std::unique_ptr<DeviceMemory> device_;  // of a provider that has its own memory
   int threads_;
   std::map<std::string, std::unique_ptr<Session>> networks_;  // by the path of their graph
 };
@@ -111,10 +123,9 @@ class OnnxRuntimeBackend : public Backend {
 
 std::unique_ptr<Backend> open_onnxruntime(const Bundle& bundle, const std::string& provider, int threads,
                                           const std::string& library) {
-  if (provider != "cpu") usage_error("provider " + provider + " is not known to this library; choose cpu");
   if (threads < 0 || threads > most_threads)
     usage_error(std::to_string(threads) + " threads: give a number from 0 to " + std::to_string(most_threads));
-  return std::make_unique<OnnxRuntimeBackend>(bundle, threads, library);
+  return std::make_unique<OnnxRuntimeBackend>(bundle, provider, threads, library);
 }
 
 }  // namespace starflow

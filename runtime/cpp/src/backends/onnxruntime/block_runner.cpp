@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 
 namespace starflow {
 
 OnnxRuntimeBlockRunner::OnnxRuntimeBlockRunner(std::unique_ptr<Session> session, const Graph& graph, const Block& block,
                                                const Manifest& manifest)
-    : BlockRunner(graph, block, manifest),
+    : BlockRunner(graph, block, manifest, manifest.max_chunk),
       session_(std::move(session)),
       position_(static_cast<std::int64_t*>(memory("position", 1).data())) {
   check_steps();
@@ -25,31 +24,31 @@ const Memory& OnnxRuntimeBlockRunner::memory(const std::string& name, int count)
   const TensorSpec& own = spec(shared ? "previous" : name);
   const int size = own.depends_on_run() ? count : 1;
   const auto found = buffers_.find({own.name, size});
-  return found != buffers_.end() ? found->second
-                                 : buffers_.emplace(std::pair(own.name, size), Memory(own, size)).first->second;
+  if (found != buffers_.end()) return found->second;
+  Memory made = own.role == "position" ? Memory(own, size) : session_->allocate(own, size);
+  return buffers_.emplace(std::pair(own.name, size), std::move(made)).first->second;
 }
 
 void OnnxRuntimeBlockRunner::store(const std::string& name, const void* values, int count) {
-  const Memory& target = memory(name, count);
-  std::memcpy(target.data(), values, target.bytes());
+  session_->write(memory(name, count), values);
 }
 
-const OrtIoBinding* OnnxRuntimeBlockRunner::binding(int count) {
+const Binding& OnnxRuntimeBlockRunner::binding(int count) {
   const auto bound = bindings_.find(count);
-  if (bound != bindings_.end()) return bound->second.get();
-  const auto input = [&](const TensorSpec& each) { return memory(each.name, count).data(); };
-  const auto output = [&](const TensorSpec& each) -> void* {
+  if (bound != bindings_.end()) return bound->second;
+  const auto input = [&](const TensorSpec& each) { return &memory(each.name, count); };
+  const auto output = [&](const TensorSpec& each) -> const Memory* {
     if (each.role == "position") return nullptr;  // the runner counts
     for (const TensorSpec& updated : graph().inputs) {
-      if (updated.updated_by == each.name) return memory(updated.name, count).data();
+      if (updated.updated_by == each.name) return &memory(updated.name, count);
     }
-    return memory(each.name, count).data();
+    return &memory(each.name, count);
   };
-  return bindings_.emplace(count, session_->bind(count, input, output)).first->second.get();
+  return bindings_.emplace(count, session_->bind(count, input, output)).first->second;
 }
 
 void OnnxRuntimeBlockRunner::advance(int steps) {
-  const OrtIoBinding* step = binding(1);
+  const Binding& step = binding(1);
   for (int done = 0; done < steps; ++done) {
     session_->run(step);
     ++*position_;

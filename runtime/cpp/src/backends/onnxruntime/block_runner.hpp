@@ -16,19 +16,22 @@ class OnnxRuntimeBlockRunner : public BlockRunner {
 
  private:
   void store(const std::string& name, const void* values, int count) override;
-  const void* fetch(const std::string& name, int count) const override { return memory(name, count).data(); }
+  const void* fetch(const std::string& name, int count) const override {
+    return session_->read(memory(name, count), fetched_);
+  }
   void run(int count) override { session_->run(binding(count)); }
   void seek(std::int64_t position) override { *position_ = position; }
   std::int64_t tell() const override { return *position_; }
 
   const TensorSpec& spec(const std::string& name) const;
   const Memory& memory(const std::string& name, int count) const;  // allocated when it is first needed
-  const OrtIoBinding* binding(int count);
+  const Binding& binding(int count);
 
   std::unique_ptr<Session> session_;
   mutable std::map<std::pair<std::string, int>, Memory> buffers_;
-  std::map<int, Handle<OrtIoBinding>> bindings_;
-  std::int64_t* position_;
+  mutable std::vector<std::byte> fetched_;
+  std::map<int, Binding> bindings_;
+  std::int64_t* position_;  // on the host, where the runner counts
 };
 
 }  // namespace starflow

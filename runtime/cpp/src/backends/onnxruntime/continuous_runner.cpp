@@ -1,7 +1,6 @@
 #include "backends/onnxruntime/continuous_runner.hpp"
 
 #include <algorithm>
-#include <cstring>
 
 namespace starflow {
 namespace {
@@ -14,18 +13,19 @@ OnnxRuntimeContinuousRunner::OnnxRuntimeContinuousRunner(std::unique_ptr<Session
     : session_(std::move(session)) {
   for (const TensorSpec& spec : graph.inputs) {
     if (is_state(spec.role)) {
-      for (auto& state : state_) state.emplace(spec.role, Memory(spec, 1));
+      for (auto& state : state_) state.emplace(spec.role, session_->allocate(spec, 1));
     } else {
-      fixed_.emplace(spec.role, Memory(spec, 1));
+      fixed_.emplace(spec.role, session_->allocate(spec, 1));
     }
   }
   for (const TensorSpec& spec : graph.outputs) {
-    if (!is_state(spec.role)) fixed_.emplace(spec.role, Memory(spec, 1));
+    if (!is_state(spec.role)) fixed_.emplace(spec.role, session_->allocate(spec, 1));
   }
+  table_.resize(fixed_.at("passes").bytes() / sizeof(Pass));
   for (std::size_t turn = 0; turn < 2; ++turn) {
     const auto place = [this](std::size_t which) {
       return [this, which](const TensorSpec& spec) {
-        return (is_state(spec.role) ? state_[which] : fixed_).at(spec.role).data();
+        return &(is_state(spec.role) ? state_[which] : fixed_).at(spec.role);
       };
     };
     bindings_.push_back(session_->bind(1, place(turn), place(1 - turn)));
@@ -34,28 +34,27 @@ OnnxRuntimeContinuousRunner::OnnxRuntimeContinuousRunner(std::unique_ptr<Session
 
 void OnnxRuntimeContinuousRunner::condition(const std::string& role, const void* values) {
   const auto found = fixed_.find(role);
-  if (found != fixed_.end()) std::memcpy(found->second.data(), values, found->second.bytes());
+  if (found != fixed_.end()) session_->write(found->second, values);
 }
 
 void OnnxRuntimeContinuousRunner::start(const float* x) {
-  for (const char* name : {"x", "point", "total"})
-    std::memcpy(state_[turn_].at(name).data(), x, state_[turn_].at(name).bytes());
+  for (const char* name : {"x", "point", "total"}) session_->write(state_[turn_].at(name), x);
 }
 
 void OnnxRuntimeContinuousRunner::load(const Pass* passes, std::size_t count) {
-  std::copy_n(passes, count, static_cast<Pass*>(fixed_.at("passes").data()));
-  *static_cast<std::int64_t*>(state_[turn_].at("pass").data()) = 0;
+  const std::int64_t first = 0;
+  std::copy_n(passes, count, table_.begin());
+  session_->write(fixed_.at("passes"), table_.data());
+  session_->write(state_[turn_].at("pass"), &first);
 }
 
 void OnnxRuntimeContinuousRunner::advance(int passes) {
   for (int done = 0; done < passes; ++done) {
-    session_->run(bindings_[turn_].get());
+    session_->run(bindings_[turn_]);
     turn_ = 1 - turn_;
   }
 }
 
-void OnnxRuntimeContinuousRunner::move(const float* point) {
-  std::memcpy(state_[turn_].at("point").data(), point, state_[turn_].at("point").bytes());
-}
+void OnnxRuntimeContinuousRunner::move(const float* point) { session_->write(state_[turn_].at("point"), point); }
 
 }  // namespace starflow

@@ -16,14 +16,18 @@ class OnnxRuntimeContinuousRunner : public ContinuousRunner {
   void start(const float* x) override;
   void load(const Pass* passes, std::size_t count) override;
   void advance(int passes) override;
-  const float* read() const override { return static_cast<const float*>(state_[turn_].at("x").data()); }
-  const float* velocity() const override { return static_cast<const float*>(fixed_.at("velocity").data()); }
+  const float* read() const override { return fetch(state_[turn_].at("x")); }
+  const float* velocity() const override { return fetch(fixed_.at("velocity")); }
   void move(const float* point) override;
 
  private:
+  const float* fetch(const Memory& memory) const { return static_cast<const float*>(session_->read(memory, fetched_)); }
+
   std::unique_ptr<Session> session_;
   std::map<std::string, Memory> fixed_, state_[2];  // by name
-  std::vector<Handle<OrtIoBinding>> bindings_;
+  mutable std::vector<std::byte> fetched_;
+  std::vector<Pass> table_;
+  std::vector<Binding> bindings_;
   std::size_t turn_ = 0;  // which state the next run reads
 };
 

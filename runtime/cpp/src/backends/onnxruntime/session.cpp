@@ -29,24 +29,20 @@ ONNXTensorElementDataType element_type(Type type) {
 
 }  // namespace
 
-Memory::Memory(const TensorSpec& spec, int count)
-    : bytes_(static_cast<std::size_t>(spec.values(count)) * item_bytes(spec.type)),
-      data_(static_cast<std::byte*>(::operator new[](bytes_, alignment))) {
-  std::memset(data_.get(), 0, bytes_);
-}
-
 Session::Session(const OnnxRuntime& library, const Bundle& bundle, const File& graph, const File& weights,
-                 const std::vector<TensorSpec>& inputs, const std::vector<TensorSpec>& outputs, int threads)
+                 const std::vector<TensorSpec>& inputs, const std::vector<TensorSpec>& outputs,
+                 const Provider& provider, int threads, const DeviceMemory* device)
     : library_(library),
       name_(graph.path.substr(graph.path.rfind('/') + 1)),
       inputs_(inputs),
       outputs_(outputs),
       session_(nullptr, library.api().ReleaseSession),
-      memory_(nullptr, library.api().ReleaseMemoryInfo) {
+      host_(nullptr, library.api().ReleaseMemoryInfo),
+      device_(device) {
   const OrtApi& api = library.api();
   for (const auto* specs : {&inputs_, &outputs_}) {
     for (const TensorSpec& spec : *specs) {
-      if (spec.type == Type::bfloat16)
+      if (spec.type == Type::bfloat16 && device == nullptr)
         backend_error(spec.name + " is bfloat16, which this backend cannot compute; use another variant");
     }
   }
@@ -59,17 +55,19 @@ Session::Session(const OnnxRuntime& library, const Bundle& bundle, const File& g
     library.check(api.SetIntraOpNumThreads(made, threads));
     library.check(api.AddSessionConfigEntry(made, "session.intra_op.spin_duration_us", spin_microseconds));
     library.check(api.SetSessionLogSeverityLevel(made, ORT_LOGGING_LEVEL_FATAL));
+    append_provider(library, made, provider);
     OrtSession* session = nullptr;
     library.check(api.CreateSession(library.environment(), bundle.path(graph).c_str(), made, &session));
     session_.reset(session);
     OrtMemoryInfo* memory = nullptr;
     library.check(api.CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &memory));
-    memory_.reset(memory);
+    host_.reset(memory);
     compare("inputs", inputs_, true);
     compare("outputs", outputs_, false);
   } catch (const OnnxRuntimeFailure& failure) {
-    bundle_error(bundle.path(graph) + ": ONNX Runtime cannot load it (" + failure.reason +
-                 "); export the bundle again");
+    const std::string reason = bundle.path(graph) + ": ONNX Runtime cannot load it (" + failure.reason + ")";
+    if (device != nullptr) backend_error(reason + " on " + provider.chain[0]);
+    bundle_error(reason + "; export the bundle again");
   }
   bundle.check_unchanged({&graph, &weights});
 }
@@ -115,27 +113,30 @@ void Session::compare(const std::string& what, const std::vector<TensorSpec>& sp
   }
 }
 
-Handle<OrtValue> Session::tensor(const TensorSpec& spec, int count, void* data) const {
+Handle<OrtValue> Session::tensor(const TensorSpec& spec, int count, const Memory& memory) const {
   std::vector<std::int64_t> shape = spec.shape;
   for (std::int64_t& size : shape) size = size == tokens_of_run ? count : size;
   OrtValue* value = nullptr;
-  const std::size_t bytes = static_cast<std::size_t>(spec.values(count)) * item_bytes(spec.type);
-  library_.check(library_.api().CreateTensorWithDataAsOrtValue(memory_.get(), data, bytes, shape.data(), shape.size(),
-                                                               element_type(spec.type), &value));
+  library_.check(library_.api().CreateTensorWithDataAsOrtValue(memory.on_device() ? device_->info() : host_.get(),
+                                                               memory.data(), memory.bytes(), shape.data(),
+                                                               shape.size(), element_type(spec.type), &value));
   return {value, library_.api().ReleaseValue};
 }
 
-Handle<OrtIoBinding> Session::bind(int count, const Place& input, const Place& output) const {
+Binding Session::bind(int count, const Place& input, const Place& output) const {
   const OrtApi& api = library_.api();
   try {
     OrtIoBinding* made = nullptr;
     library_.check(api.CreateIoBinding(session_.get(), &made));
-    Handle<OrtIoBinding> binding(made, api.ReleaseIoBinding);
-    for (const TensorSpec& spec : inputs_)
-      library_.check(api.BindInput(made, spec.name.c_str(), tensor(spec, count, input(spec)).get()));
+    Binding binding{{made, api.ReleaseIoBinding}, {}};
+    for (const TensorSpec& spec : inputs_) {
+      Handle<OrtValue> value = tensor(spec, count, *input(spec));
+      library_.check(api.BindInput(made, spec.name.c_str(), value.get()));
+      if (device_ != nullptr && spec.updated_by.empty()) binding.anew.emplace_back(spec.name, std::move(value));
+    }
     for (const TensorSpec& spec : outputs_) {
-      if (void* place = output(spec))
-        library_.check(api.BindOutput(made, spec.name.c_str(), tensor(spec, count, place).get()));
+      if (const Memory* place = output(spec))
+        library_.check(api.BindOutput(made, spec.name.c_str(), tensor(spec, count, *place).get()));
     }
     return binding;
   } catch (const OnnxRuntimeFailure& failure) {
@@ -143,12 +144,33 @@ Handle<OrtIoBinding> Session::bind(int count, const Place& input, const Place& o
   }
 }
 
-void Session::run(const OrtIoBinding* binding) const {
+void Session::run(const Binding& binding) const {
   try {
-    library_.check(library_.api().RunWithBinding(session_.get(), nullptr, binding));
+    for (const auto& [name, value] : binding.anew)
+      library_.check(library_.api().BindInput(binding.io.get(), name.c_str(), value.get()));
+    library_.check(library_.api().RunWithBinding(session_.get(), nullptr, binding.io.get()));
   } catch (const OnnxRuntimeFailure& failure) {
     backend_error(name_ + ": ONNX Runtime cannot run it (" + failure.reason + ")");
   }
+}
+
+Memory Session::allocate(const TensorSpec& spec, int count) const {
+  return device_ == nullptr ? Memory(spec, count) : device_->allocate(spec, count);
+}
+
+void Session::write(const Memory& target, const void* values) const {
+  if (target.on_device()) {
+    device_->write(target, values);
+  } else {
+    std::memcpy(target.data(), values, target.bytes());
+  }
+}
+
+const void* Session::read(const Memory& source, std::vector<std::byte>& kept) const {
+  if (!source.on_device()) return source.data();
+  kept.resize(source.bytes());
+  device_->read(source, kept.data());
+  return kept.data();
 }
 
 }  // namespace starflow

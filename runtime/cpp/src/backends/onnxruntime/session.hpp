@@ -1,56 +1,54 @@
 // ONNX Runtime sessions, and buffers that are bound to them.
 #pragma once
 
-#include <cstddef>
 #include <functional>
 #include <memory>
-#include <new>
+#include <utility>
 
-#include "backends/onnxruntime/library.hpp"
+#include "backends/onnxruntime/memory.hpp"
 #include "bundle/bundle.hpp"
 
 namespace starflow {
 
-// Zeroed memory of a tensor, aligned for vector instructions.
-class Memory {
- public:
-  Memory(const TensorSpec& spec, int count);
+// Where a run reads an input or writes an output; null leaves an output out.
+using Place = std::function<const Memory*(const TensorSpec& spec)>;
 
-  void* data() const { return data_.get(); }
-  std::size_t bytes() const { return bytes_; }
-
- private:
-  static constexpr std::align_val_t alignment{64};
-  struct Free {
-    void operator()(std::byte* memory) const { ::operator delete[](memory, alignment); }
-  };
-
-  std::size_t bytes_;
-  std::unique_ptr<std::byte[], Free> data_;
+// The inputs and outputs of a session for runs of one number of tokens.
+struct Binding {
+  Handle<OrtIoBinding> io;
+  // On a device, inputs that no run updates in place are bound anew for every run. ONNX Runtime reads some of them on
+  // the host, such as the position, since shapes depend on it: what lies elsewhere is copied when it is bound.
+  std::vector<std::pair<std::string, Handle<OrtValue>>> anew;
 };
-
-// Where a run of `count` tokens reads an input or writes an output.
-using Place = std::function<void*(const TensorSpec& spec)>;
 
 class Session {
  public:
-  // Loads a graph of a bundle. `threads` 0 lets ONNX Runtime choose, one for each core.
+  // Loads a graph of a bundle. `threads` 0 lets ONNX Runtime choose, one for each core. `device` is the memory of a
+  // provider that has its own, else null.
   Session(const OnnxRuntime& library, const Bundle& bundle, const File& graph, const File& weights,
-          const std::vector<TensorSpec>& inputs, const std::vector<TensorSpec>& outputs, int threads);
+          const std::vector<TensorSpec>& inputs, const std::vector<TensorSpec>& outputs, const Provider& provider,
+          int threads, const DeviceMemory* device);
 
   // The inputs and outputs bound once for runs of `count` tokens. The position output is not: callers count.
-  Handle<OrtIoBinding> bind(int count, const Place& input, const Place& output) const;
-  void run(const OrtIoBinding* binding) const;
+  Binding bind(int count, const Place& input, const Place& output) const;
+  void run(const Binding& binding) const;
+
+  // Memory where this session's runs take it, and copies of all of it.
+  Memory allocate(const TensorSpec& spec, int count) const;
+  void write(const Memory& target, const void* values) const;
+  // The content on the host: `kept` holds it if it lies on a device.
+  const void* read(const Memory& source, std::vector<std::byte>& kept) const;
 
  private:
   void compare(const std::string& what, const std::vector<TensorSpec>& specs, bool is_input) const;
-  Handle<OrtValue> tensor(const TensorSpec& spec, int count, void* data) const;
+  Handle<OrtValue> tensor(const TensorSpec& spec, int count, const Memory& memory) const;
 
   const OnnxRuntime& library_;
   std::string name_;
   std::vector<TensorSpec> inputs_, outputs_;
   Handle<OrtSession> session_;
-  Handle<OrtMemoryInfo> memory_;
+  Handle<OrtMemoryInfo> host_;
+  const DeviceMemory* device_;
 };
 
 }  // namespace starflow

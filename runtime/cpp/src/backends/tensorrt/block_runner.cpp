@@ -1,0 +1,69 @@
+#include "backends/tensorrt/block_runner.hpp"
+
+#include <algorithm>
+
+namespace starflow {
+
+TensorrtBlockRunner::TensorrtBlockRunner(GraphEngine& engine, const Block& block, const Manifest& manifest,
+                                         const Scratch& scratch, Queue queue)
+    : BlockRunner(engine.graph(), block, manifest, std::min(manifest.max_chunk, engine.max_tokens())),
+      engine_(engine),
+      scratch_(scratch),
+      queue_(queue),
+      batch_(static_cast<std::size_t>(manifest.batch)),
+      buffers_(queue, engine.graph(), manifest.max_chunk),
+      drain_{queue} {
+  graph_of(1);
+  clear();  // capturing wrote into the caches
+}
+
+void* TensorrtBlockRunner::graph_of(int count) {
+  const auto found = runs_.find(count);
+  if (found != runs_.end()) return found->second.graph.get();
+  CapturedRun run = engine_.capture(count, buffers_, scratch_, queue_.stream, [&] { feed_back(count); });
+  return runs_.emplace(count, std::move(run)).first->second.graph.get();
+}
+
+void TensorrtBlockRunner::feed_back(int count) {
+  const auto copy = [&](const char* target, std::size_t target_offset, const char* source, std::size_t source_offset,
+                        std::size_t bytes) {
+    queue_.gpu.copy(static_cast<std::byte*>(buffers_.address(target)) + target_offset,
+                    static_cast<const std::byte*>(buffers_.address(source)) + source_offset, bytes, queue_.stream);
+  };
+  if (count == 1) {
+    copy("previous", 0, "x", 0, buffers_.bytes("x", 1));
+    copy("position", 0, "position_next", 0, buffers_.bytes("position", 1));
+    return;
+  }
+  // Every token of x except the last of each image goes to the place of the next: previous[:, 1:] = x[:, :-1].
+  const std::size_t token = buffers_.bytes("x", 1) / batch_, image = token * static_cast<std::size_t>(count);
+  for (std::size_t first = 0; first < batch_ * image; first += image)
+    copy("previous", first + token, "x", first, image - token);
+}
+
+void TensorrtBlockRunner::run(int count) {
+  queue_.gpu.select();
+  queue_.gpu.launch(graph_of(count), queue_.stream);
+  if (count == 1) seek(position_);  // its graph moved the position on
+}
+
+const float* TensorrtBlockRunner::repeat(int count, int passes) {
+  queue_.gpu.select();
+  void* graph = graph_of(count);
+  for (int done = 0; done < passes; ++done) queue_.gpu.launch(graph, queue_.stream);
+  return static_cast<const float*>(fetch("x", count));
+}
+
+void TensorrtBlockRunner::seek(std::int64_t position) {
+  position_ = position;
+  store("position", &position_, 1);
+}
+
+void TensorrtBlockRunner::advance(int steps) {
+  queue_.gpu.select();
+  void* graph = graph_of(1);
+  for (int done = 0; done < steps; ++done) queue_.gpu.launch(graph, queue_.stream);
+  position_ += steps;
+}
+
+}  // namespace starflow
