@@ -168,7 +168,7 @@ def test_other_shapes_and_batch_sizes(shapes_bundle: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"null", b"[" * 100_000, b"\xff\xfe", b'{"schema_version": ' + b"1" * 5000 + b"}", b'{"schema_version": 3}'],
+    [b"", b"null", b"[" * 100_000, b"\xff\xfe", b'{"schema_version": ' + b"1" * 5000 + b"}", b'{"schema_version": 4}'],
 )
 def test_what_is_no_manifest(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "manifest.json").write_bytes(text)
