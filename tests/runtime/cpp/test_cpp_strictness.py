@@ -104,7 +104,9 @@ def shapes_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
     return bundle
 
 
-@pytest.mark.parametrize("name", ["shipped", "shapes_bundle", "continuous_bundle", "denoising_bundle", "emoji_bundle"])
+@pytest.mark.parametrize(
+    "name", ["shipped", "shapes_bundle", "patches_bundle", "continuous_bundle", "denoising_bundle", "emoji_bundle"]
+)
 def test_mutated_manifests(request: pytest.FixtureRequest, tmp_path: Path, name: str) -> None:
     bundle = SHIPPED if name == "shipped" else request.getfixturevalue(name)
     root = linked(bundle, tmp_path / "bundle")
