@@ -45,7 +45,7 @@ format: $(VENV)/installed ## Format, and mend what the linter can mend
 
 schema: $(VENV)/installed ## Write the published JSON Schemas of manifest.json and build.json
 	$(BIN)/python -c 'import json; from starflow.runtime.bundle.manifest_file import published_manifest_schema as s; print(json.dumps(s(), indent=1))' \
-	  > runtime/schema/manifest-2.json
+	  > runtime/schema/manifest-3.json
 	$(BIN)/python -c 'import json; from starflow.runtime.bundle.build_record import published_build_schema as s; print(json.dumps(s(), indent=1))' \
 	  > runtime/schema/build-1.json
 

@@ -34,7 +34,12 @@ def load_classifier() -> torch.nn.Module:
 
 
 @torch.inference_mode()
+def logits_of(network: torch.nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Digits [N, 28, 28] uint8 as the network's logits, [N, 10]."""
+    x = (torch.from_numpy(images).float().div(255) - MEAN) / STD
+    return network(x[:, None]).numpy()
+
+
 def classify(network: torch.nn.Module, images: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Digits [N, 28, 28] uint8 as the classes the network sees, [N]."""
-    x = (torch.from_numpy(images).float().div(255) - MEAN) / STD
-    return network(x[:, None]).argmax(1).numpy()
+    return logits_of(network, images).argmax(1)

@@ -20,7 +20,7 @@ from starflow.export.onnx_graph.builder import GraphBuilder
 from starflow.export.onnx_graph.traced_graph import TracedGraph, traced_weights
 from starflow.export.precision import DTYPES, Precision, lowerings
 from starflow.runtime.bundle.graph_spec import GraphSpec
-from starflow.runtime.bundle.manifest import ImageSpec, Provenance, Variant
+from starflow.runtime.bundle.manifest import ImageSpec, Provenance, Variant, schema_version
 from starflow.runtime.bundle.manifest_digest import record_digests
 from starflow.runtime.bundle.manifest_file import Manifest, manifest_content
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, DenoiserKind, DenoiserSpec
@@ -103,7 +103,7 @@ class BundleWriter:
         elif self._config.autoencoder:
             mode = "latent"
         return {
-            "schema_version": 1 if len(self._options.batches) == 1 else 2,  # the oldest that has what the bundle has
+            "schema_version": schema_version(len(self._options.batches) > 1, self._family.own_patches),
             "image": ImageSpec(mode=mode, scale=latent.scale, shift=latent.shift),
             "conditioning": self._family.conditioning,
             "batch": self._options.batches[0],

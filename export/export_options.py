@@ -1,6 +1,7 @@
 """What a user asks an export for."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from starflow.export.activations import ActivationData
@@ -8,6 +9,7 @@ from starflow.export.precision import Precision, TextPrecision
 from starflow.runtime.bundle.manifest import MOST_BATCH_SIZES
 from starflow.runtime.bundle.network_spec import DenoiserKind
 from starflow.runtime.plain.errors import UsageError
+from starflow.training.layers.tokens import Patch, least_sides
 
 # The largest sizes a bundle may have: graphs hold tables of their positions, and a runtime allocates caches for all of them.
 MOST_BATCH = 1 << 16
@@ -54,12 +56,12 @@ class ExportOptions:
             raise UsageError(f"{named}: found {len(sizes)} batch sizes, expected at most {MOST_BATCH_SIZES}")
         return tuple(sizes)
 
-    def sizes(self, trained: int, patch: int) -> tuple[tuple[int, int], ...]:
+    def sizes(self, trained: int, patches: Collection[Patch]) -> tuple[tuple[int, int], ...]:
         """Height and width of every shape of the bundle, the default one first.
 
         Args:
             trained: Side of the images the model was trained on.
-            patch: Side of a patch; sides of a shape are multiples of it.
+            patches: Height and width of every patch that a shape consists of.
 
         Raises:
             UsageError: a shape is named twice or does not consist of whole patches.
@@ -69,10 +71,12 @@ class ExportOptions:
             raise UsageError(
                 f"--shape {' '.join(f'{height}x{width}' for height, width in sizes)}: name every shape once"
             )
+        p, q = least_sides(patches)
         for height, width in sizes:
-            if height < 1 or width < 1 or height % patch or width % patch:
+            if height < 1 or width < 1 or height % p or width % q:
+                patch = str(p) if p == q else f"{p}x{q}"
                 raise UsageError(f"--shape {height}x{width}: give sides that are multiples of the patch size {patch}")
-            if height * width // patch**2 > MOST_TOKENS:
+            if height * width // min(map(math.prod, patches)) > MOST_TOKENS:
                 raise UsageError(
                     f"--shape {height}x{width}: found more than {MOST_TOKENS:,} tokens; give smaller sides"
                 )

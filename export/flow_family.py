@@ -27,6 +27,7 @@ class FlowFamily(ABC):
     # Every shape of the bundle at every batch size. The default shape comes first, and of each shape the largest batch.
     sizes: Sequence[GraphSize]
     blocks: tuple[int, ...] = (0,)  # those that have a graph, in the order they are written
+    own_patches = False  # whether flow blocks cut the data into patches of their own
     # Traces the denoiser of a kind at a size, by its place in `sizes`.
     denoisers: Mapping[DenoiserKind, Callable[[int], TracedGraph]] = {}
 

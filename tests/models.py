@@ -70,6 +70,12 @@ def class_config(**changes: Any) -> CheckpointConfig:
     )
 
 
+def patches_config(**more: Any) -> CheckpointConfig:
+    """A class-conditional STARFlow whose deep block decodes 4x4 patches, 4 tokens of 16; the others 2x4 and 2x2."""
+    changes: dict[str, Any] = {"num_blocks": 3, "layers_per_block": (1, 1, 2), "block_patch_sizes": (2, (2, 4), 4)}
+    return class_config(**changes | more)
+
+
 def unconditional_config() -> CheckpointConfig:
     changes = {"txt_size": 0, "txt_dim": 0}
     return CheckpointConfig(model=StarflowConfig(**{**CLASS_MODEL, **changes}), image=ImageRange(mode="L"))

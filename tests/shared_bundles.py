@@ -15,6 +15,7 @@ from tests.models import (
     class_config,
     denoising_config,
     features_config,
+    patches_config,
     velocity_config,
     write_checkpoint,
     write_velocity,
@@ -124,3 +125,19 @@ def continuous_bundle(continuous_checkpoint: Path, made_once: MadeOnce) -> Path:
         "velocity-bundle", lambda folder: export_checkpoint(continuous_checkpoint, folder / "bundle", options)
     )
     return made / "bundle"
+
+
+@pytest.fixture(scope="session")
+def patches_checkpoint(made_once: MadeOnce) -> Path:
+    """A random STARFlow whose flow blocks have patches of their own."""
+    return made_once("patches", lambda folder: write_checkpoint(folder / "checkpoint", patches_config())) / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def patches_bundle(patches_checkpoint: Path, made_once: MadeOnce) -> Path:
+    """Its bundle, both lowerings, batch 2, with the score."""
+    options = ExportOptions(batch=2, denoisers=("score",))
+    return (
+        made_once("patches-bundle", lambda folder: export_checkpoint(patches_checkpoint, folder / "bundle", options))
+        / "bundle"
+    )

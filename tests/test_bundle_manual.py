@@ -101,15 +101,13 @@ def sample(
 ):
     """Class labels [N] and noise [N, ...] -> data [N, C, H, W], guided by `weight`."""
     manifest = at_batch(at_shape(json.loads((root / "manifest.json").read_text()), shape), len(noise))
-    assert manifest["schema_version"] in (1, 2)
+    assert manifest["schema_version"] in (1, 2, 3)
     model, condition, batch = manifest["model"], manifest["conditioning"], manifest["batch"]
     graphs = next(v["graphs"] for v in manifest["variants"] if v["name"] == variant)
     blocks = [FlowBlock(root, manifest["blocks"][g["block"]], g, in_place) for g in graphs]
-    (channels, height, width), patch = model["data_shape"], model["patch_size"]
-    tiles = (channels, height // patch, patch, width // patch, patch)
-    axes = {"row-column-channel": (2, 4, 3, 5, 1), "channel-row-column": (2, 4, 1, 3, 5)}[model["patch_order"]]
+    square = [model["patch_size"]] * 2
     if model["noise_layout"] == "image":
-        noise = noise.reshape(-1, *tiles).transpose(0, *axes).reshape(-1, model["tokens"], model["token_dim"])
+        noise = cut(noise, model, square)
     if manifest["prior"]:
         noise = noise * safetensors(root / manifest["prior"]["path"])["standard_deviation"]
     parts = []
@@ -128,9 +126,32 @@ def sample(
                     flow.buffers[name][...] = value
             one_hot = np.eye(condition["width"])[ids][:, None] if flow.block["prefix"] else None
             turn = slice(None, None, -1 if flow.block["reversed"] else 1)
-            x = flow.decode(x[:, turn], one_hot, chunk, threshold)[:, turn]
+            own = cut(join(x, model, square), model, flow.block.get("patch") or square)
+            own = flow.decode(own[:, turn], one_hot, chunk, threshold)[:, turn]
+            x = cut(join(own, model, flow.block.get("patch") or square), model, square)
         parts.append(x[: len(noise) - start])
-    data = np.concatenate(parts).reshape(-1, *(tiles[axis - 1] for axis in axes))
+    return join(np.concatenate(parts), model, square)
+
+
+AXES = {"row-column-channel": (2, 4, 3, 5, 1), "channel-row-column": (2, 4, 1, 3, 5)}
+
+
+def tiles(model, patch):
+    """Sizes of data [C, H, W] that are cut into patches."""
+    (channels, height, width), (p, q) = model["data_shape"], patch
+    return channels, height // p, p, width // q, q
+
+
+def cut(x, model, patch):
+    """Data [N, C, H, W] -> tokens [N, T, D]."""
+    sizes = tiles(model, patch)
+    return x.reshape(-1, *sizes).transpose(0, *AXES[model["patch_order"]]).reshape(len(x), sizes[1] * sizes[3], -1)
+
+
+def join(tokens, model, patch):
+    """Tokens [N, T, D] -> data [N, C, H, W]."""
+    axes = AXES[model["patch_order"]]
+    data = tokens.reshape(-1, *(tiles(model, patch)[axis - 1] for axis in axes))
     return data.transpose(0, *(np.argsort(axes) + 1)).reshape(-1, *model["data_shape"])
 
 
@@ -272,6 +293,12 @@ def test_another_shape(shapes_bundle: Path, variant: str) -> None:
 @pytest.mark.parametrize("variant", ["cpu-fp32", "portable-fp32"])
 def test_another_batch_size(batches_bundle: Path, variant: str, shape: tuple[int, int] | None) -> None:
     assert agreement(batches_bundle, variant, shape=shape) <= 1e-5
+
+
+@pytest.mark.parametrize("variant", ["cpu-fp32", "portable-fp32"])
+@pytest.mark.parametrize("chunk", [0, 3], ids=["sequential", "jacobi"])
+def test_patches_of_every_block(patches_bundle: Path, variant: str, chunk: int) -> None:
+    assert agreement(patches_bundle, variant, chunk=chunk) <= 1e-5
 
 
 @pytest.mark.parametrize("kind", ["score", "learned"])

@@ -33,7 +33,7 @@ def names_in(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("file", "current"), [("manifest-2.json", published_manifest_schema), ("build-1.json", published_build_schema)]
+    ("file", "current"), [("manifest-3.json", published_manifest_schema), ("build-1.json", published_build_schema)]
 )
 def test_published_schemas_are_those_of_the_code(
     repository: Path, file: str, current: Callable[[], dict[str, Any]]
@@ -41,27 +41,34 @@ def test_published_schemas_are_those_of_the_code(
     assert json.loads((repository / "runtime/schema" / file).read_text()) == current(), "write it again: make schema"
 
 
-def test_schema_2_adds_batch_sizes_to_schema_1_and_nothing_else(repository: Path) -> None:
-    """Releases that know schema 1 alone read bundles of one batch size, so no field may appear in those."""
+@pytest.mark.parametrize(
+    ("older", "added"), [(1, {"batches", "AutoregressiveBatch", "ContinuousBatch"}), (2, {"patch"})], ids=["2", "3"]
+)
+def test_a_schema_adds_some_fields_to_the_one_before_and_nothing_else(
+    repository: Path, older: int, added: set[str]
+) -> None:
+    """Older releases read bundles that do without what is new, so no other field may appear in those."""
 
     def without(part: Any) -> Any:
         if isinstance(part, list):
             return [without(each) for each in part]
         if not isinstance(part, dict):
             return part
-        left_out = {"batches", "schema_version", "AutoregressiveBatch", "ContinuousBatch"}
+        left_out = {"schema_version", *added}
         texts = {name for name in ("title", "description") if isinstance(part.get(name), str)}
         return {name: without(value) for name, value in part.items() if name not in left_out | texts}
 
-    one, two = (json.loads((repository / f"runtime/schema/manifest-{number}.json").read_text()) for number in (1, 2))
-    assert one != two
-    assert without(one) == without(two)
+    before, after = (
+        json.loads((repository / f"runtime/schema/manifest-{number}.json").read_text()) for number in (older, older + 1)
+    )
+    assert before != after
+    assert without(before) == without(after)
 
 
 @pytest.mark.parametrize(
     ("file", "page", "some"),
     [
-        ("manifest-2.json", "docs/bundle.md", {"guidance_anneal", "patch_order"}),
+        ("manifest-3.json", "docs/bundle.md", {"guidance_anneal", "patch_order"}),
         ("build-1.json", "docs/tensorrt.md", {"compute_capabilities", "profiles"}),
     ],
 )

@@ -10,6 +10,7 @@ from starflow.calibration.plans.budget_search import PlanEdge, fastest_plan
 from starflow.calibration.plans.candidates import BlockCandidates, block_curve, candidate_edges, explore
 from starflow.calibration.plans.convergence import BlockProbe, probes
 from starflow.calibration.plans.costs import measure_costs
+from starflow.calibration.plans.next_gain import NextGain, next_gain
 from starflow.calibration.plans.runs import Measured, PlanOptions, PlanRuns
 from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL
 from starflow.runtime.backends.base import Backend
@@ -40,6 +41,7 @@ class DecodeCalibration:
     sequential: Times  # times of a batch decoded token by token
     candidates: tuple[BlockCandidates, ...]  # what was measured of each flow block, in sampling order
     costs: tuple[BlockCost, ...]  # times of each flow block
+    next_gain: NextGain | None  # what a larger budget would bring; None if no plan is much faster at any budget
 
     def predicted_milliseconds(self, block: int) -> float | None:
         """Predicted time of one flow block."""
@@ -90,10 +92,12 @@ def calibrate_plan(
     plan, sequential, planned = _faster_blocks(runs, plan, 2 * options.repetitions)
     measured = runs.measure(plan)
     reason = refusal(plan, measured.error, options.budget, planned.milliseconds, sequential.milliseconds)
+    predicted = predicted_milliseconds(plan, costs, manifest.decoded_tokens())
+    assert predicted is not None
+    decoding = predicted - sum(cost.prefill_milliseconds for cost in costs)
+    gain = next_gain(first, edges, options.budget, plan, decoding)
     spec = None
     if not reason:
-        predicted = predicted_milliseconds(plan, costs, manifest.decoded_tokens())
-        assert predicted is not None
         spec = CalibratedDecodePlan(
             backend=backend.name,
             variant=variant.name,
@@ -109,7 +113,7 @@ def calibrate_plan(
             blocks=plan.blocks,
         )
     progress(total, total)
-    return DecodeCalibration(options, spec, reason, plan, measured, planned, sequential, tuple(candidates), costs)
+    return DecodeCalibration(options, spec, reason, plan, measured, planned, sequential, tuple(candidates), costs, gain)
 
 
 def refusal(plan: DecodePlan, error: float, budget: float, planned: float, sequential: float) -> str | None:

@@ -1,11 +1,13 @@
 """The report of a decode plan's calibration."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from starflow.calibration.plans.candidates import BlockCandidates, block_curve
 from starflow.calibration.plans.decode_plan import DecodeCalibration
+from starflow.calibration.plans.next_gain import LEAST
 from starflow.calibration.plans.plan_report import PlanReport, ReportTable, milliseconds
 from starflow.runtime.plans.decode_plan import Segment, Steps, Window
 from starflow.runtime.reports.plot import COLOURS, GREY
@@ -13,7 +15,7 @@ from starflow.runtime.reports.plot import COLOURS, GREY
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LEAST = 1e-8  # drawn for an error of 0, which a logarithmic axis does not have
+SMALLEST = 1e-8  # drawn for an error of 0, which a logarithmic axis does not have
 
 
 def decode_report(result: DecodeCalibration) -> PlanReport:
@@ -34,6 +36,7 @@ def decode_report(result: DecodeCalibration) -> PlanReport:
         "plan": result.plan.model_dump(mode="json", exclude_none=True),
         "costs": [cost.model_dump(mode="json") for cost in result.costs],
         "blocks": rows,
+        "next_gain": None if result.next_gain is None else asdict(result.next_gain),
         "timing": {
             name: {"milliseconds": times.milliseconds, "blocks": times.part_milliseconds}
             for name, times in (("sequential", result.sequential), ("planned", result.planned))
@@ -43,6 +46,7 @@ def decode_report(result: DecodeCalibration) -> PlanReport:
         f"network passes {passes:.1f} of {tokens}: {tokens / passes:.2f} times fewer",
         f"time of a batch {planned:.1f} ms, sequential {sequential:.1f} ms: {sequential / planned:.2f} times faster",
         f"error against sequential decoding {result.measured.error:.1e}, budget {budget:g}",
+        limit(result),
     )
     return PlanReport(
         stored=result.spec is not None,
@@ -81,6 +85,18 @@ def block_rows(result: DecodeCalibration) -> list[dict[str, Any]]:
         }
         for found in result.candidates
     ]
+
+
+def limit(result: DecodeCalibration) -> str:
+    """What keeps the plan from being faster, in words."""
+    parts = result.planned.part_milliseconds
+    longest = max((found.block for found in result.candidates), key=lambda block: parts[block])
+    share = f"flow block {longest} takes {parts[longest] / result.planned.milliseconds:.0%} of the time"
+    gain = result.next_gain
+    if gain is None:
+        return f"{share}; no larger budget saves {LEAST:.0%}"
+    blocks = f"flow block{'s' * (len(gain.blocks) > 1)} {', '.join(map(str, gain.blocks))}"
+    return f"{share}; next gain: {gain.saved:.0%} less time at a budget of about {gain.budget:.2g}, by {blocks}"
 
 
 def describe(segment: Segment) -> str:
@@ -133,12 +149,12 @@ def _draw(figure: "Figure", result: DecodeCalibration) -> None:
     panels = figure.subplots(1, len(result.candidates), sharey=True, squeeze=False)[0]
     for panel, found in zip(panels, result.candidates, strict=True):
         for number, width in enumerate(_widths(found)):
-            errors = np.maximum(block_curve(found.curves, width), LEAST)
+            errors = np.maximum(block_curve(found.curves, width), SMALLEST)
             passes = [(index + 1) / width for index in range(len(errors))]
             panel.plot(passes, errors, color=COLOURS[number % len(COLOURS)], marker=".", label=f"chunk {width}")
         if found.windows:
             rate = [trial.passes / found.tokens for trial in found.windows]
-            errors = np.maximum([trial.error**0.5 for trial in found.windows], LEAST)
+            errors = np.maximum([trial.error**0.5 for trial in found.windows], SMALLEST)
             panel.plot(rate, errors, "kx", markersize=4, label="windows")
         panel.axvline(1.0, color=GREY, linewidth=1)
         panel.set(title=f"flow block {found.block}, guess: {found.guess}", xlabel="passes per token")

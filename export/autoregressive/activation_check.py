@@ -1,5 +1,6 @@
 """Do an autoregressive flow's activations fit into float16? See `starflow.export.activations`."""
 
+import math
 from itertools import chain
 
 import torch
@@ -11,6 +12,7 @@ from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plans.decode_plan import Jacobi
 from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.config import CheckpointConfig
+from starflow.training.layers.tokens import least_sides
 
 WORK = 1e12  # multiply-adds of a check on drawn samples: half a minute on two cores
 SMALLEST_SIDE = 8  # tokens; large models are checked on smaller images, but no smaller than this
@@ -48,10 +50,11 @@ def _draw(config: CheckpointConfig, model: AutoregressiveFlow) -> None:
             side = max(side // 2, SMALLEST_SIDE)
     passes = min(max(int(WORK / (cost * side**2)), MIN_PASSES), MAX_PASSES)
     generator = torch.Generator().manual_seed(0)
-    pixels = side * model.config.patch_size
-    noise = torch.randn(model.noise_shape(1, pixels, pixels), generator=generator)
+    patch = model.config.patch_size
+    pixels = [-(-side * patch // multiple) * multiple for multiple in least_sides(model.config.patches)]
+    noise = torch.randn(model.noise_shape(1, *pixels), generator=generator)
     y, null = drawn_conditions(config, model, 1, generator)
-    plan = Jacobi(chunk=side**2, max_iterations=passes)
+    plan = Jacobi(chunk=math.prod(pixels), max_iterations=passes)  # the whole sequence of any block
     model.reverse(noise, y, null, guidance=0.0 if y is None else 1.0, jacobi=plan)
 
 

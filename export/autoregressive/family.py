@@ -33,6 +33,7 @@ from starflow.runtime.plain.errors import ExportError
 from starflow.training.autoregressive.config import BlockConfig, StarflowConfig, TarflowConfig
 from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.config import CheckpointConfig
+from starflow.training.layers.tokens import Patch
 from starflow.training.tensor_file import CheckpointTensors
 
 
@@ -52,6 +53,7 @@ class AutoregressiveFamily(FlowFamily):
         self.sizes = [
             GraphSize((model.config.in_channels, size.height, size.width), size.batch) for size in self._sizes
         ]
+        self.own_patches = model.config.block_patch_sizes is not None
         self.blocks = tuple(sorted(self._sizes[0].geometries, reverse=True))
         self.denoisers = {kind: partial(self._trace, kind) for kind in denoiser_kinds(config, options)}
 
@@ -86,7 +88,10 @@ class AutoregressiveFamily(FlowFamily):
         return {"model": self._summary(size), "max_chunk": size.max_chunk}
 
     def _blocks(self, size: FlowSize) -> tuple[Block, ...]:
-        return tuple(_block(block, size.geometries.get(block.index)) for block in self._model.block_configs)
+        return tuple(
+            _block(block, size.geometries.get(block.index), block.patch if self.own_patches else None)
+            for block in self._model.block_configs
+        )
 
     def _trace(self, kind: DenoiserKind, size: int) -> TracedGraph:
         at = self._sizes[size]
@@ -147,7 +152,7 @@ class AutoregressiveFamily(FlowFamily):
         )
 
 
-def _block(block: BlockConfig, geometry: StepGeometry | None) -> Block:
+def _block(block: BlockConfig, geometry: StepGeometry | None, patch: Patch | None) -> Block:
     return Block(
         index=block.index,
         identity=geometry is None,
@@ -156,4 +161,5 @@ def _block(block: BlockConfig, geometry: StepGeometry | None) -> Block:
         prefix=geometry.prefix if geometry else 0,
         first_token=geometry.first_token if geometry else 0,
         capacity=geometry.capacity if geometry else 0,
+        patch=patch,
     )

@@ -21,7 +21,7 @@ class StepGeometry:
     batch: int  # images B decoded together
     rows: int  # rows of the network: 2B where guidance needs [conditional, null] halves, else B
     prefix: int  # condition tokens m in front
-    # Image size in tokens.
+    # Image size in tokens of the block.
     height: int
     width: int
     start_token: bool
@@ -69,19 +69,18 @@ def flow_sizes(
     Raises:
         ExportError, UsageError: the model cannot have one of them.
     """
-    config, patch = model.config, model.config.patch_size
+    config = model.config
 
     def flow_size(height: int, width: int, batch: int) -> FlowSize:
         if isinstance(config, TarflowConfig) and (height, width) != (config.img_size, config.img_size):
             raise UsageError(f"--shape {height}x{width}: a TARFlow samples {config.img_size}x{config.img_size} only")
         geometries = {
             block.index: StepGeometry(
-                batch=batch,
-                rows=2 * batch if block.index in guided else batch,
-                prefix=condition_tokens if block.condition == "prefix" else 0,
-                height=height // patch,
-                width=width // patch,
-                start_token=block.start_token,
+                batch,
+                2 * batch if block.index in guided else batch,
+                condition_tokens if block.condition == "prefix" else 0,
+                *block.grid(height, width),
+                block.start_token,
             )
             for block in model.block_configs
             if block.layers
@@ -95,5 +94,5 @@ def flow_sizes(
             raise UsageError(f"--max-chunk {max_chunk}: give 1 to {longest} tokens at {height}x{width}")
         return FlowSize(batch, height, width, geometries, max_chunk)
 
-    shapes, batches = options.sizes(config.img_size, patch), options.batches
+    shapes, batches = options.sizes(config.img_size, config.patches), options.batches
     return tuple(flow_size(*shape, batch) for shape in shapes for batch in batches)

@@ -105,7 +105,7 @@ class ContinuousFamily(FlowFamily):
     def _data_shape(self) -> tuple[int, ...]:
         config, shape = self._model.config, self._options.shape
         if not isinstance(config, ContinuousMlpConfig):
-            return (config.in_channels, *self._options.sizes(config.img_size, config.patch_size)[0])
+            return (config.in_channels, *self._options.sizes(config.img_size, [(config.patch_size,) * 2])[0])
         if shape:
             raise UsageError(
                 f"--shape {shape[0]}x{shape[1]}: this model samples points of {config.dimensions} values; leave it out"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from starflow.export.verification.subject import Found, Part, Subject
 from starflow.export.verification.tolerances import Kind
-from starflow.runtime.autoregressive.tokens import patchify, unpatchify
+from starflow.runtime.autoregressive.tokens import from_block, patchify, to_block, unpatchify
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.backends.block_runner import BlockInputs
 from starflow.runtime.bundle.autoregressive_manifest import Block
@@ -55,8 +55,8 @@ class AutoregressiveSubject(Subject):
         tokens: dict[int, NDArray] = {}
         for block, data in zip(reversed(self._manifest.blocks), after, strict=True):
             if not block.identity:
-                raster = patchify(data.numpy(), self._manifest.model)
-                tokens[block.index] = raster[:, ::-1] if block.reversed else raster
+                natural = patchify(data.numpy(), self._manifest.model)
+                tokens[block.index] = to_block(natural, self._manifest.model, block)
         return Trace(tokens)
 
     def run(
@@ -70,7 +70,7 @@ class AutoregressiveSubject(Subject):
             runner = backend.block_runner(index)
             decoded, given = [], []
             for part, own in _parts(trace.inputs[index]):
-                inputs = own if above is None else replace(own, noise=_noise(expected, above, block)[part])
+                inputs = own if above is None else replace(own, noise=self._noise(expected, above, block)[part])
                 decoded.append(decode_block(runner, block, inputs))
                 given.append(decode_given(runner, block, inputs, finite(expected.tokens[index][part])))
             found["block"][index], found["given"][index] = np.concatenate(decoded), np.concatenate(given)
@@ -79,11 +79,16 @@ class AutoregressiveSubject(Subject):
 
     def data(self, trace: Trace) -> NDArray:
         last = list(self._blocks.values())[-1]
-        tokens = trace.tokens[last.index]
-        return unpatchify(tokens[:, ::-1] if last.reversed else tokens, self._manifest.model)
+        model = self._manifest.model
+        return unpatchify(from_block(trace.tokens[last.index], model, last), model)
 
     def load(self, variant: Variant, backend: Backend) -> None:
         backend.block_runner(variant.graphs[0].block)
+
+    def _noise(self, trace: Trace, above: Block, block: Block) -> NDArray:
+        """What goes into a block: the tokens of the one above, as its own."""
+        model = self._manifest.model
+        return to_block(from_block(finite(trace.tokens[above.index]), model, above), model, block)
 
 
 def _parts(inputs: list[BlockInputs]) -> Iterator[tuple[slice, BlockInputs]]:
@@ -92,9 +97,3 @@ def _parts(inputs: list[BlockInputs]) -> Iterator[tuple[slice, BlockInputs]]:
     for batch in inputs:
         yield slice(start, start + len(batch.noise)), batch
         start += len(batch.noise)
-
-
-def _noise(trace: Trace, above: Block, block: Block) -> NDArray:
-    """What goes into a block: the tokens of the one above, in its own order."""
-    tokens = finite(trace.tokens[above.index])
-    return tokens if above.reversed == block.reversed else tokens[:, ::-1]

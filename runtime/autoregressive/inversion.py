@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starflow.runtime.autoregressive.sampling_loop import block_inputs
+from starflow.runtime.autoregressive.tokens import from_block, to_block
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.backends.block_runner import BlockInputs
 from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest, Block
@@ -29,7 +30,7 @@ class InvertedBlock:
     block: Block
     inputs: BlockInputs  # the inputs that yield the tokens: their noise, and the condition
     tokens: NDArray  # [B, T, D], the output of the block
-    log_sigma: NDArray  # [B, T] float64, log sigma summed over channels; 0 for a token that passes unchanged
+    log_sigma: NDArray  # [B, T, D] float64; 0 for a token that passes unchanged
 
 
 def invert_batch(
@@ -38,7 +39,7 @@ def invert_batch(
     """Invert the flow blocks from the data to the deep block, without guidance.
 
     Args:
-        x: [B, T, D] float32 in raster order, one batch of the exported size.
+        x: [B, T, D] float32, tokens of the model in raster order, one batch of the exported size.
         chunk: Largest number of tokens in a pass; None takes the largest number the bundle allows.
 
     Raises:
@@ -47,7 +48,7 @@ def invert_batch(
     for block in manifest.blocks:
         if block.identity:
             continue
-        tokens = x[:, ::-1] if block.reversed else x
+        tokens = to_block(x, manifest.model, block)
         inputs = block_inputs(manifest, block, tokens, conditions, [Guidance()] * manifest.batch, 1.0)
         runner = backend.block_runner(block.index)
         mu, above = (
@@ -58,9 +59,9 @@ def invert_batch(
         sigma = above[:, first:] - mu[:, first:]
         with np.errstate(all="ignore"):
             noise = np.concatenate([tokens[:, :first], (tokens[:, first:] - mu[:, first:]) / sigma], axis=1)
-            log_sigma = np.pad(np.log(sigma.astype(np.float64)).sum(axis=2), ((0, 0), (first, 0)))
+            log_sigma = np.pad(np.log(sigma.astype(np.float64)), ((0, 0), (first, 0), (0, 0)))
         if not (np.isfinite(noise).all() and np.isfinite(log_sigma).all()):
             runner.clear()
             raise NotFiniteError(f"flow block {block.index} produced NaN or infinity in the inversion")
         yield InvertedBlock(block, replace(inputs, noise=noise), tokens, log_sigma)
-        x = noise[:, ::-1] if block.reversed else noise
+        x = from_block(noise, manifest.model, block)

@@ -10,7 +10,7 @@ from safetensors.numpy import load
 
 from starflow.runtime.autoregressive.inversion import invert_batch
 from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL, SampledBlock, sample_blocks
-from starflow.runtime.autoregressive.tokens import patchify, unpatchify
+from starflow.runtime.autoregressive.tokens import from_block, patchify, unpatchify
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 from starflow.runtime.bundle.bundle import Bundle
@@ -42,7 +42,8 @@ class AutoregressiveLoop:
     @property
     def work(self) -> int:
         """Number of tokens over all flow blocks."""
-        return sum(self._manifest.model.tokens for block in self._manifest.blocks if not block.identity)
+        model = self._manifest.model
+        return sum(block.token_shape(model)[0] for block in self._manifest.blocks if not block.identity)
 
     @property
     def decoding(self) -> str:
@@ -108,9 +109,8 @@ class AutoregressiveLoop:
         tokens = patchify(x, model)
         log_sigma = np.zeros(tokens.shape[:2])
         for found in invert_batch(self._backend, self._manifest, tokens, conditions):
-            reverse = found.block.reversed
-            tokens = found.inputs.noise[:, ::-1] if reverse else found.inputs.noise
-            log_sigma += found.log_sigma[:, ::-1] if reverse else found.log_sigma
+            tokens = from_block(found.inputs.noise, model, found.block)
+            log_sigma += from_block(found.log_sigma, model, found.block).sum(axis=2)
         if self._deviation is not None:
             tokens = tokens / self._deviation
             log_sigma += np.log(self._deviation.astype(np.float64)).sum(axis=1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from starflow.runtime.autoregressive.tokens import from_block, to_block
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.backends.block_runner import BlockInputs, BlockRunner
 from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest, Block
@@ -33,13 +34,9 @@ class SampledBlock:
 
     block: Block
     inputs: BlockInputs  # its inputs; the noise may be a view of the tokens of the block above
-    tokens: NDArray  # [B, T, D] float32 in block order
+    tokens: NDArray  # [B, T, D] float32, its own tokens in block order
+    natural: NDArray  # the same as tokens of the model in raster order; a view where that is possible
     passes: int  # number of runs of its network, prefill not counted
-
-    @property
-    def natural(self) -> NDArray:
-        """The tokens in raster order."""
-        return self.tokens[:, ::-1] if self.block.reversed else self.tokens
 
 
 def sample_blocks(
@@ -56,7 +53,7 @@ def sample_blocks(
     """Sample one batch of the exported size, one flow block after the other.
 
     Args:
-        noise: [B, T, D] float32 in raster order, already scaled by the prior.
+        noise: [B, T, D] float32, tokens of the model in raster order, already scaled by the prior.
         on_tokens: Called with the number of tokens just decoded.
         finite: Whether NaN and infinity are errors; if not, the next block gets zeros instead.
 
@@ -67,14 +64,15 @@ def sample_blocks(
     for block in reversed(manifest.blocks):
         if block.identity:
             continue
-        z = x[:, ::-1] if block.reversed else x
+        z = to_block(x, manifest.model, block)
         inputs = block_inputs(manifest, block, z, conditions, request.guidance, request.attention_temperature)
         runner = backend.block_runner(block.index)
         with _cleared_on_error(runner):
             runner.prefill(inputs)
             segments = plan.segments(block.index, block.capacity - block.prefix)
             passes = sum(_decode(runner, segment, on_tokens) for segment in segments)
-        made = SampledBlock(block, inputs, runner.read(), passes)
+        tokens = runner.read()
+        made = SampledBlock(block, inputs, tokens, from_block(tokens, manifest.model, block), passes)
         x = made.natural
         if not np.isfinite(x).all():
             runner.clear()  # or NaN would reach the next sequence through masked positions

@@ -23,28 +23,7 @@ from starflow.runtime.plain.validation import Part, one_line
 from starflow.runtime.plans.calibrated_decode_plan import CalibratedDecodePlan
 
 Size = Annotated[int, Field(gt=0)]
-
-
-class Block(Part):
-    """A flow block.
-
-    Attributes:
-        index: 0 for the block next to the data; the deep block has the highest index and comes first in sampling.
-        identity: Whether the block changes nothing and has no graph.
-        reversed: Whether the block takes tokens in reversed raster order.
-        rows: Number of rows of its network: 2 x batch if it is guided, else batch.
-        prefix: Number of condition tokens, which take positions 0 .. prefix - 1.
-        first_token: Index of the first token the network predicts: 0, or 1 if the first token passes unchanged.
-        capacity: Number of positions in its caches.
-    """
-
-    index: int = Field(ge=0)
-    identity: bool
-    reversed: bool
-    rows: int = Field(ge=0)
-    prefix: int = Field(ge=0)
-    first_token: Literal[0, 1]
-    capacity: int = Field(ge=0)
+Patch = tuple[Size, Size]  # height and width of a patch, in pixels of the data
 
 
 class ModelSummary(FlowSummary):
@@ -59,6 +38,44 @@ class ModelSummary(FlowSummary):
     patch_order: Literal["row-column-channel", "channel-row-column"]
     tokens: Size
     token_dim: Size
+
+    @property
+    def patch(self) -> Patch:
+        """Height and width of a patch."""
+        return self.patch_size, self.patch_size
+
+
+class Block(Part):
+    """A flow block.
+
+    Attributes:
+        index: 0 for the block next to the data; the deep block has the highest index and comes first in sampling.
+        identity: Whether the block changes nothing and has no graph.
+        reversed: Whether the block takes tokens in reversed raster order.
+        rows: Number of rows of its network: 2 x batch if it is guided, else batch.
+        prefix: Number of condition tokens, which take positions 0 .. prefix - 1.
+        first_token: Index of the first token the network predicts: 0, or 1 if the first token passes unchanged.
+        capacity: Number of positions in its caches.
+        patch: Height and width of the patches that are its tokens; null if they are the model's.
+    """
+
+    index: int = Field(ge=0)
+    identity: bool
+    reversed: bool
+    rows: int = Field(ge=0)
+    prefix: int = Field(ge=0)
+    first_token: Literal[0, 1]
+    capacity: int = Field(ge=0)
+    patch: Patch | None = None
+
+    def patch_in(self, model: ModelSummary) -> Patch:
+        """Height and width of the patches that are its tokens."""
+        return self.patch or model.patch
+
+    def token_shape(self, model: ModelSummary) -> tuple[int, int]:
+        """Number and width of its tokens, (T, D)."""
+        (channels, height, width), (p, q) = model.data_shape, self.patch_in(model)
+        return (height // p) * (width // q), channels * p * q
 
 
 class GuidanceSpec(Part):
@@ -128,8 +145,11 @@ class AutoregressiveManifest(FlowManifest):
         for block in self.blocks:
             if block.identity:
                 continue
+            p, q = block.patch_in(model)
+            if height % p or width % q:
+                raise ValueError(f"blocks.{block.index}: data of shape {model.data_shape} do not consist of {p}x{q}")
             rows = self.batch * (2 if block.index in guided else 1)
-            capacity = block.prefix + model.tokens - block.first_token
+            capacity = block.prefix + block.token_shape(model)[0] - block.first_token
             if block.rows != rows or block.prefix not in (0, given.tokens) or block.capacity != capacity:
                 raise ValueError(
                     f"blocks.{block.index}: rows, prefix or capacity do not fit batch, conditioning and tokens"
@@ -169,7 +189,7 @@ class AutoregressiveManifest(FlowManifest):
             batch=self.batch,
             rows=block.rows,
             capacity=block.capacity,
-            token_dim=self.model.token_dim,
+            token_dim=block.token_shape(self.model)[1],
             condition_width=given.width if block.prefix else 0,
             labelled=given.kind == "class-label",
             guidance=self.guidance.rule if self.guidance and guided else None,
@@ -214,6 +234,9 @@ class AutoregressiveManifest(FlowManifest):
 
     def _of_one_batch(self) -> dict[str, Any]:
         return super()._of_one_batch() | {"shapes": ()}
+
+    def _has_own_patches(self) -> bool:
+        return any(block.patch for block in self.blocks)
 
     def _of_all_batches(self) -> dict[str, object]:
         blocks = [block.model_copy(update={"rows": 0}) for block in self.blocks]

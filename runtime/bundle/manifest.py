@@ -12,10 +12,15 @@ from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.validation import Part, one_line
 from starflow.runtime.plans.calibrated_plan import CalibratedPlan
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MOST_VARIANTS = 64  # six precisions and two lowerings make twelve
 MOST_BATCH_SIZES = 16
 MOST_CLASSES = 1_000_000  # one-hot vectors of so many classes still fit in memory; ImageNet-21k has 21,841
+
+
+def schema_version(batches: bool, own_patches: bool) -> Literal[1, 2, 3]:
+    """The oldest schema that has what a bundle has: several batch sizes, and flow blocks with patches of their own."""
+    return 3 if own_patches else 2 if batches else 1
 
 
 class Quantization(Part):
@@ -153,7 +158,7 @@ class FlowManifest(Part):
 
     family_name: ClassVar[str]
 
-    schema_version: Literal[1, 2]
+    schema_version: Literal[1, 2, 3]
     model: FlowSummary
     image: ImageSpec
     conditioning: ConditioningSpec
@@ -190,13 +195,18 @@ class FlowManifest(Part):
 
     def _of_one_batch(self) -> dict[str, Any]:
         """The fields that have to change in a manifest of one batch size, at the default shape."""
-        return {"schema_version": 1, "batches": ()}
+        return {"schema_version": schema_version(False, self._has_own_patches()), "batches": ()}
+
+    def _has_own_patches(self) -> bool:
+        """Whether a flow block has patches of its own."""
+        return False
 
     def _check_batches(self) -> None:
         """See that every batch size makes a manifest of the same model."""
-        if (self.schema_version > 1) != bool(self.batches):
+        if self.schema_version != schema_version(bool(self.batches), self._has_own_patches()):
             raise ValueError(
-                f"schema_version {self.schema_version}: a bundle of one batch size has 1, one of several has 2"
+                f"schema_version {self.schema_version}: a bundle of one batch size has 1, one of several has 2,"
+                " and one whose flow blocks have patches of their own has 3"
             )
         if any(smaller >= larger for larger, smaller in pairwise(self.batch_sizes)):
             found = ", ".join(map(str, self.batch_sizes))

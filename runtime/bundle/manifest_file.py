@@ -1,4 +1,4 @@
-"""`manifest.json` of either family, and its published JSON Schema, `starflow/runtime/schema/manifest-2.json`."""
+"""`manifest.json` of either family, and its published JSON Schema, `starflow/runtime/schema/manifest-3.json`."""
 
 from typing import Any
 
@@ -21,11 +21,17 @@ def read_manifest(content: Any) -> Manifest:
 
 
 def manifest_content(manifest: Manifest) -> bytes:
-    """The content of `manifest.json`. That of one batch size lacks the fields that schema 1 does not know."""
-    newer: Any = None if manifest.batches else {"batches": True, "shapes": {"__all__": {"batches"}}}
+    """The content of `manifest.json`, without the fields that its schema does not know."""
+    newer: dict[str, Any] = {}
+    if manifest.schema_version < 3:
+        blocks = {"blocks": {"__all__": {"patch"}}}
+        several = blocks | {"batches": {"__all__": blocks}}
+        newer = several | {"shapes": {"__all__": several}}
+    if manifest.schema_version < 2:
+        newer |= {"batches": True, "shapes": {"__all__": blocks | {"batches": True}}}
     return (manifest.model_dump_json(indent=1, exclude=newer) + "\n").encode()
 
 
 def published_manifest_schema() -> dict[str, Any]:
-    """JSON Schema of `manifest.json`, as published in schema/manifest-2.json."""
+    """JSON Schema of `manifest.json`, as published in schema/manifest-3.json."""
     return published_schema(Manifest, f"starflow bundle manifest, schema version {SCHEMA_VERSION}")

@@ -89,12 +89,13 @@ def _print_variant(console: "Terminal", variant: dict[str, Any]) -> None:
     if variant["largest_activation"]:
         title += f", largest activation {variant['largest_activation']:g}"
     if variant["blocks"]:
-        columns = ("block", "order", "layers", "rows", "capacity", "prefix", "weights/step", "caches")
+        columns = ("block", "order", "patch", "layers", "rows", "capacity", "prefix", "weights/step", "caches")
         table = plain_table(*columns, title=title, dense=True)
         for block in variant["blocks"]:
             table.add_row(
                 str(block["block"]) + (" deep" if block["deep"] else ""),
                 "reversed" if block["reversed"] else "raster",
+                "x".join(map(str, block["patch"])),
                 "identity" if block["identity"] else str(block["layers"]),
                 *(str(block[name]) for name in ("rows", "capacity", "prefix")),
                 *(mebibytes(block[name]) for name in ("weight_bytes", "cache_bytes")),

@@ -36,7 +36,8 @@ class BlockTiming:
     """One flow block, or the whole flow: medians over the repetitions."""
 
     block: int | None  # flow block, or None for the whole flow
-    # Time per unit (see `Benchmark.unit`): that of a batch, prefill included, over the number of tokens or passes.
+    # Time per unit (see `Benchmark.unit`): that of a batch, prefill included, over the number of tokens or passes. Tokens are those
+    # of the model, also for a flow block with larger ones, so that the blocks add up to the whole flow.
     milliseconds: float
     spread: float  # interquartile range over the median
     passes: float  # runs of the network in a batch, prefill apart; the mean over the repetitions
@@ -205,7 +206,8 @@ def _timing(contestant: _Contestant, times: Times, exact: _Contestant, bandwidth
     else:
         units, decoded = float(manifest.model.tokens), manifest.decoded_tokens()
         for index, count in passes.items():
-            read = round(each_pass[index] * count / decoded[index])
+            share = manifest.blocks[index].token_shape(manifest.model)[0] / units  # 1 unless its patches are its own
+            read = round(each_pass[index] * count / decoded[index] * share)
             rows.append(_row(index, times.parts[index], units, count, read, bandwidth))
         total_passes, total_bytes = sum(passes.values()), sum(row.bytes for row in rows)
         spec = manifest.plan_for(sampler.backend.name, sampler.variant.name)

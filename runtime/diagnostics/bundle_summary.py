@@ -115,7 +115,7 @@ def _variant(bundle: Bundle, variant: Variant) -> dict[str, Any]:
         graph, rows = bundle.graph(variant, 0), manifest.batch * (2 if manifest.guided else 1)
         return facts | {"rows": rows, "weight_bytes": graph.weight_bytes, "graph": graph.file.path, "blocks": []}
     graphs = {graph.block: graph for graph in variant.graphs}
-    facts["blocks"] = []
+    facts["blocks"], model = [], manifest.model
     for block in reversed(manifest.blocks):
         own = graphs.get(block.index)
         caches = [spec for spec in own.inputs if spec.role == "cache"] if own else []
@@ -126,6 +126,7 @@ def _variant(bundle: Bundle, variant: Variant) -> dict[str, Any]:
                 "deep": deep,
                 "top": deep,  # its name before
                 **block.model_dump(include={"reversed", "identity", "rows", "capacity", "prefix"}),
+                "patch": list(block.patch_in(model)),
                 "layers": len(caches) // 2,
                 "weight_bytes": own.weight_bytes if own else 0,
                 "cache_bytes": cache_bytes(own) if own else 0,

@@ -120,7 +120,7 @@ def _middle(block: Block) -> tuple[int, int]:
 
 def _decode_middle(backend: Backend, manifest: AutoregressiveManifest, block: Block, guidance: Guidance) -> float:
     """Decode the steps in the middle twice, the first time to warm up; milliseconds a step."""
-    shape = (manifest.batch, manifest.model.tokens, manifest.model.token_dim)
+    shape = (manifest.batch, *block.token_shape(manifest.model))
     noise = np.random.default_rng(0).standard_normal(shape, np.float32)
     runner = backend.block_runner(block.index)
     conditions = encode_conditions(manifest.conditioning, manifest.batch, *some_condition(manifest), guided=True)

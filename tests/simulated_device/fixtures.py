@@ -21,6 +21,7 @@ from tests.made_once import MadeOnce
 from tests.models import (
     class_config,
     features_config,
+    patches_config,
     tarflow_config,
     velocity_config,
     write_checkpoint,
@@ -88,6 +89,12 @@ def features_engines(build_engines: BuildEngines) -> Bundle:
     config = features_config()
     model = config.model.model_copy(update={"channels": 64})
     return build_engines.random("features", config.model_copy(update={"model": model}))
+
+
+@pytest.fixture(scope="session")
+def patches_engines(build_engines: BuildEngines) -> Bundle:
+    """A random STARFlow whose flow blocks have patches of their own: 16, 8 and 4 tokens."""
+    return build_engines.random("patches-of-blocks", patches_config(channels=64))
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,13 @@ configuration reads as it is. Everything behind them (model, exporter, checks) w
 out each flow block on its own. What those options call the top block is the deep block.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from starflow.runtime.plain.errors import UsageError
 from starflow.training.frozen import Frozen
 from starflow.training.layers.image_config import ImageConfig
 from starflow.training.layers.layer_config import LayerConfig, head_dim_problem
@@ -21,6 +23,7 @@ from starflow.training.layers.model_limits import (
     MOST_TOKENS,
     MOST_WIDTH,
 )
+from starflow.training.layers.tokens import Patch, least_sides
 
 DENOISER_LAYERS = 8
 MOST_CLIP = 1e6  # published models clip at 1 to 20; exp of the square root overflows
@@ -81,7 +84,61 @@ SHARED_OPTIONS = {
 }
 
 
-class StarflowConfig(ImageConfig):
+Side = Annotated[int, Field(gt=0, le=MOST_SIDE)]
+
+
+class PatchedConfig(ImageConfig):
+    """What STARFlow and TARFlow share: flow blocks, each of which cuts the data into patches of its own.
+
+    A block with larger patches has fewer tokens and more values in each of them, so it decodes several fine tokens a step.
+    """
+
+    num_blocks: int = Field(gt=0, le=MOST_BLOCKS)
+    # Side, or height and width, of the patches of each flow block in pixels of the data, from block 0 on; None: patch_size.
+    block_patch_sizes: tuple[tuple[Side, Side], ...] | None = None
+
+    @field_validator("block_patch_sizes", mode="before")
+    @classmethod
+    def _sides(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        return [(side, side) if isinstance(side, int) else side for side in value]
+
+    @model_validator(mode="after")
+    def _blocks_tile_the_image(self) -> "PatchedConfig":
+        patches = self.block_patch_sizes
+        if patches is None:
+            return self
+        if len(patches) != self.num_blocks:
+            raise ValueError(f"block_patch_sizes has {len(patches)} entries for num_blocks {self.num_blocks}")
+        for height, width in patches:
+            if self.img_size % height or self.img_size % width:
+                raise ValueError(f"block_patch_sizes: img_size {self.img_size} does not consist of {height}x{width}")
+            if self.in_channels * height * width > MOST_WIDTH or self.img_size**2 // (height * width) > MOST_TOKENS:
+                raise ValueError(f"block_patch_sizes: patches of {height}x{width} make too many tokens or values")
+        return self
+
+    def patch(self, index: int) -> Patch:
+        """Height and width of the patches of a flow block."""
+        return (self.patch_size,) * 2 if self.block_patch_sizes is None else self.block_patch_sizes[index]
+
+    @property
+    def patches(self) -> set[Patch]:
+        """Height and width of every patch that data consist of."""
+        return {(self.patch_size, self.patch_size), *(self.block_patch_sizes or ())}
+
+    def grid(self, shape: Sequence[int]) -> tuple[int, int]:
+        grid = super().grid(shape)
+        height, width = least_sides(self.patches)
+        if shape[2] % height or shape[3] % width:
+            raise UsageError(
+                f"data of shape {tuple(shape)} does not consist of whole patches of every flow block: give H as a"
+                f" multiple of {height} and W of {width}"
+            )
+        return grid
+
+
+class StarflowConfig(PatchedConfig):
     """STARFlow (Gu et al., NeurIPS 2025): deep-shallow flow with the options of apple/ml-starflow.
 
     `img_size` is in latent pixels; images of other shapes can be sampled as well.
@@ -94,7 +151,6 @@ class StarflowConfig(ImageConfig):
     top_block_channels: int | None = Field(None, gt=0, le=MOST_WIDTH)
     num_heads: int | None = Field(None, gt=0, le=MOST_WIDTH)
     num_kv_heads: int | None = Field(None, gt=0, le=MOST_WIDTH)
-    num_blocks: int = Field(gt=0, le=MOST_BLOCKS)
     layers_per_block: tuple[Layers, ...]  # one entry: the same for all; 0: identity block; last entry: deep block
     txt_size: int = Field(0, ge=0, le=MOST_TOKENS)  # text tokens (0: unconditional)
     txt_dim: int = Field(0, ge=0, le=MOST_CLASSES)
@@ -134,12 +190,11 @@ class StarflowConfig(ImageConfig):
         return self
 
 
-class TarflowConfig(ImageConfig):
+class TarflowConfig(PatchedConfig):
     """TARFlow (Zhai et al., ICML 2025) with the options of apple/ml-tarflow."""
 
     family: Literal["tarflow"] = "tarflow"
     patch_size: int = Field(gt=0)
-    num_blocks: int = Field(gt=0, le=MOST_BLOCKS)
     layers_per_block: int = Field(gt=0, le=MOST_LAYERS)
     num_classes: int = Field(0, ge=0, le=MOST_CLASSES)
     nvp: bool = True  # False: volume preserving (no scale) with a learned prior
@@ -159,6 +214,7 @@ class BlockConfig(LayerConfig):
 
     index: int  # place in the flow; 0 stands next to the data, the deep block is last
     reversed: bool  # whether the block reads its tokens last to first
+    patch: Patch  # height and width of the patches that are its tokens, in pixels of the data
     token_dim: int  # width D of a token (patch vector)
     layers: int  # transformer layers; 0 is an identity block without parameters
     final_norm: bool
@@ -179,6 +235,10 @@ class BlockConfig(LayerConfig):
     def output_dim(self) -> int:
         """Width of `proj_out`: scale and shift, or shift alone."""
         return self.token_dim if self.scale == "unit" else 2 * self.token_dim
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the block's tokens in data of this height and width in pixels."""
+        return height // self.patch[0], width // self.patch[1]
 
 
 def block_configs(config: AutoregressiveConfig) -> tuple[BlockConfig, ...]:
@@ -209,6 +269,8 @@ def denoiser_config(config: StarflowConfig) -> BlockConfig:
         _starflow_block(config, 0, DENOISER_LAYERS, deep=False),
         causal=False,
         reversed=False,
+        patch=(config.patch_size, config.patch_size),
+        token_dim=config.token_dim,
         condition="prefix" if config.conditional_denoiser else "none",
         condition_width=config.txt_dim if config.conditional_denoiser else 0,
         project_condition=config.conditional_denoiser,
@@ -234,10 +296,12 @@ def _starflow_block(config: StarflowConfig, index: int, layers: int, *, deep: bo
             use_rope=config.rope,
             **config.model_dump(include=SHARED_OPTIONS),
         )
+    patch = config.patch(index)
     return BlockConfig(
         index=index,
         reversed=index % 2 == (0 if config.seq_order == "L2R" else 1),
-        token_dim=config.token_dim,
+        patch=patch,
+        token_dim=config.in_channels * patch[0] * patch[1],
         positions="learned" if not options.use_rope else "axes" if override is None else "line",
         condition="prefix" if conditioned else "none",
         condition_width=config.txt_dim if conditioned else 0,
@@ -257,10 +321,12 @@ def _tarflow_block(config: TarflowConfig, index: int) -> BlockConfig:
         head_dim=config.head_dim,
         use_final_norm=False,
     )
+    patch = config.patch(index)
     return BlockConfig(
         index=index,
         reversed=index % 2 == 1,
-        token_dim=config.token_dim,
+        patch=patch,
+        token_dim=config.in_channels * patch[0] * patch[1],
         positions="learned",
         condition="class" if config.num_classes else "none",
         condition_width=config.num_classes,

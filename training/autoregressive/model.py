@@ -3,6 +3,7 @@
 `forward` normalises, `reverse` samples in plain PyTorch. `reverse` is the truth the exported graphs are held to.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,9 +25,9 @@ class FlowOutput:
     """The normalising direction."""
 
     z: Tensor  # latent noise, shaped as the data (STARFlow) or as tokens (TARFlow)
-    # Per block, [B, T, D] -log sigma in block order; identity blocks have zeros [B].
+    # Per block, [B, T, D] -log sigma of its own tokens in block order; identity blocks have zeros [B].
     log_dets: tuple[Tensor, ...]
-    # Tokens [B, T, D] in natural order: the patched input, then every block's output.
+    # Tokens [B, T, D] of `patch_size` in natural order: the patched input, then every block's output.
     activations: tuple[Tensor, ...]
     # Per block, the network's [a, mu] before any shift; None for identity blocks.
     raws: tuple[Tensor | None, ...]
@@ -60,7 +61,8 @@ class AutoregressiveFlow(Flow):
         self.side = config.side
         self.length_scale: int = getattr(config, "pt_seq_len", None) or self.side
         self.blocks = nn.ModuleList(
-            FlowBlock(block, self.side**2) if block.layers else nn.Identity() for block in self.block_configs
+            FlowBlock(block, math.prod(block.grid(config.img_size, config.img_size))) if block.layers else nn.Identity()
+            for block in self.block_configs
         )
 
     @property
@@ -71,7 +73,7 @@ class AutoregressiveFlow(Flow):
 
     @abstractmethod
     def rotation(self, block: BlockConfig, height: int, width: int, prefix: int) -> Tensor | None:
-        """Rotary angles [prefix + T, head_dim / 2] of a block over `height` x `width` tokens, or None."""
+        """Rotary angles [prefix + T, head_dim / 2] of a block over `height` x `width` of its own tokens, or None."""
 
     @abstractmethod
     def guide(
@@ -90,7 +92,7 @@ class AutoregressiveFlow(Flow):
         class_vector: Tensor | None = None,
         temperature: Tensor | None = None,
     ) -> Context:
-        """What a block over `grid` tokens reads besides them, its rotary angles included."""
+        """What a block over a grid of its own tokens reads besides them, its rotary angles included."""
         angles = self.rotation(block, *grid, 0 if condition is None else condition.shape[1])
         if angles is None:
             return Context(condition, class_vector, None, temperature)
@@ -111,8 +113,9 @@ class AutoregressiveFlow(Flow):
             y: Condition: text features [B, m, txt_dim] (STARFlow), class ids [B] int64 with negative ids dropped
                 (TARFlow), or None.
         """
-        grid = self._grid(x)
+        self._grid(x)
         self._check_condition(y, len(x))
+        height, width = x.shape[2:]
         tokens = patchify(x, self.config.patch_size, channel_first=self.channel_first)
         activations, log_dets = [tokens], []
         raws: list[Tensor | None] = []
@@ -125,8 +128,10 @@ class AutoregressiveFlow(Flow):
                 continue
             condition = y if config.condition == "prefix" else None
             vectors = block.class_vectors(y, x.shape[0]) if config.condition == "class" else None
-            out = block(tokens.flip(1) if config.reversed else tokens, self.context(config, grid, condition, vectors))
-            tokens = out.z.flip(1) if config.reversed else out.z
+            own = self._own_tokens(tokens, config, height, width)
+            context = self.context(config, config.grid(height, width), condition, vectors)
+            out = block(own.flip(1) if config.reversed else own, context)
+            tokens = self._tokens(out.z.flip(1) if config.reversed else out.z, config, height, width)
             text = out.condition
             activations.append(tokens)
             log_dets.append(out.log_det)
@@ -134,7 +139,7 @@ class AutoregressiveFlow(Flow):
         loss_z = 0.5 * tokens.square().mean()
         loss_log_det = -torch.stack([term.mean() for term in log_dets]).sum()
         return FlowOutput(
-            z=self._shape_noise(tokens, x.shape[2], x.shape[3]),
+            z=self._shape_noise(tokens, height, width),
             log_dets=tuple(log_dets),
             activations=tuple(activations),
             raws=tuple(raws),
@@ -181,12 +186,12 @@ class AutoregressiveFlow(Flow):
         guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
         self._check_condition(y, len(noise))
         tokens, (height, width) = self._noise_tokens(noise)
-        grid = (height // self.config.patch_size, width // self.config.patch_size)
         for config, block in zip(reversed(self.block_configs), reversed(self.blocks), strict=True):
             if isinstance(block, FlowBlock):
-                z = tokens.flip(1) if config.reversed else tokens
+                own, grid = self._own_tokens(tokens, config, height, width), config.grid(height, width)
+                z = own.flip(1) if config.reversed else own
                 x = self._sample_block(block, z, grid, y, y_null, guidance, attention_temperature, jacobi, trace)
-                tokens = x.flip(1) if config.reversed else x
+                tokens = self._tokens(x.flip(1) if config.reversed else x, config, height, width)
             if sequence is not None:
                 sequence.append(self._image(tokens, height, width))
         return self._image(tokens, height, width)
@@ -258,6 +263,19 @@ class AutoregressiveFlow(Flow):
 
     def _image(self, tokens: Tensor, height: int, width: int) -> Tensor:
         return unpatchify(tokens, self.config.patch_size, height, width, channel_first=self.channel_first)
+
+    def _own_tokens(self, tokens: Tensor, block: BlockConfig, height: int, width: int) -> Tensor:
+        """The same data as tokens of a block: patches of its size in place of `patch_size`, both in raster order."""
+        if block.patch == (self.config.patch_size,) * 2:
+            return tokens
+        return patchify(self._image(tokens, height, width), block.patch, channel_first=self.channel_first)
+
+    def _tokens(self, own: Tensor, block: BlockConfig, height: int, width: int) -> Tensor:
+        """The inverse of `_own_tokens`."""
+        if block.patch == (self.config.patch_size,) * 2:
+            return own
+        x = unpatchify(own, block.patch, height, width, channel_first=self.channel_first)
+        return patchify(x, self.config.patch_size, channel_first=self.channel_first)
 
     @abstractmethod
     def _shape_noise(self, tokens: Tensor, height: int, width: int) -> Tensor: ...

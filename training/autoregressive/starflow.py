@@ -59,10 +59,11 @@ class Starflow(AutoregressiveFlow):
             return line_angles(prefix + height * width, head_dim=block.head_dim)
         if block.positions != "axes":
             return None
+        patch, fine = block.patch, self.config.patch_size
         return axis_angles(
             height,
             width,
-            self.length_scale,
+            self.length_scale * (fine / (patch[0] * patch[1]) ** 0.5),  # its own tokens along a side in training
             head_dim=block.head_dim,
             text_model=self.config.txt_size > 0,
             text_tokens=prefix,

@@ -10,7 +10,9 @@ from torch import Tensor
 from starflow.training.layers.layer_config import THIRD_AXIS_ANGLES
 
 
-def axis_angles(height: int, width: int, side: int, *, head_dim: int, text_model: bool, text_tokens: int = 0) -> Tensor:
+def axis_angles(
+    height: int, width: int, side: float, *, head_dim: int, text_model: bool, text_tokens: int = 0
+) -> Tensor:
     """Angles over row, column and, in models with text, a third axis.
 
     Args:

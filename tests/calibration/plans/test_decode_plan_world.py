@@ -243,3 +243,17 @@ def test_gains_are_those_of_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
     assert near == pytest.approx([3e-2, 3e-2])
     for own, block in zip(gains, (1, 0), strict=True):
         assert own == pytest.approx({"chunk": GAINS[block], "window": GAINS[block]}, rel=1e-6)
+
+
+def test_the_next_gain_is_what_a_larger_budget_brings(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(cheap(0.3))
+    found = calibrate(monkeypatch, world, budget=3e-3)
+    gain = found.next_gain
+    assert gain is not None
+    assert gain.budget > 3e-3
+    other = calibrate(monkeypatch, world, budget=gain.budget)
+    before, after = (world.milliseconds(each.plan) - 1.0 for each in (found, other))  # without prefill
+    assert 1 - after / before == pytest.approx(gain.saved, abs=0.02)
+    changed = {b for b in (1, 0) if found.plan.segments(b, TOKENS) != other.plan.segments(b, TOKENS)}
+    assert changed == set(gain.blocks)
+    assert calibrate(monkeypatch, world, budget=0.4).next_gain is None, "the budget is as large as it may be"

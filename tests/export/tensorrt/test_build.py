@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import onnx
@@ -98,6 +99,17 @@ def test_float32_is_built_where_it_is_named(copy: Path) -> None:
     """For looking for the cause of a difference; TensorRT has no fused attention for it and has to be allowed another."""
     built = build(copy, dataclasses.replace(SMALL, variants=["portable-fp32"]))
     assert [engine.variant for engine in built] == ["portable-fp32"] * 2
+
+
+def test_blocks_with_patches_of_their_own(rtx: None, patches_bundle: Path, tmp_path: Path) -> None:
+    """An engine for each block, whatever the width and the number of its tokens."""
+    shutil.copytree(patches_bundle, root := tmp_path / "copy")
+    request = BuildRequest(variants=["portable-fp32"], profile_tokens=(1, 16))
+    assert rebuilt(build(root, request)) == [0, 1, 2]
+    made = record(root)
+    assert made.compute_capabilities == ("8.9", "12.0")
+    for engine in made.engines:
+        assert begins_like_engine(load_flavour("tensorrt-rtx"), root / engine.file.path)
 
 
 # What is not built again

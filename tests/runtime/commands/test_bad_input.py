@@ -144,7 +144,7 @@ def test_paths_that_are_no_bundle(tmp_path: Path) -> None:
 def test_damaged_manifests(copy: Path) -> None:
     original = (copy / "manifest.json").read_text()
     for change, words in (
-        (lambda m: m.update(schema_version=3), ("schema 3", "newer")),
+        (lambda m: m.update(schema_version=4), ("schema 4", "newer")),
         (lambda m: m.update(colour="red"), ("unknown field colour",)),
         (lambda m: m.pop("batch"), ("batch",)),
         (lambda m: m.update(batch=0), ("batch",)),

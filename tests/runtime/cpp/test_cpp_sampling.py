@@ -14,6 +14,7 @@ from starflow.runtime import Sampler
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plans.decode_plan import BlockPlan, Chunk, DecodePlan, Steps, Window
+from starflow.training.autoregressive.config import TarflowConfig
 from tests.cpp_library import REPOSITORY, CppError, CppSampler
 from tests.models import points_config, tarflow_config, write_checkpoint, write_velocity
 
@@ -70,6 +71,29 @@ def test_guidance_of_each_image() -> None:
 @pytest.mark.parametrize("variant", ["cpu-fp32", "cpu-fp16", "portable-fp32", "portable-fp16"])
 def test_lowerings_and_precisions(tiny_bundle: Path, variant: str) -> None:
     compare(tiny_bundle, 3, np.array([0, 1, 2]), variant=variant, guidance=1.5)
+
+
+@pytest.mark.parametrize("variant", ["cpu-fp32", "portable-fp32"])
+def test_patches_of_every_block(patches_bundle: Path, tmp_path: Path, variant: str) -> None:
+    sequential = compare(patches_bundle, 3, np.array([0, 1, 2]), variant=variant, guidance=1.5)
+    plan = DecodePlan(
+        blocks=(
+            BlockPlan(block=2, segments=(Steps(tokens=1), Chunk(tokens=3, passes=2))),
+            BlockPlan(block=1, segments=(Window(tokens=8, width=4, advances=(1, 3, 2, 2)),)),
+        )
+    )
+    (tmp_path / "plan.json").write_text(plan.model_dump_json())
+    how: dict[str, Any] = {"variant": variant, "guidance": 1.5, "plan": plan, "plan_file": tmp_path / "plan.json"}
+    found = compare(patches_bundle, 3, np.array([0, 1, 2]), **how)
+    assert np.abs(found - sequential).max() > CLOSE, "the plan changed nothing"
+
+
+def test_a_tarflow_with_patches_of_every_block(tmp_path: Path) -> None:
+    """Channels first, a learned prior, no start token."""
+    options = tarflow_config().model.model_dump() | {"in_channels": 2, "block_patch_sizes": ((4, 8), (2, 4))}
+    write_checkpoint(tmp_path / "checkpoint", tarflow_config().model_copy(update={"model": TarflowConfig(**options)}))
+    export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle", ExportOptions(batch=2))
+    compare(tmp_path / "bundle", 3, np.array([0, 2, 1]), guidance=1.5)
 
 
 def segments(kinds: Iterable[Any], tokens: int) -> tuple[Any, ...]:

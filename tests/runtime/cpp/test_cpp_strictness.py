@@ -104,7 +104,9 @@ def shapes_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
     return bundle
 
 
-@pytest.mark.parametrize("name", ["shipped", "shapes_bundle", "continuous_bundle", "denoising_bundle", "emoji_bundle"])
+@pytest.mark.parametrize(
+    "name", ["shipped", "shapes_bundle", "patches_bundle", "continuous_bundle", "denoising_bundle", "emoji_bundle"]
+)
 def test_mutated_manifests(request: pytest.FixtureRequest, tmp_path: Path, name: str) -> None:
     bundle = SHIPPED if name == "shipped" else request.getfixturevalue(name)
     root = linked(bundle, tmp_path / "bundle")
@@ -168,7 +170,7 @@ def test_other_shapes_and_batch_sizes(shapes_bundle: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"null", b"[" * 100_000, b"\xff\xfe", b'{"schema_version": ' + b"1" * 5000 + b"}", b'{"schema_version": 3}'],
+    [b"", b"null", b"[" * 100_000, b"\xff\xfe", b'{"schema_version": ' + b"1" * 5000 + b"}", b'{"schema_version": 4}'],
 )
 def test_what_is_no_manifest(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "manifest.json").write_bytes(text)

@@ -41,9 +41,10 @@ class AutoregressiveLoop : public FamilyLoop {
   }
 
   std::size_t work() const override {
-    const auto working = std::count_if(manifest_.blocks.begin(), manifest_.blocks.end(),
-                                       [](const Block& block) { return !block.identity; });
-    return static_cast<std::size_t>(manifest_.model.tokens * working);
+    std::int64_t tokens = 0;
+    for (const Block& block : manifest_.blocks)
+      tokens += block.identity ? 0 : manifest_.model.tokens_of(block.patch);
+    return static_cast<std::size_t>(tokens);
   }
 
   void load() override {
@@ -97,7 +98,7 @@ class AutoregressiveLoop : public FamilyLoop {
   void sample_block(const Block& block, std::vector<float>& x, const Batch& batch, const Request& request,
                     const OnWork& on_work) {
     BlockRunner& running = runner(block);
-    if (block.reversed) reverse_tokens(x, manifest_.model);
+    to_block(x, manifest_.model, block);
     try {
       running.prefill(inputs_of(block, x, batch, request.attention_temperature));
       for (const Segment& segment : plan_.segments(block.index, block.tokens())) decode(running, segment, on_work);
@@ -109,11 +110,13 @@ class AutoregressiveLoop : public FamilyLoop {
     const auto strange = std::find_if(x.begin(), x.end(), [](float value) { return !std::isfinite(value); });
     if (strange != x.end()) {
       running.clear();
-      const std::int64_t token = (strange - x.begin()) / manifest_.model.token_dim % manifest_.model.tokens;
+      const Model& model = manifest_.model;
+      const std::int64_t token =
+          (strange - x.begin()) / model.values_of(block.patch) % model.tokens_of(block.patch);
       backend_error("flow block " + std::to_string(block.index) + " produced NaN or infinity at token " +
                     std::to_string(token));
     }
-    if (block.reversed) reverse_tokens(x, manifest_.model);
+    from_block(x, manifest_.model, block);
   }
 
   static void decode(BlockRunner& running, const Segment& segment, const OnWork& on_work) {

@@ -1,4 +1,5 @@
-// Images as token sequences: patch vectors in raster order.
+// Images as token sequences: patch vectors, and the patches and order of each flow block. Between two flow blocks the
+// data are tokens of the model's patch size in raster order.
 #pragma once
 
 #include <vector>
@@ -11,7 +12,8 @@ namespace starflow {
 std::vector<float> patchify(const std::vector<float>& x, const Model& model);
 std::vector<float> unpatchify(const std::vector<float>& tokens, const Model& model);
 
-// Reverses the order of the tokens of each image, [N, T, D].
-void reverse_tokens(std::vector<float>& tokens, const Model& model);
+// Turns tokens of the model into the tokens of a flow block, in its patches and its order, and back. Only values move.
+void to_block(std::vector<float>& tokens, const Model& model, const Block& block);
+void from_block(std::vector<float>& tokens, const Model& model, const Block& block);
 
 }  // namespace starflow

@@ -55,7 +55,7 @@ BlockRunner::BlockRunner(const Graph& graph, const Block& block, const Manifest&
     : graph_(graph),
       block_(block),
       batch_(static_cast<int>(manifest.batch)),
-      width_(static_cast<int>(manifest.model.token_dim)),
+      width_(static_cast<int>(manifest.model.values_of(block.patch))),
       max_chunk_(static_cast<int>(most_tokens)) {}
 
 void BlockRunner::clear() {

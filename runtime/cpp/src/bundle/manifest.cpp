@@ -41,6 +41,10 @@ bool Manifest::makes_images() const {
   return autoencoder || (model.data_shape.size() == 3 && model.data_shape[0] == (mode == "L" ? 1 : 3));
 }
 
+std::int64_t Model::tokens_of(const Patch& patch) const {
+  return data_shape[1] / patch.height * (data_shape[2] / patch.width);
+}
+
 std::vector<std::int64_t> Manifest::noise_shape() const {
   if (model.noise_as_tokens) return {model.tokens, model.token_dim};
   return model.data_shape;

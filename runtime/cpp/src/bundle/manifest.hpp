@@ -58,6 +58,13 @@ struct Conditioning {
   std::vector<std::string> class_names;
 };
 
+// Height and width in pixels of the data.
+struct Patch {
+  std::int64_t height = 1, width = 1;
+
+  bool operator==(const Patch& other) const { return height == other.height && width == other.width; }
+};
+
 struct Model {
   std::string family;
   double noise_std = 0;
@@ -68,12 +75,16 @@ struct Model {
   std::int64_t tokens = 0, token_dim = 0;
 
   std::int64_t data_values() const;
+  Patch patch() const { return {patch_size, patch_size}; }
+  std::int64_t tokens_of(const Patch& patch) const;  // in data of whole patches
+  std::int64_t values_of(const Patch& patch) const { return data_shape[0] * patch.height * patch.width; }
 };
 
 struct Block {
   int index = 0;
   bool identity = false, reversed = false;
   std::int64_t rows = 0, prefix = 0, first_token = 0, capacity = 0;
+  Patch patch;  // that its tokens are
 
   int tokens() const { return static_cast<int>(capacity - prefix); }  // that are decoded
 };

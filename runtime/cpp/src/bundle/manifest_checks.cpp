@@ -89,7 +89,7 @@ void check_caches(const std::string& where, const Graph& graph, const Block& blo
 
 void check_step_graph(const std::string& where, const Graph& graph, const Manifest& manifest) {
   const Block& block = manifest.blocks[static_cast<std::size_t>(graph.block)];
-  const std::int64_t batch = manifest.batch, width = manifest.model.token_dim;
+  const std::int64_t batch = manifest.batch, width = manifest.model.values_of(block.patch);
   const bool guided = std::count(manifest.guided_blocks.begin(), manifest.guided_blocks.end(), block.index) > 0;
   const Expected run{Type::float32, {batch, tokens_of_run, width}}, each{Type::float32, {batch}};
   const Expected samples{Type::float32, {batch, 1, block.capacity, width}};
@@ -143,10 +143,15 @@ void check_blocks(const Manifest& manifest) {
       throw Misfit("blocks: must be in the order of their index, with none left out");
     longest = std::max(longest, block.capacity);
     if (block.identity) continue;
+    if (height % block.patch.height != 0 || width % block.patch.width != 0) {
+      throw Misfit("blocks." + std::to_string(index) + ": data of shape " + shown(model.data_shape) +
+                   " do not consist of " + std::to_string(block.patch.height) + "x" +
+                   std::to_string(block.patch.width));
+    }
     const bool guided = std::count(manifest.guided_blocks.begin(), manifest.guided_blocks.end(), block.index) > 0;
     if (block.rows != manifest.batch * (guided ? 2 : 1) ||
         (block.prefix != 0 && block.prefix != manifest.conditioning.tokens) ||
-        block.capacity != block.prefix + model.tokens - block.first_token || block.capacity < 1) {
+        block.capacity != block.prefix + model.tokens_of(block.patch) - block.first_token || block.capacity < 1) {
       throw Misfit("blocks." + std::to_string(index) +
                    ": rows, prefix or capacity do not fit batch, conditioning and tokens");
     }

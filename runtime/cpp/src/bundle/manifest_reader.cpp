@@ -12,7 +12,7 @@
 namespace starflow {
 namespace {
 
-constexpr std::int64_t newest_schema = 2;
+constexpr std::int64_t newest_schema = 3;
 constexpr std::int64_t most_values = std::int64_t{1} << 40;  // of one tensor
 
 // A count, such as one of tokens or rows.
@@ -176,9 +176,16 @@ void read_autoregressive_fields(const Json& fields, Manifest& manifest) {
   manifest.attention_temperature = fields["attention_temperature"];
   manifest.max_chunk = count(fields["max_chunk"]);
   if (const Json* prior = given(fields, "prior")) manifest.prior = read_file(*prior);
-  manifest.blocks = each(fields["blocks"], [](const Json& block) {
-    return Block{count(block["index"]),  block["identity"],    block["reversed"],       count(block["rows"]),
-                 count(block["prefix"]), block["first_token"], count(block["capacity"])};
+  manifest.blocks = each(fields["blocks"], [&](const Json& block) {
+    const Json* patch = given(block, "patch");
+    return Block{count(block["index"]),
+                 block["identity"],
+                 block["reversed"],
+                 count(block["rows"]),
+                 count(block["prefix"]),
+                 block["first_token"],
+                 count(block["capacity"]),
+                 patch ? Patch{count((*patch)[0]), count((*patch)[1])} : manifest.model.patch()};
   });
 }
 
@@ -241,8 +248,14 @@ Json of_all_batches(const Json& manifest) {
 std::vector<Manifest> read_batches(const Json& content) {
   std::vector<Manifest> sizes{read_one(content)};
   const Json batches = content.value("batches", Json::array());
-  if ((content["schema_version"] > 1) != !batches.empty())
-    throw Misfit("schema_version: a bundle of one batch size has 1, one of several has 2");
+  const Json blocks = content.value("blocks", Json::array());
+  const bool patched = std::any_of(blocks.begin(), blocks.end(), [](const Json& block) {
+    return given(block, "patch") != nullptr;
+  });
+  if (content["schema_version"] != (patched ? 3 : batches.empty() ? 1 : 2))
+    throw Misfit(
+        "schema_version: a bundle of one batch size has 1, one of several has 2, and one whose flow blocks have"
+        " patches of their own has 3");
   const Json own = of_all_batches(content);
   for (std::size_t index = 0; index < batches.size(); ++index) {
     const std::string path = "batches." + std::to_string(index);

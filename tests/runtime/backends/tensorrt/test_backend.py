@@ -40,7 +40,7 @@ def test_digits_are_those_of_onnxruntime(digits_engines: Bundle, simulate: Simul
     assert relative_error(found, generate(digits_engines, onnxruntime(digits_engines), count=2)) <= FP16
 
 
-@pytest.mark.parametrize("fixture", ["tiny_engines", "features_engines", "tarflow_engines"])
+@pytest.mark.parametrize("fixture", ["tiny_engines", "features_engines", "patches_engines", "tarflow_engines"])
 def test_every_kind_of_model_samples_as_elsewhere(
     fixture: str, request: pytest.FixtureRequest, simulate: Simulate
 ) -> None:
