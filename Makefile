@@ -11,7 +11,7 @@ BUNDLE ?= out/demo/bundle
 IN_PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install cpp cpp-lint cpp-sanitize cpp-attack demo test test-slow mutation attack lint format schema shipped docs gpu-check bench clean
+.PHONY: help install cpp cpp-lint cpp-sanitize cpp-attack web demo test test-slow mutation attack lint format schema shipped docs gpu-check bench clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -73,6 +73,9 @@ cpp-sanitize: $(VENV)/installed ## Run the tests of C++ with AddressSanitizer, U
 
 cpp-attack: $(VENV)/installed ## Damage 10,000 bundles and open each in C++, with AddressSanitizer, and in Python (an hour)
 	tests/runtime/cpp/sanitized.sh sanitize $(BIN)/python -m tests.attack.cpp_bundles
+
+web: ## Put the page that samples digits in the browser into build/web, with onnxruntime-web from npm
+	@examples/web/build.sh build/web || test $$? -eq 3
 
 bench: demo ## Time the demo's bundle (BUNDLE=... for another one)
 	$(BIN)/starflow bench $(BUNDLE)

@@ -32,14 +32,15 @@ def tiny(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="module")
-def page(repository: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def page(repository: Path, tiny: Path) -> Iterator[Page]:
     """The page, and the tiny bundle beside its own."""
-    folder = tmp_path_factory.mktemp("web")
-    shutil.copytree(tiny, folder / "tiny")
+    folder = repository / "build/web"
+    shutil.rmtree(folder / "tiny", ignore_errors=True)
     built = subprocess.run([repository / "examples/web/build.sh", folder], capture_output=True, text=True)
     if built.returncode == SKIPPED:
         pytest.skip(built.stdout.strip())
     assert built.returncode == 0, built.stderr
+    shutil.copytree(tiny, folder / "tiny")
     handler = functools.partial(_Quiet, directory=folder)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)

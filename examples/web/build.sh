@@ -9,6 +9,7 @@ release=1.30.0 # of onnxruntime-web, the first tried that runs caches of 8 bits
 
 command -v npm >/dev/null || { echo "the page is skipped: npm is not installed"; exit 3; }
 mkdir -p "$folder/ort"
+folder=$(cd "$folder" && pwd)
 if [ ! -f "$folder/ort/$release" ]; then
   (cd "$folder/ort" && npm pack --silent "onnxruntime-web@$release" >/dev/null 2>&1) ||
     { echo "the page is skipped: onnxruntime-web $release cannot be fetched with npm"; exit 3; }

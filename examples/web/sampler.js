@@ -73,7 +73,7 @@ export class Sampler {
   /** Loads a bundle that has graphs of batch size 1. */
   static async open(url) {
     const whole = JSON.parse(new TextDecoder().decode(await bytes(`${url}/manifest.json`)));
-    const manifest = [whole, ...whole.batches.map((other) => ({ ...whole, ...other }))].find(({ batch }) => batch === 1);
+    const manifest = [whole, ...(whole.batches ?? []).map((other) => ({ ...whole, ...other }))].find(({ batch }) => batch === 1);
     if (!manifest || manifest.conditioning.kind !== "class-token" || manifest.prior || manifest.autoencoder)
       throw new Error("this page takes STARFlows of pixels and classes, exported with --batch 1");
     const variant = manifest.variants.find(({ lowering }) => lowering === "cpu");
