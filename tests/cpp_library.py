@@ -32,7 +32,7 @@ class BuildSkippedError(Exception):
     """Something that the build needs is missing here."""
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """That of this process without the sanitizer in it: compilers do without, and programs bring their own."""
     return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 
@@ -48,17 +48,17 @@ def build() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
         command: list[str | Path] = [REPOSITORY / "runtime/cpp/build.sh", folder, PRESET]
-        environment = {**_environment(), "PYTHON": sys.executable}
-        built = subprocess.run(command, capture_output=True, text=True, env=environment)
+        variables = {**environment(), "PYTHON": sys.executable}
+        built = subprocess.run(command, capture_output=True, text=True, env=variables)
     if built.returncode == SKIPPED:
         raise BuildSkippedError(built.stdout.strip().splitlines()[-1])
     assert built.returncode == 0, built.stdout + built.stderr
     return folder / PRESET
 
 
-def run(*command: str | Path, **environment: str) -> str:
+def run(*command: str | Path, **variables: str) -> str:
     """What a command prints; it has to succeed."""
-    done = subprocess.run(command, capture_output=True, text=True, env={**_environment(), **environment})
+    done = subprocess.run(command, capture_output=True, text=True, env={**environment(), **variables})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

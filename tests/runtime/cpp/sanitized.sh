@@ -14,4 +14,7 @@ esac
 export ASAN_OPTIONS="detect_leaks=0${ASAN_OPTIONS:+:$ASAN_OPTIONS}"
 # ONNX Runtime, NumPy and Python are not built with ThreadSanitizer, so it does not see how their threads wait for each other.
 export TSAN_OPTIONS="ignore_noninstrumented_modules=1:halt_on_error=1${TSAN_OPTIONS:+:$TSAN_OPTIONS}"
-LD_PRELOAD=$("${CXX:-c++}" -print-file-name="$library") exec "$@"
+# AddressSanitizer looks for the C++ library when it starts, and Python comes without.
+for name in "$library" libstdc++.so.6; do LD_PRELOAD="${LD_PRELOAD:+$LD_PRELOAD:}$("${CXX:-c++}" -print-file-name="$name")"; done
+export LD_PRELOAD
+exec "$@"

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.cpp_library import PRESET
+
 CASES = 60
 
 
+@pytest.mark.skipif(PRESET == "sanitize-threads", reason="one thread, and thousands of forks")
 @pytest.mark.usefixtures("cpp_folder")
 def test_a_short_attack_finds_no_difference(repository: Path) -> None:
     words = [sys.executable, "-m", "tests.attack.cpp_bundles", "--kinds", "small", "--cases", str(CASES)]
