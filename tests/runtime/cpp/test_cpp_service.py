@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from starflow.runtime import Sampler
 from starflow.runtime.serve.served_model import Serving
@@ -56,7 +57,7 @@ def client(program: Path) -> Iterator[Client]:
         yield made
 
 
-def parts(answer: Answer) -> tuple[dict[str, Any], np.ndarray]:
+def parts(answer: Answer) -> tuple[dict[str, Any], NDArray[Any]]:
     """The JSON of an answer without its data, and the one output, which it has as JSON or as bytes."""
     assert answer.status == 200, answer.content
     headers = {name.lower(): value for name, value in answer.headers.items()}
@@ -69,7 +70,7 @@ def parts(answer: Answer) -> tuple[dict[str, Any], np.ndarray]:
     return described, values.reshape(made["shape"])
 
 
-def outputs(answer: Answer) -> np.ndarray:
+def outputs(answer: Answer) -> NDArray[Any]:
     """The one output of an answer."""
     return parts(answer)[1]
 
@@ -111,7 +112,7 @@ def test_a_request_gets_the_answer_of_starflow_serve(client: Client) -> None:
 def test_requests_at_the_same_time_share_batches(program: Path) -> None:
     with served(program, SHIPPED, "--patience", 500) as (client, _, _):
 
-        def ask(label: int) -> np.ndarray:
+        def ask(label: int) -> NDArray[Any]:
             inputs = [tensor("label", "INT64", [label]), tensor("seed", "INT64", [40 + label])]
             return outputs(client.infer("digits", *inputs, tensor("guidance", "FP32", [label / 4])))[0]
 
