@@ -11,7 +11,7 @@ BUNDLE ?= out/demo/bundle
 IN_PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install cpp cpp-lint cpp-sanitize cpp-attack web demo test test-slow mutation attack lint format schema shipped docs gpu-check bench clean
+.PHONY: help install cpp cpp-tensorrt cpp-lint cpp-sanitize cpp-attack web demo test test-slow mutation attack lint format schema shipped docs gpu-check bench clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -62,6 +62,9 @@ gpu-check: $(VENV)/installed ## On a GPU machine: build, verify, measure, compar
 
 cpp: $(VENV)/installed ## Build the C++ library and starflow-run into build/cpp, or say what is missing
 	@PYTHON=$(BIN)/python runtime/cpp/build.sh build/cpp || test $$? -eq 3
+
+cpp-tensorrt: $(VENV)/installed ## The same with TensorRT, where TENSORRT_ROOT has its headers
+	@PYTHON=$(BIN)/python runtime/cpp/build_tensorrt.sh build/cpp || test $$? -eq 3
 
 cpp-lint: cpp ## Check the C++ code with clang-tidy (10 minutes)
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,lint-cpp]'

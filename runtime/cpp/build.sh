@@ -1,9 +1,10 @@
 #!/bin/sh
 # Builds the C++ library and its command, and fetches headers where the system has none.
-# Usage: build.sh FOLDER [PRESET]   Exit status 3: skipped; the last line says what is missing.
+# Usage: build.sh FOLDER [PRESET [CMAKE OPTION...]]   Exit status 3: skipped; the last line says what is missing.
 set -eu
 folder=$1
 preset=${2:-release}
+shift $(($# > 1 ? 2 : 1))
 python=${PYTHON:-python3}
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$folder"
@@ -38,7 +39,7 @@ generator=
 command -v ninja >/dev/null && generator="-G Ninja"
 # shellcheck disable=SC2086
 cmake -S "$here" --preset "$preset" -B "$folder/$preset" $generator -DCMAKE_PREFIX_PATH="$headers/usr" \
-  -DSTARFLOW_ONNXRUNTIME_LIBRARY="$(echo "$wheel" | head -n 1)" >"$folder/configure.log" 2>&1 ||
+  -DSTARFLOW_ONNXRUNTIME_LIBRARY="$(echo "$wheel" | head -n 1)" "$@" >"$folder/configure.log" 2>&1 ||
   { cat "$folder/configure.log" >&2; exit 1; }
 cmake --build "$folder/$preset" --parallel "${JOBS:-2}"
 echo "C++ built in $folder/$preset"

@@ -12,7 +12,7 @@
 namespace starflow {
 namespace {
 
-constexpr std::size_t most_reason = 200;  // characters of what ONNX Runtime says is wrong
+constexpr std::size_t most_reason = 300;  // characters of what ONNX Runtime says is wrong
 constexpr int newest_needed = 20;         // the newest version of the C API whose functions are used here
 
 std::string library_path(const std::string& asked) {
@@ -64,6 +64,11 @@ void OnnxRuntime::check(OrtStatus* status) const {
   if (status == nullptr) return;
   std::string reason = api_->GetErrorMessage(status);
   api_->ReleaseStatus(status);
+  const std::string code = "[ONNXRuntimeError] : ";  // before it: a place in its sources; after it: a number and a name
+  if (const std::size_t found = reason.find(code); found != std::string::npos) {
+    const std::size_t number = reason.find(" : ", found + code.size()), name = reason.find(" : ", number + 1);
+    if (name != std::string::npos) reason = reason.substr(name + 3);
+  }
   reason = reason.substr(0, std::min(reason.find('\n'), most_reason));
   throw OnnxRuntimeFailure{reason.empty() ? "no reason given" : reason};
 }

@@ -416,7 +416,8 @@ std::unique_ptr<Tensorrt> load_tensorrt(const std::string& flavour, const std::s
     backend_error("this library was built with the headers of TensorRT RTX, and cannot run engines of " + flavour);
   const char* named = std::getenv("STARFLOW_TENSORRT");
   std::string path = library.empty() && named != nullptr ? named : library;
-  if (path.empty()) path = TENSORRT_LIBRARY;
+  const std::string built_in = TENSORRT_LIBRARY;
+  if (path.empty() && (built_in.find("_rtx") != std::string::npos) == rtx) path = built_in;
   if (path.empty()) path = usual;
   void* loaded = load_library(path);
   if (loaded == nullptr)
