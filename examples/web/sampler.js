@@ -74,8 +74,9 @@ export class Sampler {
   static async open(url) {
     const whole = JSON.parse(new TextDecoder().decode(await bytes(`${url}/manifest.json`)));
     const manifest = [whole, ...(whole.batches ?? []).map((other) => ({ ...whole, ...other }))].find(({ batch }) => batch === 1);
-    if (!manifest || manifest.conditioning.kind !== "class-token" || manifest.prior || manifest.autoencoder)
-      throw new Error("this page takes STARFlows of pixels and classes, exported with --batch 1");
+    const patches = manifest?.blocks.some(({ patch }) => patch);
+    if (!manifest || manifest.conditioning.kind !== "class-token" || manifest.prior || manifest.autoencoder || patches)
+      throw new Error("this page takes STARFlows of pixels and classes with one patch size, exported with --batch 1");
     const variant = manifest.variants.find(({ lowering }) => lowering === "cpu");
     const weights = await bytes(`${url}/${variant.weights.path}`);
     const path = variant.weights.path.replace(/^graphs\//, ""); // as the graphs call it

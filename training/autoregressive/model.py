@@ -69,7 +69,8 @@ class AutoregressiveFlow(Flow):
     def unused_buffers(self) -> Mapping[str, tuple[int, ...] | None]:
         length = self.length_scale**2
         rows = length + getattr(self.config, "txt_size", 0)
-        return {"var": (length, self.config.token_dim), "*.attn_mask": (rows, rows), "feat_rope.freqs_*": None}
+        mask = (rows, rows) if self.config.block_patch_sizes is None else None
+        return {"var": (length, self.config.token_dim), "*.attn_mask": mask, "feat_rope.freqs_*": None}
 
     @abstractmethod
     def rotation(self, block: BlockConfig, height: int, width: int, prefix: int) -> Tensor | None:

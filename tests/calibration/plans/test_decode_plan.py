@@ -26,7 +26,7 @@ from starflow.runtime.plans.decode_plan import Chunk, Steps, Window
 from starflow.runtime.traces.case import draw_case
 from starflow.training.checkpoint import save_checkpoint
 from starflow.training.families import build_flow
-from tests.models import class_config, contextless, randomise
+from tests.models import class_config, contextless, patches_config, randomise
 
 
 @contextmanager
@@ -67,6 +67,22 @@ def random_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
     root = tmp_path_factory.mktemp("random") / "bundle"
     export_checkpoint(tiny_checkpoint, root, ExportOptions(batch=1))
     return root
+
+
+def test_each_block_of_larger_patches_in_one_wide_pass(tmp_path: Path) -> None:
+    """Flow blocks of 4, 8 and 16 tokens: the search covers each of them whole."""
+    config = patches_config()
+    save_checkpoint(tmp_path / "checkpoint", config, contextless(randomise(build_flow(config.model))).state_dict())
+    export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle", ExportOptions(batch=1))
+    shallow = pass_costs(0.05)
+    found = calibrate(tmp_path / "bundle", (shallow[0].model_copy(update={"block": 2}), *shallow), repetitions=7)
+    assert {each.block: each.segments for each in found.plan.blocks} == {
+        block: (Chunk(tokens=tokens, passes=1, guess=guess),)
+        for block, tokens, guess in ((each.block, each.tokens, each.guess) for each in found.candidates)
+    }
+    assert [each.tokens for each in found.candidates] == [4, 8, 16]
+    assert found.measured.passes == {2: 1, 1: 1, 0: 1}
+    assert found.measured.error < 1e-5 and found.next_gain is None
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -192,6 +208,7 @@ def test_the_table_names_every_block(contextless_bundle: Path, capsys: pytest.Ca
     assert run(arguments(contextless_bundle, "--variant", "cpu-fp32", "--widths", "4,16", "--repetitions", "15")) == 0
     printed = capsys.readouterr().out
     assert "chunk 16 in 1" in printed and "times fewer" in printed and "stored" in printed
+    assert "% of the time; no larger budget saves 10%" in printed
 
 
 @pytest.mark.parametrize(

@@ -25,17 +25,26 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[s
     return found
 
 
-def test_every_block_is_measured_against_its_floor(tiny_bundle: Path, capsys: Any) -> None:
-    names = ["cpu-fp32", "portable-fp32"]
-    told = answer(capsys, "bench", tiny_bundle, "--repetitions", "2", "--threads", "1", "--variant", *names)
-    bundle = Bundle.open(tiny_bundle)
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [("tiny_bundle", {1: 16, 0: 16}), ("patches_bundle", {2: 4, 1: 8, 0: 16})],
+)
+def test_every_block_is_measured_against_its_floor(
+    name: str, tokens: dict[int, int], request: pytest.FixtureRequest, capsys: Any
+) -> None:
+    """Units are the 16 tokens of the model, so that a block with fewer tokens reads less for each of them."""
+    names, root = ["cpu-fp32", "portable-fp32"], request.getfixturevalue(name)
+    told = answer(capsys, "bench", root, "--repetitions", "2", "--threads", "1", "--variant", *names)
+    bundle = Bundle.open(root)
     assert [variant["variant"] for variant in told["variants"]] == names
     for variant in told["variants"]:
         *rows, total = variant["rows"]
-        assert [row["block"] for row in rows] == [1, 0] and total["block"] is None
+        assert [row["block"] for row in rows] == list(tokens) and total["block"] is None
         for row in rows:
             graph = bundle.graph(bundle.variant(variant["variant"], "cpu"), row["block"])
-            assert row["bytes"] == step_bytes(graph, bundle.autoregressive.blocks[row["block"]])
+            each = step_bytes(graph, bundle.autoregressive.blocks[row["block"]])
+            assert row["bytes"] == pytest.approx(each * tokens[row["block"]] / 16, abs=1)
+            assert row["passes"] == tokens[row["block"]]
             assert row["floor_milliseconds"] == pytest.approx(1000 * row["bytes"] / told["bandwidth"])
             assert row["memory_bandwidth_percent"] == row["percent_of_floor"]
             assert row["percent_of_floor"] == pytest.approx(100 * row["floor_milliseconds"] / row["milliseconds"])

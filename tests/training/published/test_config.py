@@ -247,6 +247,16 @@ def test_options_alone_describe_a_tarflow() -> None:
     assert read_config(None, [*options, "nvp=false"], family="tarflow").checkpoint.model.nvp is False  # type: ignore[union-attr]
 
 
+def test_patches_of_every_block() -> None:
+    """Beside the published names; sides alone and with a height and a width."""
+    options = ["img_size=64", "patch_size=2", "channels=768", "blocks=3", "layers_per_block=8", "num_classes=0"]
+    config = read_config(None, [*options, "block_patch_sizes=[2, 4, [8, 4]]"], family="tarflow").checkpoint
+    assert isinstance(config.model, TarflowConfig)
+    assert config.model.block_patch_sizes == ((2, 2), (4, 4), (8, 4))
+    with pytest.raises(CheckpointError, match="does not consist of 3x3"):
+        read_config(None, [*options, "block_patch_sizes=[2, 4, 3]"], family="tarflow")
+
+
 def test_reads_a_checkpoint_configuration(tmp_path: Path) -> None:
     out = import_case(case_of("S10_class_conditional"), tmp_path, "yaml")
     before = open_checkpoint(out)[0]
