@@ -1,7 +1,7 @@
 """What a step of the trainer minimises, for either family."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -22,6 +22,18 @@ class Objective(ABC, Generic[AnyFlow]):
     def __init__(self) -> None:
         self.figures: dict[str, Tensor] = {}  # scalars of the last step besides its loss, by their names in log.jsonl
         self.memory: dict[str, Tensor] = {}  # what a resumed run needs to know of the steps before it
+
+    def prepare(self, draw: Callable[[int], Tensor], seed: int) -> None:
+        """Learn what the first step needs; called once, before it.
+
+        Args:
+            draw: Data of a batch, [B, ...] float32, by its index.
+            seed: Of everything random in it.
+        """
+
+    def restore(self, memory: Mapping[str, Tensor]) -> None:
+        """Take up the memory of a run that was stopped."""
+        self.memory.update(memory)
 
     @abstractmethod
     def losses(

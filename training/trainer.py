@@ -24,7 +24,7 @@ from starflow.training.data.split import representative
 from starflow.training.families import build_flow, build_objective
 from starflow.training.flow import Flow
 from starflow.training.layers.dropout import set_dropout
-from starflow.training.random_streams import EVALUATION, SAMPLES, generator_for
+from starflow.training.random_streams import EVALUATION, PREPARATION, SAMPLES, generator_for
 from starflow.training.recipe import Recipe, Training
 from starflow.training.runs.run import TrainingRun, device_named
 
@@ -70,6 +70,16 @@ class Trainer(TrainingRun):
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
         x, y = self.prepare(batch, generator)
         return self.objective.losses(self.forward, x, y, generator, self.part_size)
+
+    def restore_memory(self, memory: dict[str, Tensor]) -> None:
+        self.objective.restore(memory)
+
+    def before_first_step(self) -> None:
+        def draw(index: int) -> Tensor:
+            generator = generator_for(self.training.seed, PREPARATION, index, self.device)
+            return self.prepare(self.batch_at(index), generator)[0]
+
+        self.objective.prepare(draw, self.training.seed)
 
     def digests(self) -> dict[str, str]:
         latents = {"latents": self.data.latents.key} if self.data.latents else {}

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from starflow.runtime.plain.errors import CheckpointError, RecipeError, StarflowError, UsageError
 from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.checkpoint import load_autoregressive
+from starflow.training.continuous.objective_config import ObjectiveConfig
 from starflow.training.data.dataset import load_dataset
 from starflow.training.data.samples import Dataset
 from starflow.training.data.source import Digits8Source
@@ -97,6 +99,23 @@ def losses(folder: Path) -> list[float]:
     entries = [entry for entry in entries if "loss" in entry]
     assert [entry["step"] for entry in entries] == list(range(1, len(entries) + 1))
     return [entry["loss"] for entry in entries]
+
+
+LEARNED = {"kind": "w-cfm", "kappa": 0.5, "cost": "squared", "marginals": "learned", "potential_steps": 3}
+
+
+def test_a_killed_run_resumes_its_potentials(tmp_path: Path, few: Dataset) -> None:
+    settings = recipe(VELOCITY, steps=6, batch_size=32)
+    objective = TypeAdapter(ObjectiveConfig).validate_python(LEARNED | {"likelihood_steps": 1, "likelihood_samples": 4})
+    settings = settings.model_copy(update={"objective": objective})
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    Trainer(settings, few, whole).fit()
+    Trainer(settings, few, killed).fit(max_steps=3)
+    again = Trainer(settings, few, killed)
+    assert again.resume()
+    again.fit()
+    assert losses(killed) == losses(whole)
+    assert int(again.objective.memory["potentials.updates"]) == 3 + 3
 
 
 @pytest.mark.parametrize("model", [STARFLOW, VELOCITY])

@@ -140,6 +140,13 @@ class TrainingRun(ABC):
         """The mean figures of the last steps, for the live line."""
         return f"loss {means['loss']:.4f}"
 
+    def restore_memory(self, memory: dict[str, Tensor]) -> None:
+        """Take up the `memory` of a run that was stopped."""
+        self.memory.update(memory)
+
+    def before_first_step(self) -> None:  # noqa: B027
+        """Do what has to come before a run begins."""
+
     def digests(self) -> dict[str, str]:
         """Digests of what the run reads besides its recipe, by name; a resumed run has to find the same."""
         return {"split": self.data.split}
@@ -208,6 +215,8 @@ class TrainingRun(ABC):
         pending: list[dict[str, Tensor]] = []
         loss: float | None = None
         seconds, steps, all_seconds, all_steps, saved = 0.0, 0, 0.0, 0, -1
+        if self.step == 0:
+            self.before_first_step()
         with Journal(self.folder, self.step, self.total_steps) as journal:
             clock = time.perf_counter()
             while self.step < last and not self.out_of_patience and not should_stop():
@@ -368,7 +377,7 @@ class TrainingRun(ABC):
         self.best.restore(state["best"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.memory.update(state.get("objective", {}))
+        self.restore_memory(state.get("objective", {}))
         self.step, self.metrics = state["step"], state["metrics"]
         self.average = self.averages[self.metrics.get("ema_decay", self.training.ema_decays[0])]
         return True
