@@ -36,6 +36,7 @@ from starflow.training.continuous.flow_matching import FlowMatching
 from starflow.training.continuous.mlp import ContinuousMlp
 from starflow.training.continuous.objective_config import ObjectiveConfig, WeightedCfmConfig
 from starflow.training.continuous.tilt import plot_tilt, tilt_curve
+from starflow.training.objective import Share
 from starflow.training.points import POINT_SETS
 
 matplotlib.use("Agg")
@@ -99,7 +100,7 @@ def train(
     for _ in range(steps):
         x0, x1 = (each(batch, generator) for each in draw)
         start = time.perf_counter()
-        (loss,) = objective.losses_from(x0, network, x1, None, generator, batch)
+        (loss,) = objective.losses_from(x0, network, x1, None, generator, Share(batch))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

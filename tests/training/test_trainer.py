@@ -190,8 +190,10 @@ def test_the_best_checkpoint_is_kept_and_training_stops(tmp_path: Path, digits: 
     # Killed after it had kept a best checkpoint that its last saved state knows nothing of.
     killed = tmp_path / "killed"
 
+    best_step = outcome.best_step
+
     def kill() -> bool:
-        if trainer.step == outcome.best_step + 2:
+        if trainer.step == best_step + 2:
             raise KeyboardInterrupt
         return False
 

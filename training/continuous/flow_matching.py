@@ -29,7 +29,7 @@ from starflow.training.continuous.likelihood import flow_log_likelihood
 from starflow.training.continuous.model import ContinuousFlow
 from starflow.training.continuous.objective_config import ObjectiveConfig, OtCfmConfig, WeightedCfmConfig
 from starflow.training.continuous.potentials import Potentials
-from starflow.training.objective import Objective
+from starflow.training.objective import Objective, Share
 from starflow.training.random_streams import POTENTIALS, generator_for
 
 
@@ -119,10 +119,10 @@ class FlowMatching(Objective[ContinuousFlow]):
         super().restore(memory)
 
     def losses(
-        self, network: Callable[..., Any], x: Tensor, y: Tensor | None, generator: torch.Generator, size: int
+        self, network: Callable[..., Any], x: Tensor, y: Tensor | None, generator: torch.Generator, share: Share
     ) -> Iterator[Tensor]:
         x0 = torch.randn(x.shape, generator=generator, device=x.device)
-        return self.losses_from(x0, network, x, y, generator, size)
+        return self.losses_from(x0, network, x, y, generator, share)
 
     def losses_from(
         self,
@@ -131,11 +131,11 @@ class FlowMatching(Objective[ContinuousFlow]):
         x1: Tensor,
         y: Tensor | None,
         generator: torch.Generator,
-        size: int,
+        share: Share,
     ) -> Iterator[Tensor]:
         """`losses` from noise x0 [B, ...] of any distribution."""
         task = self.regression(x0, x1, generator)
-        for part in torch.arange(len(x1), device=x1.device).split(size):
+        for part in share.of(len(x1), x1.device):
             v = network(task.x_t[part], task.t[part], None if y is None else y[part])
             error = (v - task.velocity[part]).square().flatten(1).mean(1)
             yield (error if task.weights is None else task.weights[part] * error).mean()

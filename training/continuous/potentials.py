@@ -11,6 +11,7 @@ constant decides, is divided out anyway. All pairs of a batch count, not only it
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ class Potentials:
             corrected, scale = mean / (1 - betas[0] ** updates), (square / (1 - betas[1] ** updates)).sqrt()
             parameter.addcdiv_(corrected, scale + 1e-8, value=-LEARNING_RATE)
 
-    def restore(self, memory: dict[str, Tensor]) -> None:
+    def restore(self, memory: Mapping[str, Tensor]) -> None:
         """Take up the state of a run that was stopped."""
         for name, value in self.memory.items():
             value.copy_(memory[name])
