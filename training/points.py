@@ -49,9 +49,30 @@ def checkerboard(count: int, generator: torch.Generator) -> Tensor:
     return torch.stack([x, row - 4 + 2 * (torch.floor(x / 2) % 2)], dim=1)
 
 
+FIVE_RADIUS, FIVE_STD = 5.0, 0.5
+# A mixture as noise: weights, means and standard deviations of three Gaussians.
+MIXTURE = ((0.5, (0.0, 0.0), 1.0), (0.3, (-3.0, 2.0), 0.6), (0.2, (2.5, -2.5), 0.4))
+
+
+def gaussian_mixture(count: int, generator: torch.Generator) -> Tensor:
+    """Three Gaussians of different weights and widths, [count, 2] float32."""
+    weights, means, deviations = (torch.tensor(each) for each in zip(*MIXTURE, strict=True))
+    which = torch.multinomial(weights, count, replacement=True, generator=generator)
+    return means[which] + deviations[which, None] * torch.randn(count, 2, generator=generator)
+
+
+def five_gaussians(count: int, generator: torch.Generator) -> Tensor:
+    """Five Gaussians on a circle, equally likely, [count, 2] float32."""
+    angles = torch.randint(0, 5, (count,), generator=generator) * (2 * math.pi / 5)
+    centres = FIVE_RADIUS * torch.stack([angles.cos(), angles.sin()], dim=1)
+    return centres + FIVE_STD * torch.randn(count, 2, generator=generator)
+
+
 POINT_SETS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
     "normal": normal,
     "eight_gaussians": eight_gaussians,
     "moons": moons,
     "checkerboard": checkerboard,
+    "gaussian_mixture": gaussian_mixture,
+    "five_gaussians": five_gaussians,
 }

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-ORDER, STEP, EVALUATION, SAMPLES, DROPOUT, VIEWS = range(6)  # streams
+ORDER, STEP, EVALUATION, SAMPLES, DROPOUT, VIEWS, POTENTIALS, PREPARATION = range(8)  # streams
 
 
 def seed_for(seed: int, stream: int, index: int) -> int:

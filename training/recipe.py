@@ -49,6 +49,7 @@ class RunSettings(Frozen):
     flip: bool = False  # augmentation: mirror left-right
     colour: float = Field(0.0, ge=0, le=1)  # augmentation: change brightness, contrast, saturation by up to this share
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # autocast; weights and averages stay fp32. fp16: CUDA only
+    recompute: bool = False  # keep only the input of each layer, and compute the rest again for its gradient
     compile: bool = False  # torch.compile: for long runs on a GPU; an H100 spent more than a minute on compiling
     seed: int = Field(0, ge=0, lt=1 << 63)  # weights, batches, noise: the run is a function of it
     device: str = "auto"  # auto: cuda if there is one, else cpu
@@ -94,7 +95,10 @@ class Training(RunSettings):
 
 # What a resumed run may change: reports, the machine, and how long to go on.
 CHANGEABLE = {
-    *(f"training.{field}" for field in ("steps", "epochs", "device", "threads", "compile", "half_checkpoint")),
+    *(
+        f"training.{field}"
+        for field in ("steps", "epochs", "device", "threads", "compile", "recompute", "half_checkpoint")
+    ),
     *(f"training.{field}" for field in ("log_every", "evaluate_every", "sample_every", "checkpoint_every")),
     *("training.patience", "training.sample_guidance", "objective.likelihood_steps", "objective.likelihood_samples"),
 }

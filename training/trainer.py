@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from starflow.runtime.plain.bits_per_dim import bits_per_dim
 from starflow.runtime.plain.errors import RecipeError
@@ -16,6 +16,7 @@ from starflow.runtime.plain.images import grid, to_uint8
 from starflow.training.autoencoder.latents import Views, as_latents
 from starflow.training.checkpoint import save_checkpoint
 from starflow.training.config import CheckpointConfig, ImageRange, LatentAutoencoder, LatentScaling
+from starflow.training.continuous.transformer import ModulatedLayer
 from starflow.training.data.augmentation import Augmentation
 from starflow.training.data.fit import fit_data
 from starflow.training.data.samples import Batch, Dataset, Samples, choose_views
@@ -24,9 +25,11 @@ from starflow.training.data.split import representative
 from starflow.training.families import build_flow, build_objective
 from starflow.training.flow import Flow
 from starflow.training.layers.dropout import set_dropout
-from starflow.training.random_streams import EVALUATION, SAMPLES, generator_for
+from starflow.training.layers.transformer import Layer
+from starflow.training.random_streams import EVALUATION, PREPARATION, SAMPLES, generator_for
 from starflow.training.recipe import Recipe, Training
-from starflow.training.runs.run import TrainingRun, device_named
+from starflow.training.runs.engine import Engine, Shards
+from starflow.training.runs.run import ALONE, TrainingRun, device_named
 
 LEVEL = 1 / 127.5  # width of one grey level in [-1, 1]
 
@@ -42,15 +45,18 @@ class Trainer(TrainingRun):
     model: Flow
     average: Flow
 
-    def __init__(self, recipe: Recipe, data: Dataset, folder: Path) -> None:
-        training, data = recipe.training, fit_data(_in_latents(recipe, data, folder), recipe.model)
+    def __init__(self, recipe: Recipe, data: Dataset, folder: Path, engine: Engine = ALONE) -> None:
+        training, data = recipe.training, fit_data(in_latents(recipe, data, folder), recipe.model)
         if data.kind == "points" and training.augmentation != Augmentation():
             raise RecipeError(
                 "training: crop, shift, flip and colour change images, but the data are points; leave them out"
             )
-        super().__init__(recipe, data, folder, lambda: _with_dropout(build_flow(recipe.model), training))
+        if isinstance(engine, Shards) and training.precision == "fp16":
+            raise RecipeError("training.precision: found fp16, expected bf16 or fp32 with --parallel fsdp")
+        super().__init__(recipe, data, folder, lambda: _with_dropout(build_flow(recipe.model), training), engine)
         self.checkpoint_config = _checkpoint_config(recipe, data)
         self.objective = build_objective(recipe.objective, self.model)
+        self.objective.process_mean = lambda value: engine.sum(value) / engine.count
         self.figures, self.memory = self.objective.figures, self.objective.memory
         self._level = LEVEL if data.kind == "images" else 1.0  # points and latents are not quantised
 
@@ -69,7 +75,20 @@ class Trainer(TrainingRun):
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
         x, y = self.prepare(batch, generator)
-        return self.objective.losses(self.forward, x, y, generator, self.part_size)
+        return self.objective.losses(self.forward, x, y, generator, self.share)
+
+    def layers(self) -> list[nn.Module]:
+        return [module for module in self.model.modules() if isinstance(module, (Layer, ModulatedLayer))]
+
+    def restore_memory(self, memory: dict[str, Tensor]) -> None:
+        self.objective.restore(memory)
+
+    def before_first_step(self) -> None:
+        def draw(index: int) -> Tensor:
+            generator = generator_for(self.training.seed, PREPARATION, index, self.device)
+            return self.prepare(self.batch_at(index), generator)[0]
+
+        self.objective.prepare(draw, self.training.seed)
 
     def digests(self) -> dict[str, str]:
         latents = {"latents": self.data.latents.key} if self.data.latents else {}
@@ -192,10 +211,10 @@ def _checkpoint_config(recipe: Recipe, data: Dataset) -> CheckpointConfig:
     )
 
 
-def _in_latents(recipe: Recipe, data: Dataset, folder: Path) -> Dataset:
-    """The data as the recipe's autoencoder encodes them, if the recipe names one."""
+def in_latents(recipe: Recipe, data: Dataset, folder: Path) -> Dataset:
+    """The data as the recipe's autoencoder encodes them, if the recipe names one and they are images still."""
     source, training = recipe.data, recipe.training
-    if isinstance(source, PointsSource) or source.autoencoder is None:
+    if isinstance(source, PointsSource) or source.autoencoder is None or data.latents is not None:
         return data
     views = Views(training.augmentation, training.views, training.seed)
     device, cache = device_named(training.device), folder / "latents"

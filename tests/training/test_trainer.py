@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from starflow.runtime.plain.errors import CheckpointError, RecipeError, StarflowError, UsageError
 from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.checkpoint import load_autoregressive
+from starflow.training.continuous.objective_config import ObjectiveConfig
 from starflow.training.data.dataset import load_dataset
 from starflow.training.data.samples import Dataset
 from starflow.training.data.source import Digits8Source
@@ -99,6 +101,23 @@ def losses(folder: Path) -> list[float]:
     return [entry["loss"] for entry in entries]
 
 
+LEARNED = {"kind": "w-cfm", "kappa": 0.5, "cost": "squared", "marginals": "learned", "potential_steps": 3}
+
+
+def test_a_killed_run_resumes_its_potentials(tmp_path: Path, few: Dataset) -> None:
+    settings = recipe(VELOCITY, steps=6, batch_size=32)
+    objective = TypeAdapter(ObjectiveConfig).validate_python(LEARNED | {"likelihood_steps": 1, "likelihood_samples": 4})
+    settings = settings.model_copy(update={"objective": objective})
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    Trainer(settings, few, whole).fit()
+    Trainer(settings, few, killed).fit(max_steps=3)
+    again = Trainer(settings, few, killed)
+    assert again.resume()
+    again.fit()
+    assert losses(killed) == losses(whole)
+    assert int(again.objective.memory["potentials.updates"]) == 3 + 3
+
+
 @pytest.mark.parametrize("model", [STARFLOW, VELOCITY])
 @pytest.mark.parametrize("settings", [{}, {"accumulate": 4, "shift": 1, "precision": "bf16", "noise_std": 0.0}])
 def test_a_killed_run_resumes_exactly(
@@ -171,8 +190,10 @@ def test_the_best_checkpoint_is_kept_and_training_stops(tmp_path: Path, digits: 
     # Killed after it had kept a best checkpoint that its last saved state knows nothing of.
     killed = tmp_path / "killed"
 
+    best_step = outcome.best_step
+
     def kill() -> bool:
-        if trainer.step == outcome.best_step + 2:
+        if trainer.step == best_step + 2:
             raise KeyboardInterrupt
         return False
 

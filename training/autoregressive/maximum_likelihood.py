@@ -8,7 +8,7 @@ from torch import Tensor
 
 from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.autoregressive.tarflow import Tarflow
-from starflow.training.objective import Objective
+from starflow.training.objective import Objective, Share
 
 
 class MaximumLikelihood(Objective[AutoregressiveFlow]):
@@ -22,18 +22,18 @@ class MaximumLikelihood(Objective[AutoregressiveFlow]):
         self._learned_prior = model if isinstance(model, Tarflow) and not model.config.nvp else None
 
     def losses(
-        self, network: Callable[..., Any], x: Tensor, y: Tensor | None, generator: torch.Generator, size: int
+        self, network: Callable[..., Any], x: Tensor, y: Tensor | None, generator: torch.Generator, share: Share
     ) -> Iterator[Tensor]:
         z = []
-        for part in torch.arange(len(x), device=x.device).split(size):
+        for part in share.of(len(x), x.device):
             out = network(x[part], None if y is None else y[part])
             z.append(out.z.detach())
             yield out.loss
         if self._learned_prior is not None:
-            noise, var = torch.cat(z), self._learned_prior.var
+            squares, var = self.process_mean(torch.cat(z).square().mean(0)), self._learned_prior.var
             # The gradient is that of a standard normal prior, as published; the likelihood has the learned one.
-            self.figures["likelihood_loss"] = 0.5 * ((noise.square() / var).mean() + var.log().mean())
-            self._learned_prior.update_prior(noise)
+            self.figures["likelihood_loss"] = 0.5 * ((squares / var).mean() + var.log().mean())
+            self._learned_prior.update_prior(squares.sqrt()[None])
 
     def log_likelihood(
         self, model: AutoregressiveFlow, x: Tensor, y: Tensor | None, generator: torch.Generator

@@ -2,16 +2,20 @@
 
 Weighted conditional flow matching (Calvo-Ordonez et al., 2025, arXiv 2507.22270) replaces transport inside a batch by
 weights w(x0, x1) = exp(-|x0 - x1| / epsilon) on independent pairs: up to its marginals, q(x0) q(x1) w(x0, x1) is the entropic
-transport plan. The norm is not squared. Weights are kept as logarithms: in thousands of dimensions they are all small, and
-only their ratios matter.
+transport plan of the cost |x0 - x1|. In the paper the norm is not squared; with |x0 - x1|^2 / 2 in its place the plan is that
+of entropic W2. Weights are kept as logarithms: in thousands of dimensions they are all small, and only their ratios matter.
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from starflow.runtime.plain.errors import UsageError
+
+SINKHORN_ITERATIONS = 50
+Cost = Literal["norm", "squared"]  # |x0 - x1|, or |x0 - x1|^2 / 2
 
 
 def transport(x0: Tensor, x1: Tensor) -> Tensor:
@@ -30,16 +34,52 @@ def transport(x0: Tensor, x1: Tensor) -> Tensor:
     return x0[order.to(x0.device)]
 
 
-def epsilon_of(kappa: float, dimensions: int) -> float:
-    """epsilon = kappa * sqrt(d): distances grow with sqrt(d), so kappa means the same in every dimension."""
-    return kappa * math.sqrt(dimensions)
+def entropic_transport(x0: Tensor, x1: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+    """Draw for each data point x1 [B, ...] its noise, from the entropic transport plan of the batch; some noise may come twice.
+
+    Sinkhorn's algorithm on |x0 - x1|^2 / 2 with regularisation epsilon (Cuturi, NeurIPS 2013), in logarithms.
+    """
+    log_kernel = -all_costs(x0, x1, "squared") / epsilon
+    f = torch.zeros(len(x0), device=x0.device)
+    for _ in range(SINKHORN_ITERATIONS):
+        g = -torch.logsumexp(log_kernel + f[:, None], 0)
+        f = -torch.logsumexp(log_kernel + g[None], 1)
+    plan = torch.softmax(log_kernel + f[:, None], 0)  # of noise, given each data point
+    return x0[torch.multinomial(plan.T, 1, generator=generator)[:, 0]]
 
 
-def gibbs_log_weights(x0: Tensor, x1: Tensor, epsilon: float) -> Tensor:
-    """log w(x0, x1) = -|x0 - x1| / epsilon, [B, ...] twice -> [B] float32; UsageError if epsilon is not above 0."""
+def epsilon_of(kappa: float, dimensions: int, cost: Cost = "norm") -> float:
+    """epsilon = kappa * sqrt(d), as distances grow with sqrt(d); for the squared cost kappa * d.
+
+    This keeps a kappa within an order of magnitude, but does not give it one meaning in every dimension: weights depend on how
+    distances *vary*, which grows less than they do. Choose kappa for each data set (see `tilt`).
+    """
+    return kappa * (math.sqrt(dimensions) if cost == "norm" else dimensions)
+
+
+def pair_costs(x0: Tensor, x1: Tensor, cost: Cost) -> Tensor:
+    """c(x0, x1) of B pairs, |x0 - x1| or |x0 - x1|^2 / 2: [B, ...] twice -> [B] float32."""
+    distances = torch.linalg.vector_norm((x0 - x1).flatten(1).float(), dim=1)
+    return distances if cost == "norm" else 0.5 * distances.square()
+
+
+def all_costs(x0: Tensor, x1: Tensor, cost: Cost) -> Tensor:
+    """c of all pairs of [N, ...] and [M, ...]: [N, M], float32, or float64 where x0 is."""
+    one, other = (x.flatten(1) if x.dtype == torch.float64 else x.flatten(1).float() for x in (x0, x1))
+    distances = torch.cdist(one, other)
+    return distances if cost == "norm" else 0.5 * distances.square()
+
+
+def gibbs_log_weights(x0: Tensor, x1: Tensor, epsilon: float, cost: Cost = "norm") -> Tensor:
+    """log w(x0, x1) = -c(x0, x1) / epsilon, [B, ...] twice -> [B] float32; UsageError if epsilon is not above 0."""
     if not epsilon > 0:
         raise UsageError(f"epsilon: found {epsilon:g}, expected a number above 0")
-    return -torch.linalg.vector_norm((x0 - x1).flatten(1).float(), dim=1) / epsilon
+    return -pair_costs(x0, x1, cost) / epsilon
+
+
+def noise_log_marginal(costs: Tensor) -> Tensor:
+    """log of the marginal weight of every noise, over the data of its batch: c / epsilon [B, B] -> [B]."""
+    return torch.logsumexp(-costs, 1) - math.log(costs.shape[1])
 
 
 class WeightNormaliser:

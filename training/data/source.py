@@ -104,7 +104,7 @@ class PointsSource(Frozen):
     """Points in the plane, drawn anew from a distribution that is known in closed form; for continuous flows."""
 
     kind: Literal["points"]
-    shape: Literal["normal", "eight_gaussians", "moons", "checkerboard"]
+    shape: Literal["normal", "eight_gaussians", "moons", "checkerboard", "gaussian_mixture", "five_gaussians"]
     count: int = Field(20_000, gt=1, le=100_000_000)
     holdout: float = Field(0.1, gt=0, lt=1)
     validation: float = Field(0.05, gt=0, lt=1)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from starflow.training.recipe import RunSettings
+from starflow.training.runs.engine import local
 
 
 def learning_rate_at(step: int, total_steps: int, training: RunSettings) -> float:
@@ -41,6 +42,6 @@ def average_decay_at(step: int, decay: float) -> float:
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     """Move an fp32 average in place: average = decay * average + (1 - decay) * model; buffers are copied."""
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1.0 - decay)
+    torch._foreach_lerp_(local(average.parameters()), local(model.parameters()), 1.0 - decay)
     for copied, buffer in zip(average.buffers(), model.buffers(), strict=True):
         copied.copy_(buffer)

@@ -10,7 +10,9 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,21 +21,26 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
 
 from starflow.runtime.plain.atomic_write import atomic_file
 from starflow.runtime.plain.errors import CheckpointError, RecipeError, StarflowError, first_line
 from starflow.runtime.plain.memory import check_memory
 from starflow.training.data.samples import Batch, Dataset, Samples
+from starflow.training.objective import Share
 from starflow.training.published.torch_file import check_archive
 from starflow.training.random_streams import DROPOUT, ORDER, STEP, generator_for, seed_for
 from starflow.training.recipe import AnyRecipe, changed_field
 from starflow.training.runs.best import Best
+from starflow.training.runs.engine import Engine
 from starflow.training.runs.optimizer import average_decay_at, build_optimizer, learning_rate_at, update_average
-from starflow.training.runs.progress import Journal
+from starflow.training.runs.progress import Journal, Silence
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 DUE = ("log", "evaluate", "sample", "checkpoint")  # done every so many steps, which the recipe says
 DEVICE_SHARE = 0.25  # of the free memory of a GPU: data that take less are kept there
+ALONE = Engine()
 ANOTHER = "use another --out, or --no-resume to start again"
 
 
@@ -68,15 +75,18 @@ class TrainingRun(ABC):
     CHOSEN_BY: ClassVar[str]
     LOWER_IS_BETTER: ClassVar[bool]
 
-    def __init__(self, recipe: AnyRecipe, data: Dataset, folder: Path, model: Callable[[], nn.Module]) -> None:
-        """Prepare a run; `model` builds the model once torch has the recipe's seed.
+    def __init__(
+        self, recipe: AnyRecipe, data: Dataset, folder: Path, model: Callable[[], nn.Module], engine: Engine = ALONE
+    ) -> None:
+        """Prepare a run; `model` builds the model once torch has the recipe's seed, and `engine` lays it out.
 
         Raises:
             RecipeError: the recipe does not fit the data or this machine.
         """
         self.recipe, self.data, self.samples, self.folder, self.step = recipe, data, data.train, folder, 0
         training = self.training = recipe.training
-        self.device = device_named(training.device)
+        self.engine = engine
+        self.device = engine.device(device_named(training.device))
         if training.precision == "fp16" and self.device.type != "cuda":
             raise RecipeError("training.precision: found fp16, expected bf16 or fp32: fp16 trains on CUDA only")
         if training.threads is not None:
@@ -95,15 +105,39 @@ class TrainingRun(ABC):
         torch.manual_seed(training.seed)
         self.model = model().to(self.device)
         self.averages = {decay: copy.deepcopy(self.model).eval().requires_grad_(False) for decay in training.ema_decays}
-        self.average = self.averages[training.ema_decays[0]]  # the one that is judged, sampled and kept
+        self.decay = training.ema_decays[0]  # of the average that the validation part chose
+        self.average = self.averages[self.decay]  # the one that is judged, sampled and kept
         self.best = Best(self.LOWER_IS_BETTER)
-        self._network = torch.compile(self.trained_call()) if training.compile else self.trained_call()
+        self._network = self._laid_out()
         self.optimizer = build_optimizer(self.model, training)
         self.scaler = torch.amp.GradScaler(enabled=training.precision == "fp16")
         self._order = (-1, torch.empty(0))
         self.figures: dict[str, Tensor] = {}  # scalars of the last step besides its loss, by their names in log.jsonl
         self.memory: dict[str, Tensor] = {}  # what a resumed run needs beyond weights, average, optimiser and step
         self.metrics: dict[str, Any] = {}  # the last figures of `judge`, and the steps they belong to
+
+    def _laid_out(self) -> Callable[..., Any]:
+        """The forward pass as the recipe and the engine want it."""
+        call, layers = self.trained_call(), self.layers()
+        if self.training.recompute:
+            for layer in layers:
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        if self.training.compile:
+            for layer in layers:
+                layer.compile()
+            call = call if layers else torch.compile(call)
+        if not self.engine.parallel:
+            return call
+        assert isinstance(call, nn.Module)  # of a flow; the command refuses the others
+        if self.training.batch_size % (self.training.accumulate * self.engine.count):
+            raise RecipeError(
+                f"training.batch_size: found {self.training.batch_size}, expected a multiple of accumulate"
+                f" {self.training.accumulate} times {self.engine.count} processes"
+            )
+        network = self.engine.distribute(call, layers)
+        for average in self.averages.values():
+            self.engine.shard(average)
+        return network
 
     def _check_memory(self, model: Callable[[], nn.Module]) -> None:
         """See that the weights fit into memory: on a CPU with their gradients, averages and two moments of AdamW."""
@@ -120,9 +154,16 @@ class TrainingRun(ABC):
         """The forward pass that is trained."""
         return self.model
 
+    def layers(self) -> list[nn.Module]:
+        """The repeated layers of the model, which are compiled, recomputed and sharded one by one."""
+        return []
+
     @abstractmethod
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield the mean loss of every part of a batch; the backward pass of a part runs before the next is computed."""
+        """Yield the mean loss of each of this process's parts of a batch.
+
+        The backward pass of a part runs before the next is computed.
+        """
 
     @abstractmethod
     def judge(self, samples: Samples) -> dict[str, float]:
@@ -139,6 +180,13 @@ class TrainingRun(ABC):
     def described(self, means: Mapping[str, float]) -> str:
         """The mean figures of the last steps, for the live line."""
         return f"loss {means['loss']:.4f}"
+
+    def restore_memory(self, memory: dict[str, Tensor]) -> None:
+        """Take up the `memory` of a run that was stopped."""
+        self.memory.update(memory)
+
+    def before_first_step(self) -> None:  # noqa: B027
+        """Do what has to come before a run begins."""
 
     def digests(self) -> dict[str, str]:
         """Digests of what the run reads besides its recipe, by name; a resumed run has to find the same."""
@@ -157,8 +205,13 @@ class TrainingRun(ABC):
 
     @property
     def part_size(self) -> int:
-        """Samples that go through the model at once."""
+        """Samples that go through the model at once, where nothing is learned from them."""
         return self.training.batch_size // self.training.accumulate
+
+    @property
+    def share(self) -> Share:
+        """Which parts of a batch this process trains on."""
+        return Share(self.part_size // self.engine.count, self.engine.rank, self.engine.count)
 
     def train_step(self) -> dict[str, Tensor]:
         """Do one update; return loss, gradient norm and more as scalars on the device, for which nothing has to wait."""
@@ -166,15 +219,23 @@ class TrainingRun(ABC):
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.step, self.total_steps, training)
         generator = generator_for(training.seed, STEP, self.step, self.device)
-        torch.manual_seed(seed_for(training.seed, DROPOUT, self.step))  # dropout draws from torch's own generators
+        # Dropout draws from torch's own generators, and differently in every process.
+        torch.manual_seed(seed_for(training.seed, DROPOUT, self.step * self.engine.count + self.engine.rank))
         batch = self.batch_at(self.step)
         loss = torch.zeros((), device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        for part in self.losses(batch, generator):
-            self.scaler.scale(part / training.accumulate).backward()
+        parts = self.losses(batch, generator)
+        for index in range(training.accumulate):
+            last = index == training.accumulate - 1
+            with nullcontext() if last or not self.engine.parallel else self.engine.holding(self._network):
+                part = next(parts)
+                self.scaler.scale(part / training.accumulate).backward()
             loss += part.detach() / training.accumulate
+        next(parts, None)  # what comes after the last part
+        loss = self.engine.sum(loss) / self.engine.count  # every part has as many samples
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip or math.inf)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
@@ -208,9 +269,12 @@ class TrainingRun(ABC):
         pending: list[dict[str, Tensor]] = []
         loss: float | None = None
         seconds, steps, all_seconds, all_steps, saved = 0.0, 0, 0.0, 0, -1
-        with Journal(self.folder, self.step, self.total_steps) as journal:
+        if self.step == 0:
+            self.before_first_step()
+        kind = Journal if self.engine.rank == 0 else Silence
+        with kind(self.folder, self.step, self.total_steps) as journal:
             clock = time.perf_counter()
-            while self.step < last and not self.out_of_patience and not should_stop():
+            while self.step < last and not self.out_of_patience and not self.engine.any(should_stop()):
                 pending.append(self.train_step())
                 due = {name: self.step == last or self.step % getattr(training, f"{name}_every") == 0 for name in DUE}
                 if not any(due.values()):
@@ -226,7 +290,8 @@ class TrainingRun(ABC):
                 if due["evaluate"]:
                     due["sample"] |= self._evaluate(journal, ends=self.step == last)
                 if due["sample"]:
-                    journal.picture(self.step, self.sample_sheet())
+                    self.refresh_average()
+                    self.engine.from_first(lambda: journal.picture(self.step, self.sample_sheet()))
                 if due["checkpoint"] or self.out_of_patience:
                     self.save()
                     saved = self.step
@@ -255,12 +320,13 @@ class TrainingRun(ABC):
             **self.metrics,
         )
 
-    def _evaluate(self, journal: Journal, *, ends: bool) -> bool:
+    def _evaluate(self, journal: Journal | Silence, *, ends: bool) -> bool:
         """Judge the weights, choose the average, keep the best checkpoint; return whether it is a new one."""
-        figures = {decay: self._judged(average) for decay, average in self.averages.items()}
+        figures = {decay: self._judged(decay) for decay in self.averages}
         sign = 1 if self.LOWER_IS_BETTER else -1
         decay = min(figures, key=lambda decay: sign * _or_worst(figures[decay][self.CHOSEN_BY], sign))
-        self.average = self.averages[decay]
+        self.decay = decay
+        self.refresh_average()
         self._measure(journal, "validation", figures[decay])
         if len(figures) > 1:
             self.metrics["ema_decay"] = decay
@@ -269,17 +335,22 @@ class TrainingRun(ABC):
         value = figures[decay][self.CHOSEN_BY]
         found = self.best.offer(self.step, value) if scheduled else False
         if found or ends or self.out_of_patience:
-            self._measure(journal, "test", self.judge(self.data.test))
+            self._measure(journal, "test", self.engine.from_first(lambda: self.judge(self.data.test)))
         if found:
             journal.say(f"step {self.step}: the best so far, kept in checkpoint-best/")
-            self.write_checkpoint(self.folder / "checkpoint-best", self._texts())
+            self.engine.from_first(lambda: self.write_checkpoint(self.folder / "checkpoint-best", self._texts()))
         return found
 
-    def _judged(self, average: nn.Module) -> dict[str, float]:
-        self.average = average
-        return self.judge(self.data.validation)
+    def _judged(self, decay: float) -> dict[str, float]:
+        self.decay = decay
+        self.refresh_average()
+        return self.engine.from_first(lambda: self.judge(self.data.validation))
 
-    def _measure(self, journal: Journal, part: str, figures: Mapping[str, float]) -> None:
+    def refresh_average(self) -> None:
+        """Let `average` have the weights of the chosen average as they are now."""
+        self.average = self.engine.whole(self.averages[self.decay])
+
+    def _measure(self, journal: Journal | Silence, part: str, figures: Mapping[str, float]) -> None:
         """Keep and report the figures of a part."""
         named = {f"{part}_{name}": value for name, value in figures.items()}
         self.metrics |= {f"{part}_step": self.step, **named}
@@ -287,7 +358,7 @@ class TrainingRun(ABC):
         told = ", ".join(f"{figures[name]:.4f} {unit}" for name, unit in self.UNITS.items())
         journal.say(f"step {self.step}: {part} {told}")
 
-    def _record(self, journal: Journal, pending: list[dict[str, Tensor]]) -> dict[str, float]:
+    def _record(self, journal: Journal | Silence, pending: list[dict[str, Tensor]]) -> dict[str, float]:
         """Write the figures of the last steps; return their means."""
         columns = {name: torch.stack([step[name] for step in pending]).tolist() for name in pending[0]}
         first = self.step - len(pending)
@@ -313,15 +384,19 @@ class TrainingRun(ABC):
         state = {
             "step": self.step,
             "recipe": json.dumps(self.recipe.model_dump(mode="json")),
-            "model": self.model.state_dict(),
-            "averages": {decay: average.state_dict() for decay, average in self.averages.items()},
+            "model": self.engine.model_state(self.model),
+            "averages": {decay: self.engine.model_state(average) for decay, average in self.averages.items()},
             "best": self.best.state(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.engine.optimizer_state(self.model, self.optimizer),
             "scaler": self.scaler.state_dict(),
             "metrics": self.metrics,
             "objective": self.memory,
             **self.digests(),
         }
+        self.refresh_average()
+        self.engine.from_first(lambda: self._write(state))
+
+    def _write(self, state: Mapping[str, Any]) -> None:
         with atomic_file(self.folder / "state.pt") as temporary:
             _save_state(state, temporary)
         self.write_checkpoint(self.folder / "checkpoint", self._texts())
@@ -362,15 +437,15 @@ class TrainingRun(ABC):
         for name, digest in self.digests().items():
             if state.get(name, digest) != digest:
                 raise RecipeError(f"{path}: belongs to other data: the {name} changed; {ANOTHER}")
-        self.model.load_state_dict(state["model"])
+        self.engine.load(self.model, state["model"], self.optimizer, state["optimizer"])
         for decay, average in self.averages.items():
-            average.load_state_dict(state["averages"][decay])
+            self.engine.load(average, state["averages"][decay])
         self.best.restore(state["best"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.memory.update(state.get("objective", {}))
+        self.restore_memory(state.get("objective", {}))
         self.step, self.metrics = state["step"], state["metrics"]
-        self.average = self.averages[self.metrics.get("ema_decay", self.training.ema_decays[0])]
+        self.decay = self.metrics.get("ema_decay", self.decay)
+        self.refresh_average()
         return True
 
 

@@ -106,9 +106,9 @@ def test_the_flow_sees_scaled_latents_and_their_mirror_images(
 def test_latents_are_augmented_in_pixels_before_they_are_encoded(
     tmp_path: Path, digits: Dataset, autoencoder: Path
 ) -> None:
-    settings = {"crop": 0.5, "shift": 2, "flip": True, "colour": 0.4, "views": 3}
+    settings: dict[str, Any] = {"crop": 0.5, "shift": 2, "flip": True, "colour": 0.4, "views": 3}
     few = replace(digits, train=digits.train[torch.arange(70)])
-    trainer = Trainer(recipe(autoencoder, noise_std=0.0, **settings), few, tmp_path)
+    trainer = Trainer(recipe(autoencoder, MODEL, None, noise_std=0.0, **settings), few, tmp_path)
     views = trainer.data.train.views
     assert views is not None and views.shape == (70, 3, 3, 4, 4) and views.dtype == torch.float16
     # The views of image 16, the first of the second chunk of 16, made and encoded here.

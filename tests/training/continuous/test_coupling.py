@@ -9,9 +9,12 @@ import torch
 from starflow.runtime.plain.errors import UsageError
 from starflow.training.continuous.coupling import (
     WeightNormaliser,
+    all_costs,
     effective_sample_size,
+    entropic_transport,
     epsilon_of,
     gibbs_log_weights,
+    noise_log_marginal,
     transport,
 )
 
@@ -50,6 +53,45 @@ def test_log_weights_in_many_dimensions() -> None:
 def test_the_norm_is_not_squared() -> None:
     x0, x1 = torch.zeros(2, 2), torch.tensor([[3.0, 4.0], [6.0, 8.0]])
     torch.testing.assert_close(gibbs_log_weights(x0, x1, 2.0), torch.tensor([-2.5, -5.0]))
+
+
+def test_the_squared_cost_is_half_the_square() -> None:
+    x0, x1 = torch.zeros(2, 2), torch.tensor([[3.0, 4.0], [6.0, 8.0]])
+    torch.testing.assert_close(gibbs_log_weights(x0, x1, 2.0, "squared"), torch.tensor([-6.25, -25.0]))
+    assert epsilon_of(0.5, 16, "squared") == 8
+    for cost in ("norm", "squared"):
+        every = all_costs(x0.double(), x1.double(), cost)
+        torch.testing.assert_close(every.diagonal().float(), -gibbs_log_weights(x0, x1, 1.0, cost))
+        assert every[0, 1] == every[1, 1]
+
+
+def test_noise_keeps_its_marginal() -> None:
+    """Divided by the mean over the data, the weights of every noise have mean one."""
+    generator = torch.Generator().manual_seed(0)
+    x0, x1 = 4 * torch.randn(40, 3, generator=generator), torch.randn(50, 3, generator=generator)
+    costs = all_costs(x0.double(), x1.double(), "norm") / 0.3
+    weights = torch.exp(-costs - noise_log_marginal(costs)[:, None])
+    torch.testing.assert_close(weights.mean(1), torch.ones(40, dtype=torch.float64))
+    assert weights.mean(0).std() > 0.5  # the data pay for it
+
+
+def test_entropic_pairs_are_drawn_from_the_plan() -> None:
+    """Three points against three: the frequencies are those of Sinkhorn's plan in float64, by plain scaling."""
+    x0 = torch.tensor([[0.0], [1.0], [4.0]])
+    x1 = torch.tensor([[0.5], [3.0], [3.5]])
+    kernel = np.exp(-((x0.numpy() - x1.numpy().T) ** 2) / 2 / 1.3)
+    u = np.ones(3)
+    for _ in range(1000):
+        v = 1 / (kernel.T @ u)
+        u = 1 / (kernel @ v)
+    plan = u[:, None] * kernel * v
+    np.testing.assert_allclose(plan.sum(1), 1, rtol=1e-9)
+    generator, counts = torch.Generator().manual_seed(0), np.zeros((3, 3))
+    for _ in range(4000):
+        drawn = entropic_transport(x0, x1, 1.3, generator)
+        for column, value in enumerate(drawn[:, 0].tolist()):
+            counts[[0.0, 1.0, 4.0].index(value), column] += 1
+    np.testing.assert_allclose(counts / 4000, plan, atol=0.03)
 
 
 def test_running_mean_is_the_recursion_in_float64() -> None:

@@ -12,6 +12,7 @@ from starflow.training.continuous.flow_matching import FlowMatching
 from starflow.training.continuous.likelihood import flow_log_likelihood
 from starflow.training.continuous.mlp import ContinuousMlp
 from starflow.training.continuous.objective_config import ObjectiveConfig
+from starflow.training.objective import Share
 from tests.training.continuous.gaussian import plane
 
 
@@ -55,7 +56,7 @@ class Constant(nn.Module):
 def test_weighted_gradient_is_brute_force_in_float64(size: int) -> None:
     x0, x1 = pairs()
     network, task = Constant(), objective("w-cfm", kappa=0.5)
-    for loss in task.losses_from(x0, network, x1, None, torch.Generator().manual_seed(1), size):
+    for loss in task.losses_from(x0, network, x1, None, torch.Generator().manual_seed(1), Share(size)):
         (loss * size / 16).backward()
     raw = torch.exp(-(x0 - x1).double().norm(dim=1) / (0.5 * 2**0.5))
     weights = raw / raw.mean()
@@ -70,7 +71,11 @@ def test_weighted_gradient_is_brute_force_in_float64(size: int) -> None:
 def test_weights_vanish_for_a_large_kappa() -> None:
     x0, x1 = pairs()
     losses = [
-        next(objective(kind, **settings).losses_from(x0, Constant(), x1, None, torch.Generator().manual_seed(1), 16))
+        next(
+            objective(kind, **settings).losses_from(
+                x0, Constant(), x1, None, torch.Generator().manual_seed(1), Share(16)
+            )
+        )
         for kind, settings in (("cfm", {}), ("w-cfm", {"kappa": 1e6}))
     ]
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
@@ -85,7 +90,7 @@ def test_noise_is_standard_normal_and_of_the_step() -> None:
         return torch.zeros_like(x)
 
     for seed in (1, 1, 2):
-        list(objective("cfm").losses(network, x1, None, torch.Generator().manual_seed(seed), 4000))
+        list(objective("cfm").losses(network, x1, None, torch.Generator().manual_seed(seed), Share(4000)))
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])
     assert abs(float(seen[0].mean())) < 0.05
@@ -108,7 +113,7 @@ def test_a_trained_network_is_the_gaussian_oracle() -> None:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 600)
     matching = objective("cfm")
     for _ in range(600):
-        (loss,) = matching.losses(network, flow.draw(512, generator), None, generator, 512)
+        (loss,) = matching.losses(network, flow.draw(512, generator), None, generator, Share(512))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
