@@ -40,6 +40,7 @@ class Lowering(ABC):
     name: str
     time_major: bool
     feeds_position: bool  # whether the graph returns the next position, for loops that stay on a device
+    may_lack_condition: bool  # whether a run that lies behind the condition may be given none
 
     def __init__(self, graph: GraphBuilder, block: BlockConfig, geometry: StepGeometry, dtype: np.dtype) -> None:
         self.graph, self.block, self.geometry, self.dtype = graph, block, geometry, dtype
@@ -94,6 +95,7 @@ class PortableLowering(Lowering):
     name = "portable"
     time_major = False
     feeds_position = True
+    may_lack_condition = True
 
     @staticmethod
     def cache_shape(block: BlockConfig, geometry: StepGeometry) -> list[int]:
@@ -144,6 +146,7 @@ class CpuLowering(Lowering):
     name = "cpu"
     time_major = True
     feeds_position = False
+    may_lack_condition = False
 
     @staticmethod
     def cache_shape(block: BlockConfig, geometry: StepGeometry) -> list[int]:

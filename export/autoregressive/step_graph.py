@@ -22,6 +22,10 @@ from starflow.export.onnx_graph.network_writer import NetworkWriter
 from starflow.training.autoregressive.config import BlockConfig
 from starflow.training.autoregressive.flow_block import SOFTPLUS_SHIFT
 
+# The number of condition tokens M is a dynamic size of its own: an engine's steps, which come after the condition, take none, and
+# so do not project what they ignore. Everyone else gives as many as there are tokens.
+CONDITION_TOKENS = "M"
+
 GuidanceRule = Literal["ratio", "linear"]
 
 
@@ -95,7 +99,11 @@ class StepGraph:
         graph.output(x, "x", np.float32, [batch, "S", dim])
         graph.output(written, "samples_out", np.float32, [batch, 1, capacity, dim])
         if lowering.feeds_position:
-            graph.output(graph.op("Add", position, count), "position_next", np.int64, [1])
+            # From the last position and not from S: TensorRT copies a value made of shapes from the host in every run. A
+            # slice and no Gather: the parser passes the -1 on, and TensorRT's Gather takes none below 0.
+            bounds = (graph.constant([bound], np.int64) for bound in (-1, np.iinfo(np.int64).max, 0))
+            last = graph.reshape(graph.op("Slice", positions, *bounds), [1])  # a size that TensorRT would not see
+            graph.output(graph.op("Add", last, graph.constant([1], np.int64)), "position_next", np.int64, [1])
         for index, (keys, values) in enumerate(caches):
             graph.output(keys, f"key_out.{index}", dtype, shape)
             graph.output(values, f"value_out.{index}", dtype, shape)
@@ -142,14 +150,26 @@ class StepGraph:
             shape = [1, rows, block.channels] if lowering.time_major else [rows, 1, block.channels]
             h = graph.op("Add", h, graph.reshape(vectors, shape))
         if prefix:
-            condition = graph.input("condition", np.float32, [rows, "S", block.condition_width])
+            given = CONDITION_TOKENS if lowering.may_lack_condition else "S"
+            condition = graph.input("condition", np.float32, [rows, given, block.condition_width])
             c = write.narrow(lowering.flatten(lowering.arrange(condition), block.condition_width))
             if block.project_condition:
                 c = write.linear(c, "proj_txt")
             c = lowering.unflatten(c, rows, block.channels)
+            if lowering.may_lack_condition:
+                c = self._lengthen(c, condition, step)
             is_condition = graph.op("Less", step.positions, graph.constant([prefix], np.int64))
             h = graph.op("Where", lowering.per_token(is_condition), c, h)
         return lowering.flatten(h, block.channels)
+
+    def _lengthen(self, c: str, condition: str, step: StepValues) -> str:
+        """The projected condition [rows, M, channels], followed by zeros up to S tokens; M = S or 0."""
+        graph = self.graph
+        missing = graph.op("Sub", step.count, graph.op("Shape", condition, start=1, end=2))
+        sizes = (graph.constant([size], np.int64) for size in (self.geometry.rows, self.block.channels))
+        shape = graph.op("Concat", next(sizes), missing, next(sizes), axis=0)
+        zero = graph.constant([[[0]]], self.options.compute_dtype)
+        return graph.op("Concat", c, graph.op("Expand", zero, shape), axis=1)
 
     def _layer(self, h: str, index: int, keys: str, values: str) -> tuple[str, str, str]:
         graph, write, block = self.graph, self.write, self.block

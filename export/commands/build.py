@@ -13,6 +13,7 @@ import argparse
 import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.whole_number import whole_number
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from starflow.export.tensorrt.build import BuiltEngine
     from starflow.export.tensorrt.target import Target
     from starflow.runtime.bundle.bundle import Bundle
@@ -73,6 +76,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="effort TensorRT spends on finding fast kernels (default: 3); TensorRT RTX chooses kernels on the GPU later",
     )
     output = parser.add_argument_group("output")
+    output.add_argument(
+        "--kernels",
+        action="store_true",
+        help="list how many kernels and copies a run launches in each optimisation profile; builds unchanged engines again",
+    )
     output.add_argument("--json", action="store_true", help="print what was built as JSON")
 
 
@@ -86,7 +94,9 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow.runtime.plain.progress import progress_bar
 
     options = BuildOptions(workspace_bytes=_bytes(arguments.workspace), optimization_level=arguments.optimization_level)
-    request = BuildRequest(arguments.variant, options, _tokens(arguments.profile_tokens), arguments.force)
+    request = BuildRequest(
+        arguments.variant, options, _tokens(arguments.profile_tokens), arguments.force, arguments.kernels
+    )
     bundle = Bundle.open(arguments.bundle)
     bundle.check_own()
     places = _places(bundle, parse_shape(arguments.shape), arguments.batch, arguments.variant)
@@ -131,6 +141,7 @@ def _plain(engine: "BuiltEngine") -> dict[str, object]:
         "weight_bytes": engine.weight_bytes,
         "unchanged": engine.seconds is None,
         "seconds": engine.seconds,
+        "kernels": [asdict(count) for count in engine.kernels],
     }
 
 
@@ -149,6 +160,25 @@ def _print(built: "list[BuiltEngine]", target: "Target") -> None:
             "unchanged" if engine.seconds is None else f"{engine.seconds:.1f}",
         )
     Terminal().print(table)
+    if any(engine.kernels for engine in built):
+        Terminal().print(_kernel_table(built))
+
+
+def _kernel_table(built: "list[BuiltEngine]") -> "Table":
+    from starflow.runtime.reports.tables import plain_table
+
+    counted = ("kernels", "a layer", "moves", "reformats", "uploads", "streams")
+    table = plain_table("variant", "block", "profile", *counted, dense=True, title="kernels and copies of one run")
+    for engine in built:
+        for profile, count in enumerate(engine.kernels):
+            figures = (
+                count.kernels, count.per_layer, count.moves, count.reformats, count.uploads, count.streams
+            )  # fmt: skip
+            words = ("-" if figure is None else str(figure) for figure in figures)
+            table.add_row(
+                " ".join((engine.variant, *_words(engine.place))), str(engine.spec.block), str(profile), *words
+            )
+    return table
 
 
 def _words(place: "Place") -> list[str]:

@@ -33,7 +33,8 @@ def _output_role(name: str) -> tuple[str, str | None]:
 def _spec(value: onnx.ValueInfoProto, role: tuple[str, str | None]) -> TensorSpec:
     tensor = value.type.tensor_type
     dtype = next(dtype for dtype, code in ONNX_TYPES.items() if code == tensor.elem_type)
-    shape = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
+    # Whatever a graph calls a dynamic size, it is the number of tokens S in every run that the manifest promises.
+    shape = tuple("S" if dim.dim_param else dim.dim_value for dim in tensor.shape.dim)
     return TensorSpec.model_validate(
         {"name": value.name, "dtype": dtype.name, "shape": shape, "role": role[0], "updated_by": role[1]}
     )

@@ -13,6 +13,7 @@ from starflow.export.bundle_folder import file_spec
 from starflow.export.tensorrt.build_monitor import PARTS
 from starflow.export.tensorrt.build_resources import check_room
 from starflow.export.tensorrt.engine_builder import begins_like_engine, build_engine
+from starflow.export.tensorrt.kernel_list import KernelCount, kernel_counts
 from starflow.export.tensorrt.parse import parse_graph
 from starflow.export.tensorrt.parser_guard import guard_graph
 from starflow.export.tensorrt.profiles import DEFAULT_TOKENS, token_profiles
@@ -43,17 +44,22 @@ class BuildRequest:
     options: BuildOptions = field(default_factory=BuildOptions)  # limits on the builder
     profile_tokens: Sequence[int] = DEFAULT_TOKENS  # numbers of tokens a run may have
     force: bool = False  # whether to build what is there and unchanged again
+    kernels: bool = False  # whether to list the kernels; only a build can, so all engines are built again
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """What became of one engine; `seconds` is None where it was there already."""
+    """What became of one engine; `seconds` is None where it was there already.
+
+    `kernels` has the figures of each optimisation profile, if they were asked for.
+    """
 
     place: Place
     variant: str
     spec: EngineSpec
     weight_bytes: int
     seconds: float | None
+    kernels: tuple[KernelCount, ...] = ()
 
 
 def build_bundle(
@@ -93,7 +99,7 @@ def build_bundle(
                 profiles=profiles,
                 options=request.options,
             )
-            builder = _VariantBuilder(bundle, target.flavour, variant, config, force=request.force)
+            builder = _VariantBuilder(bundle, target.flavour, variant, config, request)
             for graph in variant.graphs:
                 what = f"{variant.name}, flow block {graph.block}"
                 built.append(builder.engine(graph, _share(report, len(built), total, what)))
@@ -122,8 +128,11 @@ def _share(report: Report, index: int, count: int, what: str) -> Report:
 class _VariantBuilder:
     """Builds the engines of one variant, and says in `build.json` what they are."""
 
-    def __init__(self, bundle: Bundle, flavour: Flavour, variant: Variant, config: BuildConfig, *, force: bool) -> None:
-        self.bundle, self.flavour, self.variant, self.config, self.force = bundle, flavour, variant, config, force
+    def __init__(
+        self, bundle: Bundle, flavour: Flavour, variant: Variant, config: BuildConfig, request: BuildRequest
+    ) -> None:
+        self.bundle, self.flavour, self.variant, self.config = bundle, flavour, variant, config
+        self.list_kernels, self.force = request.kernels, request.force or request.kernels
         self.folder = build_folder(bundle, config.target, variant.name)
         if not Path(os.path.realpath(self.folder)).is_relative_to(os.path.realpath(bundle.folder)):
             raise BundleError(f"{self.folder}: a link on its way leads out of the bundle; remove it")
@@ -143,15 +152,17 @@ class _VariantBuilder:
         report(0, PARTS)
         file = None if self.force else self._present(self.folder / f"{name}.engine", key)
         seconds = None
+        kernels: tuple[KernelCount, ...] = ()
         if file is None:
             path = self._free_path(name)
             started = time.perf_counter()
-            self._build(graph, path, report)
+            messages = self._build(graph, path, report)
+            kernels = kernel_counts(messages) if self.list_kernels else ()
             seconds = time.perf_counter() - started
             file = file_spec(path, self.bundle.folder)
         report(PARTS, PARTS)
         spec = EngineSpec(block=graph.block, file=file, key=key)
-        return BuiltEngine(self.bundle.place, self.variant.name, spec, graph.weight_bytes, seconds)
+        return BuiltEngine(self.bundle.place, self.variant.name, spec, graph.weight_bytes, seconds, kernels)
 
     def finish(self, engines: Sequence[EngineSpec]) -> None:
         """Write `build.json`, then remove what it does not name."""
@@ -191,7 +202,8 @@ class _VariantBuilder:
         whole = recorded.file == file if recorded else begins_like_engine(self.flavour, path)
         return file if whole else None
 
-    def _build(self, graph: GraphSpec, path: Path, report: Report) -> None:
+    def _build(self, graph: GraphSpec, path: Path, report: Report) -> list[str]:
+        """Build an engine; what TensorRT said."""
         self._check_source(graph.file)
         if not self._weights_checked:
             self._check_source(self.variant.weights)
@@ -200,7 +212,10 @@ class _VariantBuilder:
         check_room(graph.block, graph.weight_bytes, self.folder)
         guard_graph(source, graph.block)
         longest = self.bundle.manifest.longest_run(graph.block)
-        build_engine(parse_graph(self.flavour, source, graph.block), self.config, longest, path, report)
+        least = "VERBOSE" if self.list_kernels else "WARNING"
+        parsed = parse_graph(self.flavour, source, graph.block, least=least)
+        build_engine(parsed, self.config, longest, path, report, list_layers=self.list_kernels)
+        return [text for _, text in parsed.log.entries]
 
     def _check_source(self, file: FileSpec) -> None:
         """Check a file that goes into an engine, because the engine's key states the digest of it."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from starflow.export.autoregressive.step_graph import CONDITION_TOKENS
 from starflow.export.tensorrt.build_monitor import BuildMonitor
 from starflow.export.tensorrt.parse import ParsedGraph
 from starflow.runtime.backends.tensorrt.flavour import Flavour
@@ -24,7 +25,13 @@ ADVICE = {
 
 
 def build_engine(
-    parsed: ParsedGraph, config: BuildConfig, longest: int, destination: Path, report: Report = no_report
+    parsed: ParsedGraph,
+    config: BuildConfig,
+    longest: int,
+    destination: Path,
+    report: Report = no_report,
+    *,
+    list_layers: bool = False,
 ) -> None:
     """Build the engine of a parsed graph into a file, which appears whole or not at all.
 
@@ -34,6 +41,7 @@ def build_engine(
         longest: Most tokens of one run; no profile takes more.
         destination: The engine file; one that exists is replaced.
         report: Told how far the build is, in `PARTS`.
+        list_layers: Whether TensorRT describes the layers of the engine, in its most verbose messages and in the engine.
 
     Raises:
         ExportError: TensorRT cannot build it, memory or disk ran out.
@@ -42,6 +50,8 @@ def build_engine(
     _allow_decomposition(parsed)
     settings = _settings(parsed, config, longest)
     settings.progress_monitor = monitor.interface
+    if list_layers:
+        settings.profiling_verbosity = parsed.flavour.trt.ProfilingVerbosity.DETAILED
     cache = destination.parent.parent / "timing.cache"
     with _timing_cache(parsed.flavour, cache, settings), atomic_file(destination) as temporary:
         try:
@@ -88,6 +98,8 @@ def _settings(parsed: ParsedGraph, config: BuildConfig, longest: int) -> Any:
     trt = parsed.flavour.trt
     settings = parsed.builder.create_builder_config()
     settings.clear_flag(trt.BuilderFlag.TF32)  # a graph's types say what is computed in, and float32 is not TF32
+    # One stream: with a second one, a chunk of a wide block takes 15 kernels a layer in place of 11, and they wait for each other.
+    settings.max_aux_streams = 0
     if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
         # Memory comes from the runtime, none is allocated while an engine runs: RTX demands it for CUDA graph capture.
         settings.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
@@ -100,19 +112,23 @@ def _settings(parsed: ParsedGraph, config: BuildConfig, longest: int) -> Any:
         settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, config.options.workspace_bytes)
     if config.options.optimization_level is not None:
         settings.builder_optimization_level = config.options.optimization_level
-    for profile in config.profiles:
-        settings.add_optimization_profile(_ranges(parsed, profile.within(longest)))
+    for index, profile in enumerate(config.profiles):
+        # The first profile is that of steps. A prefill of one token can use another profile, where there is one.
+        without_condition = index == 0 and len(config.profiles) > 1
+        settings.add_optimization_profile(_ranges(parsed, profile.within(longest), without_condition))
     return settings
 
 
-def _ranges(parsed: ParsedGraph, profile: Profile) -> Any:
-    """The shapes of all inputs that have the number of tokens S, the only dynamic size of a step graph."""
+def _ranges(parsed: ParsedGraph, profile: Profile, without_condition: bool) -> Any:
+    """The shapes of all inputs that have the number of tokens S, or that of condition tokens M: S as well, or none."""
     ranges = parsed.builder.create_optimization_profile()
     for index in range(parsed.network.num_inputs):
         tensor = parsed.network.get_input(index)
         shape = tuple(tensor.shape)
         if -1 in shape:
             counts = (profile.minimum, profile.optimum, profile.maximum)
+            if without_condition and tensor.get_dimension_name(shape.index(-1)) == CONDITION_TOKENS:
+                counts = (0, 0, 0)
             ranges.set_shape(tensor.name, *([count if size == -1 else size for size in shape] for count in counts))
     return ranges
 

@@ -32,17 +32,17 @@ def graph_place(path: Path, block: int | None) -> str:
     return f"{path}" if block is None else f"{path}: flow block {block}"
 
 
-def parse_graph(flavour: Flavour, path: Path, block: int | None = None) -> ParsedGraph:
+def parse_graph(flavour: Flavour, path: Path, block: int | None = None, *, least: str = "WARNING") -> ParsedGraph:
     """Read an ONNX graph with TensorRT's own parser.
 
-    Networks are strongly typed: the graph's types are what is computed in.
+    Networks are strongly typed: the graph's types are what is computed in. `least` is the severity from which on messages are kept.
 
     Raises:
         BackendError: this flavour cannot be used on this machine.
         ExportError: the parser refuses the graph; the message names the node, its operator and the flow block.
     """
     trt = flavour.trt
-    log = MessageLog(flavour)
+    log = MessageLog(flavour, least)
     try:
         builder = trt.Builder(log.logger)
     except TypeError:  # what pybind11 makes of a null pointer

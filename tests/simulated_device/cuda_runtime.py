@@ -45,6 +45,8 @@ def _counted(device: SimulatedDevice, name: str, function: Callable[..., tuple])
             result = function(*arguments)
             if device.broken:
                 return (getattr(real.cudaError_t, device.broken), *[None] * (len(result) - 1))
+            if result[0] != Success and name != "cudaGetLastError":
+                device.last_error = result[0]
             return result
 
     return call
@@ -53,6 +55,10 @@ def _counted(device: SimulatedDevice, name: str, function: Callable[..., tuple])
 class _Calls:
     def __init__(self, device: SimulatedDevice) -> None:
         self._device, self._memory = device, device.memory
+
+    def cudaGetLastError(self) -> tuple:
+        error, self._device.last_error = self._device.last_error or Success, None
+        return (error,)
 
     # GPUs
 
@@ -71,6 +77,7 @@ class _Calls:
         return Success, int(major if attribute.name.endswith("Major") else minor)
 
     def cudaMemGetInfo(self) -> tuple:
+        self._device.check_not_capturing("cudaMemGetInfo")
         gpu = self._device.current_gpu
         return Success, self._memory.free_bytes(gpu), self._memory.limits[gpu]
 
@@ -164,9 +171,11 @@ class _Calls:
         found = self._device.stream(int(stream), "cudaStreamEndCapture")
         if found.capture is None or found.capture.thread != threading.get_ident():
             raise ContractViolation("cudaStreamEndCapture: this thread captures nothing there")
+        capture, found.capture = found.capture, None
+        if capture.invalid:
+            return real.cudaError_t.cudaErrorStreamCaptureInvalidated, None
         handle = self._device.new_handle()
-        self._device.graphs[handle] = found.capture.operations
-        found.capture = None
+        self._device.graphs[handle] = capture.operations
         return Success, real.cudaGraph_t(handle)
 
     def cudaGraphGetNodes(self, graph: Any, numNodes: int = 0) -> tuple:

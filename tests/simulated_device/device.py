@@ -55,6 +55,7 @@ class Capture:
 
     thread: int
     operations: list[Operation] = field(default_factory=list)
+    invalid: bool = False  # something in it was refused, and no graph will come of it
 
 
 @dataclass
@@ -74,6 +75,8 @@ class SimulatedDevice:
     Attributes:
         counts: How often each function of CUDA and TensorRT was called.
         fail_allocation: Number of the allocation, from 1, that finds no memory; 0 for none.
+        capturable: Whether TensorRT's work can be captured.
+        last_error: The last error of a call, until it is asked for; who handles an error has to clear it.
         broken: After work failed on the GPU, every call reports it. Set it to the name of a CUDA error.
     """
 
@@ -84,7 +87,10 @@ class SimulatedDevice:
         self.lock = threading.RLock()
         self.counts: Counter[str] = Counter()
         self.fail_allocation = 0
+        self.capturable = True
+        self.last_error: object = None
         self.broken = ""
+        self.synchronisations: Counter[int] = Counter()  # of each stream
         self.streams: dict[int, SimulatedStream] = {}
         self.graphs: dict[int, list[Operation]] = {}
         self.executables: dict[int, list[Operation]] = {}
@@ -154,6 +160,7 @@ class SimulatedDevice:
 
     def synchronize(self, handle: int) -> None:
         stream = self.stream(handle, "cudaStreamSynchronize")
+        self.synchronisations[handle] += 1
         pending, stream.pending, stream.in_use = stream.pending, [], set()
         for operation in pending:
             operation.check_alive()
@@ -171,6 +178,7 @@ class SimulatedDevice:
     def forget(self) -> None:
         """Release everything, for programs that are wrong on purpose and end anywhere."""
         self.memory.clear()
+        self.last_error = None
         for handles in (self.streams, self.graphs, self.executables):
             handles.clear()
         self.objects.clear()
@@ -180,5 +188,6 @@ class SimulatedDevice:
         found = self.memory.leaks()
         found += [f"stream {handle}" for handle in self.streams]
         found += [f"graph {handle}" for handle in (*self.graphs, *self.executables)]
+        found += [f"the handled error {self.last_error}, which was not cleared"] if self.last_error else []
         found += [f"TensorRT {type(each).__name__}" for each in self.objects]
         return found

@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import onnx
+
 from starflow.export.tensorrt.interpreter.interpreter import NetworkInterpreter
 from starflow.export.tensorrt.parse import parse_graph
 from starflow.runtime.backends.tensorrt.flavour import Flavour
-from starflow.runtime.bundle.build_record import BuildRecord
+from starflow.runtime.bundle.build_record import BuildRecord, Profile
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.bundle.graph_spec import fixed_shape
+from starflow.runtime.bundle.graph_spec import TensorSpec, fixed_shape
 
 Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # smallest, optimal and largest shape
 
@@ -54,6 +56,16 @@ class KnownEngine:
         return 1024 * (1 + int(self.digest[:2], 16))
 
 
+def _has_own_size(value: onnx.ValueInfoProto) -> bool:
+    return any(size.dim_param not in ("", "S") for size in value.type.tensor_type.shape.dim)
+
+
+def _range(spec: TensorSpec, profile: Profile, *, absent: bool) -> Range:
+    counts = (0, 0, 0) if absent else (profile.minimum, profile.optimum, profile.maximum)
+    smallest, optimal, largest = (fixed_shape(spec, count) for count in counts)
+    return smallest, optimal, largest
+
+
 class EngineLibrary:
     """The engines a simulated device can run.
 
@@ -72,19 +84,22 @@ class EngineLibrary:
             graph = bundle.graph(variant, spec.block)
             content = (bundle.root / spec.file.path).read_bytes()
             digest = hashlib.sha256(content).hexdigest()
+            path = bundle.root / graph.file.path
             dynamic = [each for each in graph.inputs if "S" in each.shape]
+            # As the engine was built: steps are given no condition if its number of tokens is a size of its own.
+            own_sizes = {
+                value.name for value in onnx.load(path, load_external_data=False).graph.input if _has_own_size(value)
+            }
+            several = len(record.profiles) > 1
             profiles = tuple(
                 {
-                    each.name: (
-                        fixed_shape(each, profile.minimum),
-                        fixed_shape(each, profile.optimum),
-                        fixed_shape(each, profile.maximum),
-                    )
+                    each.name: _range(each, profile, absent=index == 0 and several and each.name in own_sizes)
                     for each in dynamic
                 }
-                for profile in (each.within(bundle.manifest.longest_run(spec.block)) for each in record.profiles)
+                for index, profile in enumerate(
+                    each.within(bundle.manifest.longest_run(spec.block)) for each in record.profiles
+                )
             )
-            path = bundle.root / graph.file.path
             self._known[digest] = KnownEngine(
                 digest, len(content), path, record.compute_capabilities, profiles, self.flavour
             )

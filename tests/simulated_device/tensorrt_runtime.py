@@ -40,11 +40,14 @@ class Runtime:
             known = self._library.find(bytes(content))
             refusal = self._refusal(known)
             if known is None or refusal:
-                severity = self._trt.ILogger.Severity.ERROR
-                self._logger.log(severity, f"IRuntime::deserializeCudaEngine: Error Code 1: {refusal}")
+                self._error(f"IRuntime::deserializeCudaEngine: Error Code 1: {refusal}")
                 return None
             kind = RtxEngine if hasattr(self._trt, "IRuntimeCache") else Engine
             return kind(self._device, known, self._trt, self)
+
+    def _error(self, text: str) -> None:
+        """Log an error."""
+        self._logger.log(self._trt.ILogger.Severity.ERROR, text)
 
     def _refusal(self, known: KnownEngine | None) -> str:
         if known is None:
@@ -161,13 +164,15 @@ class Context:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._scratch: tuple[int, int] | None = None
-        self._compiled = False
+        self._compiled: set[object] = set()  # profiles and shapes that have run
+        self._switched = 0, 0  # where the profile was chosen, and how often that stream had been waited for
         _reserve(self, device, CONTEXT_BYTES)
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         with self._device.lock:
             self._device.check_not_capturing("set_optimization_profile_async")
             self._device.stream(stream, "set_optimization_profile_async")
+            self._switched = stream, self._device.synchronisations[stream]
             self._profile = profile if profile < len(self._known.profiles) else None
             self._shapes.clear()
             return self._profile is not None
@@ -198,16 +203,30 @@ class Context:
         with self._device.lock:
             self._device.counts["execute_async_v3"] += 1
             stream = self._device.stream(handle, "execute_async_v3")
+            at, waits = self._switched
+            if at not in (0, handle) and self._device.synchronisations[at] == waits:
+                raise ContractViolation(
+                    "execute_async_v3: the profile was chosen in another stream, which nobody waited for"
+                )
             if not stream.capture:
                 self._compile()
-            elif not self._compiled:
-                raise ContractViolation("the first run of a context, which compiles and allocates, is captured")
+            elif not (self._device.capturable and self._is_compiled()):
+                # The first run at a profile and shapes compiles and allocates. The capture ends with an error.
+                stream.capture.invalid = True
+                self._engine._runtime._error("operation not permitted when stream is capturing")
+                return False
             self._device.enqueue(handle, self._operation())
             return True
 
     def _compile(self) -> None:
-        """What only the first run does."""
-        self._compiled = True
+        """What only the first run at a profile and shapes does."""
+        self._compiled.add(self._kernels())
+
+    def _is_compiled(self) -> bool:
+        return self._kernels() in self._compiled
+
+    def _kernels(self) -> object:
+        return self._profile, tuple(sorted(self._shapes.items()))
 
     def _operation(self) -> Operation:
         """One run with everything as it is set now: that is what a graph would replay."""
@@ -250,7 +269,10 @@ class Context:
             raise ContractViolation(f"execute_async_v3: {name} has no address")
         buffer = (self._interpreter.inputs | self._interpreter.outputs)[name]
         size = byte_count(self._shape(name), buffer.dtype)
-        return self._device.memory.region(self._addresses[name], size, name)
+        region = self._device.memory.region(self._addresses[name], size, name)
+        if self._addresses[name] % ALIGNMENT:
+            raise ContractViolation(f"{name}: {self._addresses[name]:#x} is not aligned to {ALIGNMENT} bytes")
+        return region
 
     def _shape(self, name: str) -> tuple[int, ...]:
         if name in self._shapes:
@@ -258,7 +280,8 @@ class Context:
         shape = (self._interpreter.inputs | self._interpreter.outputs)[name].shape
         if -1 not in shape:
             return shape
-        tokens = {size for given in self._shapes.values() for size in given[1:2]}
+        # The condition may be left out of a step; `previous` never is.
+        tokens = {size for given in self._shapes.values() for size in given[1:2] if size}
         assert len(tokens) == 1, "every dynamic input of a step graph is [rows, S, width]"
         return tuple(next(iter(tokens)) if size == -1 else size for size in shape)
 
@@ -284,11 +307,13 @@ class RtxContext(Context):
     def is_stream_capturable(self, stream: int) -> bool:
         """Not while kernels are still to be compiled, nor if TensorRT captures its runs itself."""
         modes = (self._config.cuda_graph_strategy, self._config.dynamic_shapes_kernel_specialization_strategy)
-        return [mode.name for mode in modes] == ["DISABLED", "EAGER"] and self._compiled
+        return (
+            [mode.name for mode in modes] == ["DISABLED", "EAGER"] and self._device.capturable and self._is_compiled()
+        )
 
     def _compile(self) -> None:
         cache = self._config.cache
-        if cache is not None and not self._compiled:
+        if cache is not None and not self._is_compiled():
             kernel = f"{self._known.digest[:12]} {sorted(self._shapes.items())}"
             self._device.counts["kernels found" if kernel in cache.kernels else "kernels compiled"] += 1
             cache.kernels.add(kernel)

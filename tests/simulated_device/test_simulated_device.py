@@ -380,9 +380,19 @@ def gives_contexts_memory_of_their_own(program: Program) -> None:
     program.engine.create_execution_context(program.config)
 
 
-def captures_the_first_run(program: Program) -> None:
+def chooses_the_profile_in_another_stream(program: Program) -> None:
+    program.context = program.new_context(program.cuda.new_stream())
+    program.run()
+
+
+def gives_an_address_that_is_not_aligned(program: Program) -> None:
+    program.context.set_tensor_address("noise", program.cuda.zeroed(program.size("noise") + 64) + 64)
+    program.run()
+
+
+def asks_for_free_memory_while_capturing(program: Program) -> None:
     with program.cuda.capture():
-        program.context.execute_async_v3(int(program.cuda.stream))
+        program.cuda("MemGetInfo")
 
 
 def launches_a_graph_without_its_context(program: Program) -> None:
@@ -420,7 +430,9 @@ def creates_a_context_while_capturing(program: Program) -> None:
         (forgets_shapes_when_the_profile_changes, "shape of an input is not set"),
         (gives_too_little_scratch_memory, "too few or not aligned"),
         (gives_contexts_memory_of_their_own, "scratch memory of its own"),
-        (captures_the_first_run, "the first run of a context"),
+        (chooses_the_profile_in_another_stream, "chosen in another stream"),
+        (gives_an_address_that_is_not_aligned, "noise: .* is not aligned to 256 bytes"),
+        (asks_for_free_memory_while_capturing, "cudaMemGetInfo is called while this thread captures"),
         (launches_a_graph_without_its_context, "context was released"),
         (shares_scratch_memory_between_streams, "work of another stream still uses"),
         (creates_a_context_while_capturing, "while this thread captures"),
@@ -442,6 +454,25 @@ def test_the_program_the_others_break_is_right(program: Program) -> None:
     x = np.frombuffer(ctypes.string_at(host, program.size("x")), np.float32)
     assert np.isfinite(x).all()
     assert x.any()
+
+
+@pytest.mark.parametrize("warm_up", ["none", "of another number of tokens", "of another profile"])
+def test_a_run_that_compiles_spoils_the_capture(program: Program, warm_up: str) -> None:
+    """Nothing raises: the run returns False, the capture ends with an error, and the error stays until it is asked for."""
+    cuda, module = program.cuda, program.cuda.module
+    if warm_up != "none":
+        program.run()
+        if warm_up == "of another profile":
+            program.context.set_optimization_profile_async(2, int(cuda.stream))
+        program.set_shapes(program.context, 2 if warm_up == "of another profile" else 1)
+    cuda("StreamBeginCapture", cuda.stream, module.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+    assert not program.context.execute_async_v3(int(cuda.stream))
+    error, graph = module.cudaStreamEndCapture(cuda.stream)
+    assert (error, graph) == (module.cudaError_t.cudaErrorStreamCaptureInvalidated, None)
+    assert "capturing" in program.log.last_error()
+    assert "not cleared" in " ".join(cuda.device.leaks())
+    assert module.cudaGetLastError() == (error,)
+    assert module.cudaGetLastError() == (module.cudaError_t.cudaSuccess,)
 
 
 def test_altered_bytes_are_no_engine(program: Program) -> None:

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from math import prod
 
+import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from starflow.runtime.backends.cuda.device import DeviceMemory, PinnedMemory, Stream
@@ -50,6 +52,16 @@ class TensorBuffer:
         self._stream.download(self._host, self.memory, host.nbytes)
         self._stream.synchronize()
         return host
+
+    def raw(self) -> NDArray:
+        """A copy of the bytes of the whole tensor, which must not depend on the number of tokens: [..., bytes of the last axis]."""
+        self._stream.gpu.select()
+        *axes, _ = fixed_shape(self._spec)
+        size = self.size(1)
+        with closing(PinnedMemory(self._stream, size)) as host:
+            self._stream.download(host, self.memory, size)
+            self._stream.synchronize()
+            return host.array((*axes, size // prod(axes)), np.uint8).copy()
 
 
 class GraphBuffers:

@@ -5,6 +5,7 @@
 
 import ctypes
 import importlib
+import threading
 from collections.abc import Callable
 from math import prod
 from types import ModuleType
@@ -16,7 +17,15 @@ from numpy.typing import DTypeLike, NDArray
 from starflow.runtime.plain.errors import BackendError, UsageError
 from starflow.runtime.plain.install_hint import install_hint
 
+# Loading an engine and capturing a graph exclude each other in a process: what a library does while it loads (allocating, waiting
+# for the whole device) is forbidden while a stream is captured, in some releases by whichever thread.
+LOADING = threading.RLock()
+
 ELSEWHERE = "use the onnxruntime backend, or see what this machine can do with `starflow doctor`"
+
+
+class CaptureRefusedError(BackendError):
+    """Work cannot be captured into a CUDA graph; it may well run without one."""
 
 
 class Gpu:
@@ -34,7 +43,8 @@ class Gpu:
         self.index = index  # counted by CUDA from 0
         error, count = self.cuda.cudaGetDeviceCount()
         if error or not count:
-            reason = self._reason(error) if error else "none is visible"
+            reason = self.reason(error) if error else "none is visible"
+            self.forget_error()
             raise BackendError(f"no usable NVIDIA GPU or driver ({reason}); {ELSEWHERE}")
         if not 0 <= index < count:
             raise UsageError(f"GPU {index}: this machine has {count}, counted from 0")
@@ -71,12 +81,19 @@ class Gpu:
         Nothing can be done about a failure, and after a failed kernel every call returns the error of that kernel, which was
         raised before.
         """
-        getattr(self.cuda, function)(*arguments)
+        if getattr(self.cuda, function)(*arguments)[0]:
+            self.forget_error()
 
     def fail(self, function: str, error: Any) -> NoReturn:
-        raise BackendError(f"{function} failed on GPU {self.index}: {self._reason(error)}")
+        self.forget_error()
+        raise BackendError(f"{function} failed on GPU {self.index}: {self.reason(error)}")
 
-    def _reason(self, error: Any) -> str:
+    def forget_error(self) -> None:
+        """Clear the thread's last error, which is being handled: libraries would take it for one of their own calls."""
+        self.cuda.cudaGetLastError()
+
+    def reason(self, error: Any) -> str:
+        """Name and text of a CUDA error."""
         text = self.cuda.cudaGetErrorString(error)[1]
         return f"{error.name}: {text.decode() if isinstance(text, bytes) else text}"
 
@@ -107,6 +124,7 @@ class DeviceMemory(_Memory):
         gpu = stream.gpu
         error, self.address = gpu.cuda.cudaMalloc(size)
         if error == gpu.cuda.cudaError_t.cudaErrorMemoryAllocation:
+            gpu.forget_error()
             free, total = gpu.memory()
             raise BackendError(
                 f"{what} needs {size:,} bytes of GPU memory, {free:,} of {total:,} are free; "
@@ -160,7 +178,11 @@ class Stream:
         self._copy(target.address + target_offset, source.address + source_offset, size, "cudaMemcpyDeviceToDevice")
 
     def zero(self, target: DeviceMemory) -> None:
-        self.gpu.call("cudaMemsetAsync", target.address, 0, target.size, self._stream)
+        self.fill(target, 0)
+
+    def fill(self, target: DeviceMemory, value: int) -> None:
+        """Set every byte."""
+        self.gpu.call("cudaMemsetAsync", target.address, value, target.size, self._stream)
 
     def synchronize(self) -> None:
         """Wait until all work is done; BackendError if some of it failed."""
@@ -174,6 +196,9 @@ class Stream:
         """Record what `work` puts into this stream, without running it.
 
         The rules of capturing (no allocation, no waiting) hold for this thread only, so that other samplers can go on.
+
+        Raises:
+            CaptureRefusedError: something in `work` cannot be captured. The stream is as before.
         """
         gpu = self.gpu
         mode = gpu.cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
@@ -183,10 +208,15 @@ class Stream:
         except BaseException:
             # A stream that is still capturing cannot even be waited for.
             error, graph = gpu.cuda.cudaStreamEndCapture(self._stream)
-            if not error:
+            if error:
+                gpu.forget_error()
+            else:
                 gpu.release("cudaGraphDestroy", graph)
             raise
-        graph = gpu.call("cudaStreamEndCapture", self._stream)
+        error, graph = gpu.cuda.cudaStreamEndCapture(self._stream)
+        if error:
+            gpu.forget_error()
+            raise CaptureRefusedError(f"cudaStreamEndCapture: {gpu.reason(error)}")
         try:
             return Graph(self, gpu.call("cudaGraphInstantiate", graph, 0), self._kernels(graph))
         finally:
@@ -216,12 +246,30 @@ class Stream:
         self.gpu.call("cudaMemcpyAsync", target, source, size, direction, self._stream)
 
 
+class Repeated:
+    """Work that could not be captured, put into the stream anew for every launch: the same results, more work for the host."""
+
+    kernels: int | None = None  # unknown
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work: Callable[[], None] | None = work
+
+    def launch(self, times: int = 1) -> None:
+        """Put the work into the stream, `times` times; returns before it is done."""
+        assert self._work
+        for _ in range(times):
+            self._work()
+
+    def close(self) -> None:
+        self._work = None  # it holds execution contexts
+
+
 class Graph:
     """Captured work that can be launched any number of times into the stream it was captured from."""
 
     def __init__(self, stream: Stream, executable: Any, kernels: int) -> None:
         self._stream, self._executable, self._open = stream, executable, True
-        self.kernels = kernels  # in one launch
+        self.kernels: int | None = kernels  # in one launch
 
     def launch(self, times: int = 1) -> None:
         """Put the work into the stream, `times` times; returns before it is done."""

@@ -1,7 +1,7 @@
 """TensorRT on a GPU, a flow block: every buffer is allocated once, and one CUDA graph for each number of tokens is replayed.
 
-A step feeds the next one on the device. So the whole loop of a block is launches of one graph: nothing is copied from the host
-and nobody waits until the sequence is read.
+A step feeds the next one on the device. So the whole loop of a block is launches of one graph, of two steps: nothing is copied and
+nobody waits until the sequence is read.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from contextlib import ExitStack, closing
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from starflow.runtime.backends.block_runner import BlockRunner
+from starflow.runtime.backends.block_runner import BlockRunner, assert_steps
 from starflow.runtime.backends.cuda.buffers import GraphBuffers
-from starflow.runtime.backends.cuda.device import DeviceMemory, Graph, Stream
+from starflow.runtime.backends.cuda.device import DeviceMemory, Graph, Repeated, Stream
 from starflow.runtime.backends.tensorrt.engine import GraphEngine
 from starflow.runtime.bundle.autoregressive_manifest import Block
 
@@ -32,12 +32,17 @@ class TensorrtBlockRunner(BlockRunner):
         super().__init__(block, engine.graph, min(max_chunk, engine.max_tokens))
         self._engine, self._scratch, self._stream = engine, scratch, stream
         self._batch = next(int(spec.shape[0]) for spec in engine.graph.inputs if spec.name == "previous")
-        self._graphs: dict[int, Graph] = {}
+        self._graphs: dict[tuple[int, bool], Graph | Repeated] = {}
         self._at = 0
         with ExitStack() as self._resources:
             self._buffers = self._resources.enter_context(closing(GraphBuffers(stream, engine.graph, max_chunk)))
             self._graph(1)
-            self.clear()  # capturing wrote into the caches
+            self._two_steps = self._capture_two_steps()
+            if not engine.checked:
+                assert_steps(self)
+                engine.checked = True
+            self.seek(0)
+            self.clear()  # all of this wrote into the caches
             self._resources = self._resources.pop_all()
 
     def close(self) -> None:
@@ -45,14 +50,22 @@ class TensorrtBlockRunner(BlockRunner):
         self._resources.close()
 
     def store(self, name: str, value: ArrayLike, count: int = 1) -> None:
-        self._buffers[name].store(value, count)
+        """Fill an input; a cache, whose type need not exist in NumPy, is filled with bytes of the value."""
+        if self.specs[name].role == "cache":
+            self._stream.gpu.select()
+            self._stream.fill(self._buffers[name].memory, int(np.asarray(value)))
+        else:
+            self._buffers[name].store(value, count)
 
     def fetch(self, name: str, count: int = 1) -> NDArray:
+        """The content of a tensor; of a cache the bytes, [rows, heads, capacity, bytes of a head]."""
+        if self.specs[name].role == "cache":
+            return self._buffers[name].raw()
         return self._buffers[name].fetch(count)
 
     def run(self, count: int) -> None:
         self._stream.gpu.select()
-        self._graph(count).launch()
+        self._graph(count, prefilling=self._at < self.block.prefix).launch()
         if count == 1:  # its graph moved the position on
             self.seek(self._at)
 
@@ -65,7 +78,9 @@ class TensorrtBlockRunner(BlockRunner):
 
     def advance(self, steps: int) -> None:
         self._stream.gpu.select()
-        self._graph(1).launch(steps)
+        pairs, odd = divmod(steps, 2)
+        self._two_steps.launch(pairs)
+        self._graph(1).launch(odd)
         self._at += steps
 
     def run_schedule(self, start: int, first: NDArray, tokens: NDArray, schedule: Sequence[tuple[int, int]]) -> None:
@@ -86,17 +101,35 @@ class TensorrtBlockRunner(BlockRunner):
             self._stream.zero(memory)
 
     @property
-    def kernels_per_step(self) -> int:
-        """Number of kernels that decode one token."""
+    def kernels_per_step(self) -> int | None:
+        """Number of kernels that decode one token; None if a step could not be captured."""
         return self._graph(1).kernels
 
-    def _graph(self, count: int) -> Graph:
-        """A run of `count` tokens, followed by the copies that make the next run the next step or, for several tokens, pass."""
-        if count not in self._graphs:
-            self._graphs[count] = self._engine.capture(
-                count, self._buffers, self._scratch, self._stream, lambda: self._feed_back(count), self._resources
+    def _capture_two_steps(self) -> Graph | Repeated:
+        """Two steps that feed each other: what one writes, the other reads, so that nothing is copied."""
+        there = self._buffers.addresses()
+        back = there | {"previous": there["x"], "x": there["previous"]}
+        back |= {"position": there["position_next"], "position_next": there["position"]}
+        return self._engine.capture(1, [there, back], self._scratch, self._stream, self._resources, conditioned=False)
+
+    def _graph(self, count: int, *, prefilling: bool = False) -> Graph | Repeated:
+        """A run of `count` tokens, followed by the copies that make the next run the next step or, for several tokens, pass.
+
+        A single token of the condition has a graph of its own, if steps do not read the condition.
+        """
+        conditioned = count > 1 or (prefilling and self._engine.steps_lack_condition)
+        key = (count, conditioned)
+        if key not in self._graphs:
+            self._graphs[key] = self._engine.capture(
+                count,
+                [self._buffers.addresses()],
+                self._scratch,
+                self._stream,
+                self._resources,
+                lambda: self._feed_back(count),
+                conditioned=conditioned,
             )
-        return self._graphs[count]
+        return self._graphs[key]
 
     def _feed_back(self, count: int) -> None:
         if count == 1:

@@ -22,7 +22,8 @@ class TensorrtContinuousRunner(ContinuousRunner):
         self._stream = stream
         with ExitStack() as resources:
             self._buffers = resources.enter_context(closing(GraphBuffers(stream, engine.graph, 1)))
-            self._pass = engine.capture(1, self._buffers, scratch, stream, self._feed_back, resources)
+            addresses = self._buffers.addresses()
+            self._pass = engine.capture(1, [addresses], scratch, stream, resources, self._feed_back)
             self._resources = resources.pop_all()
 
     def close(self) -> None:
@@ -39,8 +40,8 @@ class TensorrtContinuousRunner(ContinuousRunner):
         self._pass.launch(passes)
 
     @property
-    def kernels_per_pass(self) -> int:
-        """Number of kernels in one pass."""
+    def kernels_per_pass(self) -> int | None:
+        """Number of kernels in one pass; None if it could not be captured."""
         return self._pass.kernels
 
     def _feed_back(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from starflow.runtime.bundle.build_record import Profile
-from starflow.runtime.bundle.graph_spec import GraphSpec, fixed_shape
+from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec, fixed_shape
 from starflow.runtime.plain.errors import BundleError
 
 TENSORRT_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}
@@ -44,6 +44,8 @@ def check_engine(
     for spec in graph.inputs:
         if "S" in spec.shape:
             for index, profile in enumerate(profiles):
+                if index == 0 and takes_no_condition(engine, spec):
+                    continue
                 shapes = [_sizes(shape) for shape in engine.get_tensor_profile_shape(spec.name, index)]
                 range_ = [fixed_shape(spec, count) for count in (profile.minimum, profile.optimum, profile.maximum)]
                 same(f"the range of {spec.name} in optimisation profile {index}", shapes, range_)
@@ -54,6 +56,14 @@ def check_engine(
             engine.get_aliased_input_tensor(output.name),
             updated.get(output.name),
         )
+
+
+def takes_no_condition(engine: Any, spec: TensorSpec) -> bool:
+    """Whether an input is the condition and steps (profile 0) take none of its tokens: an engine need not project them in vain."""
+    if spec.role != "condition" or "S" not in spec.shape:
+        return False
+    ranges = engine.get_tensor_profile_shape(spec.name, 0)
+    return all(_sizes(shape) == fixed_shape(spec, 0) for shape in ranges)
 
 
 def _sizes(shape: Any) -> tuple[int, ...]:

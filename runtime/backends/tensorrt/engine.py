@@ -1,15 +1,23 @@
 """A built engine on a GPU, and the CUDA graphs of its runs."""
 
+import logging
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from starflow.runtime.backends.cuda.buffers import GraphBuffers
-from starflow.runtime.backends.cuda.device import DeviceMemory, Gpu, Graph, Stream
+from starflow.runtime.backends.cuda.device import (
+    LOADING,
+    CaptureRefusedError,
+    DeviceMemory,
+    Gpu,
+    Graph,
+    Repeated,
+    Stream,
+)
 from starflow.runtime.backends.tensorrt.build import rebuild_advice
-from starflow.runtime.backends.tensorrt.contract import check_engine
+from starflow.runtime.backends.tensorrt.contract import check_engine, takes_no_condition
 from starflow.runtime.backends.tensorrt.flavour import Flavour
 from starflow.runtime.backends.tensorrt.kernel_cache import KernelCache
 from starflow.runtime.backends.tensorrt.messages import MessageLog
@@ -17,6 +25,8 @@ from starflow.runtime.bundle.build_record import BuildRecord, EngineSpec, check_
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import fixed_shape
 from starflow.runtime.plain.errors import BackendError, BundleError
+
+logger = logging.getLogger(__name__)
 
 
 class TensorrtRuntime:
@@ -47,11 +57,15 @@ class GraphEngine:
         self._path, self._rebuild = check_engine_file(bundle, record, spec), rebuild_advice(bundle, record)
         self.graph = bundle.graph(bundle.variant(record.variant, "portable"), spec.block)
         self.max_tokens = record.max_tokens  # of one run
-        self._engine = self._load()
+        self.checked = False  # whether two steps of it have been looked at
+        with LOADING:
+            self._engine = self._load()
         trt = runtime.flavour.trt
         longest = bundle.manifest.longest_run(spec.block)
         profiles = [profile.within(longest) for profile in record.profiles]
         check_engine(trt, self._engine, self.graph, profiles, str(self._path), self._rebuild)
+        # Whether steps take no condition tokens; if so, a prefill of one token runs in another profile.
+        self.steps_lack_condition = any(takes_no_condition(self._engine, spec) for spec in self.graph.inputs)
         self.scratch_bytes: int = self._engine.device_memory_size_v2  # of a run besides its tensors, for any profile
         # Only RTX compiles kernels on the machine that runs them.
         self._cache = KernelCache(trt, self._engine, self._path) if hasattr(trt, "IRuntimeCache") else None
@@ -62,45 +76,72 @@ class GraphEngine:
     def capture(
         self,
         count: int,
-        buffers: GraphBuffers,
+        runs: Sequence[dict[str, int]],
         scratch: DeviceMemory,
         stream: Stream,
-        feed_back: Callable[[], None],
         resources: ExitStack,
-    ) -> Graph:
-        """Capture a run of S = `count` tokens as a CUDA graph.
+        feed_back: Callable[[], None] = lambda: None,
+        *,
+        conditioned: bool = True,
+    ) -> Graph | Repeated:
+        """Capture runs of S = `count` tokens, one after the other, as one CUDA graph.
+
+        If the work cannot be captured, every launch enqueues it anew, and a warning of this module's logger says why.
 
         Args:
-            buffers: Every input and output.
+            runs: The address of every input and output, for each run.
             scratch: At least `scratch_bytes`; runs that share it must not overlap.
-            feed_back: Adds the copies that prepare the next run.
-            resources: Takes the graph and its execution context, and frees them.
+            resources: Takes the graph and its execution contexts, and frees them.
+            feed_back: Adds the copies that prepare the next launch.
+            conditioned: Whether a run may hold positions of the condition; only of interest where `steps_lack_condition`.
 
         Raises:
-            BackendError: TensorRT refuses.
+            BackendError: TensorRT refuses to run.
             BundleError: the engine was not built for `count` tokens.
         """
-        context = self._context(count, buffers.addresses(), scratch, stream)
-        # The context goes when the work in the stream is over.
-        resources.callback(lambda _: stream.drain(), context)
+        with LOADING:
+            contexts = [self._context(count, addresses, scratch, stream, conditioned) for addresses in runs]
+            # The contexts go when the work in the stream is over.
+            resources.callback(lambda *_: stream.drain(), *contexts)
 
-        def enqueue() -> None:
-            self.assert_done(context.execute_async_v3(stream.handle), "to run")
+            def work() -> None:
+                for context in contexts:
+                    self.assert_done(context.execute_async_v3(stream.handle), "to run")
+                feed_back()
 
-        def work() -> None:
-            enqueue()
-            feed_back()
+            def captured_work() -> None:
+                for context in contexts:
+                    if not context.execute_async_v3(stream.handle):
+                        raise CaptureRefusedError(self._runtime.log.last_error())
+                feed_back()
 
-        # The first run compiles and allocates, which a capture must not. It writes where captured runs will write.
-        enqueue()
-        stream.synchronize()
-        if hasattr(context, "is_stream_capturable"):  # only RTX can tell
-            self.assert_done(context.is_stream_capturable(stream.handle), "to be captured into a CUDA graph")
-        return resources.enter_context(closing(stream.capture(work)))
+            # The first run of a context at its profile and shapes compiles and allocates, which a capture must not. It writes
+            # where captured runs will write.
+            for context in contexts:
+                self.assert_done(context.execute_async_v3(stream.handle), "to run")
+            stream.synchronize()
+            try:
+                for context in contexts:
+                    if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(stream.handle):
+                        raise CaptureRefusedError("TensorRT calls the stream not capturable")  # only RTX can tell
+                return resources.enter_context(closing(stream.capture(captured_work)))
+            except CaptureRefusedError as refusal:
+                logger.warning(
+                    "flow block %d: runs of %d tokens cannot be captured into a CUDA graph (%s); each is enqueued anew, "
+                    "which gives the same results and asks more of the host",
+                    self.graph.block,
+                    count,
+                    str(refusal),  # whoever keeps the record shall not keep the contexts with it
+                )
+                return resources.enter_context(closing(Repeated(work)))
 
-    def _context(self, count: int, addresses: dict[str, int], scratch: DeviceMemory, stream: Stream) -> Any:
+    def _context(
+        self, count: int, addresses: dict[str, int], scratch: DeviceMemory, stream: Stream, conditioned: bool
+    ) -> Any:
         """A `trt.IExecutionContext` for runs of `count` tokens at fixed addresses."""
         profile = self._record.profile_for(count)
+        if profile == 0 and conditioned and self.steps_lack_condition:
+            profile = 1
         strategy = self._runtime.flavour.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(self._cache.config if self._cache else strategy)
         self.assert_done(context is not None, "to create an execution context")
@@ -108,7 +149,8 @@ class GraphEngine:
         self.assert_done(selected, f"optimisation profile {profile}")
         for spec in self.graph.inputs:
             if "S" in spec.shape:
-                taken = context.set_input_shape(spec.name, fixed_shape(spec, count))
+                absent = spec.role == "condition" and profile == 0 and self.steps_lack_condition
+                taken = context.set_input_shape(spec.name, fixed_shape(spec, 0 if absent else count))
                 self.assert_done(taken, f"{spec.name} of {count} tokens")
         for name, address in addresses.items():
             self.assert_done(context.set_tensor_address(name, address), f"the address of {name}")
@@ -123,9 +165,10 @@ class GraphEngine:
     def assert_done(self, done: bool, what: str) -> None:
         """Raise BackendError, with the reason TensorRT gave, if it refused something."""
         if not done:
+            said = self._runtime.log.last_error()  # before another call has something to say
             free, total = self._runtime.gpu.memory()
             raise BackendError(
-                f"flow block {self.graph.block}: TensorRT refuses {what} ({self._runtime.log.last_error()}); "
+                f"flow block {self.graph.block}: TensorRT refuses {what} ({said}); "
                 f"{free:,} of {total:,} bytes of GPU memory are free"
             )
 
@@ -133,12 +176,11 @@ class GraphEngine:
         engine = self._runtime.deserialize(self._path)
         if engine is not None:
             return engine
+        said = self._runtime.log.last_error()
         size = self._path.stat().st_size
         free, total = self._runtime.gpu.memory()
         if free < size:
             raise BackendError(
                 f"{self._path}: needs at least {size:,} bytes of GPU memory, {free:,} of {total:,} are free; free some memory"
             )
-        raise BundleError(
-            f"{self._path}: {self._runtime.flavour.name} cannot load it ({self._runtime.log.last_error()}); {self._rebuild}"
-        )
+        raise BundleError(f"{self._path}: {self._runtime.flavour.name} cannot load it ({said}); {self._rebuild}")

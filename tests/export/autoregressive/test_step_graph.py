@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
 from starflow.runtime.backends.block_runner import BlockInputs, BlockRunner
 from starflow.runtime.bundle.bundle import Bundle
-from tests.models import class_config, write_checkpoint
+from tests.models import class_config, features_config, write_checkpoint
 
 KINDS: dict[str, dict[str, Any]] = {
     "published": {},
@@ -131,3 +132,61 @@ def test_half_precision_graphs_keep_norms_and_update_in_float32(tiny_bundle: Pat
     assert seen >= {"LayerNormalization", "RMSNormalization", "Softplus", "Gemm", "Attention", "RotaryEmbedding"}
     assert types["x"] == types["samples_out"] == onnx.TensorProto.FLOAT
     assert types["key_out.0"] == onnx.TensorProto.FLOAT16
+
+
+# Sizes: S tokens, and M tokens of the condition in portable graphs
+
+SHAPE_INPUTS = {"Reshape": (1,), "Expand": (1,), "Slice": (1, 2, 3, 4), "Split": (1,), "Unsqueeze": (1,)}
+
+
+@pytest.fixture
+def conditioned_graph(tmp_path: Path) -> Path:
+    """The fp32 graph of a deep block behind three tokens of features, at batch 1."""
+    write_checkpoint(tmp_path / "checkpoint", features_config())
+    export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle", ExportOptions())
+    return tmp_path / "bundle" / "graphs" / "block1.portable-fp32.onnx"
+
+
+def inputs_at(session: onnxruntime.InferenceSession, position: int, given: int) -> dict[str, np.ndarray]:
+    """Random inputs of a step, with `given` tokens of the condition."""
+    rng = np.random.default_rng(0)
+    sizes = {"S": 1, "M": given}
+    values: dict[str, np.ndarray] = {}
+    for each in session.get_inputs():
+        shape = [sizes.get(size, size) for size in each.shape]
+        values[each.name] = rng.standard_normal(shape, np.float32) if each.name != "position" else np.array([position])
+    return values
+
+
+def test_behind_the_condition_a_step_needs_none_of_it(conditioned_graph: Path) -> None:
+    session = onnxruntime.InferenceSession(conditioned_graph, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_outputs()]
+    full = inputs_at(session, 3, 1)
+    found = session.run(names, full | {"condition": full["condition"][:, :0]})
+    for name, expected, value in zip(names, session.run(names, full), found, strict=True):
+        np.testing.assert_array_equal(value, expected, err_msg=name)
+    before = inputs_at(session, 2, 1)
+    without = session.run(["x"], before | {"condition": before["condition"][:, :0]})[0]
+    assert not np.array_equal(without, session.run(["x"], before)[0]), "at a position of the condition it matters"
+
+
+@pytest.mark.parametrize("given", [0, 1])
+def test_with_the_sizes_of_a_step_no_shape_arithmetic_is_left(conditioned_graph: Path, given: int) -> None:
+    """What computes shapes would run on the host, and the device would wait for it in every step."""
+    options = onnxruntime.SessionOptions()
+    options.add_free_dimension_override_by_name("S", 1)
+    options.add_free_dimension_override_by_name("M", given)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(conditioned_graph.with_name("step.onnx"))
+    options.log_severity_level = 3  # it warns that the file may not run elsewhere
+    onnxruntime.InferenceSession(conditioned_graph, options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+    stored = {value.name for value in graph.initializer}
+    assert [node.name for node in graph.node if node.op_type in ("Shape", "Size", "ConstantOfShape", "Range")] == []
+    computed = [
+        node.name
+        for node in graph.node
+        for index in SHAPE_INPUTS.get(node.op_type, ())
+        if index < len(node.input) and node.input[index] and node.input[index] not in stored
+    ]
+    assert computed == []

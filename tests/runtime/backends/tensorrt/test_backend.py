@@ -126,8 +126,13 @@ def test_a_block_is_launches_of_one_graph(tiny_engines: Bundle, simulate: Simula
         runner.seek(0)
         before = device.counts.copy()
         runner.advance(16)
-        assert device.counts - before == {"cudaSetDevice": 1, "cudaGraphLaunch": 16}
+        assert device.counts - before == {"cudaSetDevice": 1, "cudaGraphLaunch": 8}  # of two steps each
+        assert runner.tell() == runner.fetch("position").item() == 16
         assert runner.kernels_per_step == 1  # the simulated engine is one; the two copies are none
+        before = device.counts.copy()
+        runner.seek(0)
+        runner.advance(3)
+        assert runner.fetch("position").item() == 3
 
 
 def test_a_chunk_of_fixed_passes_is_launches_of_one_graph(tiny_engines: Bundle, simulate: Simulate) -> None:
@@ -147,7 +152,8 @@ def test_everything_is_allocated_and_captured_once(tiny_engines: Bundle, simulat
     device = simulate()
     with open_tensorrt(tiny_engines) as backend:
         opened = device.counts.copy()
-        assert opened["cudaStreamBeginCapture"] == len(tiny_engines.autoregressive.blocks)
+        blocks = len(tiny_engines.autoregressive.blocks)
+        assert opened["cudaStreamBeginCapture"] == 2 * blocks  # a step, and two steps that feed each other
         with Sampler(tiny_engines, backend.variant, backend, Jacobi(8)) as sampler:
             noise = sampler.noise(2)
             first = sampler.generate(noise, [1, 2])
@@ -155,9 +161,11 @@ def test_everything_is_allocated_and_captured_once(tiny_engines: Bundle, simulat
             np.testing.assert_array_equal(sampler.generate(noise, [1, 2]), first)
             once = ("cudaMalloc", "cudaMallocHost", "cudaStreamBeginCapture", "execute_async_v3")
             assert [device.counts[name] for name in once] == [after[name] for name in once]
-            # One more graph for each block, of eight tokens, with a warm-up and a captured run each.
-            assert after["cudaStreamBeginCapture"] == 2 * opened["cudaStreamBeginCapture"]
-            assert after["execute_async_v3"] == 2 * after["cudaStreamBeginCapture"]
+            # One more graph for each block, of eight tokens, and one for the condition's only token, whose block's steps take no
+            # condition; with a warm-up and a captured run each.
+            more = blocks + 1
+            assert after["cudaStreamBeginCapture"] == opened["cudaStreamBeginCapture"] + more
+            assert after["execute_async_v3"] == opened["execute_async_v3"] + 2 * more
             assert after["cudaMalloc"] == opened["cudaMalloc"]
 
 

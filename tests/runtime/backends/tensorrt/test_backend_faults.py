@@ -4,13 +4,17 @@ import errno
 import importlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import pytest
 
 from starflow.runtime.backends.tensorrt.backend import open_tensorrt
+from starflow.runtime.backends.tensorrt.block_runner import TensorrtBlockRunner
+from starflow.runtime.bundle.build_record import FlavourName
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.plain.errors import BackendError, BundleError, StarflowError, UsageError
 from tests.simulated_device.fixtures import Simulate
@@ -208,11 +212,11 @@ def test_too_little_memory_for_a_context(
 # Work that fails
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize("number", [1, 3, 4, 7])
 def test_wherever_tensorrt_refuses_to_run_all_is_released(
     tiny_engines: Bundle, simulate: Simulate, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """Runs are, for each of two blocks, the warm-up and the captured one."""
+    """Runs are, for each of two blocks: a warm-up and a captured one, then two warm-ups and two captured ones of a pair of steps."""
     device = simulate()
     execute = Context.execute_async_v3
     monkeypatch.setattr(
@@ -220,7 +224,7 @@ def test_wherever_tensorrt_refuses_to_run_all_is_released(
         "execute_async_v3",
         lambda self, stream: device.counts["execute_async_v3"] != number - 1 and execute(self, stream),
     )
-    with pytest.raises(BackendError, match=rf"flow block {(number - 1) // 2}: TensorRT refuses to run"):
+    with pytest.raises(BackendError, match=rf"flow block {(number - 1) // 6}: TensorRT refuses to run"):
         open_tensorrt(tiny_engines)
     assert not device.memory.leaks()
     assert not device.streams
@@ -253,11 +257,11 @@ def test_the_second_start_finds_the_kernels_of_the_first(
     first, second = simulate(), None
     with open_tensorrt(bundle):
         assert not list(bundle.root.rglob("*.runtime-cache"))
-    assert (first.counts["kernels compiled"], first.counts["kernels found"]) == (2, 0)
+    assert (first.counts["kernels compiled"], first.counts["kernels found"]) == (2, 4)
     assert len(list(bundle.root.rglob("*.runtime-cache"))) == 2
     second = simulate()
     with open_tensorrt(bundle):
-        assert (second.counts["kernels compiled"], second.counts["kernels found"]) == (0, 2)
+        assert (second.counts["kernels compiled"], second.counts["kernels found"]) == (0, 6)
 
 
 @pytest.mark.parametrize("content", [b"", b"no cache", b'["Another GPU", []]'])
@@ -297,3 +301,36 @@ def test_a_full_disk_is_said_after_everything_is_released(
     with pytest.raises(StarflowError, match=r"runtime-cache: cannot be written \(No space left on device\)"), backend:
         pass
     assert not device.memory.leaks()
+
+
+# Capturing
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt-rtx", "tensorrt"])
+def test_a_refused_capture_runs_without_one_and_says_so(
+    flavour: FlavourName, tiny_engines: Bundle, simulate: Simulate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RTX is asked before; the other TensorRT refuses within the capture, whose error must not stay."""
+    bundle = copy_of(tiny_engines, tmp_path / "bundle", flavour=flavour)
+    simulate(flavour=flavour)
+    with open_tensorrt(bundle) as backend:
+        expected = generate(bundle, backend)
+        assert caplog.records == []
+    device = simulate(flavour=flavour)
+    device.capturable = False
+    with open_tensorrt(bundle) as backend:
+        assert backend.block_runner(0).kernels_per_step is None
+        np.testing.assert_array_equal(generate(bundle, backend), expected)
+    assert device.counts["cudaGraphLaunch"] == 0
+    assert re.search(r"flow block 0: runs of 1 tokens cannot be captured into a CUDA graph \(.+\)", caplog.text)
+
+
+def test_a_loop_that_does_not_move_on_does_not_open(
+    tiny_engines: Bundle, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ONNX Runtime's did on a GPU: every step read the first position."""
+    simulate()
+    monkeypatch.setattr(TensorrtBlockRunner, "_capture_two_steps", lambda self: self._graph(1))
+    monkeypatch.setattr(TensorrtBlockRunner, "_feed_back", lambda self, count: None)
+    with pytest.raises(BackendError, match="flow block 0: this engine does not move on"):
+        open_tensorrt(tiny_engines)
