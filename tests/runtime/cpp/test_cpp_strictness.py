@@ -197,19 +197,33 @@ def lead_outside(path: Path) -> None:
     path.symlink_to(outside)
 
 
+def lead_to_itself(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
 def make_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, cut, flip, lead_outside, make_folder])
+@pytest.mark.parametrize("damage", [Path.unlink, cut, flip, lead_outside, lead_to_itself, make_folder])
 def test_damaged_files(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     root = linked(SHIPPED, tmp_path / "bundle")
     damage(root / "graphs/weights/cpu-int8.safetensors")
     error = refusal(root)
     assert error and error.status == BUNDLE and "cpu-int8.safetensors" in str(error)
-    assert ("is missing" in str(error)) == (damage in (Path.unlink, make_folder))
+    assert ("is missing" in str(error)) == (damage in (Path.unlink, lead_to_itself, make_folder))
     assert is_refused_by_python(root)
+
+
+def test_a_manifest_that_is_a_link_to_itself_is_missing(tmp_path: Path) -> None:
+    root = linked(SHIPPED, tmp_path / "bundle")
+    lead_to_itself(root / "manifest.sha256")
+    assert refusal(root) is None and not is_refused_by_python(root)
+    lead_to_itself(root / "manifest.json")
+    error = refusal(root)
+    assert error and error.status == BUNDLE and "has no manifest.json" in str(error)
 
 
 def test_links_of_a_snapshot_are_inside(tmp_path: Path) -> None:
