@@ -51,7 +51,7 @@ def test_memory_of_a_device(denoising_bundle: Path, tmp_path: Path, plan: str) -
             np.testing.assert_array_equal(
                 sampler.generate(noise, condition, null[:1], guidance=2.0, denoise="score"), found[-1]
             )
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0], found[1])
     with pytest.raises(CppError, match="runs on the CPU only; provider cuda needs a portable variant") as refused:
         SimulatedSampler(denoising_bundle, shape, provider="cuda", variant="cpu-fp32")
     assert refused.value.status == USAGE
@@ -65,4 +65,4 @@ def test_a_velocity_graph_in_memory_of_a_device(continuous_bundle: Path, tmp_pat
     for how in ({"provider": "cpu", "variant": "portable-fp32", "threads": 1}, {"provider": "cuda", "threads": 1}):
         with SimulatedSampler(continuous_bundle, shape, plan=str(plan), **how) as sampler:
             found.append(sampler.generate(sampler.noise(2, 5), np.array([0, 1]), guidance=1.5))
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0], found[1])

@@ -1,11 +1,12 @@
 """C++ against NVIDIA's headers and the real TensorRT RTX, where there are headers: as far as a machine without a driver goes."""
 
-import ctypes
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from ctypes import CDLL
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -55,10 +56,12 @@ def no_gpu() -> None:
 
 @pytest.mark.usefixtures("no_gpu")
 def test_a_machine_without_a_driver_is_told_so(tensorrt_folder: Path, tiny_engines: Bundle) -> None:
+    @cache
+    def with_tensorrt() -> CDLL:
+        return load(str(tensorrt_folder / "libstarflow.so"))
+
     class Sampler(CppSampler):
-        @staticmethod
-        def library() -> ctypes.CDLL:
-            return load(str(tensorrt_folder / "libstarflow.so"))
+        library = staticmethod(with_tensorrt)
 
     with pytest.raises(CppError) as refused:
         Sampler(tiny_engines.root, (1, 8, 8), backend="tensorrt")
