@@ -9,6 +9,7 @@ Examples:
 
 import argparse
 import hashlib
+import math
 import os
 import shutil
 import sys
@@ -103,7 +104,10 @@ def in_cpp(root: Path, way: Way, honest: Honest) -> Callable[[], str]:
         try:
             with CppSampler(root, honest.data_shape, **options) as sampler:
                 sizes = sampler.sizes
-                if (sizes["noise_values"], sizes["data_values"]) != (honest.noise[0].size, np.prod(honest.data_shape)):
+                if (sizes["noise_values"], sizes["data_values"]) != (
+                    honest.noise[0].size,
+                    math.prod(honest.data_shape),
+                ):
                     raise StarflowError("the data have another shape")
                 data = sampler.generate(honest.noise, honest.condition)
                 found = _digest(data, sampler.to_images(data))

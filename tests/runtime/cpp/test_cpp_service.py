@@ -34,7 +34,7 @@ def program(cpp_prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def served(program: Path, bundle: Path, *options: object) -> Iterator[tuple[Client, str, subprocess.Popen[str]]]:
     """A running service, the name of its model, and its process, which has to end well."""
-    command = [program, bundle, "--port", "0", "--threads", "1", *map(str, options)]
+    command = [str(program), str(bundle), "--port", "0", "--threads", "1", *map(str, options)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout and process.stderr
@@ -105,8 +105,8 @@ def test_a_request_gets_the_answer_of_starflow_serve(client: Client) -> None:
             np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=1e-6)
         given = (content + seed, "POST")
         length = {"Inference_Header_Content_Length": str(len(content))}
-        found, expected = (each.ask("/v2/models/digits/infer", *given, **length) for each in (client, python))
-        np.testing.assert_allclose(outputs(found), outputs(expected), rtol=0, atol=1e-6)
+        answers = [each.ask("/v2/models/digits/infer", *given, **length) for each in (client, python)]
+        np.testing.assert_allclose(outputs(answers[0]), outputs(answers[1]), rtol=0, atol=1e-6)
 
 
 def test_requests_at_the_same_time_share_batches(program: Path) -> None:
