@@ -58,8 +58,11 @@ def engine_of(bundle: Bundle, graph: GraphSpec, profiles: Sequence[Profile]) -> 
         updates = "" if is_input else updated.get(spec.name, "")
         return {**claims, "shape": fixed_shape(spec, -1), "updates": updates}
 
-    def shapes(profile: Profile, spec: TensorSpec) -> list[tuple[int, ...]]:
-        return [fixed_shape(spec, size) for size in (profile.minimum, profile.optimum, profile.maximum)]
+    def shapes(index: int, profile: Profile, spec: TensorSpec) -> list[tuple[int, ...]]:
+        # As the builder has it: with several profiles, steps are given no condition.
+        absent = index == 0 and len(profiles) > 1 and spec.role == "condition"
+        sizes = (0, 0, 0) if absent else (profile.minimum, profile.optimum, profile.maximum)
+        return [fixed_shape(spec, size) for size in sizes]
 
     longest = bundle.manifest.longest_run(graph.block)
     inputs = [tensor(spec, is_input=True) for spec in graph.inputs]
@@ -69,7 +72,8 @@ def engine_of(bundle: Bundle, graph: GraphSpec, profiles: Sequence[Profile]) -> 
         "graph": str(bundle.root / graph.file.path),
         "tensors": inputs + outputs,
         "profiles": [
-            {spec.name: shapes(profile, spec) for spec in graph.inputs if "S" in spec.shape} for profile in within
+            {spec.name: shapes(index, profile, spec) for spec in graph.inputs if "S" in spec.shape}
+            for index, profile in enumerate(within)
         ],
         "scratch": 1024 * (1 + graph.block),
     }

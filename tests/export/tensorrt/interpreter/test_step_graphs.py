@@ -160,12 +160,10 @@ def without_mask(graph: Path, folder: Path) -> Path:
         if node.op_type == "Attention":
             rows = next(value for value in model.graph.input if value.name == "key.0").type.tensor_type.shape.dim[0]
             node.input[:] = [*node.input[:3], "", "", "", "valid"]
-    # `position_next` is the number of valid positions; its node moves up with what it reads.
-    length = next(node for node in nodes if "position_next" in node.output)
-    nodes.remove(length)
-    count = next(index for index, node in enumerate(nodes) if length.input[1] in node.output)
-    nodes.insert(count + 1, length)
-    nodes.insert(count + 2, helper.make_node("Expand", ["position_next", "rows"], ["valid"], name="valid"))
+    # The number of valid positions is that of the first token and the number of tokens.
+    index = next(index for index, node in enumerate(nodes) if node.op_type == "Shape" and node.input[0] == "previous")
+    nodes.insert(index + 1, helper.make_node("Add", ["position", nodes[index].output[0]], ["length"], name="length"))
+    nodes.insert(index + 2, helper.make_node("Expand", ["length", "rows"], ["valid"], name="valid"))
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([rows.dim_value]), "rows"))
     onnx.save(model, folder / graph.name)
     return folder / graph.name

@@ -124,7 +124,7 @@ class Context : public starflow::ExecutionContext {
     std::vector<std::int64_t> shape = tensor.shape;
     for (std::int64_t& size : shape) {
       if (size < 0 && shapes_.empty()) Machine::violation("enqueue before the shapes of inputs are set");
-      if (size < 0) size = shapes_.begin()->second.at(1);  // every such input is [rows, tokens, width]
+      if (size < 0) size = shapes_.count("previous") > 0 ? shapes_.at("previous").at(1) : 1;  // [batch, tokens, width]
     }
     return shape;
   }

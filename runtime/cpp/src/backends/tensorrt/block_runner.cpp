@@ -11,17 +11,21 @@ TensorrtBlockRunner::TensorrtBlockRunner(GraphEngine& engine, const Block& block
       scratch_(scratch),
       queue_(queue),
       batch_(static_cast<std::size_t>(manifest.batch)),
+      prefix_(block.prefix),
       buffers_(queue, engine.graph(), manifest.max_chunk),
       drain_{queue} {
-  graph_of(1);
+  graph_of(1, false);
   clear();  // capturing wrote into the caches
 }
 
-void* TensorrtBlockRunner::graph_of(int count) {
-  const auto found = runs_.find(count);
+void* TensorrtBlockRunner::graph_of(int count, bool prefilling) {
+  // A single token of the condition has a graph of its own, if steps do not read the condition.
+  const bool conditioned = count > 1 || (prefilling && engine_.steps_lack_condition());
+  const std::pair<int, bool> key{count, conditioned};
+  const auto found = runs_.find(key);
   if (found != runs_.end()) return found->second.graph.get();
-  CapturedRun run = engine_.capture(count, buffers_, scratch_, queue_.stream, [&] { feed_back(count); });
-  return runs_.emplace(count, std::move(run)).first->second.graph.get();
+  CapturedRun run = engine_.capture(count, conditioned, buffers_, scratch_, queue_.stream, [&] { feed_back(count); });
+  return runs_.emplace(key, std::move(run)).first->second.graph.get();
 }
 
 void TensorrtBlockRunner::feed_back(int count) {
@@ -43,13 +47,13 @@ void TensorrtBlockRunner::feed_back(int count) {
 
 void TensorrtBlockRunner::run(int count) {
   queue_.gpu.select();
-  queue_.gpu.launch(graph_of(count), queue_.stream);
+  queue_.gpu.launch(graph_of(count, position_ < prefix_), queue_.stream);
   if (count == 1) seek(position_);  // its graph moved the position on
 }
 
 const float* TensorrtBlockRunner::repeat(int count, int passes) {
   queue_.gpu.select();
-  void* graph = graph_of(count);
+  void* graph = graph_of(count, false);
   for (int done = 0; done < passes; ++done) queue_.gpu.launch(graph, queue_.stream);
   return static_cast<const float*>(fetch("x", count));
 }
@@ -61,7 +65,7 @@ void TensorrtBlockRunner::seek(std::int64_t position) {
 
 void TensorrtBlockRunner::advance(int steps) {
   queue_.gpu.select();
-  void* graph = graph_of(1);
+  void* graph = graph_of(1, false);
   for (int done = 0; done < steps; ++done) queue_.gpu.launch(graph, queue_.stream);
   position_ += steps;
 }

@@ -24,15 +24,17 @@ class TensorrtBlockRunner : public BlockRunner {
   void seek(std::int64_t position) override;
   std::int64_t tell() const override { return position_; }
 
-  void* graph_of(int count);  // a run and the copies that make the next one the next step or pass
+  // A run and the copies that make the next one the next step or pass; `prefilling` if it may hold the condition.
+  void* graph_of(int count, bool prefilling);
   void feed_back(int count);
 
   GraphEngine& engine_;
   const Scratch& scratch_;
   Queue queue_;
   std::size_t batch_;
+  std::int64_t prefix_;
   GraphBuffers buffers_;
-  std::map<int, CapturedRun> runs_;  // by number of tokens
+  std::map<std::pair<int, bool>, CapturedRun> runs_;  // by number of tokens, and whether the condition is given
   std::int64_t position_ = 0;
   Drain drain_;
 };

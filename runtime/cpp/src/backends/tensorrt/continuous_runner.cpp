@@ -20,7 +20,7 @@ TensorrtContinuousRunner::TensorrtContinuousRunner(GraphEngine& engine, const Sc
       buffers_(queue, engine.graph(), 1),
       drain_{queue} {
   table_.resize(buffers_.bytes(inputs_.at("passes"), 1) / sizeof(Pass));
-  pass_ = engine.capture(1, buffers_, scratch, queue.stream, [this] { feed_back(); });
+  pass_ = engine.capture(1, true, buffers_, scratch, queue.stream, [this] { feed_back(); });
 }
 
 void TensorrtContinuousRunner::feed_back() {

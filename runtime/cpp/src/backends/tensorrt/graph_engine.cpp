@@ -57,6 +57,17 @@ GraphEngine::GraphEngine(Gpu& gpu, Tensorrt& tensorrt, const Graph& graph, const
   check(path, longest);
 }
 
+bool GraphEngine::takes_no_condition(const TensorSpec& spec) const {
+  if (spec.role != "condition" || !spec.depends_on_run()) return false;
+  const std::vector<std::int64_t> none = fixed_shape(spec, 0);
+  return engine_->profile_shapes(spec.name, 0) == Shapes{none, none, none};
+}
+
+bool GraphEngine::steps_lack_condition() const {
+  const auto lacks = [this](const TensorSpec& spec) { return takes_no_condition(spec); };
+  return std::any_of(graph_.inputs.begin(), graph_.inputs.end(), lacks);
+}
+
 // Compares inputs, outputs and optimisation profiles with those of the graph.
 void GraphEngine::check(const std::string& path, std::int64_t longest) const {
   const auto same = [&](const std::string& what, const auto& found, const auto& expected) {
@@ -85,6 +96,7 @@ void GraphEngine::check(const std::string& path, std::int64_t longest) const {
       same(spec.name + "'s shape", tensor.shape, spec.shape);
       same("the input that " + spec.name + " updates", tensor.updates, updates);
       for (int index = 0; is_input && spec.depends_on_run() && index < engine_->profiles(); ++index) {
+        if (index == 0 && takes_no_condition(spec)) continue;
         const Profile& profile = record_.profiles[static_cast<std::size_t>(index)];
         const auto within = [&](std::int64_t count) { return fixed_shape(spec, std::min(count, longest)); };
         same("the range of " + spec.name + " in optimisation profile " + std::to_string(index),
@@ -103,16 +115,18 @@ void GraphEngine::assert_done(bool done, const std::string& what) const {
                 " bytes of GPU memory are free");
 }
 
-CapturedRun GraphEngine::capture(std::int64_t count, const GraphBuffers& buffers, const Scratch& scratch, void* stream,
-                                 const std::function<void()>& feed_back) {
+CapturedRun GraphEngine::capture(std::int64_t count, bool conditioned, const GraphBuffers& buffers,
+                                 const Scratch& scratch, void* stream, const std::function<void()>& feed_back) {
   CapturedRun run;
-  const int profile = record_.profile_for(count);
+  int profile = record_.profile_for(count);
+  if (profile == 0 && conditioned && steps_lack_condition()) profile = 1;
   run.context = engine_->create_context();
   assert_done(run.context != nullptr, "to create an execution context");
   assert_done(run.context->set_profile(profile, stream), "optimisation profile " + std::to_string(profile));
   for (const TensorSpec& spec : graph_.inputs) {
+    const bool absent = profile == 0 && takes_no_condition(spec);
     if (spec.depends_on_run())
-      assert_done(run.context->set_shape(spec.name, fixed_shape(spec, count)),
+      assert_done(run.context->set_shape(spec.name, fixed_shape(spec, absent ? 0 : count)),
                   spec.name + " of " + std::to_string(count) + " tokens");
   }
   for (const auto* specs : {&graph_.inputs, &graph_.outputs}) {

@@ -31,11 +31,16 @@ class GraphEngine {
   std::int64_t max_tokens() const { return record_.max_tokens(); }  // of one run
   std::size_t scratch_bytes() const { return engine_->scratch_bytes(); }
 
-  // Captures a run of `count` tokens as a CUDA graph. `feed_back` adds the copies that prepare the next run.
-  CapturedRun capture(std::int64_t count, const GraphBuffers& buffers, const Scratch& scratch, void* stream,
-                      const std::function<void()>& feed_back);
+  // Whether steps (profile 0) take no condition tokens; if so, a prefill of one token runs in another profile.
+  bool steps_lack_condition() const;
+
+  // Captures a run of `count` tokens as a CUDA graph. `feed_back` adds the copies that prepare the next run. `conditioned`
+  // says whether the run may hold positions of the condition.
+  CapturedRun capture(std::int64_t count, bool conditioned, const GraphBuffers& buffers, const Scratch& scratch,
+                      void* stream, const std::function<void()>& feed_back);
 
  private:
+  bool takes_no_condition(const TensorSpec& spec) const;
   void check(const std::string& path, std::int64_t longest) const;
   void assert_done(bool done, const std::string& what) const;
 
