@@ -19,12 +19,9 @@ from starflow.export.autoregressive.geometry import StepGeometry
 from starflow.export.autoregressive.lowering import LOWERINGS, Lowering, StepValues
 from starflow.export.onnx_graph.builder import GraphBuilder
 from starflow.export.onnx_graph.network_writer import NetworkWriter
+from starflow.export.onnx_graph.tensor_roles import CONDITION_TOKENS
 from starflow.training.autoregressive.config import BlockConfig
 from starflow.training.autoregressive.flow_block import SOFTPLUS_SHIFT
-
-# The number of condition tokens M is a dynamic size of its own: an engine's steps, which come after the condition, take none, and
-# so do not project what they ignore. Everyone else gives as many as there are tokens.
-CONDITION_TOKENS = "M"
 
 GuidanceRule = Literal["ratio", "linear"]
 

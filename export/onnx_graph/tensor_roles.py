@@ -5,6 +5,9 @@ import onnx
 from starflow.export.onnx_graph.builder import ONNX_TYPES
 from starflow.runtime.bundle.graph_spec import TensorSpec
 
+# The number of condition tokens M is a dynamic size of its own: an engine's steps, which come after the condition, take none, and
+# so do not project what they ignore. Everyone else gives as many as there are tokens.
+CONDITION_TOKENS = "M"
 UPDATED_BY = {"samples": "samples_out"}
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from starflow.export.autoregressive.step_graph import CONDITION_TOKENS
+from starflow.export.onnx_graph.tensor_roles import CONDITION_TOKENS
 from starflow.export.tensorrt.build_monitor import BuildMonitor
 from starflow.export.tensorrt.parse import ParsedGraph
 from starflow.runtime.backends.tensorrt.flavour import Flavour
