@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from starflow.training.data.samples import Dataset
     from starflow.training.recipe import AnyRecipe
     from starflow.training.runs.engine import Engine
-    from starflow.training.runs.run import TrainingRun
+    from starflow.training.runs.run import Outcome, TrainingRun
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -60,13 +60,31 @@ def run(arguments: argparse.Namespace) -> int:
     """Train. Exit status 0 if the run is complete or reached --max-steps, 130 if it was interrupted."""
     from starflow.training.recipe import load_recipe
     from starflow.training.runs.engine import engine_for
-    from starflow.training.runs.run_folder import alone_in
 
     if arguments.max_steps is not None and arguments.max_steps < 1:
         raise UsageError(f"--max-steps: found {arguments.max_steps}, expected a number of at least 1")
     recipe = load_recipe(arguments.recipe, arguments.set)
     folder = arguments.out or Path("out") / arguments.recipe.stem
-    with engine_for(arguments.parallel, cuda=_on_cuda(recipe, arguments.recipe)) as engine, ExitStack() as held:
+    with engine_for(arguments.parallel, cuda=_on_cuda(recipe, arguments.recipe)) as engine:
+        outcome = _fit(arguments, recipe, folder, engine)
+        if engine.rank > 0:
+            return 130 if outcome.interrupted else 0
+    if arguments.json:
+        folders = {"checkpoint": str(folder / "checkpoint"), "best_checkpoint": str(folder / "checkpoint-best")}
+        print(json.dumps({**dataclasses.asdict(outcome), **folders}))
+    if outcome.interrupted:
+        print(f"stopped at step {outcome.step} and saved; give the same command again to continue", file=sys.stderr)
+        return 130
+    if not arguments.json:
+        print(f"{folder / 'checkpoint'}: step {outcome.step} of {outcome.total_steps}")
+    return 0
+
+
+def _fit(arguments: argparse.Namespace, recipe: "AnyRecipe", folder: Path, engine: "Engine") -> "Outcome":
+    """Train, in one process or as one of several."""
+    from starflow.training.runs.run_folder import alone_in
+
+    with ExitStack() as held:
         # The first process locks the folder and writes what the others then read: features of captions, and latents.
         data = None
         if engine.rank == 0:
@@ -81,18 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.resume and trainer.resume() and engine.rank == 0:
             print(f"resuming {folder} at step {trainer.step}", file=sys.stderr)
         with _stop_signals() as stops:
-            outcome = trainer.fit(arguments.max_steps, should_stop=lambda: bool(stops))
-        if engine.rank > 0:
-            return 130 if outcome.interrupted else 0
-    if arguments.json:
-        folders = {"checkpoint": str(folder / "checkpoint"), "best_checkpoint": str(folder / "checkpoint-best")}
-        print(json.dumps({**dataclasses.asdict(outcome), **folders}))
-    if outcome.interrupted:
-        print(f"stopped at step {outcome.step} and saved; give the same command again to continue", file=sys.stderr)
-        return 130
-    if not arguments.json:
-        print(f"{folder / 'checkpoint'}: step {outcome.step} of {outcome.total_steps}")
-    return 0
+            return trainer.fit(arguments.max_steps, should_stop=lambda: bool(stops))
 
 
 def _data(recipe: "AnyRecipe", folder: Path) -> "Dataset":

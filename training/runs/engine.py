@@ -6,6 +6,7 @@ of the place in the batch, and results do not depend on the number of processes 
 
 import contextlib
 import copy
+import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -189,4 +190,6 @@ def engine_for(parallel: Parallel | None, *, cuda: bool) -> Iterator[Engine]:
     try:
         yield Shards() if parallel == "fsdp" else Replicas()
     finally:
+        # A network that outlives the group ends it while holding the interpreter's lock, for which Gloo's threads may wait.
+        gc.collect()
         dist.destroy_process_group()

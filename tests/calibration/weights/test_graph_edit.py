@@ -150,7 +150,7 @@ def test_scaling_in_a_norm_leaves_the_function_unchanged_bit_for_bit(tiny_bundle
         session = onnxruntime.InferenceSession(model.SerializeToString(), options)
         feed = {}
         for value in session.get_inputs():
-            shape = [3 if size == "S" else size for size in value.shape]
+            shape = [3 if isinstance(size, str) else size for size in value.shape]
             generator = np.random.default_rng(7)
             feed[value.name] = (
                 np.zeros(shape, np.int64)
