@@ -14,7 +14,7 @@ from starflow.training.config import Conditioning
 from starflow.training.data.samples import Dataset, Samples
 from starflow.training.proposal.proposal import LatentShape, Pace
 from starflow.training.recipe import Recipe
-from starflow.training.trainer import Trainer
+from starflow.training.trainer import Trainer, in_latents
 
 STEPS = 2  # that are timed, after one that is not
 Precision = Literal["fp32", "bf16"]
@@ -26,12 +26,12 @@ def measure_pace(values: Mapping[str, Any], latents: LatentShape | None = None) 
 
     Args:
         values: The recipe, by section and field.
-        latents: The shapes of its autoencoder, if it has one; random latents take the place of encoded images.
+        latents: The shapes of its autoencoder, if it has one, which encodes the random images.
     """
     recipe = Recipe.model_validate(dict(values))
-    data = _random_data(recipe, latents)
     found: dict[tuple[int, Precision], float] = {}
     with TemporaryDirectory() as folder, _threads_kept():
+        data = in_latents(recipe, _random_data(recipe, latents), Path(folder))
 
         def seconds(threads: int, precision: Precision) -> float:
             trainer = _trainer(recipe, data, Path(folder), threads, precision)
