@@ -20,10 +20,11 @@ from starflow.export.onnx_graph.builder import GraphBuilder
 from starflow.export.onnx_graph.traced_graph import TracedGraph, traced_weights
 from starflow.export.precision import DTYPES, Precision, lowerings
 from starflow.runtime.bundle.graph_spec import GraphSpec
-from starflow.runtime.bundle.manifest import ImageSpec, Provenance, Variant, schema_version
+from starflow.runtime.bundle.manifest import ImageSpec, Lowering, Provenance, Variant, schema_version
 from starflow.runtime.bundle.manifest_digest import record_digests
 from starflow.runtime.bundle.manifest_file import Manifest, manifest_content
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, DenoiserKind, DenoiserSpec
+from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.progress import Report
 from starflow.training.config import CheckpointConfig
 from starflow.training.tensor_file import CheckpointTensors
@@ -50,6 +51,11 @@ class BundleWriter:
         progress: Report,
     ) -> None:
         self._config, self._tensors, self._options, self._family = config, tensors, options, family
+        lacking = [precision for precision in options.precisions if not self._lowerings(precision)]
+        if lacking:
+            raise UsageError(
+                f"--precision {lacking[0]}: is written in the portable lowering only; add --lowering portable"
+            )
         self._folder = BundleFolder(root, progress)
         self._suffixes = [_suffix(size, family.sizes[0]) for size in family.sizes]
         self._variants: list[list[Variant]] = [[] for _ in family.sizes]
@@ -87,10 +93,13 @@ class BundleWriter:
         record_digests(self._folder.root, content)
         return manifest
 
+    def _lowerings(self, precision: Precision) -> tuple[Lowering, ...]:
+        return lowerings(precision, self._options.lowerings)
+
     def _steps(self) -> int:
         """How many steps there will be: whatever is written is checked, too."""
         sizes, precisions = len(self._suffixes), self._options.precisions
-        graphs = sizes * len(self._family.blocks) * sum(len(lowerings(precision)) for precision in precisions)
+        graphs = sizes * len(self._family.blocks) * sum(len(self._lowerings(precision)) for precision in precisions)
         denoisers = sizes * len(self._family.denoisers) * (1 + len(precisions))
         autoencoders = sizes * self._autoencoder.steps if self._autoencoder else 0
         return 2 * graphs + ("fp16" in precisions) + denoisers + autoencoders + 2 * bool(self._text)
@@ -103,7 +112,9 @@ class BundleWriter:
         elif self._config.autoencoder:
             mode = "latent"
         return {
-            "schema_version": schema_version(len(self._options.batches) > 1, self._family.own_patches),
+            "schema_version": schema_version(
+                len(self._options.batches) > 1, self._family.own_patches, self._options.lowerings
+            ),
             "image": ImageSpec(mode=mode, scale=latent.scale, shift=latent.shift),
             "conditioning": self._family.conditioning,
             "batch": self._options.batches[0],
@@ -127,7 +138,7 @@ class BundleWriter:
         with self._folder.shared_weights(precision, tensors, 48 + 16 * len(self._suffixes)) as weights:
             for size, suffix in enumerate(self._suffixes):
                 for block in family.blocks:
-                    for lowering in lowerings(precision):
+                    for lowering in self._lowerings(precision):
                         name = f"block{block}.{lowering}-{precision}{suffix}"
                         self._folder.step(name)
                         graph = GraphBuilder(name, weights.file, weights.location)

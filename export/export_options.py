@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from starflow.export.activations import ActivationData
 from starflow.export.precision import Precision, TextPrecision
-from starflow.runtime.bundle.manifest import MOST_BATCH_SIZES
+from starflow.runtime.bundle.manifest import MOST_BATCH_SIZES, Lowering
 from starflow.runtime.bundle.network_spec import DenoiserKind
 from starflow.runtime.plain.errors import UsageError
 from starflow.training.layers.tokens import Patch, least_sides
@@ -21,6 +21,8 @@ class ExportOptions:
     """What to write."""
 
     precisions: Sequence[Precision] = ("fp32",)  # types of weights, activations and caches
+    # How graphs are written: for the CPU, for ONNX Runtime on CUDA (autoregressive flows), for everything else.
+    lowerings: Collection[Lowering] = ("portable", "cpu")
     # Numbers of images sampled together, in any order; the runtime splits and pads any number of images.
     batch: int | Sequence[int] = 1
     # Height and width of the data in (latent) pixels; None takes the training size.

@@ -10,6 +10,7 @@ import onnx
 from starflow.export.autoregressive.activation_check import activation_peaks
 from starflow.export.autoregressive.block_weights import BlockWeights
 from starflow.export.autoregressive.denoiser_graphs import DenoiserShape, denoiser_kinds, trace_denoiser
+from starflow.export.autoregressive.fused_step_graph import FusedStepGraph
 from starflow.export.autoregressive.geometry import FlowSize, StepGeometry, flow_sizes
 from starflow.export.autoregressive.step_graph import GuidanceRule, StepGraph, StepGraphOptions
 from starflow.export.bundle_folder import BundleFolder
@@ -63,7 +64,8 @@ class AutoregressiveFamily(FlowFamily):
         config, dtype = self._model.block_configs[block], DTYPES[precision]
         options = StepGraphOptions(lowering, dtype, self._rule, self._options.attention_temperature)
         weights = BlockWeights(config, self._model, self._tensors, dtype)
-        return StepGraph(graph, config, weights, self._sizes[size].geometries[block], options).build()
+        kind = FusedStepGraph if lowering == "cuda" else StepGraph
+        return kind(graph, config, weights, self._sizes[size].geometries[block], options).build()
 
     def activation_peaks(self) -> dict[str, float]:
         return activation_peaks(self._config, self._model, self._tensors, self._options.activations)

@@ -1,4 +1,4 @@
-"""Two ways to write a cached attention, behind one small interface.
+"""Three ways to write a cached attention, behind one small interface.
 
 *portable* keeps activations [rows, S] and uses only ONNX operators: TensorScatter into the cache, then Attention over the
 whole capacity under an explicit boolean mask. TensorRT reads it rightly (its parser ignores `nonpad_kv_seqlen`, so the
@@ -7,6 +7,9 @@ mask is not optional), and every ONNX Runtime provider runs it.
 *cpu* keeps activations [S, rows] and uses ONNX Runtime's GroupQueryAttention, whose work follows the valid length. That
 operator refuses several rows together with several tokens and a past; all rows stand at the same position, though, so
 they are handed over as further heads of a single row, which a time-major layout makes a free reshape.
+
+*cuda* is the same for ONNX Runtime's CUDA kernels: everything has the variant's type, and all that moves from step to step lies
+on the device, so that a step is captured once as a CUDA graph and replayed.
 """
 
 from abc import ABC, abstractmethod
@@ -17,6 +20,7 @@ import numpy as np
 
 from starflow.export.autoregressive.geometry import StepGeometry
 from starflow.export.onnx_graph.builder import MICROSOFT, GraphBuilder
+from starflow.runtime.plain.errors import ExportError
 from starflow.training.autoregressive.config import BlockConfig
 
 
@@ -48,7 +52,12 @@ class Lowering(ABC):
     @staticmethod
     @abstractmethod
     def cache_shape(block: BlockConfig, geometry: StepGeometry) -> list[int]:
-        """Shape of one cache tensor."""
+        """Shape of one cache tensor; ExportError if the lowering cannot hold the block."""
+
+    @staticmethod
+    def slots(geometry: StepGeometry) -> int:
+        """Positions of a cache, at least the block's capacity."""
+        return geometry.capacity
 
     @abstractmethod
     def begin(self, step: StepValues) -> None:
@@ -156,30 +165,33 @@ class CpuLowering(Lowering):
         graph = self.graph
         self.step = step
         self._fused_rotary = step.rotary is not None and self.block.head_dim % 16 == 0
-        length = graph.cast(graph.op("Add", step.position, step.count), np.int32)
-        self._last = graph.op("Sub", length, graph.constant([1], np.int32))
-        self._length = graph.reshape(length, [])
+        self._last, self._length = self._lengths(step)
+        self._tables = tuple(self._cast(table, self.dtype) for table in step.rotary or () if self._fused_rotary)
         if step.rotary and not self._fused_rotary:
             self._ids = graph.reshape(step.positions, [1, -1])
+
+    def _lengths(self, step: StepValues) -> tuple[str, str]:
+        """The last position of the S tokens, [1] int32, and the length that the kernel is told, a scalar int32."""
+        graph = self.graph
+        length = graph.cast(graph.op("Add", step.position, step.count), np.int32)
+        return graph.op("Sub", length, graph.constant([1], np.int32)), graph.reshape(length, [])
 
     def attend(self, q: str, k: str, v: str, keys: str, values: str) -> tuple[str, str, str]:
         graph, block, rows = self.graph, self.block, self.geometry.rows
         heads, kv_heads, size = rows * block.heads, rows * block.kv_heads, block.head_dim
         if self.step.inverse_temperature:
-            factor = graph.reshape(self.step.inverse_temperature, [1, rows, 1])
+            factor = self._cast(graph.reshape(self.step.inverse_temperature, [1, rows, 1]), self.dtype)
             q = graph.op("Mul", graph.reshape(q, [-1, rows, block.heads * size]), factor)
         q = graph.reshape(q, [1, -1, heads * size])
         k, v = (graph.reshape(value, [1, -1, kv_heads * size]) for value in (k, v))
         attributes: dict[str, int | float] = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": size**-0.5}
-        tables: tuple[str, ...] = ()
-        if self._fused_rotary and self.step.rotary:
-            tables = self.step.rotary
+        if self._fused_rotary:
             attributes |= {"do_rotary": 1, "rotary_interleaved": int(not block.half_rotation)}
         elif self.step.rotary:
             q, k = self._rotate(q, self._ids, num_heads=heads), self._rotate(k, self._ids, num_heads=kv_heads)
         q, k, v = self._pad(q, heads), self._pad(k, kv_heads), self._pad(v, kv_heads)
         out, keys, values = graph.ops(
-            "GroupQueryAttention", q, k, v, keys, values, self._last, self._length, *tables,
+            "GroupQueryAttention", q, k, v, keys, values, self._last, self._length, *self._tables,
             count=3, domain=MICROSOFT, **attributes,
         )  # fmt: skip
         return graph.reshape(self._unpad(out, heads), [-1, block.heads * size]), keys, values
@@ -205,4 +217,37 @@ class CpuLowering(Lowering):
         return graph.op("Slice", split, *bounds)
 
 
-LOWERINGS: dict[str, type[Lowering]] = {"portable": PortableLowering, "cpu": CpuLowering}
+class CudaLowering(CpuLowering):
+    """GroupQueryAttention on a GPU: the host knows no position, so the kernel is told the whole cache as the length.
+
+    How many positions count it reads on the device, so nothing changes but how it splits its work.
+    """
+
+    name = "cuda"
+    feeds_position = True
+    may_lack_condition = True
+
+    @staticmethod
+    def cache_shape(block: BlockConfig, geometry: StepGeometry) -> list[int]:
+        heads = geometry.rows * block.heads
+        if heads > MOST_CUDA_HEADS:
+            raise ExportError(
+                f"--lowering cuda: flow block {block.index} has {geometry.rows} rows of {block.heads} heads, and the kernel takes "
+                f"{MOST_CUDA_HEADS} heads; export with --batch {max(geometry.batch * MOST_CUDA_HEADS // heads, 1)} or less"
+            )
+        rows, kv_heads, _, size = PortableLowering.cache_shape(block, geometry)
+        return [1, rows * kv_heads, CudaLowering.slots(geometry), -(-size // 8) * 8]
+
+    @staticmethod
+    def slots(geometry: StepGeometry) -> int:
+        return -(-geometry.capacity // 8) * 8  # with any other number, kernels fall back to a slow path
+
+    def _lengths(self, step: StepValues) -> tuple[str, str]:
+        graph = self.graph
+        behind = graph.op("Sub", step.count, graph.constant([1], np.int64))
+        last = graph.cast(graph.op("Add", step.position, behind), np.int32)
+        return last, graph.constant(self.slots(self.geometry), np.int32)
+
+
+MOST_CUDA_HEADS = 1024  # threads of a block of kernels
+LOWERINGS: dict[str, type[Lowering]] = {"portable": PortableLowering, "cpu": CpuLowering, "cuda": CudaLowering}

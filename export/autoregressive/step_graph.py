@@ -30,7 +30,7 @@ GuidanceRule = Literal["ratio", "linear"]
 class StepGraphOptions:
     """What a step graph is written for."""
 
-    lowering: str  # `portable` or `cpu`
+    lowering: str  # `portable`, `cpu` or `cuda`
     # Type of weights, activations and caches; the cpu lowering computes in float32 whatever is stored.
     dtype: np.dtype
     guidance: GuidanceRule  # rule that joins the [conditional, null] halves, where the geometry has them
@@ -111,6 +111,9 @@ class StepGraph:
         if angles is None:
             return None
         name = self.weights.rotary_name(self.geometry)  # equal tables of different blocks are stored once
+        more = self.lowering.slots(self.geometry) - len(angles)
+        if more:
+            name, angles = f"{name}+{more}", np.pad(angles, ((0, more), (0, 0)))
         return self.write.table(f"{name}.cos", np.cos(angles)), self.write.table(f"{name}.sin", np.sin(angles))
 
     def _embed(self, previous: str, step: StepValues) -> str:
@@ -160,25 +163,20 @@ class StepGraph:
         return lowering.flatten(h, block.channels)
 
     def _lengthen(self, c: str, condition: str, step: StepValues) -> str:
-        """The projected condition [rows, M, channels], followed by zeros up to S tokens; M = S or 0."""
+        """The projected condition, M tokens in the layout's order, followed by zeros up to S tokens; M = S or 0."""
         graph = self.graph
         missing = graph.op("Sub", step.count, graph.op("Shape", condition, start=1, end=2))
-        sizes = (graph.constant([size], np.int64) for size in (self.geometry.rows, self.block.channels))
-        shape = graph.op("Concat", next(sizes), missing, next(sizes), axis=0)
+        rows, channels = (graph.constant([size], np.int64) for size in (self.geometry.rows, self.block.channels))
+        sizes = (missing, rows, channels) if self.lowering.time_major else (rows, missing, channels)
         zero = graph.constant([[[0]]], self.options.compute_dtype)
-        return graph.op("Concat", c, graph.op("Expand", zero, shape), axis=1)
+        zeros = graph.op("Expand", zero, graph.op("Concat", *sizes, axis=0))
+        return graph.op("Concat", c, zeros, axis=1 - self.lowering.row_axis)
 
     def _layer(self, h: str, index: int, keys: str, values: str) -> tuple[str, str, str]:
         graph, write, block = self.graph, self.write, self.block
         name = f"attn_blocks.{index}"
-        size = block.head_dim
         qkv = write.linear(self.norm(h, f"{name}.attention.norm", block.norm), f"{name}.attention.qkv")
-        widths = [block.heads * size, block.kv_heads * size, block.kv_heads * size]
-        q, k, v = graph.ops("Split", qkv, graph.constant(widths, np.int64), count=3, axis=1)
-        if block.qk_norm:
-            q = self._norm_heads(q, f"{name}.attention.query_norm", block.heads)
-            k = self._norm_heads(k, f"{name}.attention.key_norm", block.kv_heads)
-        out, keys, values = self.lowering.attend(q, k, v, keys, values)
+        out, keys, values = self.lowering.attend(*self._split_heads(qkv, name), keys, values)
         out = write.linear(out, f"{name}.attention.proj")
         if block.post_norm:
             out = self.norm(out, f"{name}.attention.post_norm", "rms_norm")
@@ -187,6 +185,16 @@ class StepGraph:
         if block.post_norm:
             out = self.norm(out, f"{name}.mlp.post_norm", "rms_norm")
         return graph.op("Add", h, out), keys, values
+
+    def _split_heads(self, qkv: str, name: str) -> tuple[str, str, str]:
+        """Flat q, k and v of a layer, before rotary."""
+        block, size = self.block, self.block.head_dim
+        widths = [block.heads * size, block.kv_heads * size, block.kv_heads * size]
+        q, k, v = self.graph.ops("Split", qkv, self.graph.constant(widths, np.int64), count=3, axis=1)
+        if block.qk_norm:
+            q = self._norm_heads(q, f"{name}.attention.query_norm", block.heads)
+            k = self._norm_heads(k, f"{name}.attention.key_norm", block.kv_heads)
+        return q, k, v
 
     def _norm_heads(self, value: str, name: str, heads: int) -> str:
         split = self.graph.reshape(value, [-1, self.block.head_dim])
@@ -202,9 +210,7 @@ class StepGraph:
     def _update(self, h: str, noise: str, step: StepValues) -> str:
         """Final norm, output projection, soft clip, scale, guidance, x = z * sigma + mu: [B, S, D] float32."""
         graph, block, geometry = self.graph, self.block, self.geometry
-        if block.final_norm:
-            h = self.norm(h, "final_norm", "rms_norm")
-        raw = self.write.widen(self.write.linear(h, "proj_out"))
+        raw = self.write.widen(self._raw(h))
         raw = self.lowering.arrange(self.lowering.unflatten(raw, geometry.rows, block.output_dim))
         if block.soft_clip > 0:
             clip = graph.constant(block.soft_clip, np.float32)
@@ -222,6 +228,12 @@ class StepGraph:
         else:
             sigma = self._sigma(a)
         return graph.op("Add", graph.op("Mul", z, sigma), mu)
+
+    def _raw(self, h: str) -> str:
+        """Final norm and output projection, flat in the compute type."""
+        if self.block.final_norm:
+            h = self.norm(h, "final_norm", "rms_norm")
+        return self.write.linear(h, "proj_out")
 
     def _sigma(self, a: str) -> str:
         graph = self.graph

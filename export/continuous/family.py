@@ -44,6 +44,10 @@ class ContinuousFamily(FlowFamily):
             )
         if options.other_shapes:
             raise UsageError("--shape: the bundle of a continuous flow holds one shape; export a bundle for each shape")
+        if "cuda" in options.lowerings:
+            raise UsageError(
+                "--lowering cuda: only autoregressive flows have it; a continuous flow runs portable on a GPU"
+            )
         if options.denoisers:
             raise UsageError("--denoise: a continuous flow samples the data without noise; leave it out")
         self._config, self._model, self._tensors, self._options = config, model, tensors, options

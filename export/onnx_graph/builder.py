@@ -1,6 +1,6 @@
 """Writing ONNX graphs by hand, legibly: one call per node, weights by reference."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from zlib import crc32
@@ -100,13 +100,16 @@ class GraphBuilder:
         """Append a node with one output and return that output's name."""
         return self.ops(kind, *inputs, count=1, domain=domain, **attributes)[0]
 
-    def ops(self, kind: str, *inputs: str, count: int, domain: str = "", **attributes: Any) -> list[str]:
-        """Append a node with `count` outputs and return their names."""
+    def ops(
+        self, kind: str, *inputs: str, count: int, unused: Collection[int] = (), domain: str = "", **attributes: Any
+    ) -> list[str]:
+        """Append a node with `count` outputs, and return the names of those that are not `unused`."""
         name = self._fresh(kind)
         outputs = [name] if count == 1 else [f"{name}:{index}" for index in range(count)]
+        outputs = ["" if index in unused else output for index, output in enumerate(outputs)]
         self._uses_microsoft |= domain == MICROSOFT
         self._nodes.append(helper.make_node(kind, list(inputs), outputs, name=name, domain=domain, **attributes))
-        return outputs
+        return [output for output in outputs if output]
 
     def reshape(self, value: str, shape: Sequence[int]) -> str:
         """Reshape to a static shape with at most one -1; 0 keeps a dimension."""

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from starflow.export.onnx_graph.builder import GraphBuilder
 from starflow.export.onnx_graph.network_weights import NetworkWeights
 
+EPSILON = {"layer_norm": 1e-5, "rms_norm": 1e-6}
+
 
 class NetworkWriter:
     """Writes linear layers and norms by the names of their parameters.
@@ -44,16 +46,20 @@ class NetworkWriter:
 
     def layer_norm(self, value: str, name: str) -> str:
         """(x - mean(x)) / sqrt(var(x) + 1e-5) * weight + bias over the last axis; takes the compute type, gives float32."""
-        wide, full = self.widen(value), self.weights.full_name(name)
-        scale = self.table(f"{full}.weight", self.weights[f"{name}.weight"])
-        bias = self.table(f"{full}.bias", self.weights[f"{name}.bias"])
-        return self.graph.op("LayerNormalization", wide, scale, bias, axis=-1, epsilon=1e-5)
+        terms = self.norm_terms(name, "layer_norm")
+        return self.graph.op("LayerNormalization", self.widen(value), *terms, axis=-1, epsilon=EPSILON["layer_norm"])
 
     def rms_norm(self, value: str, name: str) -> str:
         """x / sqrt(mean(x^2) + 1e-6) * (1 + weight) over the last axis; takes the compute type, gives float32."""
-        wide = self.widen(value)
-        scale = self.table(f"{self.weights.full_name(name)}.scale", 1.0 + self.weights[f"{name}.weight"])
-        return self.graph.op("RMSNormalization", wide, scale, axis=-1, epsilon=1e-6)
+        terms = self.norm_terms(name, "rms_norm")
+        return self.graph.op("RMSNormalization", self.widen(value), *terms, axis=-1, epsilon=EPSILON["rms_norm"])
+
+    def norm_terms(self, name: str, kind: str) -> tuple[str, ...]:
+        """What a norm multiplies by and, a LayerNorm, adds: [width] float32."""
+        weight, full = self.weights[f"{name}.weight"], self.weights.full_name(name)
+        if kind == "rms_norm":
+            return (self.table(f"{full}.scale", 1.0 + weight),)
+        return self.table(f"{full}.weight", weight), self.table(f"{full}.bias", self.weights[f"{name}.bias"])
 
     def silu(self, value: str) -> str:
         """x * sigmoid(x)."""

@@ -7,7 +7,7 @@ from typing import Literal, Protocol, get_args
 
 from starflow.export.verification.families import subject_of
 from starflow.runtime.backends.base import Backend, Provider
-from starflow.runtime.backends.choice import open_backend
+from starflow.runtime.backends.choice import open_backend, runs_on
 from starflow.runtime.backends.tensorrt.flavour import load_flavour
 from starflow.runtime.bundle.build_record import read_builds
 from starflow.runtime.bundle.bundle import Bundle
@@ -101,8 +101,8 @@ def _onnxruntime_route(bundle: Bundle, variant: Variant, provider: Provider = "c
 def _onnxruntime(provider: Provider, bundle: Bundle, variants: Sequence[Variant]) -> Iterator[Route | NotRun]:
     for variant in variants:
         route = _onnxruntime_route(bundle, variant, provider)
-        if provider != "cpu" and variant.lowering != "portable":
-            continue  # written for the CPU
+        if not runs_on(variant, provider):
+            continue  # written for another one
         if variant.precision == "bf16":
             yield NotRun(route.name, "the onnxruntime backend cannot compute in bfloat16; --network can")
         else:

@@ -289,7 +289,7 @@ def assert_steps(runner: BlockRunner) -> None:
         written = (cache != MARK).any(axis=tuple(axis for axis in range(cache.ndim) if axis != cache.ndim - 2))
         if written[:first].any() or not written[first]:
             raise BackendError(f"{name} of flow block {block} is not updated in place by this engine")
-        if not written[first:].all():
+        if not written[first:capacity].all():
             raise BackendError(f"flow block {block}: this engine does not move on from one step to the next")
     for name in (*names, "previous"):
         runner.store(name, 0)

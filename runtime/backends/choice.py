@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Literal, get_args
 
-from starflow.runtime.backends.base import Backend
+from starflow.runtime.backends.base import Backend, Provider
 from starflow.runtime.bundle.build_record import read_builds
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
@@ -52,11 +52,29 @@ def _open_onnxruntime(bundle: Bundle, variant: str | None, provider: str, thread
     from starflow.runtime.backends.onnxruntime.session import check_provider
 
     checked = check_provider(provider)
-    chosen = bundle.variant(variant, "cpu" if checked == "cpu" else "portable")
-    if checked != "cpu" and chosen.lowering != "portable":
-        raise UsageError(f"variant {chosen.name} runs on the CPU only; provider {checked} needs a portable variant")
+    chosen = _variant_for(bundle, variant, checked)
     bundle.fetch(bundle.manifest.files([chosen.name]))
     return chosen, OnnxRuntimeBackend(bundle, chosen, checked, threads)
+
+
+def _variant_for(bundle: Bundle, name: str | None, provider: Provider) -> Variant:
+    """The variant called `name`, or the one that a provider runs best; UsageError if the provider cannot run it."""
+    if name is None and provider == "cuda":
+        fused = [each for each in bundle.manifest.variants if runs_on(each, "cuda") and each.lowering == "cuda"]
+        if fused:
+            return fused[0]
+    chosen = bundle.variant(name, "cpu" if provider == "cpu" else "portable")
+    if not runs_on(chosen, provider):
+        needed = {"cpu": "a cpu variant", "cuda": "a portable one or one of cuda in fp16", "tensorrt": "a portable one"}
+        raise UsageError(f"variant {chosen.name} does not run on provider {provider}, which needs {needed[provider]}")
+    return chosen
+
+
+def runs_on(variant: Variant, provider: Provider) -> bool:
+    """Whether a provider has the operators of a variant in its number type."""
+    if variant.lowering == "cuda":  # its attention computes in float16 there, and in float32 on the CPU
+        return provider == ("cpu" if variant.precision == "fp32" else "cuda")
+    return variant.lowering == "portable" or provider == "cpu"
 
 
 # By name: takes bundle, variant, provider and threads, and returns the variant that runs and the backend.

@@ -13,14 +13,17 @@ from starflow.runtime.plain.validation import Part, one_line
 from starflow.runtime.plans.calibrated_plan import CalibratedPlan
 
 SCHEMA_VERSION = 3
-MOST_VARIANTS = 64  # six precisions and two lowerings make twelve
+MOST_VARIANTS = 64  # six precisions and three lowerings make eighteen
 MOST_BATCH_SIZES = 16
 MOST_CLASSES = 1_000_000  # one-hot vectors of so many classes still fit in memory; ImageNet-21k has 21,841
 
 
-def schema_version(batches: bool, own_patches: bool) -> Literal[1, 2, 3]:
-    """The oldest schema that has what a bundle has: several batch sizes, and flow blocks with patches of their own."""
-    return 3 if own_patches else 2 if batches else 1
+Lowering = Literal["portable", "cpu", "cuda"]
+
+
+def schema_version(batches: bool, own_patches: bool, lowerings: Collection[Lowering]) -> Literal[1, 2, 3]:
+    """The oldest schema that has what a bundle has: several batch sizes, flow blocks with patches of their own, lowerings."""
+    return 3 if own_patches or "cuda" in lowerings else 2 if batches else 1
 
 
 class Quantization(Part):
@@ -61,7 +64,7 @@ class Variant(Part):
     """
 
     name: str
-    lowering: Literal["portable", "cpu"]
+    lowering: Lowering
     precision: Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8"]
     weights: FileSpec
     activation_peaks: dict[str, float] | None
@@ -195,7 +198,10 @@ class FlowManifest(Part):
 
     def _of_one_batch(self) -> dict[str, Any]:
         """The fields that have to change in a manifest of one batch size, at the default shape."""
-        return {"schema_version": schema_version(False, self._has_own_patches()), "batches": ()}
+        return {"schema_version": self._oldest_schema(batches=False), "batches": ()}
+
+    def _oldest_schema(self, *, batches: bool) -> int:
+        return schema_version(batches, self._has_own_patches(), {variant.lowering for variant in self.variants})
 
     def _has_own_patches(self) -> bool:
         """Whether a flow block has patches of its own."""
@@ -203,10 +209,10 @@ class FlowManifest(Part):
 
     def _check_batches(self) -> None:
         """See that every batch size makes a manifest of the same model."""
-        if self.schema_version != schema_version(bool(self.batches), self._has_own_patches()):
+        if self.schema_version != self._oldest_schema(batches=bool(self.batches)):
             raise ValueError(
                 f"schema_version {self.schema_version}: a bundle of one batch size has 1, one of several has 2,"
-                " and one whose flow blocks have patches of their own has 3"
+                " and one with a cuda variant or with patches of a flow block's own has 3"
             )
         if any(smaller >= larger for larger, smaller in pairwise(self.batch_sizes)):
             found = ", ".join(map(str, self.batch_sizes))

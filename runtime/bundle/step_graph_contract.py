@@ -81,7 +81,10 @@ def _update_misfit(graph: GraphSpec) -> str | None:
 
 
 def _cache_misfit(inputs: Sequence[TensorSpec], rows: int, capacity: int) -> str | None:
-    """All caches have one shape: [rows, heads, capacity, width], or [1, rows x heads, capacity, width]."""
+    """All caches have one shape: [rows, heads, slots, width], or [1, rows x heads, slots, width].
+
+    Slots are the capacity, or that rounded up to a multiple of eight.
+    """
     caches = [spec for spec in inputs if spec.role == "cache"]
     if not caches:
         return "has no caches"
@@ -92,6 +95,6 @@ def _cache_misfit(inputs: Sequence[TensorSpec], rows: int, capacity: int) -> str
         if spec.shape != first.shape:
             return f"has caches of the shapes {list(first.shape)} and {list(spec.shape)}"
     sizes = [size for size in first.shape if isinstance(size, int)]
-    if len(sizes) != 4 or sizes[0] not in (1, rows) or (sizes[0] * sizes[1]) % rows or sizes[2] != capacity:
+    if len(sizes) != 4 or sizes[0] not in (1, rows) or (sizes[0] * sizes[1]) % rows or sizes[2] not in (capacity, -(-capacity // 8) * 8):
         return f"has caches of shape {list(first.shape)}, which do not hold {rows} rows of {capacity} positions"
     return None

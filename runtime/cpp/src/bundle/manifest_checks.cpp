@@ -70,7 +70,8 @@ void check_updates(const std::string& where, const Graph& graph) {
   if (!outputs.empty()) throw Misfit(where + " has cache inputs and outputs that do not pair up");
 }
 
-// All caches have one shape: [rows, heads, capacity, width], or [1, rows x heads, capacity, width].
+// All caches have one shape: [rows, heads, slots, width], or [1, rows x heads, slots, width]. Slots are the capacity, or that
+// rounded up to a multiple of eight.
 void check_caches(const std::string& where, const Graph& graph, const Block& block) {
   const Sizes* first = nullptr;
   for (const TensorSpec& spec : graph.inputs) {
@@ -79,7 +80,7 @@ void check_caches(const std::string& where, const Graph& graph, const Block& blo
     const Sizes& shape = spec.shape;
     const bool fits = shape == *first && shape.size() == 4 && !spec.depends_on_run() && spec.type != Type::int64 &&
                       (shape[0] == 1 || shape[0] == block.rows) && shape[0] * shape[1] % block.rows == 0 &&
-                      shape[2] == block.capacity;
+                      (shape[2] == block.capacity || shape[2] == (block.capacity + 7) / 8 * 8);
     if (!fits)
       throw Misfit(where + " has caches of shape " + shown(shape) + ", which do not hold " +
                    std::to_string(block.rows) + " rows of " + std::to_string(block.capacity) + " positions");
