@@ -134,7 +134,7 @@ class BundleWriter:
     def _write_precision(self, precision: Precision) -> None:
         """All lowerings of one precision at all sizes, over one weight file."""
         family, tensors = self._family, traced_weights(self._tensors, DTYPES[precision])
-        graphs: dict[tuple[int, str], list[tuple[int, GraphBuilder, onnx.ModelProto]]] = {}
+        graphs: dict[tuple[int, Lowering], list[tuple[int, GraphBuilder, onnx.ModelProto]]] = {}
         with self._folder.shared_weights(precision, tensors, 48 + 16 * len(self._suffixes)) as weights:
             for size, suffix in enumerate(self._suffixes):
                 for block in family.blocks:

@@ -1,10 +1,10 @@
 """Make a bundle faster within an error that you allow: quantised weights, or a plan with fewer passes of the network.
 
---weights adds variants whose weights are stored in 8 or 4 bits: cpu-int8 or cpu-int4 for ONNX Runtime, made from cpu-fp32,
-and portable-int8, -int4 or -fp8 for engines, made from portable-fp16. Every matrix is rounded so that its outputs change
-least on inputs seen while sampling, and gets the fewest bits with which whole samples stay within --budget: relative error
-against exact weights and the same noise, measured by sampling. The variants that are there stay as they are, and stay
-the default.
+--weights adds variants whose weights are stored in 8 or 4 bits: cpu-int8 or cpu-int4 for ONNX Runtime, made from cpu-fp32;
+cuda-int8 or -int4 for its CUDA provider, made from cuda-fp16; and portable-int8, -int4 or -fp8 for engines, made from
+portable-fp16. Every matrix is rounded so that its outputs change least on inputs seen while sampling, and gets the fewest bits
+with which whole samples stay within --budget: relative error against exact weights and the same noise, measured by sampling. The
+variants that are there stay as they are, and stay the default.
 
 --plan chooses how a variant is sampled: for autoregressive flows a decode plan, which decodes several tokens together; for
 continuous flows the solver, its steps and their grid. The bundle stores the plan, and `--plan auto` takes it.

@@ -17,7 +17,8 @@ from starflow.calibration.weights.number_format import (
     nearest_codes,
 )
 from starflow.calibration.weights.step_graph_weights import Linear, Norm, StepGraphWeights
-from starflow.calibration.weights.treatment import SCALE_TYPES, Lowering, Treatment
+from starflow.calibration.weights.treatment import SCALE_TYPES, Treatment
+from starflow.runtime.bundle.manifest import Lowering
 
 HESSIAN_BYTES = 1 << 30  # of second moments held at a time
 

@@ -26,7 +26,7 @@ def configure_weights(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--lowering",
         nargs="+",
-        choices=("cpu", "portable"),
+        choices=("cpu", "portable", "cuda"),
         help="lowerings to add variants of (default: all whose source the bundle holds)",
     )
     parser.add_argument(

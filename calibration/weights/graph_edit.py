@@ -1,18 +1,20 @@
 """Putting quantised weights into a step graph. Its inputs and outputs stay as they are.
 
-Two ways to write a product with quantised weights:
+How a product with quantised weights is written:
 
 *cpu* uses ONNX Runtime's MatMulNBits at accuracy level 4: weights are read as codes, activations are rounded to 8 bits on the
 way, one scale for each row and block, and products are integers. *Wide* activations go through the same product twice, as
 further rows: once as what 8 bits hold of them, once as what is left; together these are 15 bits, and weights are still
 read once.
 
+*cuda* uses MatMulNBits as well; its kernel there reads codes and multiplies activations in half precision.
+
 *portable* puts a DequantizeLinear before the product, for engines to fuse into it. Activations keep their type.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -83,7 +85,7 @@ def edit_graph(
     """A step graph with quantised weights.
 
     Args:
-        lowering: `cpu` or `portable`.
+        lowering: `cpu`, `cuda` or `portable`.
         replacements: By name of the weight. Where a norm in `input_scales` precedes, of the matrix times these scales.
         input_scales: What a norm's output is divided by, [in], and the matrices that take it are multiplied by; powers of two.
             A norm before matrices that all stay is left alone.
@@ -165,31 +167,39 @@ class _Portable:
         return [dequantize, _renamed(node, {name: wide})]
 
 
-class _Cpu:
-    """MatMulNBits."""
+class _Cuda:
+    """MatMulNBits, whose inputs and outputs are those of the product."""
+
+    attributes: ClassVar[dict[str, Any]] = {}
+
+    def __call__(self, edited: EditedGraph, node: NodeProto, name: str, replacement: Replacement) -> list[NodeProto]:
+        codes, scales, product = self._stored(edited, name, replacement.matrix)
+        ends = ["", "", node.input[2]] if len(node.input) > 2 else []
+        inputs = [node.input[0], codes, scales, *ends]
+        return [helper.make_node("MatMulNBits", inputs, list(node.output), name=node.name, domain=MICROSOFT, **product)]
+
+    def _stored(self, edited: EditedGraph, name: str, matrix: QuantizedMatrix) -> tuple[str, str, dict[str, Any]]:
+        """Names of the codes and the scales, and the attributes of the product."""
+        (outputs, inputs), kind, packed = matrix.codes.shape, matrix.format.name, packed_blocks(matrix)
+        codes = edited.add(f"{name}.{kind}", TensorProto.UINT8, packed.shape, packed)
+        scales = edited.add_float(f"{name}.{kind}.scales", matrix.scales)
+        product = {"K": inputs, "N": outputs, "bits": matrix.format.bits, "block_size": matrix.block}
+        return codes, scales, product | self.attributes
+
+
+class _Cpu(_Cuda):
+    """MatMulNBits with activations of 8 bits, in one part or two."""
+
+    attributes: ClassVar[dict[str, Any]] = {"accuracy_level": 4}
 
     def __init__(self) -> None:
         self._parts: dict[tuple[str, int], str] = {}  # activations in two parts, which several products may share
 
     def __call__(self, edited: EditedGraph, node: NodeProto, name: str, replacement: Replacement) -> list[NodeProto]:
-        matrix, value = replacement.matrix, node.input[0]
-        outputs, inputs = matrix.codes.shape
-        bits, block = matrix.format.bits, matrix.block
-        kind = matrix.format.name
-        packed = packed_blocks(matrix)
-        codes = edited.add(f"{name}.{kind}", TensorProto.UINT8, packed.shape, packed)
-        scales = edited.add_float(f"{name}.{kind}.scales", matrix.scales)
-        product: dict[str, Any] = {"K": inputs, "N": outputs, "bits": bits, "block_size": block, "accuracy_level": 4}
-        bias = [node.input[2]] if len(node.input) > 2 else []
         if not replacement.wide:
-            ends = ["", "", *bias] if bias else []
-            return [
-                helper.make_node(
-                    "MatMulNBits", [value, codes, scales, *ends], list(node.output), name=node.name, domain=MICROSOFT,
-                    **product,
-                )
-            ]  # fmt: skip
-        both, nodes = self._two_parts(edited, value, inputs, block)
+            return super().__call__(edited, node, name, replacement)
+        codes, scales, product = self._stored(edited, name, replacement.matrix)
+        both, nodes = self._two_parts(edited, node.input[0], product["K"], product["block_size"])
         doubled, halves = f"{node.name}/both", [f"{node.name}/first", f"{node.name}/rest"]
         return [
             *nodes,
@@ -197,7 +207,7 @@ class _Cpu:
                 "MatMulNBits", [both, codes, scales], [doubled], name=node.name, domain=MICROSOFT, **product
             ),
             helper.make_node("Split", [doubled], halves, name=f"{node.name}/Split", axis=0, num_outputs=2),
-            helper.make_node("Sum", [*halves, *bias], list(node.output), name=f"{node.name}/Sum"),
+            helper.make_node("Sum", [*halves, *node.input[2:]], list(node.output), name=f"{node.name}/Sum"),
         ]
 
     def _two_parts(self, edited: EditedGraph, value: str, inputs: int, block: int) -> tuple[str, list[NodeProto]]:
@@ -230,7 +240,7 @@ class _Cpu:
         return self._parts[key], nodes
 
 
-REWRITES: dict[str, type[_Cpu] | type[_Portable]] = {"cpu": _Cpu, "portable": _Portable}
+REWRITES: dict[str, type[_Cuda] | type[_Portable]] = {"cpu": _Cpu, "cuda": _Cuda, "portable": _Portable}
 
 
 def pack_nibbles(codes: NDArray[np.int8]) -> NDArray[np.uint8]:

@@ -11,12 +11,12 @@ from starflow.calibration.weights.graph_edit import EditedGraph, edit_graph
 from starflow.calibration.weights.results import KEPT
 from starflow.calibration.weights.sources import PLAIN, find_sources
 from starflow.calibration.weights.step_graph_weights import StepGraphWeights
-from starflow.calibration.weights.treatment import TREATMENTS, Lowering, WeightType
+from starflow.calibration.weights.treatment import TREATMENTS, WeightType
 from starflow.calibration.weights.variant_writer import VariantWriter
 from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.lock import bundle_lock
-from starflow.runtime.bundle.manifest import Quantization, Variant
+from starflow.runtime.bundle.manifest import Lowering, Quantization, Variant
 from starflow.runtime.plain.progress import Report, no_report
 
 

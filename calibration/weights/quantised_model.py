@@ -13,10 +13,9 @@ from starflow.calibration.weights.precision_choice import Choice
 from starflow.calibration.weights.results import KEPT
 from starflow.calibration.weights.sample_error import candidate, error_given, sample
 from starflow.calibration.weights.step_graph_weights import Norm, StepGraphWeights, float_bytes
-from starflow.calibration.weights.treatment import Lowering
 from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.bundle.manifest import Variant
+from starflow.runtime.bundle.manifest import Lowering, Variant
 from starflow.runtime.traces.autoregressive import RecordedTrace
 from starflow.runtime.traces.case import Case
 

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starflow.calibration.weights.sample_error import SampleError
-from starflow.calibration.weights.treatment import Lowering, WeightType
-from starflow.runtime.bundle.manifest import Variant
+from starflow.calibration.weights.treatment import WeightType
+from starflow.runtime.bundle.manifest import Lowering, Variant
 
 KEPT = "kept"  # a matrix in the source's type
 SOURCE, PLAIN, ALL = "source", "plain rounding", "calibrated, all matrices"

@@ -2,12 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 
-from starflow.calibration.weights.treatment import TREATMENTS, Lowering, WeightType
+from starflow.calibration.weights.treatment import TREATMENTS, WeightType
 from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.manifest import Lowering
 from starflow.runtime.plain.errors import BundleError, UsageError
 
 # By lowering, the best choice first.
-EXACT: dict[Lowering, tuple[str, ...]] = {"cpu": ("cpu-fp32",), "portable": ("portable-fp16",)}
+EXACT: dict[Lowering, tuple[str, ...]] = {
+    "cpu": ("cpu-fp32",),
+    "portable": ("portable-fp16",),
+    "cuda": ("cuda-fp16",),
+}
 # Rounding to the nearest code needs no samples, and half precision costs 8-bit codes nothing.
 PLAIN: dict[Lowering, tuple[str, ...]] = EXACT | {"cpu": ("cpu-fp32", "cpu-fp16")}
 
@@ -28,7 +33,7 @@ def find_sources(
     possible = [lowering for lowering, kind in TREATMENTS if kind == weights]
     for lowering in lowerings or ():
         if lowering not in possible:
-            raise UsageError(f"--lowering {lowering}: {weights} is for engines; name portable")
+            raise UsageError(f"--lowering {lowering}: {weights} is for {' and '.join(possible)}; name that")
     present = {variant.name for variant in bundle.manifest.variants}
     found: dict[Lowering, str] = {}
     for lowering in possible:

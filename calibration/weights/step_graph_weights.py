@@ -89,7 +89,12 @@ def is_linear(node: onnx.NodeProto) -> bool:
     """Whether a node is x Wᵀ (+ b) with nothing else to it."""
     attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     plain = attributes.get("alpha", 1.0) == 1.0 and attributes.get("beta", 1.0) == 1.0
-    return node.op_type == "Gemm" and attributes.get("transB") == 1 and not attributes.get("transA") and plain
+    return (
+        node.op_type in ("Gemm", "FusedMatMul")
+        and attributes.get("transB") == 1
+        and not attributes.get("transA")
+        and plain
+    )
 
 
 def float_bytes(graph: StepGraphWeights, name: str) -> int:

@@ -6,9 +6,9 @@ from typing import Literal
 import numpy as np
 
 from starflow.calibration.weights.number_format import FP8, INT4, INT8, WeightFormat
+from starflow.runtime.bundle.manifest import Lowering
 
 WeightType = Literal["int8", "int4", "fp8"]
-Lowering = Literal["cpu", "portable"]
 
 # A matrix smaller than this is read faster than an operator starts.
 SMALLEST = 1 << 14
@@ -48,6 +48,8 @@ CPU_INT8_WIDE = Treatment("int8-wide", INT8, (128, 64, 32, 16), wide=True)
 PORTABLE_INT4 = Treatment("int4", INT4, (64, 32))
 PORTABLE_INT8 = Treatment("int8", INT8, None)
 PORTABLE_FP8 = Treatment("fp8", FP8, None)
+CUDA_INT4 = Treatment("int4", INT4, (32, 64, 128))
+CUDA_INT8 = Treatment("int8", INT8, (128, 64, 32))
 
 TREATMENTS: dict[tuple[Lowering, WeightType], tuple[Treatment, ...]] = {
     ("cpu", "int8"): (CPU_INT8, CPU_INT8_WIDE),
@@ -55,6 +57,12 @@ TREATMENTS: dict[tuple[Lowering, WeightType], tuple[Treatment, ...]] = {
     ("portable", "int8"): (PORTABLE_INT8,),
     ("portable", "int4"): (PORTABLE_INT4, PORTABLE_INT8),
     ("portable", "fp8"): (PORTABLE_FP8,),
+    ("cuda", "int8"): (CUDA_INT8,),
+    ("cuda", "int4"): (CUDA_INT4, CUDA_INT8),
 }
 # What scales are stored in.
-SCALE_TYPES: dict[Lowering, np.dtype] = {"cpu": np.dtype(np.float32), "portable": np.dtype(np.float16)}
+SCALE_TYPES: dict[Lowering, np.dtype] = {
+    "cpu": np.dtype(np.float32),
+    "portable": np.dtype(np.float16),
+    "cuda": np.dtype(np.float16),
+}

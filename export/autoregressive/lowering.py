@@ -184,7 +184,7 @@ class CpuLowering(Lowering):
             q = graph.op("Mul", graph.reshape(q, [-1, rows, block.heads * size]), factor)
         q = graph.reshape(q, [1, -1, heads * size])
         k, v = (graph.reshape(value, [1, -1, kv_heads * size]) for value in (k, v))
-        attributes: dict[str, int | float] = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": size**-0.5}
+        attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": size**-0.5}
         if self._fused_rotary:
             attributes |= {"do_rotary": 1, "rotary_interleaved": int(not block.half_rotation)}
         elif self.step.rotary:

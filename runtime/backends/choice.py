@@ -49,11 +49,14 @@ def _open_tensorrt(bundle: Bundle, variant: str | None, provider: str, threads: 
 
 def _open_onnxruntime(bundle: Bundle, variant: str | None, provider: str, threads: int) -> tuple[Variant, Backend]:
     from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
+    from starflow.runtime.backends.onnxruntime.cuda_backend import CudaBackend
     from starflow.runtime.backends.onnxruntime.session import check_provider
 
     checked = check_provider(provider)
     chosen = _variant_for(bundle, variant, checked)
     bundle.fetch(bundle.manifest.files([chosen.name]))
+    if checked == "cuda":
+        return chosen, CudaBackend(bundle, chosen)
     return chosen, OnnxRuntimeBackend(bundle, chosen, checked, threads)
 
 

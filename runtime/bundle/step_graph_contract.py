@@ -95,6 +95,11 @@ def _cache_misfit(inputs: Sequence[TensorSpec], rows: int, capacity: int) -> str
         if spec.shape != first.shape:
             return f"has caches of the shapes {list(first.shape)} and {list(spec.shape)}"
     sizes = [size for size in first.shape if isinstance(size, int)]
-    if len(sizes) != 4 or sizes[0] not in (1, rows) or (sizes[0] * sizes[1]) % rows or sizes[2] not in (capacity, -(-capacity // 8) * 8):
+    if (
+        len(sizes) != 4
+        or sizes[0] not in (1, rows)
+        or (sizes[0] * sizes[1]) % rows
+        or sizes[2] not in (capacity, -(-capacity // 8) * 8)
+    ):
         return f"has caches of shape {list(first.shape)}, which do not hold {rows} rows of {capacity} positions"
     return None

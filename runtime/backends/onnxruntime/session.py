@@ -1,7 +1,8 @@
 """ONNX Runtime sessions and tensors. A session runs the graph the manifest describes on the provider that was named, or not at all."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import get_args
@@ -73,6 +74,21 @@ def fill(target: onnxruntime.OrtValue, spec: TensorSpec, value: ArrayLike) -> No
     target.update_inplace(np.ascontiguousarray(np.broadcast_to(value, target.shape()), numpy_dtype(spec)))
 
 
+@dataclass(frozen=True)
+class OnDevice:
+    """What makes a session's runs on a GPU capturable into a CUDA graph: fixed sizes, and a stream of the caller.
+
+    Attributes:
+        stream: Handle of the stream that runs go into.
+        sizes: Sizes by their names in the graph, such as S. With all of them fixed, nothing is left for the host to compute.
+        weights: By name, weights that lie on the device; they must live as long as the session.
+    """
+
+    stream: int
+    sizes: Mapping[str, int]
+    weights: Mapping[str, onnxruntime.OrtValue]
+
+
 def open_session(
     bundle: Bundle,
     graph: GraphSpec | NetworkSpec,
@@ -81,6 +97,7 @@ def open_session(
     profile: Path | None = None,
     *,
     lean: bool = False,
+    on_device: OnDevice | None = None,
 ) -> onnxruntime.InferenceSession:
     """Load a graph.
 
@@ -90,6 +107,7 @@ def open_session(
         profile: Path prefix of the file that ONNX Runtime's profiler writes when the session ends; it appends the time of day.
         lean: Keep weights as they are stored, without widening or repacking them. The session then opens faster and needs less
             memory, but runs more slowly.
+        on_device: For the provider `cuda`: what makes its runs capturable.
 
     Raises:
         BundleError: the graph does not load, is not the one the manifest describes, or was changed after the bundle was opened.
@@ -106,7 +124,14 @@ def open_session(
         options.add_session_config_entry("session.disable_prepacking", "1")
         disabled = ["ConstantFolding"]
     wanted = EXECUTION_PROVIDERS[provider]
-    providers = [(name, OPTIONS.get(name, {})) for name in wanted]
+    given: dict[str, str] = {}
+    if on_device:
+        given = {"user_compute_stream": str(on_device.stream)}
+        for name, size in on_device.sizes.items():
+            options.add_free_dimension_override_by_name(name, size)
+        for name, value in on_device.weights.items():
+            options.add_initializer(name, value)
+    providers = [(name, OPTIONS.get(name, {}) | (given if name == CUDA else {})) for name in wanted]
 
     def load(path: Path) -> onnxruntime.InferenceSession:
         # Without `enable_fallback` ONNX Runtime would print on stdout and go on with the CPU.
@@ -129,8 +154,9 @@ def open_session(
             "`starflow doctor` says what is missing"
         )
     name = PurePosixPath(graph.file.path).name
-    _compare(name, "inputs", graph.inputs, session.get_inputs())
-    _compare(name, "outputs", graph.outputs, session.get_outputs())
+    fixed = on_device.sizes.values() if on_device else ()
+    _compare(name, "inputs", graph.inputs, session.get_inputs(), fixed)
+    _compare(name, "outputs", graph.outputs, session.get_outputs(), fixed)
     return session
 
 
@@ -160,10 +186,18 @@ def input_memory(session: onnxruntime.InferenceSession, device: str) -> dict[str
     return {value.name: device if place.name.lower() == device else "cpu" for value, place in places}
 
 
-def _compare(name: str, what: str, specs: Sequence[TensorSpec], found: Sequence[onnxruntime.NodeArg]) -> None:
-    """See that the graph on disk is the one the manifest describes; whatever it calls a dynamic size, S fits."""
+def _compare(
+    name: str, what: str, specs: Sequence[TensorSpec], found: Sequence[onnxruntime.NodeArg], fixed: Collection[int]
+) -> None:
+    """See that the graph on disk is the one the manifest describes. A dynamic size may have any name, or be one of `fixed`."""
+
+    def shape_of(value: onnxruntime.NodeArg) -> list[int | str]:
+        dynamic = next((spec.shape for spec in specs if spec.name == value.name), ())
+        sizes = zip_longest(value.shape, dynamic)
+        return ["S" if isinstance(size, str) or (named == "S" and size in fixed) else size for size, named in sizes]
+
     expected = [f"{spec.name}{list(spec.shape)}" for spec in specs]
-    actual = [f"{value.name}{['S' if isinstance(size, str) else size for size in value.shape]}" for value in found]
+    actual = [f"{value.name}{shape_of(value)}" for value in found]
     for one, other in zip_longest(expected, actual, fillvalue="nothing"):
         if one != other:
             raise BundleError(

@@ -2,11 +2,12 @@
 
 import threading
 from contextlib import ExitStack, closing
+from functools import partial
 
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.backends.cuda.bandwidth import CudaBandwidthProbe
+from starflow.runtime.backends.cuda.block_runner import CapturedBlockRunner
 from starflow.runtime.backends.cuda.device import DeviceMemory, Gpu, Stream
-from starflow.runtime.backends.tensorrt.block_runner import TensorrtBlockRunner
 from starflow.runtime.backends.tensorrt.build import choose_build, rebuild_advice
 from starflow.runtime.backends.tensorrt.continuous_runner import TensorrtContinuousRunner
 from starflow.runtime.backends.tensorrt.engine import GraphEngine, TensorrtRuntime
@@ -101,7 +102,7 @@ class TensorrtBackend(Backend):
             scratch = stack.enter_context(
                 closing(DeviceMemory(self._stream, max(size, 1), "the engines' scratch memory"))
             )
-            self._blocks: dict[int, TensorrtBlockRunner] = {}
+            self._blocks: dict[int, CapturedBlockRunner] = {}
             self._continuous: TensorrtContinuousRunner | None = None
             for engine in shared.loaded:
                 if isinstance(manifest, ContinuousManifest):
@@ -109,7 +110,8 @@ class TensorrtBackend(Backend):
                     stack.enter_context(closing(self._continuous))
                 else:
                     block = manifest.blocks[engine.graph.block]
-                    runner = TensorrtBlockRunner(engine, block, manifest.max_chunk, scratch, self._stream)
+                    capture = partial(engine.capture, scratch, self._stream)
+                    runner = CapturedBlockRunner(engine, block, manifest.max_chunk, self._stream, capture)
                     self._blocks[block.index] = stack.enter_context(closing(runner))
             self._resources = stack.pop_all()
 
@@ -133,7 +135,7 @@ class TensorrtBackend(Backend):
         """A probe of this GPU's memory, of which it needs 2 GiB."""
         return CudaBandwidthProbe(self._stream.gpu)
 
-    def block_runner(self, block: int) -> TensorrtBlockRunner:
+    def block_runner(self, block: int) -> CapturedBlockRunner:
         if block not in self._blocks:
             raise BackendError(f"the backend was closed, or {self.record.target} has no engine for flow block {block}")
         return self._blocks[block]

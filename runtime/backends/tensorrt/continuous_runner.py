@@ -15,7 +15,7 @@ from starflow.runtime.backends.tensorrt.engine import GraphEngine
 
 
 class TensorrtContinuousRunner(ContinuousRunner):
-    """A velocity graph on the device; see `TensorrtBlockRunner` for the arguments."""
+    """A velocity graph on the device; see `GraphEngine.capture` for the arguments."""
 
     def __init__(self, engine: GraphEngine, scratch: DeviceMemory, stream: Stream) -> None:
         super().__init__(engine.graph)
@@ -23,7 +23,7 @@ class TensorrtContinuousRunner(ContinuousRunner):
         with ExitStack() as resources:
             self._buffers = resources.enter_context(closing(GraphBuffers(stream, engine.graph, 1)))
             addresses = self._buffers.addresses()
-            self._pass = engine.capture(1, [addresses], scratch, stream, resources, self._feed_back)
+            self._pass = engine.capture(scratch, stream, 1, [addresses], resources, self._feed_back)
             self._resources = resources.pop_all()
 
     def close(self) -> None:

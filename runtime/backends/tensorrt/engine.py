@@ -75,10 +75,10 @@ class GraphEngine:
 
     def capture(
         self,
-        count: int,
-        runs: Sequence[dict[str, int]],
         scratch: DeviceMemory,
         stream: Stream,
+        count: int,
+        runs_at: Sequence[dict[str, int]],
         resources: ExitStack,
         feed_back: Callable[[], None] = lambda: None,
         *,
@@ -89,8 +89,9 @@ class GraphEngine:
         If the work cannot be captured, every launch enqueues it anew, and a warning of this module's logger says why.
 
         Args:
-            runs: The address of every input and output, for each run.
-            scratch: At least `scratch_bytes`; runs that share it must not overlap.
+            scratch: Memory for values between inputs and outputs, at least `scratch_bytes`. Runs that share it must not overlap,
+                so they share `stream`.
+            runs_at: The address of every input and output, for each run.
             resources: Takes the graph and its execution contexts, and frees them.
             feed_back: Adds the copies that prepare the next launch.
             conditioned: Whether a run may hold positions of the condition; only of interest where `steps_lack_condition`.
@@ -100,7 +101,7 @@ class GraphEngine:
             BundleError: the engine was not built for `count` tokens.
         """
         with LOADING:
-            contexts = [self._context(count, addresses, scratch, stream, conditioned) for addresses in runs]
+            contexts = [self._context(count, addresses, scratch, stream, conditioned) for addresses in runs_at]
             # The contexts go when the work in the stream is over.
             resources.callback(lambda *_: stream.drain(), *contexts)
 

@@ -17,6 +17,7 @@ from starflow.calibration.weights.layer_inputs import LayerInputs
 from starflow.calibration.weights.number_format import INT4, INT8, best_scales, largest_scales, nearest_codes
 from starflow.calibration.weights.step_graph_weights import Linear, StepGraphWeights
 from starflow.calibration.weights.treatment import (
+from starflow.runtime.bundle.manifest import Lowering
     CPU_INT4,
     CPU_INT8,
     CPU_INT8_WIDE,

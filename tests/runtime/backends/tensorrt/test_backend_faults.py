@@ -12,8 +12,8 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
+from starflow.runtime.backends.cuda.block_runner import CapturedBlockRunner
 from starflow.runtime.backends.tensorrt.backend import open_tensorrt
-from starflow.runtime.backends.tensorrt.block_runner import TensorrtBlockRunner
 from starflow.runtime.bundle.build_record import FlavourName
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.plain.errors import BackendError, BundleError, StarflowError, UsageError
@@ -330,7 +330,7 @@ def test_a_loop_that_does_not_move_on_does_not_open(
 ) -> None:
     """As ONNX Runtime's did on a GPU: every step read the first position."""
     simulate()
-    monkeypatch.setattr(TensorrtBlockRunner, "_capture_two_steps", lambda self: self._graph(1))
-    monkeypatch.setattr(TensorrtBlockRunner, "_feed_back", lambda self, count: None)
+    monkeypatch.setattr(CapturedBlockRunner, "_capture_two_steps", lambda self: self._graph(1))
+    monkeypatch.setattr(CapturedBlockRunner, "_feed_back", lambda self, count: None)
     with pytest.raises(BackendError, match="flow block 0: this engine does not move on"):
         open_tensorrt(tiny_engines)

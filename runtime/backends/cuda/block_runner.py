@@ -1,36 +1,73 @@
-"""TensorRT on a GPU, a flow block: every buffer is allocated once, and one CUDA graph for each number of tokens is replayed.
+"""A flow block on a GPU: every buffer is allocated once, and one CUDA graph for each number of tokens is replayed.
 
 A step feeds the next one on the device. So the whole loop of a block is launches of one graph, of two steps: nothing is copied and
-nobody waits until the sequence is read.
+nobody waits until the sequence is read. TensorRT and ONNX Runtime share this loop; what a graph holds is theirs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from starflow.runtime.backends.block_runner import BlockRunner, assert_steps
 from starflow.runtime.backends.cuda.buffers import GraphBuffers
-from starflow.runtime.backends.cuda.device import DeviceMemory, Graph, Repeated, Stream
-from starflow.runtime.backends.tensorrt.engine import GraphEngine
+from starflow.runtime.backends.cuda.device import Graph, Repeated, Stream
 from starflow.runtime.bundle.autoregressive_manifest import Block
+from starflow.runtime.bundle.graph_spec import GraphSpec
 
 
-class TensorrtBlockRunner(BlockRunner):
+class StepEngine(Protocol):
+    """What runs the step graph of a flow block on a GPU."""
+
+    graph: GraphSpec
+    checked: bool  # whether two steps of it have been looked at
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of one run."""
+
+    @property
+    def steps_lack_condition(self) -> bool:
+        """Whether runs behind the condition take none, so that one token of the condition is another kind of run."""
+
+
+class Capture(Protocol):
+    """Captures runs of an engine as one CUDA graph, in the runner's stream."""
+
+    def __call__(
+        self,
+        count: int,
+        runs_at: Sequence[dict[str, int]],
+        resources: ExitStack,
+        feed_back: Callable[[], None],
+        *,
+        conditioned: bool,
+    ) -> Graph | Repeated:
+        """Runs of S = `count` tokens, one after the other.
+
+        If the work cannot be captured, every launch enqueues it anew, and a warning says why.
+
+        Args:
+            runs_at: The address of every input and output, for each run.
+            resources: Takes the graph and what it needs, and frees them.
+            feed_back: Adds the copies that prepare the next launch.
+            conditioned: Whether a run may hold positions of the condition; only of interest where `steps_lack_condition`.
+        """
+
+
+class CapturedBlockRunner(BlockRunner):
     """One flow block on the device.
 
     Args:
         max_chunk: Largest number of tokens in one run by the manifest; prefill also keeps to the limit of the engine.
-        scratch: Memory for values between a run's inputs and outputs. Runners that share it must share `stream`, so that their
-            runs do not overlap.
+        stream: The stream that `capture` captures in.
     """
 
-    def __init__(
-        self, engine: GraphEngine, block: Block, max_chunk: int, scratch: DeviceMemory, stream: Stream
-    ) -> None:
+    def __init__(self, engine: StepEngine, block: Block, max_chunk: int, stream: Stream, capture: Capture) -> None:
         super().__init__(block, engine.graph, min(max_chunk, engine.max_tokens))
-        self._engine, self._scratch, self._stream = engine, scratch, stream
+        self._engine, self._capture, self._stream = engine, capture, stream
         self._batch = next(int(spec.shape[0]) for spec in engine.graph.inputs if spec.name == "previous")
         self._graphs: dict[tuple[int, bool], Graph | Repeated] = {}
         self._at = 0
@@ -110,7 +147,7 @@ class TensorrtBlockRunner(BlockRunner):
         there = self._buffers.addresses()
         back = there | {"previous": there["x"], "x": there["previous"]}
         back |= {"position": there["position_next"], "position_next": there["position"]}
-        return self._engine.capture(1, [there, back], self._scratch, self._stream, self._resources, conditioned=False)
+        return self._capture(1, [there, back], self._resources, lambda: None, conditioned=False)
 
     def _graph(self, count: int, *, prefilling: bool = False) -> Graph | Repeated:
         """A run of `count` tokens, followed by the copies that make the next run the next step or, for several tokens, pass.
@@ -120,11 +157,9 @@ class TensorrtBlockRunner(BlockRunner):
         conditioned = count > 1 or (prefilling and self._engine.steps_lack_condition)
         key = (count, conditioned)
         if key not in self._graphs:
-            self._graphs[key] = self._engine.capture(
+            self._graphs[key] = self._capture(
                 count,
                 [self._buffers.addresses()],
-                self._scratch,
-                self._stream,
                 self._resources,
                 lambda: self._feed_back(count),
                 conditioned=conditioned,

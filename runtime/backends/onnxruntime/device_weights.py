@@ -1,0 +1,45 @@
+"""The weights of a variant in GPU memory, once for all sessions that read them."""
+
+import threading
+from pathlib import Path
+
+import onnxruntime
+from safetensors import safe_open
+
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.graph_spec import FileSpec
+
+NUMPY_TYPES = ("F32", "F16", "I64", "I32", "I8", "U8")  # a session reads weights of any other type from the file itself
+
+
+class DeviceWeights:
+    """The tensors of a weight file, loaded when the first session needs them."""
+
+    def __init__(self, bundle: Bundle, file: FileSpec, device: int) -> None:
+        self._bundle, self._file, self._device = bundle, file, device
+        self._lock = threading.Lock()
+        self._loaded: dict[str, onnxruntime.OrtValue] = {}
+
+    def tensors(self) -> dict[str, onnxruntime.OrtValue]:
+        """Every tensor by its name, which is that of the initialiser in the graphs.
+
+        Raises:
+            BundleError: the file was changed after the bundle was opened.
+        """
+        with self._lock:
+            if not self._loaded:
+                with self._bundle.reading(self._file) as path:
+                    self._loaded = self._load(path)
+            return self._loaded
+
+    def close(self) -> None:
+        """Let go of the tensors."""
+        self._loaded = {}
+
+    def _load(self, path: Path) -> dict[str, onnxruntime.OrtValue]:
+        with safe_open(path, "numpy") as file:
+            return {
+                name: onnxruntime.OrtValue.ortvalue_from_numpy(file.get_tensor(name), "cuda", self._device)
+                for name in file.keys()  # noqa: SIM118, it is no mapping
+                if file.get_slice(name).get_dtype() in NUMPY_TYPES
+            }
