@@ -17,15 +17,14 @@ from starflow.calibration.weights.layer_inputs import LayerInputs
 from starflow.calibration.weights.number_format import INT4, INT8, best_scales, largest_scales, nearest_codes
 from starflow.calibration.weights.step_graph_weights import Linear, StepGraphWeights
 from starflow.calibration.weights.treatment import (
-from starflow.runtime.bundle.manifest import Lowering
     CPU_INT4,
     CPU_INT8,
     CPU_INT8_WIDE,
     PORTABLE_INT4,
     PORTABLE_INT8,
-    Lowering,
     Treatment,
 )
+from starflow.runtime.bundle.manifest import Lowering
 
 WIDTH = 128
 SHAPES = {"w.q": (128, WIDTH), "w.k": (160, WIDTH), "w.out": (192, 96), "w.odd": (2000, 20), "w.small": (8, WIDTH)}
