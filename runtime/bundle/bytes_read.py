@@ -15,8 +15,9 @@ def cache_bytes(graph: GraphSpec) -> int:
 
 def step_bytes(graph: GraphSpec, block: Block) -> int:
     """Bytes one step reads at least: all weights, and the caches up to the mean position of the tokens."""
-    tokens = np.arange(block.prefix, block.capacity) + 1
-    return graph.weight_bytes + round(cache_bytes(graph) * float(tokens.mean()) / block.capacity)
+    valid = float(np.mean(np.arange(block.prefix, block.capacity) + 1))
+    caches = [spec for spec in graph.inputs if spec.role == "cache"]
+    return graph.weight_bytes + round(sum(valid * tensor_bytes(spec) / int(spec.shape[2]) for spec in caches))
 
 
 def pass_bytes(manifest: Manifest, variant: Variant) -> dict[int, int]:

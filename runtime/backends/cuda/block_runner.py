@@ -137,6 +137,10 @@ class CapturedBlockRunner(BlockRunner):
         for memory in self._buffers.caches():
             self._stream.zero(memory)
 
+    def synchronize(self) -> None:
+        """Wait until everything that was launched is done."""
+        self._stream.synchronize()
+
     @property
     def kernels_per_step(self) -> int | None:
         """Number of kernels that decode one token; None if a step could not be captured."""

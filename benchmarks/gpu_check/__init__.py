@@ -1,0 +1,1 @@
+"""Acceptance on a GPU machine, in stages; see `__main__`."""
