@@ -105,7 +105,7 @@ def starflow(*arguments: object, statuses: Sequence[int] = (0,)) -> Facts:
     """Run a command with --json and return what it printed; RuntimeError if it ends with another status."""
     command = [sys.executable, "-m", "starflow.runtime", *map(str, arguments), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode not in statuses:
+    if done.returncode not in statuses or not done.stdout:
         raise RuntimeError(f"{' '.join(map(str, arguments))}: status {done.returncode}: {done.stderr.strip()[-1500:]}")
     facts: Facts = json.loads(done.stdout)
     return facts

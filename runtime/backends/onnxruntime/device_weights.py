@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 
 import onnxruntime
+from numpy.typing import NDArray
 from safetensors import safe_open
 
 from starflow.runtime.bundle.bundle import Bundle
@@ -37,9 +38,15 @@ class DeviceWeights:
         self._loaded = {}
 
     def _load(self, path: Path) -> dict[str, onnxruntime.OrtValue]:
+        if not hasattr(onnxruntime.OrtValue, "from_dlpack"):
+            return {}  # older releases cannot share: every session reads weights of its own
         with safe_open(path, "numpy") as file:
             return {
-                name: onnxruntime.OrtValue.ortvalue_from_numpy(file.get_tensor(name), "cuda", self._device)
+                name: self._on_device(file.get_tensor(name))
                 for name in file.keys()  # noqa: SIM118, it is no mapping
                 if file.get_slice(name).get_dtype() in NUMPY_TYPES
             }
+
+    def _on_device(self, array: NDArray) -> onnxruntime.OrtValue:
+        owned = onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", self._device)
+        return onnxruntime.OrtValue.from_dlpack(owned)  # a session shares only what it may not free
