@@ -36,7 +36,6 @@ class OurStep:
         self.runner.synchronize()
 
     @property
-    def bytes(self) -> float:
+    def bytes(self) -> int:
         """Bytes of weights and valid caches that a token reads."""
-        manifest = self.sampler.manifest
-        return pass_bytes(manifest, self.sampler.variant)[-1]
+        return pass_bytes(self.sampler.manifest, self.sampler.variant)[0]
