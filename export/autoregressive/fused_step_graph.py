@@ -5,6 +5,7 @@ norm that follows (SkipLayerNormalization), the bias of a hidden layer into its 
 inside the kernel; their scales have the variant's type. Products take no bias, which CUDA's Gemm would copy in a kernel of its own.
 """
 
+from starflow.export.autoregressive.lowering import CudaLowering
 from starflow.export.autoregressive.step_graph import StepGraph
 from starflow.export.onnx_graph.builder import MICROSOFT
 from starflow.export.onnx_graph.network_writer import EPSILON
@@ -21,8 +22,11 @@ class FusedStepGraph(StepGraph):
     def _layer(self, h: str, index: int, keys: str, values: str) -> tuple[str, str, str]:
         name, kind = f"attn_blocks.{index}", self.block.norm
         normed, h = self._add_and_norm(h, f"{name}.attention.norm", kind)
-        q, k, v = self._split_heads(self._linear(normed, f"{name}.attention.qkv"), name)
-        out, keys, values = self.lowering.attend(q, k, v, keys, values)
+        qkv = self._linear(normed, f"{name}.attention.qkv")
+        if isinstance(self.lowering, CudaLowering) and self.lowering.takes_packed:
+            out, keys, values = self.lowering.attend_packed(qkv, keys, values)
+        else:
+            out, keys, values = self.lowering.attend(*self._split_heads(qkv, name), keys, values)
         self._branch_off(out, f"{name}.attention", "proj")
         normed, h = self._add_and_norm(h, f"{name}.mlp.norm", kind)
         if self.block.gated_mlp:

@@ -8,8 +8,9 @@ mask is not optional), and every ONNX Runtime provider runs it.
 operator refuses several rows together with several tokens and a past; all rows stand at the same position, though, so
 they are handed over as further heads of a single row, which a time-major layout makes a free reshape.
 
-*cuda* is the same for ONNX Runtime's CUDA kernels: everything has the variant's type, and all that moves from step to step lies
-on the device, so that a step is captured once as a CUDA graph and replayed.
+*cuda* is for ONNX Runtime's CUDA kernels of the same operator: everything has the variant's type, and all that moves from step to
+step lies on the device, so that a step is captured once as a CUDA graph and replayed. Rows stay rows: the kernel takes any number of
+them with one token each, or with several tokens where none precedes.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +21,6 @@ import numpy as np
 
 from starflow.export.autoregressive.geometry import StepGeometry
 from starflow.export.onnx_graph.builder import MICROSOFT, GraphBuilder
-from starflow.runtime.plain.errors import ExportError
 from starflow.training.autoregressive.config import BlockConfig
 
 
@@ -52,7 +52,7 @@ class Lowering(ABC):
     @staticmethod
     @abstractmethod
     def cache_shape(block: BlockConfig, geometry: StepGeometry) -> list[int]:
-        """Shape of one cache tensor; ExportError if the lowering cannot hold the block."""
+        """Shape of one cache tensor."""
 
     @staticmethod
     def slots(geometry: StepGeometry) -> int:
@@ -145,56 +145,58 @@ class PortableLowering(Lowering):
         )
 
 
-class CpuLowering(Lowering):
-    """GroupQueryAttention over a shared buffer, rows as heads.
+class GroupQueryLowering(Lowering):
+    """GroupQueryAttention over a shared buffer.
 
     The kernel takes head sizes that are a multiple of 8, and turns (rotary) those that are a multiple of 16 itself;
     published models have 64. Other sizes are turned by a RotaryEmbedding and padded with zeros.
     """
 
-    name = "cpu"
-    time_major = True
-    feeds_position = False
-    may_lack_condition = False
+    @property
+    @abstractmethod
+    def _sequences(self) -> int:
+        """What the kernel sees as rows; all other rows are further heads of these."""
 
-    @staticmethod
-    def cache_shape(block: BlockConfig, geometry: StepGeometry) -> list[int]:
-        return [1, geometry.rows * block.kv_heads, geometry.capacity, -(-block.head_dim // 8) * 8]
+    @abstractmethod
+    def _lengths(self, step: StepValues) -> tuple[str, str]:
+        """The last of the S positions for each sequence, int32, and the length that the kernel is told, a scalar int32."""
 
     def begin(self, step: StepValues) -> None:
-        graph = self.graph
         self.step = step
         self._fused_rotary = step.rotary is not None and self.block.head_dim % 16 == 0
         self._last, self._length = self._lengths(step)
         self._tables = tuple(self._cast(table, self.dtype) for table in step.rotary or () if self._fused_rotary)
         if step.rotary and not self._fused_rotary:
-            self._ids = graph.reshape(step.positions, [1, -1])
-
-    def _lengths(self, step: StepValues) -> tuple[str, str]:
-        """The last position of the S tokens, [1] int32, and the length that the kernel is told, a scalar int32."""
-        graph = self.graph
-        length = graph.cast(graph.op("Add", step.position, step.count), np.int32)
-        return graph.op("Sub", length, graph.constant([1], np.int32)), graph.reshape(length, [])
+            shape = self.graph.op("Concat", self.graph.constant([self._sequences], np.int64), step.count, axis=0)
+            self._ids = self.graph.op("Expand", step.positions, shape)
 
     def attend(self, q: str, k: str, v: str, keys: str, values: str) -> tuple[str, str, str]:
-        graph, block, rows = self.graph, self.block, self.geometry.rows
-        heads, kv_heads, size = rows * block.heads, rows * block.kv_heads, block.head_dim
+        graph, block, rows, sequences = self.graph, self.block, self.geometry.rows, self._sequences
+        size, times = block.head_dim, rows // sequences
+        heads, kv_heads = times * block.heads, times * block.kv_heads
         if self.step.inverse_temperature:
-            factor = self._cast(graph.reshape(self.step.inverse_temperature, [1, rows, 1]), self.dtype)
-            q = graph.op("Mul", graph.reshape(q, [-1, rows, block.heads * size]), factor)
-        q = graph.reshape(q, [1, -1, heads * size])
-        k, v = (graph.reshape(value, [1, -1, kv_heads * size]) for value in (k, v))
-        attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": size**-0.5}
-        if self._fused_rotary:
-            attributes |= {"do_rotary": 1, "rotary_interleaved": int(not block.half_rotation)}
-        elif self.step.rotary:
+            along = [1, rows, 1] if self.time_major else [rows, 1, 1]
+            factor = self._cast(graph.reshape(self.step.inverse_temperature, along), self.dtype)
+            q = graph.op("Mul", self.unflatten(q, rows, block.heads * size), factor)
+        q = graph.reshape(q, [sequences, -1, heads * size])
+        k, v = (graph.reshape(value, [sequences, -1, kv_heads * size]) for value in (k, v))
+        if self.step.rotary and not self._fused_rotary:
             q, k = self._rotate(q, self._ids, num_heads=heads), self._rotate(k, self._ids, num_heads=kv_heads)
         q, k, v = self._pad(q, heads), self._pad(k, kv_heads), self._pad(v, kv_heads)
+        return self._attend(q, k, v, keys, values)
+
+    def _attend(self, q: str, k: str, v: str, keys: str, values: str) -> tuple[str, str, str]:
+        graph, block, times = self.graph, self.block, self.geometry.rows // self._sequences
+        heads = times * block.heads
+        attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": times * block.kv_heads}
+        attributes["scale"] = block.head_dim**-0.5
+        if self._fused_rotary:
+            attributes |= {"do_rotary": 1, "rotary_interleaved": int(not block.half_rotation)}
         out, keys, values = graph.ops(
             "GroupQueryAttention", q, k, v, keys, values, self._last, self._length, *self._tables,
             count=3, domain=MICROSOFT, **attributes,
         )  # fmt: skip
-        return graph.reshape(self._unpad(out, heads), [-1, block.heads * size]), keys, values
+        return graph.reshape(self._unpad(out, heads), [-1, block.heads * block.head_dim]), keys, values
 
     @property
     def _padding(self) -> int:
@@ -204,50 +206,81 @@ class CpuLowering(Lowering):
         if not self._padding:
             return value
         graph, size = self.graph, self.block.head_dim
-        split = graph.reshape(value, [1, -1, heads, size])
+        split = graph.reshape(value, [self._sequences, -1, heads, size])
         padded = graph.op("Pad", split, graph.constant([0] * 7 + [self._padding], np.int64))
-        return graph.reshape(padded, [1, -1, heads * (size + self._padding)])
+        return graph.reshape(padded, [self._sequences, -1, heads * (size + self._padding)])
 
     def _unpad(self, value: str, heads: int) -> str:
         if not self._padding:
             return value
         graph, size = self.graph, self.block.head_dim
-        split = graph.reshape(value, [1, -1, heads, size + self._padding])
+        split = graph.reshape(value, [self._sequences, -1, heads, size + self._padding])
         bounds = (graph.constant([bound], np.int64) for bound in (0, size, 3))
         return graph.op("Slice", split, *bounds)
 
 
-class CudaLowering(CpuLowering):
-    """GroupQueryAttention on a GPU: the host knows no position, so the kernel is told the whole cache as the length.
+class CpuLowering(GroupQueryLowering):
+    """Rows as heads."""
 
-    How many positions count it reads on the device, so nothing changes but how it splits its work.
-    """
-
-    name = "cuda"
-    feeds_position = True
-    may_lack_condition = True
+    name = "cpu"
+    time_major = True
+    feeds_position = False
+    may_lack_condition = False
+    _sequences = 1
 
     @staticmethod
     def cache_shape(block: BlockConfig, geometry: StepGeometry) -> list[int]:
-        heads = geometry.rows * block.heads
-        if heads > MOST_CUDA_HEADS:
-            raise ExportError(
-                f"--lowering cuda: flow block {block.index} has {geometry.rows} rows of {block.heads} heads, and the kernel takes "
-                f"{MOST_CUDA_HEADS} heads; export with --batch {max(geometry.batch * MOST_CUDA_HEADS // heads, 1)} or less"
-            )
+        return [1, geometry.rows * block.kv_heads, geometry.capacity, -(-block.head_dim // 8) * 8]
+
+    def _lengths(self, step: StepValues) -> tuple[str, str]:
+        graph = self.graph
+        length = graph.cast(graph.op("Add", step.position, step.count), np.int32)
+        return graph.op("Sub", length, graph.constant([1], np.int32)), graph.reshape(length, [])
+
+
+class CudaLowering(GroupQueryLowering):
+    """Single tokens at any position; several tokens only from position 0 on, which is all that a prefill needs.
+
+    The host knows no position, so for a single token the kernel is told the whole cache as the length. How many positions count
+    it reads on the device; the length decides only how it splits its work.
+    """
+
+    name = "cuda"
+    time_major = False
+    feeds_position = True
+    may_lack_condition = True
+
+    @property
+    def _sequences(self) -> int:
+        return self.geometry.rows
+
+    @staticmethod
+    def cache_shape(block: BlockConfig, geometry: StepGeometry) -> list[int]:
         rows, kv_heads, _, size = PortableLowering.cache_shape(block, geometry)
-        return [1, rows * kv_heads, CudaLowering.slots(geometry), -(-size // 8) * 8]
+        return [rows, kv_heads, CudaLowering.slots(geometry), -(-size // 8) * 8]
 
     @staticmethod
     def slots(geometry: StepGeometry) -> int:
         return -(-geometry.capacity // 8) * 8  # with any other number, kernels fall back to a slow path
 
     def _lengths(self, step: StepValues) -> tuple[str, str]:
-        graph = self.graph
-        behind = graph.op("Sub", step.count, graph.constant([1], np.int64))
-        last = graph.cast(graph.op("Add", step.position, behind), np.int32)
-        return last, graph.constant(self.slots(self.geometry), np.int32)
+        graph, one = self.graph, self.graph.constant([1], np.int64)
+        last = graph.cast(graph.op("Add", step.position, graph.op("Sub", step.count, one)), np.int32)
+        whole = graph.constant([self.slots(self.geometry)], np.int64)
+        length = graph.op("Where", graph.op("Equal", step.count, one), whole, step.count)
+        rows = graph.constant([self.geometry.rows], np.int64)
+        return graph.op("Expand", last, rows), graph.reshape(graph.cast(length, np.int32), [])
+
+    @property
+    def takes_packed(self) -> bool:
+        """Whether the kernel takes q, k and v as the projection leaves them."""
+        turns = self.step.rotary is None or self._fused_rotary
+        return turns and not (self.step.inverse_temperature or self.block.qk_norm or self._padding)
+
+    def attend_packed(self, qkv: str, keys: str, values: str) -> tuple[str, str, str]:
+        """As `attend`, of flat [q, k, v]."""
+        width = (self.block.heads + 2 * self.block.kv_heads) * self.block.head_dim
+        return self._attend(self.unflatten(qkv, self.geometry.rows, width), "", "", keys, values)
 
 
-MOST_CUDA_HEADS = 1024  # threads of a block of kernels
 LOWERINGS: dict[str, type[Lowering]] = {"portable": PortableLowering, "cpu": CpuLowering, "cuda": CudaLowering}

@@ -13,8 +13,8 @@ from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec, fixed_shap
 class ArrayBlockRunner(BlockRunner):
     """One flow block; each array is allocated when it is first needed."""
 
-    def __init__(self, block: Block, graph: GraphSpec, max_chunk: int) -> None:
-        super().__init__(block, graph, max_chunk)
+    def __init__(self, block: Block, graph: GraphSpec, max_chunk: int, max_prefill: int | None = None) -> None:
+        super().__init__(block, graph, max_chunk, max_prefill)
         self._arrays: dict[tuple[str, int], NDArray] = {}
         self._position = self.fetch("position")
 

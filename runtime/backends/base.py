@@ -83,7 +83,8 @@ class GraphBackend(Backend):
         if block not in self._blocks:
             manifest = self._bundle.autoregressive
             graph = self._bundle.graph(self._variant, block)
-            self._blocks[block] = self.open_block(graph, manifest.blocks[block], manifest.max_chunk)
+            longest = manifest.max_chunk if self._variant.takes_chunks else 1
+            self._blocks[block] = self.open_block(graph, manifest.blocks[block], longest)
         return self._blocks[block]
 
     def continuous_runner(self) -> ContinuousRunner:

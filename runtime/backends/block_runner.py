@@ -43,10 +43,12 @@ class BlockRunner(ABC):
     Args:
         graph: Its step graph in the chosen variant.
         max_chunk: Largest number of tokens in one run.
+        max_prefill: The same for runs over the condition, which begin at position 0; None takes `max_chunk`.
     """
 
-    def __init__(self, block: Block, graph: GraphSpec, max_chunk: int) -> None:
+    def __init__(self, block: Block, graph: GraphSpec, max_chunk: int, max_prefill: int | None = None) -> None:
         self.block, self.graph, self.max_chunk = block, graph, max_chunk
+        self.max_prefill = max_chunk if max_prefill is None else max_prefill
         self.specs = {spec.name: spec for spec in (*graph.inputs, *graph.outputs)}
 
     def buffer_key(self, name: str, count: int) -> tuple[str, int]:
@@ -105,9 +107,9 @@ class BlockRunner(ABC):
             int, NDArray
         ] = {}  # tokens by position, for those that a later pass overwrote in `samples`
         self.seek(0)
-        for start in range(0, block.prefix, self.max_chunk):
+        for start in range(0, block.prefix, self.max_prefill):
             assert inputs.condition is not None
-            part = inputs.condition[:, start : min(start + self.max_chunk, block.prefix)]
+            part = inputs.condition[:, start : min(start + self.max_prefill, block.prefix)]
             self.store("condition", part, part.shape[1])
             self.run(part.shape[1])
             self.seek(start + part.shape[1])

@@ -71,6 +71,11 @@ class Variant(Part):
     quantization: Quantization | None = None
     graphs: tuple[GraphSpec, ...]
 
+    @property
+    def takes_chunks(self) -> bool:
+        """Whether a run may hold several tokens at any position; if not, at position 0 only, where the condition is."""
+        return self.lowering != "cuda"
+
 
 class ConditioningSpec(Part):
     """What the model is conditioned on.

@@ -65,14 +65,24 @@ class CapturedBlockRunner(BlockRunner):
         stream: The stream that `capture` captures in.
     """
 
-    def __init__(self, engine: StepEngine, block: Block, max_chunk: int, stream: Stream, capture: Capture) -> None:
-        super().__init__(block, engine.graph, min(max_chunk, engine.max_tokens))
+    def __init__(
+        self,
+        engine: StepEngine,
+        block: Block,
+        max_chunk: int,
+        stream: Stream,
+        capture: Capture,
+        max_prefill: int | None = None,
+    ) -> None:
+        super().__init__(block, engine.graph, min(max_chunk, engine.max_tokens), max_prefill)
         self._engine, self._capture, self._stream = engine, capture, stream
         self._batch = next(int(spec.shape[0]) for spec in engine.graph.inputs if spec.name == "previous")
         self._graphs: dict[tuple[int, bool], Graph | Repeated] = {}
         self._at = 0
         with ExitStack() as self._resources:
-            self._buffers = self._resources.enter_context(closing(GraphBuffers(stream, engine.graph, max_chunk)))
+            self._buffers = self._resources.enter_context(
+                closing(GraphBuffers(stream, engine.graph, max(max_chunk, self.max_prefill)))
+            )
             self._graph(1)
             self._two_steps = self._capture_two_steps()
             if not engine.checked:

@@ -57,14 +57,16 @@ class OnnxRuntimeBackend(GraphBackend):
             session = self._sessions.of(graph, lambda: self._open(graph, 0))
             return DeviceBlockRunner(session, graph, block, max_chunk)
 
+        prefill = None if self._variant.takes_chunks else max(block.prefix, 1)
+
         def open_runner(threads: int) -> HostBlockRunner:
-            return HostBlockRunner(self._open(graph, threads), graph, block, max_chunk)
+            return HostBlockRunner(self._open(graph, threads), graph, block, max_chunk, prefill)
 
         def load() -> InferenceSession:
             few, *more = thread_counts(self._threads, graph.weight_bytes)
             return fastest_runner(open_runner, (few, *more)).session if more else self._open(graph, few)
 
-        return HostBlockRunner(self._sessions.of(graph, load), graph, block, max_chunk)
+        return HostBlockRunner(self._sessions.of(graph, load), graph, block, max_chunk, prefill)
 
     def _open(self, graph: GraphSpec, threads: int) -> InferenceSession:
         profile = self._profiles / f"block{graph.block}" if self._profiles else None

@@ -40,9 +40,16 @@ class Bindings:
 class HostBlockRunner(ArrayBlockRunner):
     """One flow block on the CPU: caches are updated in place. Runners may share a session, and run at the same time."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, graph: GraphSpec, block: Block, max_chunk: int) -> None:
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        graph: GraphSpec,
+        block: Block,
+        max_chunk: int,
+        max_prefill: int | None = None,
+    ) -> None:
         self.session = session
-        super().__init__(block, graph, max_chunk)
+        super().__init__(block, graph, max_chunk, max_prefill)
         self._bindings = Bindings(session, graph)
         assert_steps(self)
 

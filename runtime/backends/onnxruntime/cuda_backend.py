@@ -58,7 +58,8 @@ class CudaBackend(GraphBackend):
         self._stream.gpu.select()
         with ExitStack() as stack:
             engine = stack.enter_context(closing(CudaEngine(graph, session, self._stream)))
-            runner = CapturedBlockRunner(engine, block, max_chunk, self._stream, engine.capture)
+            prefill = None if self._variant.takes_chunks else max(block.prefix, 1)
+            runner = CapturedBlockRunner(engine, block, max_chunk, self._stream, engine.capture, prefill)
             stack.enter_context(closing(runner))
             self._resources.enter_context(stack.pop_all())
         return runner
