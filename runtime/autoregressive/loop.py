@@ -32,6 +32,10 @@ class AutoregressiveLoop:
         self._manifest, self._backend = bundle.autoregressive, backend
         stored = self._manifest.plan_for(backend.name, variant.name)
         self.plan = plan or (stored.plan if stored else SEQUENTIAL)
+        if self.plan.blocks and not variant.takes_chunks:
+            raise UsageError(
+                f"variant {variant.name} decodes token by token; for a plan take a cpu or portable variant"
+            )
         self._deviation = _prior_deviation(bundle)
 
     @property

@@ -43,13 +43,19 @@ def export_call(case: Case, call: dict[str, Any], weights: dict[str, Any], folde
     if not bundle.exists():
         config = CheckpointConfig(model=model_config(case))
         save_checkpoint(folder / "checkpoint", config, weights)
-        options = ExportOptions(batch=len(noise), shape=shape, attention_temperature=True, condition_tokens=tokens)
+        options = ExportOptions(
+            lowerings=("portable", "cpu", "cuda"),
+            batch=len(noise),
+            shape=shape,
+            attention_temperature=True,
+            condition_tokens=tokens,
+        )
         export_checkpoint(folder / "checkpoint", bundle, options)
     return bundle
 
 
 def open_sampler(path: Path, route: str, plan: Plan) -> Sampler:
-    """A sampler in float32: `portable` and `cpu` are lowerings on ONNX Runtime, `network` is what TensorRT's parser reads."""
+    """A sampler in float32: `portable`, `cpu` and `cuda` are lowerings on ONNX Runtime's CPU, `network` is what TensorRT's parser reads."""
     if route != "network":
         return Sampler.open(path, variant=f"{route}-fp32", plan=plan, threads=1)
     bundle = Bundle.open(path)

@@ -4,8 +4,8 @@ from importlib.util import find_spec
 
 import pytest
 
-# PyTorch; ONNX Runtime on either lowering; the portable lowering through TensorRT's parser and the network interpreter.
-ROUTES = ("torch", "portable", "cpu", "network")
+# PyTorch; ONNX Runtime's CPU on every lowering; the portable lowering through TensorRT's parser and the network interpreter.
+ROUTES = ("torch", "portable", "cpu", "cuda", "network")
 # The C++ library on the cpu lowering, which has to be built first, so it runs if it is asked for.
 ASKED_FOR = ("cpp",)
 # What an operation runs through; all others run through PyTorch only.
