@@ -29,7 +29,7 @@ from starflow.training.checkpoint import load_autoregressive, save_checkpoint
 from starflow.training.layers.tokens import patchify
 
 EMOJI = DIGITS.parent.parent / "emoji" / "checkpoint"
-BATCHES = (1, 4, 16, 64)
+BATCHES = (1, 16, 64)
 EVERY_LOWERING: tuple[Lowering, ...] = ("portable", "cpu", "cuda")
 
 

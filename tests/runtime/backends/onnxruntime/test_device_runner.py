@@ -66,13 +66,19 @@ def test_a_provider_this_build_lacks_is_refused(tiny_bundle: Path, capsys: pytes
 
 
 def test_a_silent_fallback_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """onnxruntime-gpu lists CUDA on every machine, and without a GPU opens a CPU session without an error."""
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    """onnxruntime-gpu lists its providers on every machine, and without a GPU opens a CPU session without an error."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider", CUDA, CPU])
     with (
-        pytest.raises(BackendError, match="ONNX Runtime fell back from CUDAExecutionProvider to CPUExecutionProvider"),
-        Sampler.open(tiny_bundle, provider="cuda") as sampler,
+        pytest.raises(BackendError, match="fell back from TensorrtExecutionProvider to CPUExecutionProvider"),
+        Sampler.open(tiny_bundle, provider="tensorrt") as sampler,
     ):
         sampler.sample([1])
+
+
+def test_cuda_needs_a_gpu(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    with pytest.raises(BackendError, match="no usable NVIDIA GPU or driver"):
+        Sampler.open(tiny_bundle, provider="cuda")
 
 
 @pytest.mark.gpu
