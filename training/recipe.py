@@ -89,15 +89,26 @@ class Training(RunSettings):
     feed_forward_dropout: float = Field(0.0, ge=0, lt=1)  # share of the hidden values of the MLPs
     embedding_dropout: float = Field(0.0, ge=0, lt=1)  # share of the values of embedded tokens and conditions
     views: int = Field(4, gt=0, le=64)  # latents: augmented copies of every image that are encoded beside it
+    condition_noise: float = Field(
+        0.0, ge=0
+    )  # Gaussian noise on text features, in units of each token's root mean square
     label_drop: float = Field(0.1, ge=0, le=1)  # part of the conditions replaced by the null one, for guidance
     sample_guidance: float = Field(0.0, ge=0)  # guidance weight of the sample grid
+    # Record a step's pass and gradient on the GPU once and replay them: for small models, which wait for launches.
+    cuda_graph: bool = False
+
+    @model_validator(mode="after")
+    def _can_be_recorded(self) -> Self:
+        if self.cuda_graph and (self.accumulate > 1 or self.recompute):
+            raise ValueError("cuda_graph records one pass over a whole batch; leave out accumulate and recompute")
+        return self
 
 
 # What a resumed run may change: reports, the machine, and how long to go on.
 CHANGEABLE = {
     *(
         f"training.{field}"
-        for field in ("steps", "epochs", "device", "threads", "compile", "recompute", "half_checkpoint")
+        for field in ("steps", "epochs", "device", "threads", "compile", "recompute", "cuda_graph", "half_checkpoint")
     ),
     *(f"training.{field}" for field in ("log_every", "evaluate_every", "sample_every", "checkpoint_every")),
     *("training.patience", "training.sample_guidance", "objective.likelihood_steps", "objective.likelihood_samples"),

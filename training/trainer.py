@@ -1,9 +1,9 @@
 """Training a flow of either family."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from starflow.training.layers.dropout import set_dropout
 from starflow.training.layers.transformer import Layer
 from starflow.training.random_streams import EVALUATION, PREPARATION, SAMPLES, generator_for
 from starflow.training.recipe import Recipe, Training
+from starflow.training.runs.cuda_graph import RecordedPass
 from starflow.training.runs.engine import Engine, Shards
 from starflow.training.runs.run import ALONE, TrainingRun, device_named
 
@@ -53,12 +54,31 @@ class Trainer(TrainingRun):
             )
         if isinstance(engine, Shards) and training.precision == "fp16":
             raise RecipeError("training.precision: found fp16, expected bf16 or fp32 with --parallel fsdp")
+        if training.condition_noise and data.conditioning.kind != "features":
+            raise RecipeError(
+                "training.condition_noise: found noise on text features, but the data have none; leave it out"
+            )
         super().__init__(recipe, data, folder, lambda: _with_dropout(build_flow(recipe.model), training), engine)
         self.checkpoint_config = _checkpoint_config(recipe, data)
         self.objective = build_objective(recipe.objective, self.model)
         self.objective.process_mean = lambda value: engine.sum(value) / engine.count
         self.figures, self.memory = self.objective.figures, self.objective.memory
+        # On the device: a copy in every step would wait for all that is queued there.
+        self._null = None if data.null is None else data.null.to(self.device)
         self._level = LEVEL if data.kind == "images" else 1.0  # points and latents are not quantised
+
+    def _laid_out(self) -> Callable[..., Any]:
+        network = super()._laid_out()
+        if not self.recorded:
+            return network
+        if self.device.type != "cuda" or self.engine.parallel:
+            raise RecipeError("training.cuda_graph: found true, expected false: graphs are for one process on CUDA")
+        assert isinstance(network, nn.Module)
+        return RecordedPass(network)
+
+    @property
+    def recorded(self) -> bool:
+        return self.training.cuda_graph
 
     # One step
 
@@ -69,8 +89,10 @@ class Trainer(TrainingRun):
             values = choose_views(batch, generator)
         elif self.data.kind == "images":
             values = self.training.augmentation(values, generator)
-        if condition is not None and self.data.null is not None:
-            condition = drop_conditions(condition, self.data.null.to(self.device), self.training.label_drop, generator)
+        if condition is not None and self.training.condition_noise:
+            condition = noisy_features(condition, self.training.condition_noise, generator)
+        if condition is not None and self._null is not None:
+            condition = drop_conditions(condition, self._null, self.training.label_drop, generator)
         return self._with_noise(values, generator), self._encode(condition)
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
@@ -159,10 +181,10 @@ class Trainer(TrainingRun):
         noise = torch.randn(self.average.noise_shape(count), generator=generator, device=self.device)
         if conditioning.kind == "class":
             x = self.average.sample_labels(noise, torch.arange(count, device=self.device) % columns, guidance)
-        elif self.data.test.condition is not None and self.data.null is not None:
+        elif self.data.test.condition is not None and self._null is not None:
             held_out = representative(self.data.test, count)
             y = self.data.test[held_out[torch.arange(count) % len(held_out)]].to(self.device).condition
-            x = self.average.reverse(noise, y, self.data.null.to(self.device)[None], guidance=guidance)
+            x = self.average.reverse(noise, y, self._null[None], guidance=guidance)
         else:
             x = self.average.reverse(noise)
         if self.data.latents is not None:
@@ -178,6 +200,12 @@ class Trainer(TrainingRun):
             autoencoder=self.data.latents.source.path if self.data.latents else None,
             half=self.training.half_checkpoint,
         )
+
+
+def noisy_features(features: Tensor, std: float, generator: torch.Generator) -> Tensor:
+    """Add noise to text features [B, T, W], `std` times the root mean square of each token; padding stays zero."""
+    size = features.square().mean(-1, keepdim=True).sqrt()
+    return features + std * size * torch.randn(features.shape, generator=generator, device=features.device)
 
 
 def drop_conditions(condition: Tensor, null: Tensor, rate: float, generator: torch.Generator) -> Tensor:

@@ -26,7 +26,7 @@ from starflow.training.random_streams import STEP, generator_for
 from starflow.training.recipe import Recipe, Training
 from starflow.training.runs.optimizer import average_decay_at, build_optimizer, learning_rate_at, update_average
 from starflow.training.runs.run_folder import alone_in
-from starflow.training.trainer import Trainer, drop_conditions
+from starflow.training.trainer import Trainer, drop_conditions, noisy_features
 
 STARFLOW = {
     "family": "starflow",
@@ -352,6 +352,13 @@ def test_conditions_are_dropped_at_the_rate() -> None:
     assert {float(sample.mean()) for sample in dropped} == {0.0, 1.0}  # whole conditions, not elements
 
 
+def test_noise_on_features_follows_the_size_of_each_token() -> None:
+    features = torch.cat([torch.full((1, 1, 4096), 2.0), torch.full((1, 1, 4096), -8.0), torch.zeros(1, 1, 4096)], 1)
+    noise = noisy_features(features, 0.25, torch.Generator().manual_seed(0)) - features
+    assert noise.std(-1)[0].tolist() == pytest.approx([0.5, 2.0, 0.0], rel=0.05)
+    assert noise.mean(-1)[0].tolist() == pytest.approx([0.0, 0.0, 0.0], abs=0.15)
+
+
 def test_learning_rate_follows_the_closed_form() -> None:
     training = Training.model_validate(
         {"steps": 100, "warmup_steps": 10, "learning_rate": 1.0, "final_learning_rate": 0.1}
@@ -434,6 +441,8 @@ def test_resume_refuses_what_is_not_its_own(tmp_path: Path, digits: Dataset) -> 
         (STARFLOW, {"batch_size": 5000}, r"training\.batch_size: found 5000, expected at most 1527"),
         (STARFLOW, {"precision": "fp16", "device": "cpu"}, "fp16 trains on CUDA only"),
         (STARFLOW, {"device": "abacus"}, r"training\.device: found 'abacus'"),
+        (STARFLOW, {"cuda_graph": True, "device": "cpu"}, r"training\.cuda_graph: found true, expected false"),
+        (STARFLOW, {"condition_noise": 0.1}, r"training\.condition_noise: found noise on text features, but the data"),
     ],
 )
 def test_recipes_that_do_not_fit(

@@ -97,7 +97,6 @@ class AutoregressiveFlow(Flow):
         angles = self.rotation(block, *grid, 0 if condition is None else condition.shape[1])
         if angles is None:
             return Context(condition, class_vector, None, temperature)
-        angles = angles.to(self.device)
         return Context(condition, class_vector, (angles.cos(), angles.sin()), temperature)
 
     def _grid(self, x: Tensor) -> tuple[int, int]:

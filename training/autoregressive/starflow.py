@@ -56,7 +56,7 @@ class Starflow(AutoregressiveFlow):
 
     def rotation(self, block: BlockConfig, height: int, width: int, prefix: int) -> Tensor | None:
         if block.positions == "line":
-            return line_angles(prefix + height * width, head_dim=block.head_dim)
+            return line_angles(prefix + height * width, head_dim=block.head_dim, device=self.device)
         if block.positions != "axes":
             return None
         patch, fine = block.patch, self.config.patch_size
@@ -67,6 +67,7 @@ class Starflow(AutoregressiveFlow):
             head_dim=block.head_dim,
             text_model=self.config.txt_size > 0,
             text_tokens=prefix,
+            device=self.device,
         )
 
     def guide(

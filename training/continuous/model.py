@@ -19,15 +19,15 @@ HIGHEST_FREQUENCY = 100.0  # radians per unit of t; the field stays smooth in t,
 SAMPLING_STEPS = 50
 
 
-def time_frequencies() -> Tensor:
+def time_frequencies(device: torch.device | None = None) -> Tensor:
     """w_k = 100^(k / 31) for k = 0 .. 31, [32] float32, radians per unit of time."""
-    exponents = torch.arange(TIME_FREQUENCIES, dtype=torch.float32) / (TIME_FREQUENCIES - 1)
+    exponents = torch.arange(TIME_FREQUENCIES, dtype=torch.float32, device=device) / (TIME_FREQUENCIES - 1)
     return torch.exp(exponents * math.log(HIGHEST_FREQUENCY))
 
 
 def time_features(t: Tensor) -> Tensor:
     """Fourier features of t [B] in [0, 1]: [cos(w_0 t), .., cos(w_31 t), sin(w_0 t), .., sin(w_31 t)], [B, 64] float32."""
-    angles = t.float()[:, None] * time_frequencies().to(t.device)
+    angles = t.float()[:, None] * time_frequencies(t.device)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 

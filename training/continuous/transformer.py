@@ -101,8 +101,13 @@ class ContinuousTransformer(ContinuousFlow):
             e, prefix, h = e + text.mean(1), y.shape[1], torch.cat([text, h], dim=1)
         c = functional.silu(e)
         angles = axis_angles(
-            *grid, config.side, head_dim=config.head_dim, text_model=config.txt_size > 0, text_tokens=prefix
-        ).to(x.device)
+            *grid,
+            config.side,
+            head_dim=config.head_dim,
+            text_model=config.txt_size > 0,
+            text_tokens=prefix,
+            device=x.device,
+        )
         rotation = angles.cos(), angles.sin()
         h = self.embedding_dropout(h)
         for layer in self.layers:

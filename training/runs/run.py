@@ -154,6 +154,11 @@ class TrainingRun(ABC):
         """The forward pass that is trained."""
         return self.model
 
+    @property
+    def recorded(self) -> bool:
+        """Whether the forward pass and its gradient are CUDA graphs."""
+        return False
+
     def layers(self) -> list[nn.Module]:
         """The repeated layers of the model, which are compiled, recomputed and sharded one by one."""
         return []
@@ -199,7 +204,8 @@ class TrainingRun(ABC):
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
             generator = generator_for(self.training.seed, ORDER, epoch)
-            self._order = (epoch, torch.randperm(len(self.samples), generator=generator))
+            order = torch.randperm(len(self.samples), generator=generator)
+            self._order = (epoch, order.to(self.samples.values.device))
         start = place * self.training.batch_size
         return self.samples[self._order[1][start : start + self.training.batch_size]].to(self.device)
 
@@ -246,7 +252,8 @@ class TrainingRun(ABC):
     def forward(self, *inputs: Any) -> Any:
         """`trained_call` in the precision of the recipe, compiled if the recipe says so."""
         dtype = AUTOCAST.get(self.training.precision)
-        with torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        enabled, cached = dtype is not None, not self.recorded  # a cached cast would not be part of a graph
+        with torch.autocast(self.device.type, dtype or torch.bfloat16, enabled, cached):
             return self._network(*inputs)
 
     # The run
