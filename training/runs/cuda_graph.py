@@ -42,6 +42,7 @@ class RecordedPass:
         given = tuple(value for value in inputs if value is not None)
         if self._graphs is None:
             sample = tuple(value.clone() for value in given)  # the graphs keep them and copy later inputs there
-            self._graphs = torch.cuda.make_graphed_callables(self._model, sample, allow_unused_input=True)
+            with torch.random.fork_rng([given[0].device]):  # recording draws as well, and a resumed run records anew
+                self._graphs = torch.cuda.make_graphed_callables(self._model, sample, allow_unused_input=True)
         out = self._graphs(*given)
         return out if isinstance(out, Tensor) else Pass(*out)
