@@ -143,3 +143,24 @@ def test_errors_take_one_line(example: ModuleType, packages: dict[str, Path]) ->
     (packages[example.CAPTIONS] / "en" / "data.json").write_text("[]")
     with pytest.raises(SystemExit, match=r"has no caption for 1f3c3 of"):
         example.convert(packages)
+
+
+def test_varied_captions_keep_subjects_apart(example: ModuleType, packages: dict[str, Path]) -> None:
+    arrays = example.convert(packages)
+    # Of the packages' three subjects the keycap and one of the hands and runners are held out; a fourth family joins them.
+    more = {name: np.concatenate([values, values[-1:]]) for name, values in arrays.items() if len(values) == 11}
+    more["code"][-1], more["captions"][-1], more["group"][-1], more["held_out"][-1] = "1f4a1", "bulb", 1, False
+    varied = example.by_varied_captions(arrays | more)
+    parts = {prefix: set(varied[f"{prefix}captions"].tolist()) for prefix in ("", "validation_", "test_")}
+    assert len(varied["images"]) == len(varied["captions"]) and len(varied["captions"]) % 3 == 0
+    assert len(varied["validation_images"]) == len(parts["validation_"]) > 0
+    assert not any("skin tone" in caption for caption in parts["validation_"] | parts["test_"])
+    names = {text.split(",")[0].split(":")[0] for text in varied["captions"][::3]}
+    held_out = {text.split(",")[0].split(":")[0] for text in parts["validation_"] | parts["test_"]}
+    assert names and names.isdisjoint(held_out)
+    (name, words, longer) = varied["captions"][:3].tolist()
+    subject, _, style = name.rpartition(", ")
+    assert set(words.split(", ")[:-1]) <= {"one", "two"} and subject in longer
+    assert words.endswith(style) and longer.endswith(style)
+    again = example.by_varied_captions(arrays | more)
+    assert all((varied[name] == again[name]).all() for name in varied)

@@ -1,4 +1,4 @@
-"""Fetch 1,911 emoji in three styles (npm packages) and write out/emoji/emoji64.npz, emoji32.npz and emoji-text.npz.
+"""Fetch 1,911 emoji in three styles (npm packages) and write out/emoji/emoji{64,32,-text,-varied}.npz.
 
 Example: python examples/emoji/fetch.py
 """
@@ -47,6 +47,7 @@ SUBGROUPS = 99
 IMAGES = 10_944
 SIZE = 64
 HELD_OUT = 0.1  # part of the families of every group
+VALIDATION = 1 / 16  # part of the other families, in emoji-varied.npz
 SPLIT_SEED = 0  # fixed: everyone evaluates on the same emoji
 DESTINATION = Path("out/emoji")
 
@@ -251,6 +252,58 @@ def by_caption(arrays: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.g
     return training | {f"test_{name}": values[held_out] for name, values in written.items()}
 
 
+def by_varied_captions(arrays: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    """What a model is trained on that shall know unseen captions: fewer skin tones, more captions, and a validation part.
+
+    Every subject keeps one skin tone in each style, drawn at random. Every training image has three captions: its name, one to
+    three of its keywords, and its name with either its keywords or its subgroup. A sixteenth of the other families of every
+    group is held out for validation, without skin tones and with names alone, and so is the test part.
+
+    Returns:
+        images uint8 [3 N, 64, 64, 3], each three times in a row, and captions str [3 N]; validation_images, validation_captions,
+        test_images and test_captions.
+    """
+    random = np.random.default_rng(SPLIT_SEED)
+    codes, groups, held_out = arrays["code"], arrays["group"], arrays["held_out"].astype(np.bool_)
+    toned = np.array([not set(TONES).isdisjoint(code.split("-")) for code in codes])
+    families = np.array([family(code) for code in codes])
+    chosen: list[str] = []
+    for group in range(len(GROUPS)):
+        members = np.unique(families[(groups == group) & ~held_out])
+        if len(members) > 1:
+            chosen += random.permutation(members)[: max(1, round(len(members) * VALIDATION))].tolist()
+    of_validation = np.isin(families, chosen) & ~held_out
+    alike: dict[tuple[str, int], list[int]] = {}
+    for index in np.flatnonzero(toned):
+        subject = "-".join(point for point in codes[index].split("-") if point not in TONES)
+        alike.setdefault((subject, int(arrays["style"][index])), []).append(int(index))
+    kept = ~toned
+    kept[[random.choice(variants) for variants in alike.values()]] = True
+    training = np.flatnonzero(kept & ~held_out & ~of_validation)
+    written = {
+        "images": np.repeat(arrays["images"][training], 3, axis=0),
+        "captions": np.array([text for index in training for text in _varied(arrays, int(index), random)]),
+    }
+    for name, part in (("validation", of_validation & ~toned), ("test", held_out & ~toned)):
+        written[f"{name}_images"] = arrays["images"][part]
+        written[f"{name}_captions"] = np.array([_in_style(arrays, index, "") for index in np.flatnonzero(part)])
+    return written
+
+
+def _varied(arrays: dict[str, NDArray[np.generic]], index: int, random: np.random.Generator) -> tuple[str, str, str]:
+    """Three captions of an image."""
+    name, subgroup = str(arrays["captions"][index]), str(arrays["subgroup_names"][arrays["subgroup"][index]])
+    tags = [tag.strip() for tag in str(arrays["tags"][index]).split(",") if tag.strip()] or [name]
+    words = ", ".join(random.permutation(tags)[: random.integers(1, 4)].tolist())
+    longer = f"{subgroup.replace('-', ' ')}: {name}" if random.random() < 0.5 else f"{name}, {words}"
+    return _in_style(arrays, index, name), _in_style(arrays, index, words), _in_style(arrays, index, longer)
+
+
+def _in_style(arrays: dict[str, NDArray[np.generic]], index: int, text: str) -> str:
+    """A text, or the name of an image, with the style of the image."""
+    return f"{text or arrays['captions'][index]}, {arrays['style_names'][arrays['style'][index]]} style"
+
+
 def _files(emoji: list[Emoji], folder: Path, package: str) -> Iterator[tuple[Emoji, Path]]:
     """Every emoji that is drawn in a folder, and its file; only the optional style may lack some."""
     drawn = {canonical(file.stem): file for file in sorted(folder.glob("*"))}
@@ -279,7 +332,12 @@ def main() -> None:
     if found != (IMAGES, SUBGROUPS):
         sys.exit(f"expected {IMAGES} images in {SUBGROUPS} subgroups, found {found[0]} in {found[1]}")
     DESTINATION.mkdir(parents=True, exist_ok=True)
-    files = {"emoji64.npz": arrays, "emoji32.npz": by_class(arrays), "emoji-text.npz": by_caption(arrays)}
+    files = {
+        "emoji64.npz": arrays,
+        "emoji32.npz": by_class(arrays),
+        "emoji-text.npz": by_caption(arrays),
+        "emoji-varied.npz": by_varied_captions(arrays),
+    }
     for name, content in files.items():
         np.savez_compressed(DESTINATION / name, allow_pickle=False, **content)
     held_out = int(arrays["held_out"].sum())
