@@ -286,7 +286,7 @@ def by_varied_captions(arrays: dict[str, NDArray[np.generic]]) -> dict[str, NDAr
     }
     for name, part in (("validation", of_validation & ~toned), ("test", held_out & ~toned)):
         written[f"{name}_images"] = arrays["images"][part]
-        written[f"{name}_captions"] = np.array([_in_style(arrays, index, "") for index in np.flatnonzero(part)])
+        written[f"{name}_captions"] = np.array([_in_style(arrays, int(index), "") for index in np.flatnonzero(part)])
     return written
 
 

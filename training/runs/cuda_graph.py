@@ -44,5 +44,5 @@ class RecordedPass:
             sample = tuple(value.clone() for value in given)  # the graphs keep them and copy later inputs there
             with torch.random.fork_rng([given[0].device]):  # recording draws as well, and a resumed run records anew
                 self._graphs = torch.cuda.make_graphed_callables(self._model, sample, allow_unused_input=True)
-        out = self._graphs(*given)
+        out: Any = self._graphs(*given)
         return out if isinstance(out, Tensor) else Pass(*out)
