@@ -73,7 +73,9 @@ class AutoregressiveFlow(Flow):
         return {"var": (length, self.config.token_dim), "*.attn_mask": mask, "feat_rope.freqs_*": None}
 
     @abstractmethod
-    def rotation(self, block: BlockConfig, height: int, width: int, prefix: int) -> Tensor | None:
+    def rotation(
+        self, block: BlockConfig, height: int, width: int, prefix: int, device: torch.device | None = None
+    ) -> Tensor | None:
         """Rotary angles [prefix + T, head_dim / 2] of a block over `height` x `width` of its own tokens, or None."""
 
     @abstractmethod
@@ -94,7 +96,7 @@ class AutoregressiveFlow(Flow):
         temperature: Tensor | None = None,
     ) -> Context:
         """What a block over a grid of its own tokens reads besides them, its rotary angles included."""
-        angles = self.rotation(block, *grid, 0 if condition is None else condition.shape[1])
+        angles = self.rotation(block, *grid, 0 if condition is None else condition.shape[1], self.device)
         if angles is None:
             return Context(condition, class_vector, None, temperature)
         return Context(condition, class_vector, (angles.cos(), angles.sin()), temperature)

@@ -54,9 +54,11 @@ class Starflow(AutoregressiveFlow):
         """One one-hot token, [B, 1, txt_dim] float32."""
         return functional.one_hot(labels.reshape(-1, 1), self.config.txt_dim).float()
 
-    def rotation(self, block: BlockConfig, height: int, width: int, prefix: int) -> Tensor | None:
+    def rotation(
+        self, block: BlockConfig, height: int, width: int, prefix: int, device: torch.device | None = None
+    ) -> Tensor | None:
         if block.positions == "line":
-            return line_angles(prefix + height * width, head_dim=block.head_dim, device=self.device)
+            return line_angles(prefix + height * width, head_dim=block.head_dim, device=device)
         if block.positions != "axes":
             return None
         patch, fine = block.patch, self.config.patch_size
@@ -67,7 +69,7 @@ class Starflow(AutoregressiveFlow):
             head_dim=block.head_dim,
             text_model=self.config.txt_size > 0,
             text_tokens=prefix,
-            device=self.device,
+            device=device,
         )
 
     def guide(

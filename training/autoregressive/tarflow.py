@@ -39,7 +39,9 @@ class Tarflow(AutoregressiveFlow):
         """Class ids [B] int64; the null class becomes -1, the mean embedding."""
         return torch.where(labels == self.num_classes, -1, labels)
 
-    def rotation(self, block: BlockConfig, height: int, width: int, prefix: int) -> Tensor | None:
+    def rotation(
+        self, block: BlockConfig, height: int, width: int, prefix: int, device: torch.device | None = None
+    ) -> Tensor | None:
         return None
 
     def guide(
