@@ -17,6 +17,7 @@ from starflow.runtime.backends.tensorrt.backend import open_tensorrt
 from starflow.runtime.bundle.build_record import FlavourName
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.plain.errors import BackendError, BundleError, StarflowError, UsageError
+from tests.simulated_device.device import Fault
 from tests.simulated_device.fixtures import Simulate
 from tests.simulated_device.sampling import copy_of, generate
 from tests.simulated_device.tensorrt_runtime import Context
@@ -184,7 +185,7 @@ def test_wherever_memory_ends_all_of_it_is_released(tiny_engines: Bundle, simula
         pass
     for number in range(1, device.counts["cudaMalloc"] + 1):
         device = simulate()
-        device.fail_allocation = number
+        device.faults["cudaMalloc", number] = Fault("cudaErrorMemoryAllocation")
         with pytest.raises(BackendError, match=r"needs [\d,]+ bytes of GPU memory, [\d,]+ of 1,073,741,824 are free"):
             open_tensorrt(tiny_engines)
         assert not device.memory.leaks()
