@@ -9,14 +9,14 @@ import pytest
 SOURCE = "int cuDriverGetVersion(int *version) { *version = %d; return 0; }"
 
 
-def make_library(folder: Path, name: str, source: str) -> Path:
-    """Compile a shared library called `name`; skips the test where there is no C compiler."""
+def make_library(folder: Path, name: str, source: str, *needed: Path) -> Path:
+    """Compile a shared library called `name`, linked with the libraries it needs; skips the test where there is no C compiler."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("a C compiler is not installed")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "source.c").write_text(source)
-    command = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", folder / name, folder / "source.c"]
+    command = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", folder / name, folder / "source.c", *needed]
     subprocess.run(command, check=True)
     return folder / name
 
