@@ -50,7 +50,10 @@ def provider_problem(provider: str) -> str | None:
     release = cuda_release()
     if release and (old := too_old_driver("onnxruntime", release)):
         return old  # first of all: it decides which libraries are the right ones
-    missing = missing_libraries(_needed(provider))
+    needed = _needed(provider)
+    if provider == TENSORRT:
+        needed += _needed(CUDA)  # which runs what TensorRT does not
+    missing = missing_libraries(list(dict.fromkeys(needed)))
     tensorrt = [name for name in missing if TENSORRT_LIBRARY.fullmatch(name)]
     cuda = [name for name in missing if name not in tensorrt and name != DRIVER_LIBRARY]
     found = []
