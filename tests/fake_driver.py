@@ -21,6 +21,9 @@ def make_library(folder: Path, name: str, source: str, *needed: Path) -> Path:
     return folder / name
 
 
-def make_driver(folder: Path, cuda: tuple[int, int]) -> Path:
-    """Compile a driver for a release of CUDA; programs that find `folder` in LD_LIBRARY_PATH load it."""
-    return make_library(folder, "libcuda.so.1", SOURCE % (1000 * cuda[0] + 10 * cuda[1]))
+def make_driver(folder: Path, cuda: tuple[int, int], name: str = "libcuda.so.1") -> Path:
+    """Compile a driver for a release of CUDA; programs that find `folder` in LD_LIBRARY_PATH load it.
+
+    A process of the tests takes another name: CUDA itself would find a library of the driver's name once it is loaded.
+    """
+    return make_library(folder, name, SOURCE % (1000 * cuda[0] + 10 * cuda[1]))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from starflow.runtime.backends.cuda.device import INSTALL_CUDA_PYTHON
 from starflow.runtime.bundle.build_record import FlavourName
 from starflow.runtime.diagnostics.machine import CPU_PROVIDER, GPU_PROVIDERS, Machine, TensorRT, this_machine
 from starflow.runtime.diagnostics.version_conflicts import version_conflicts
@@ -68,13 +69,25 @@ def _providers(*names: str) -> Callable[[Machine], list[str]]:
     return lambda facts: [provider.name for provider in facts.providers if provider.name in names and provider.loads]
 
 
+def _gpu_providers(facts: Machine) -> list[str]:
+    """Those that work; CUDA's runs are captured through cuda-python."""
+    able = GPU_PROVIDERS if facts.packages[-1].version else GPU_PROVIDERS[1:]
+    return _providers(*able)(facts)
+
+
 def _gpu_provider_hint(facts: Machine) -> str:
     if facts.packages[0].version is None:
         return _onnxruntime_hint(facts)
     for provider in facts.providers:
         if provider.name == GPU_PROVIDERS[0]:
+            if provider.loads:
+                return _cuda_hint(facts)
             return f"{provider.name} does not load{f': {provider.problem}' if provider.problem else ''}"
     return REPLACE_BY_GPU_BUILD
+
+
+def _cuda_hint(facts: Machine) -> str:
+    return f"cuda-python {facts.packages[-1].note}: {INSTALL_CUDA_PYTHON}"
 
 
 def _onnxruntime_hint(facts: Machine) -> str:
@@ -109,10 +122,7 @@ def _flavour_hint(name: FlavourName) -> Callable[[Machine], str]:
 
 
 def _engine_hint(facts: Machine) -> str:
-    cuda = facts.packages[-1]
-    if cuda.version is None:
-        return f"cuda-python {cuda.note}: {install_hint('tensorrt')}"
-    return _flavour_hint("tensorrt")(facts)
+    return _flavour_hint("tensorrt")(facts) if facts.packages[-1].version else _cuda_hint(facts)
 
 
 PROBES = (
@@ -127,6 +137,6 @@ PROBES = (
         _onnxruntime_hint,
     ),
     _extra("sample from captions", "text"),
-    Probe("run bundles on ONNX Runtime, GPU", _providers(*GPU_PROVIDERS), _gpu_provider_hint, needs_gpu=True),
+    Probe("run bundles on ONNX Runtime, GPU", _gpu_providers, _gpu_provider_hint, needs_gpu=True),
     Probe("run TensorRT engines", _flavours(_runs_here), _engine_hint, needs_gpu=True),
 )

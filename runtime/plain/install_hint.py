@@ -2,7 +2,9 @@
 
 # The mend where a build of ONNX Runtime is the wrong one, or both are installed. Uninstalling one of two removes files of the other.
 REPLACE_BY_CPU_BUILD = "pip uninstall --yes onnxruntime onnxruntime-gpu; pip install onnxruntime"
-REPLACE_BY_GPU_BUILD = "pip uninstall --yes onnxruntime onnxruntime-gpu; pip install 'onnxruntime-gpu[cuda,cudnn]'"
+REPLACE_BY_GPU_BUILD = (
+    "pip uninstall --yes onnxruntime onnxruntime-gpu; pip install 'onnxruntime-gpu[cuda,cudnn]' 'cuda-python<14'"
+)
 
 
 def install_hint(extra: str) -> str:

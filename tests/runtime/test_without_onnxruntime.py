@@ -104,7 +104,15 @@ def test_files_that_another_build_left_are_not_taken_for_it(tiny_bundle: Path, t
     assert "pip uninstall --yes onnxruntime onnxruntime-gpu; pip install onnxruntime;" in done.stderr
 
 
-@pytest.mark.parametrize("package", ["starflow.runtime", "starflow.export.exporter", "starflow.training.trainer"])
+@pytest.mark.parametrize(
+    "package",
+    [
+        "starflow.runtime",
+        "starflow.runtime.diagnostics.benchmark",
+        "starflow.export.exporter",
+        "starflow.training.trainer",
+    ],
+)
 def test_importing_needs_none(package: str) -> None:
     code = f"import sys; sys.modules['onnxruntime'] = None; import {package}"
     subprocess.run([sys.executable, "-c", code], check=True)

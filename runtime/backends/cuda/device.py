@@ -16,13 +16,14 @@ from numpy.typing import DTypeLike, NDArray
 
 from starflow.runtime.backends.cuda.driver import too_old_driver
 from starflow.runtime.plain.errors import BackendError, UsageError
-from starflow.runtime.plain.install_hint import install_hint
 
 # Loading an engine and capturing a graph exclude each other in a process: what a library does while it loads (allocating, waiting
 # for the whole device) is forbidden while a stream is captured, in some releases by whichever thread.
 LOADING = threading.RLock()
 
-ELSEWHERE = "use the onnxruntime backend, or see what this machine can do with `starflow doctor`"
+# Not one of the extras that bring it: `gpu` also brings a build of ONNX Runtime, and there may be another.
+INSTALL_CUDA_PYTHON = "pip install 'cuda-python<14'"
+ELSEWHERE = "use the onnxruntime backend on the CPU, or see what this machine can do with `starflow doctor`"
 
 
 class CaptureRefusedError(BackendError):
@@ -299,7 +300,7 @@ def _load_cuda() -> ModuleType:
     try:
         return importlib.import_module("cuda.bindings.runtime")
     except ModuleNotFoundError:
-        raise BackendError(f"cuda-python is not installed: {install_hint('tensorrt')}") from None
+        raise BackendError(f"cuda-python is not installed: {INSTALL_CUDA_PYTHON}; {ELSEWHERE}") from None
     except (ImportError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BackendError(f"cuda-python is installed but does not load: {reason}; {ELSEWHERE}") from None

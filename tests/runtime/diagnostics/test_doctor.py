@@ -16,9 +16,10 @@ import torch
 from starflow.runtime.backends.cuda import driver
 from starflow.runtime.backends.tensorrt.flavour import load_flavour
 from starflow.runtime.command_line import main
-from starflow.runtime.diagnostics.doctor import examine
+from starflow.runtime.diagnostics.doctor import PROBES, examine
 from starflow.runtime.diagnostics.machine import (
     IDENTITY_MODEL,
+    Gpu,
     Gpus,
     Machine,
     OnnxRuntime,
@@ -26,6 +27,7 @@ from starflow.runtime.diagnostics.machine import (
     Provider,
     TensorRT,
     this_computer,
+    this_machine,
 )
 from starflow.runtime.diagnostics.version_conflicts import version_conflicts
 from starflow.runtime.plain.install_hint import install_hint, onnxruntime_hint
@@ -126,7 +128,7 @@ def test_gpus_are_those_the_tensorrt_backend_sees(
     simulate: Simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     simulate(capability="12.0", gpus=2, memory=3 << 30)
-    monkeypatch.setattr(driver, "DRIVER_LIBRARY", str(make_driver(tmp_path, (13, 4))))
+    monkeypatch.setattr(driver, "DRIVER_LIBRARY", str(make_driver(tmp_path, (13, 4), "libfake.so.1")))
     diagnosis = examine()
     assert [(gpu.compute_capability, gpu.memory_bytes) for gpu in diagnosis.gpus.found] == [("12.0", 3 << 30)] * 2
     assert diagnosis.gpus.driver == "for CUDA 13.4"
@@ -187,6 +189,19 @@ def test_releases_that_do_not_fit_each_other_are_named() -> None:
         list(version_conflicts(replace(fitting, packages=(facts.packages[0], Package("torch", "2.11.0", "", "13.0")))))
         == []
     )
+
+
+def test_the_cuda_provider_needs_cuda_python() -> None:
+    facts = this_machine()
+    gpus = Gpus((Gpu("NVIDIA Something", "9.0", 80 << 30),), "for CUDA 13.0", None)
+    (probe,) = [probe for probe in PROBES if probe.what == "run bundles on ONNX Runtime, GPU"]
+    facts = replace(facts, gpus=gpus, providers=(Provider("CUDAExecutionProvider", True),))
+    assert probe.try_on(facts).possible
+    without = replace(facts, packages=(*facts.packages[:-1], Package("cuda-python", None, "not installed")))
+    assert probe.try_on(without).how == "cuda-python not installed: pip install 'cuda-python<14'"
+    problem = "libcublas.so.13 is missing: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    unloaded = replace(facts, providers=(Provider("CUDAExecutionProvider", False, problem),))
+    assert probe.try_on(unloaded).how == f"CUDAExecutionProvider does not load: {problem}"
 
 
 def test_the_table_names_every_ability(capsys: pytest.CaptureFixture[str]) -> None:

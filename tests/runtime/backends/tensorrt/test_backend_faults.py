@@ -39,9 +39,9 @@ def test_without_a_driver_the_real_cuda_says_the_same(tiny_engines: Bundle) -> N
         open_tensorrt(tiny_engines)
 
 
-def test_without_cuda_python_it_names_the_extra(tiny_engines: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_cuda_python_it_says_how_to_get_it(tiny_engines: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    with pytest.raises(BackendError, match=r"pip install '\.\[tensorrt\]' in a clone of starflow"):
+    with pytest.raises(BackendError, match=r"cuda-python is not installed: pip install 'cuda-python<14'; "):
         open_tensorrt(tiny_engines)
 
 

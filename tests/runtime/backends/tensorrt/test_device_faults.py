@@ -169,7 +169,7 @@ def test_a_driver_serves_its_own_cuda_and_older_ones(
     release: str,
     said: str | None,
 ) -> None:
-    monkeypatch.setattr(driver, "DRIVER_LIBRARY", str(make_driver(tmp_path, cuda)))
+    monkeypatch.setattr(driver, "DRIVER_LIBRARY", str(make_driver(tmp_path, cuda, "libfake.so.1")))
     found = driver.too_old_driver(package, release)
     assert found is None if said is None else found is not None and found.endswith(said)
 
