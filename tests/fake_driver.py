@@ -16,7 +16,16 @@ def make_library(folder: Path, name: str, source: str, *needed: Path) -> Path:
         pytest.skip("a C compiler is not installed")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "source.c").write_text(source)
-    command = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", folder / name, folder / "source.c", *needed]
+    command: list[str | Path] = [
+        compiler,
+        "-shared",
+        "-fPIC",
+        f"-Wl,-soname,{name}",
+        "-o",
+        folder / name,
+        folder / "source.c",
+        *needed,
+    ]
     subprocess.run(command, check=True)
     return folder / name
 

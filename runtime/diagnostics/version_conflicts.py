@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from starflow.runtime.backends.cuda.driver import too_old_driver
-from starflow.runtime.diagnostics.machine import GPU_PROVIDERS, Machine
+from starflow.runtime.diagnostics.machine import GPU_PROVIDERS, Machine, Package, TensorRT
 from starflow.runtime.plain.install_hint import REPLACE_BY_CPU_BUILD, REPLACE_BY_GPU_BUILD
 
 
@@ -27,7 +27,8 @@ def _two_builds(facts: Machine) -> Iterator[str]:
 
 def _driver_too_old(facts: Machine) -> Iterator[str]:
     """A driver serves the CUDA it is for and older ones."""
-    for each in (*facts.packages, *facts.tensorrt):
+    built: tuple[Package | TensorRT, ...] = (*facts.packages, *facts.tensorrt)
+    for each in built:
         if each.cuda and (old := too_old_driver(each.name, each.cuda)):
             yield f"{each.name} {each.version}: {old}"
 

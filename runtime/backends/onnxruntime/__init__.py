@@ -8,7 +8,7 @@ from starflow.runtime.plain.errors import BackendError
 from starflow.runtime.plain.install_hint import REPLACE_BY_CPU_BUILD, REPLACE_BY_GPU_BUILD, onnxruntime_hint
 
 try:
-    import onnxruntime
+    import onnxruntime as onnxruntime
 except ModuleNotFoundError as error:
     if error.name != "onnxruntime":
         raise
