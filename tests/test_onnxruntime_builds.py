@@ -117,8 +117,9 @@ def test_the_gpu_build_installed_for_real(repository: Path, wheel: Path, tiny_bu
     make_driver(tmp_path / "old", (12, 4))
     old = sample("cuda", LD_LIBRARY_PATH=str(tmp_path / "old"))
     assert "is for CUDA 12.4, which is too old for CUDA 13: update it to 580 or newer, or pip install" in old
-    (conflict,) = doctor(LD_LIBRARY_PATH=str(tmp_path / "old"))["conflicts"]
+    conflict, cuda_python = doctor(LD_LIBRARY_PATH=str(tmp_path / "old"))["conflicts"]
     assert conflict.startswith("onnxruntime 1.") and conflict.endswith("'onnxruntime-gpu[cuda,cudnn]<1.27'")
+    assert cuda_python.startswith("cuda-python 13.") and cuda_python.endswith("'cuda-python<13'")
     assert "libnvinfer.so.10 and libnvonnxparser.so.10 are missing: pip install 'tensorrt-cu13<11'" in sample(
         "tensorrt"
     )
