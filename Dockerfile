@@ -1,9 +1,13 @@
 # starflow serve on the CPU. The bundles lie in a volume:
 #   docker build -t starflow .
 #   docker run --rm -p 8000:8000 -v "$PWD/bundles:/bundles:ro" starflow /bundles/digits.bundle
+# On an NVIDIA GPU, with a driver for CUDA 13 (580 or newer) on the host:
+#   docker build -t starflow-gpu --build-arg RUNTIME=gpu .
+#   docker run --rm --gpus all -p 8000:8000 -v "$PWD/bundles:/bundles:ro" starflow-gpu /bundles/digits.bundle --provider cuda
 FROM python:3.12-slim AS build
+ARG RUNTIME=cpu
 COPY . /source
-RUN python -m venv /starflow && /starflow/bin/pip install --no-cache-dir "/source[serve,text]"
+RUN python -m venv /starflow && /starflow/bin/pip install --no-cache-dir "/source[$RUNTIME,serve,text]"
 
 FROM python:3.12-slim
 COPY --from=build /starflow /starflow

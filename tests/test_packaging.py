@@ -1,10 +1,10 @@
-"""What a user gets from `pip install starflow-compiler`: everything that runs a bundle, and no torch."""
+"""What a user gets from `pip install 'starflow-compiler[cpu]'`: everything that runs a bundle, and no torch."""
 
 import json
 import subprocess
 import tomllib
 import zipfile
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +35,9 @@ def test_every_folder_with_python_is_a_listed_package(repository: Path) -> None:
 def test_what_the_constraints_pin_is_what_the_tests_run_with(repository: Path) -> None:
     """Pins that drifted from the environment would make a green run here say nothing about CI."""
     pins = [line for line in (repository / "constraints-cpu.txt").read_text().splitlines() if line[:1].isalnum()]
+    (build,) = set(packages_distributions()["onnxruntime"])
     for name, pinned in (pin.split("==") for pin in pins):
-        if name in ("numpy", "onnx", "onnxruntime", "torch"):
+        if name in ("numpy", "onnx", build, "torch"):
             assert version(name).partition("+")[0] == pinned, f"run `make install`: {name}"
 
 
@@ -47,8 +48,16 @@ def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fresh(wheel: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The script folder of a new environment with nothing in it but the wheel and what it requires."""
+    """The script folder of a new environment with nothing in it but the wheel, what it requires, and ONNX Runtime."""
     scripts = make_environment(tmp_path_factory.mktemp("fresh"))
+    install(scripts, repository, f"{wheel}[cpu]")
+    return scripts
+
+
+@pytest.fixture(scope="module")
+def bare(wheel: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without ONNX Runtime."""
+    scripts = make_environment(tmp_path_factory.mktemp("bare"))
     install(scripts, repository, wheel)
     return scripts
 
@@ -76,9 +85,10 @@ def test_wheel_holds_every_module_the_types_and_the_schemas(wheel: Path, reposit
     assert names == modules_of(repository) | typed | schemas | shipped | {page}
 
 
-def test_base_install_brings_no_training_or_export_packages(fresh: Path) -> None:
+def test_base_install_brings_no_training_or_export_packages(fresh: Path, bare: Path) -> None:
     names = installed(fresh)
-    assert "starflow-compiler" in names
+    assert names - installed(bare) >= {"onnxruntime"}
+    assert "starflow-compiler" in installed(bare) and "onnxruntime-gpu" not in names
     assert not names & {"torch", "onnx", "onnxscript", "scikit-learn", "pyyaml", "tensorboard", "transformers"}
 
 
@@ -96,10 +106,20 @@ def test_base_install_samples_the_bundle_it_brings(fresh: Path, tmp_path: Path) 
         assert image.getextrema() == (0, 255)
 
 
-def test_base_install_lists_every_command(fresh: Path, tmp_path: Path) -> None:
-    listed = run(fresh / "starflow", "--help", cwd=tmp_path)
+def test_base_install_lists_every_command(bare: Path, tmp_path: Path) -> None:
+    listed = run(bare / "starflow", "--help", cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
     assert "(unavailable" not in listed.stdout
+
+
+def test_without_onnx_runtime_it_reads_bundles_and_says_what_runs_them(bare: Path, tmp_path: Path) -> None:
+    for command in (["inspect", "digits"], ["doctor"]):
+        done = run(bare / "starflow", *command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    refused = run(bare / "starflow", "sample", "digits", "--labels", "0-9", cwd=tmp_path)
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1, refused.stderr
+    assert "choose the extra cpu, or gpu for NVIDIA GPUs: pip install '.[cpu]' in a clone of starflow" in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -111,8 +131,8 @@ def test_base_install_lists_every_command(fresh: Path, tmp_path: Path) -> None:
         (["generate", "bundle", "--shards", "2", "--out", "out", "--ray"], "ray"),
     ],
 )
-def test_base_install_names_the_extra_it_lacks(fresh: Path, tmp_path: Path, arguments: list[str], extra: str) -> None:
-    refused = run(fresh / "starflow", *arguments, cwd=tmp_path)
+def test_base_install_names_the_extra_it_lacks(bare: Path, tmp_path: Path, arguments: list[str], extra: str) -> None:
+    refused = run(bare / "starflow", *arguments, cwd=tmp_path)
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1, refused.stderr
     assert f"pip install '.[{extra}]' in a clone of starflow" in refused.stderr

@@ -1,6 +1,6 @@
 """A web service of one's own over a bundle: FastAPI and a pool of samplers.
 
-    pip install '.[serve]'
+    pip install '.[cpu,serve]'
     BUNDLE=digits.bundle uvicorn --app-dir examples/service app:app
     curl 'http://127.0.0.1:8000/image?label=3&seed=7' -o three.png
 

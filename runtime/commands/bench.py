@@ -30,7 +30,7 @@ from starflow.runtime.commands.bundle_argument import add_bundle_argument
 from starflow.runtime.plain.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from starflow.runtime.diagnostics.benchmark import Benchmark
     from starflow.runtime.diagnostics.operator_profile import StepProfile
@@ -64,7 +64,6 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow.runtime.bundle.own_files import refuse_own_files
     from starflow.runtime.diagnostics.benchmark import run_benchmark
     from starflow.runtime.diagnostics.benchmark_plot import write_benchmark_plot
-    from starflow.runtime.diagnostics.operator_profile import profile_steps, profiling_backend
     from starflow.runtime.plain.progress import progress_bar
     from starflow.runtime.reports.plot import check_plot
 
@@ -80,14 +79,10 @@ def run(arguments: argparse.Namespace) -> int:
             for name in ("blocks", "explain"):
                 if getattr(arguments, name):
                     raise UsageError(f"--{name}: is for autoregressive flows; this bundle holds a continuous one")
-        if arguments.explain:
-            profiling_backend(samplers[0])
+        profile = _profiler(samplers[0]) if arguments.explain else None
         with progress_bar("measuring", enabled=not arguments.json) as bar:
             benchmark = run_benchmark(samplers, guidance=GUIDANCE, repetitions=arguments.repetitions, progress=bar)
-        profiles = [
-            profile_steps(sampler, guidance=GUIDANCE, bandwidth=benchmark.bandwidth)
-            for sampler in (samplers if arguments.explain else ())
-        ]
+        profiles = [profile(sampler, benchmark.bandwidth) for sampler in samplers] if profile else []
     if arguments.plot:
         write_benchmark_plot(benchmark, profiles, arguments.plot)
     if arguments.json:
@@ -113,6 +108,15 @@ def _open(arguments: argparse.Namespace, stack: ExitStack) -> "list[Sampler]":
         # On the CPU the question is which of its variants; elsewhere the default one is what runs.
         samplers += [opened(v.name) for v in first.manifest.variants if v.lowering == "cpu" and v != first.variant]
     return samplers
+
+
+def _profiler(sampler: "Sampler") -> "Callable[[Sampler, float], StepProfile]":
+    """Profiles the steps of a sampler, given the memory bandwidth in bytes a second; UsageError if its backend cannot."""
+    # Imported here: who runs engines needs no ONNX Runtime.
+    from starflow.runtime.diagnostics.operator_profile import profile_steps, profiling_backend
+
+    profiling_backend(sampler)
+    return lambda sampler, bandwidth: profile_steps(sampler, guidance=GUIDANCE, bandwidth=bandwidth)
 
 
 def _plain(benchmark: "Benchmark", profiles: "Sequence[StepProfile]") -> dict[str, Any]:

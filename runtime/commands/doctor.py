@@ -67,12 +67,14 @@ def _facts(diagnosis: "Diagnosis") -> list[tuple[str, str]]:
     for package in diagnosis.packages:
         rows.append((package.name, ", ".join(filter(None, (package.version, package.note)))))
     for provider in diagnosis.providers:
-        rows.append(("provider", f"{provider.name}{'' if provider.loads else ', which does not load'}"))
+        problem = f": {provider.problem}" if provider.problem else ""
+        rows.append(("provider", f"{provider.name}{'' if provider.loads else f', which does not load{problem}'}"))
     for flavour in diagnosis.tensorrt:
         rows.append((flavour.name, f"{flavour.version}" if flavour.problem is None else flavour.problem))
     for extra in diagnosis.extras:
         state = f"missing {', '.join(extra.missing)}" if extra.missing else "complete"
         rows.append((f"[{extra.name}]", state))
+    rows += [("to change", conflict) for conflict in diagnosis.conflicts]
     return rows
 
 

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from starflow.runtime.backends.cuda.device import INSTALL_CUDA_PYTHON
 from starflow.runtime.bundle.build_record import FlavourName
 from starflow.runtime.diagnostics.machine import CPU_PROVIDER, GPU_PROVIDERS, Machine, TensorRT, this_machine
-from starflow.runtime.plain.install_hint import install_hint
+from starflow.runtime.diagnostics.version_conflicts import version_conflicts
+from starflow.runtime.plain.install_hint import REPLACE_BY_GPU_BUILD, install_hint, onnxruntime_hint
 
 NO_GPU = "needs an NVIDIA GPU"
 
@@ -24,6 +26,7 @@ class Diagnosis(Machine):
     """Everything `starflow doctor` says: what was found on this machine, and what that makes possible."""
 
     abilities: tuple[Ability, ...]
+    conflicts: tuple[str, ...]  # versions that do not fit each other or the driver, and what to change
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,17 @@ class Probe:
     def try_on(self, facts: Machine) -> Ability:
         """What the facts say about it."""
         found = self.found(facts)
-        hint = NO_GPU if self.needs_gpu and not facts.gpus.found else self.hint(facts)
+        hint = self.hint(facts)
+        if self.needs_gpu and not facts.gpus.found:
+            hint = facts.gpus.problem if facts.gpus.driver and facts.gpus.problem else NO_GPU
         return Ability(self.what, bool(found), ", ".join(found) or hint)
 
 
 def examine() -> Diagnosis:
     """Look at this machine; never raises because something is missing."""
     facts = this_machine()
-    return Diagnosis(**vars(facts), abilities=tuple(probe.try_on(facts) for probe in PROBES))
+    abilities = tuple(probe.try_on(facts) for probe in PROBES)
+    return Diagnosis(**vars(facts), abilities=abilities, conflicts=tuple(version_conflicts(facts)))
 
 
 def _extra(what: str, name: str) -> Probe:
@@ -63,11 +69,33 @@ def _providers(*names: str) -> Callable[[Machine], list[str]]:
     return lambda facts: [provider.name for provider in facts.providers if provider.name in names and provider.loads]
 
 
+def _gpu_providers(facts: Machine) -> list[str]:
+    """Those that work; CUDA's runs are captured through cuda-python."""
+    able = GPU_PROVIDERS if facts.packages[-1].version else GPU_PROVIDERS[1:]
+    return _providers(*able)(facts)
+
+
 def _gpu_provider_hint(facts: Machine) -> str:
-    listed = [provider.name for provider in facts.providers if provider.name in GPU_PROVIDERS]
-    if not listed:
-        return "pip uninstall onnxruntime; pip install onnxruntime-gpu"
-    return f"{', '.join(listed)} does not load: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    if facts.packages[0].version is None:
+        return _onnxruntime_hint(facts)
+    for provider in facts.providers:
+        if provider.name == GPU_PROVIDERS[0]:
+            if provider.loads:
+                return _cuda_hint(facts)
+            return f"{provider.name} does not load{f': {provider.problem}' if provider.problem else ''}"
+    return REPLACE_BY_GPU_BUILD
+
+
+def _cuda_hint(facts: Machine) -> str:
+    return f"cuda-python {facts.packages[-1].note}: {INSTALL_CUDA_PYTHON}"
+
+
+def _onnxruntime_hint(facts: Machine) -> str:
+    package = facts.packages[0]
+    if package.version is None:
+        return package.note if facts.onnxruntime.builds else onnxruntime_hint()
+    names = " ".join(build.partition(" ")[0] for build in facts.onnxruntime.builds) or "onnxruntime"
+    return f"pip install --force-reinstall {names}"
 
 
 def _flavours(usable: Callable[[Machine, TensorRT], bool]) -> Callable[[Machine], list[str]]:
@@ -94,10 +122,7 @@ def _flavour_hint(name: FlavourName) -> Callable[[Machine], str]:
 
 
 def _engine_hint(facts: Machine) -> str:
-    cuda = facts.packages[-1]
-    if cuda.version is None:
-        return f"cuda-python {cuda.note}: {install_hint('tensorrt')}"
-    return _flavour_hint("tensorrt")(facts)
+    return _flavour_hint("tensorrt")(facts) if facts.packages[-1].version else _cuda_hint(facts)
 
 
 PROBES = (
@@ -109,9 +134,9 @@ PROBES = (
     Probe(
         "run bundles on ONNX Runtime, CPU",
         _providers(CPU_PROVIDER),
-        lambda facts: "pip install --force-reinstall onnxruntime",
+        _onnxruntime_hint,
     ),
     _extra("sample from captions", "text"),
-    Probe("run bundles on ONNX Runtime, GPU", _providers(*GPU_PROVIDERS), _gpu_provider_hint, needs_gpu=True),
+    Probe("run bundles on ONNX Runtime, GPU", _gpu_providers, _gpu_provider_hint, needs_gpu=True),
     Probe("run TensorRT engines", _flavours(_runs_here), _engine_hint, needs_gpu=True),
 )

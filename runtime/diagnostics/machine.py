@@ -14,10 +14,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 from pathlib import Path
 
 from starflow.runtime.backends.cuda import device as cuda_device
+from starflow.runtime.backends.cuda.driver import driver_cuda_version
 from starflow.runtime.backends.tensorrt.flavour import FLAVOUR_NAMES, load_flavour
 from starflow.runtime.bundle.build_record import FlavourName
 from starflow.runtime.plain.errors import BackendError
@@ -50,6 +51,7 @@ class Package:
     name: str
     version: str | None
     note: str
+    cuda: str | None = None  # the release of CUDA it was built for, such as "13.0"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,16 @@ class Provider:
 
     name: str
     loads: bool
+    problem: str | None = None  # what it lacks and what mends it, if it does not load and that can be told
+
+
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """What else matters of ONNX Runtime."""
+
+    builds: tuple[str, ...]  # the distributions that bring the package `onnxruntime`, with their versions
+    tensorrt: int | None = None  # the major release of TensorRT that its TensorRT provider is linked with
+    lacks_cudnn: bool = False  # whether convolutions, as of autoencoders, will not run on CUDA
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,7 @@ class TensorRT:
     version: str | None
     capabilities: tuple[str, ...]
     problem: str | None
+    cuda: str | None = None  # the major release of CUDA it was built for
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,7 @@ class Machine:
 
     machine: Computer
     packages: tuple[Package, ...]
+    onnxruntime: OnnxRuntime
     providers: tuple[Provider, ...]
     tensorrt: tuple[TensorRT, ...]
     gpus: Gpus
@@ -110,11 +124,13 @@ class Machine:
 
 def this_machine() -> Machine:
     """What is on this machine."""
-    cuda = imported_package("cuda-python", "cuda.bindings.runtime", "cuda-bindings")
+    cuda = cuda_package()
+    providers = tuple(listed_providers())
     return Machine(
         machine=this_computer(),
-        packages=(imported_package("onnxruntime", "onnxruntime", "onnxruntime-gpu"), torch_package(), cuda),
-        providers=tuple(listed_providers()),
+        packages=(onnxruntime_package(), torch_package(), cuda),
+        onnxruntime=onnxruntime_details(),
+        providers=providers,
         tensorrt=tuple(tensorrt_flavour(name) for name in FLAVOUR_NAMES),
         gpus=find_gpus(cuda),
         extras=tuple(optional_extras()),
@@ -137,20 +153,43 @@ def _installed(distribution: str) -> str | None:
         return None
 
 
-def imported_package(name: str, module: str, *other_names: str) -> Package:
-    """A package, imported.
+def _distributions(package: str) -> list[str]:
+    """The distributions that bring an importable package."""
+    return sorted(set(packages_distributions().get(package, ())))
 
-    Args:
-        *other_names: Distributions that may bring the module instead.
-    """
+
+def onnxruntime_package() -> Package:
+    """ONNX Runtime, imported, with its build."""
+    builds = _distributions("onnxruntime")
     try:
-        importlib.import_module(module)
+        from starflow.runtime.backends.onnxruntime import onnxruntime
+        from starflow.runtime.backends.onnxruntime.provider_problem import cuda_release
+    except BackendError as error:
+        return Package("onnxruntime", None, str(error) if builds else "not installed")
+    cuda = cuda_release()
+    return Package("onnxruntime", onnxruntime.__version__, f"GPU build for CUDA {cuda}" if cuda else "CPU build", cuda)
+
+
+def onnxruntime_details() -> OnnxRuntime:
+    """Builds of ONNX Runtime and what the installed one is linked with; to be asked after `listed_providers`, which loads libraries."""
+    builds = tuple(f"{name} {version(name)}" for name in _distributions("onnxruntime"))
+    try:
+        from starflow.runtime.backends.onnxruntime.provider_problem import lacks_cudnn, tensorrt_major
+    except BackendError:
+        return OnnxRuntime(builds)
+    return OnnxRuntime(builds, tensorrt_major(), lacks_cudnn())
+
+
+def cuda_package() -> Package:
+    """cuda-python, imported; its version is the CUDA it is for."""
+    try:
+        importlib.import_module("cuda.bindings.runtime")
     except ModuleNotFoundError:
-        return Package(name, None, "not installed")
+        return Package("cuda-python", None, "not installed")
     except (ImportError, OSError, RuntimeError) as error:
-        return Package(name, None, f"does not load: {_line(error)}")
-    versions = filter(None, map(_installed, (name, *other_names)))
-    return Package(name, next(versions, None), "")
+        return Package("cuda-python", None, f"does not load: {_line(error)}")
+    found = _installed("cuda-bindings") or _installed("cuda-python")
+    return Package("cuda-python", found, "", found and ".".join(found.split(".")[:2]))
 
 
 def torch_package() -> Package:
@@ -160,20 +199,23 @@ def torch_package() -> Package:
         return Package("torch", None, "not installed")
     text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
     cuda = re.search(r"^cuda\b[^=]*= *'([^']+)'", text, re.MULTILINE)
-    return Package("torch", found, f"CUDA {cuda[1]} build" if cuda else "CPU build")
+    return Package("torch", found, f"CUDA {cuda[1]} build" if cuda else "CPU build", cuda and cuda[1])
 
 
 def listed_providers() -> Iterator[Provider]:
     """The providers bundles can run on, each tried with a session of its own."""
     try:
-        import onnxruntime
-    except (ImportError, OSError):
+        from starflow.runtime.backends.onnxruntime import onnxruntime
+        from starflow.runtime.backends.onnxruntime.provider_problem import load_libraries, provider_problem
+    except BackendError:
         return
     onnxruntime.set_default_logger_severity(4)  # a provider that does not load complains at length
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     for name in onnxruntime.get_available_providers():
         if name in (CPU_PROVIDER, *GPU_PROVIDERS):
+            if name != CPU_PROVIDER:
+                load_libraries(name)
             try:
                 with warnings.catch_warnings(action="ignore"):
                     session = onnxruntime.InferenceSession(
@@ -182,7 +224,8 @@ def listed_providers() -> Iterator[Provider]:
                 loads = name in session.get_providers()  # what it did not get, it replaces by the CPU in silence
             except Exception:  # ONNX Runtime raises a dozen types for one thing: it cannot use this provider
                 loads = False
-            yield Provider(name, loads)
+            problem = None if loads or name == CPU_PROVIDER else provider_problem(name)
+            yield Provider(name, loads, problem)
 
 
 def tensorrt_flavour(name: FlavourName) -> TensorRT:
@@ -191,21 +234,25 @@ def tensorrt_flavour(name: FlavourName) -> TensorRT:
         flavour = load_flavour(name)
     except BackendError as error:
         return TensorRT(name, None, (), str(error))
-    return TensorRT(name, flavour.version, flavour.named_capabilities, None)
+    cuda = (re.search(r"cu(\d+)$", each) for each in _distributions(flavour.trt.__name__))
+    return TensorRT(
+        name, flavour.version, flavour.named_capabilities, None, next((found[1] for found in cuda if found), None)
+    )
 
 
 def find_gpus(cuda: Package) -> Gpus:
     """Ask the CUDA runtime, as the tensorrt backend does; without cuda-python nvidia-smi, which comes with the driver."""
     if cuda.version is None:
         return _gpus_by_tool()
+    release = driver_cuda_version()
+    driver = f"for CUDA {release[0]}.{release[1]}" if release else None
     try:
         first = cuda_device.Gpu()
         gpus = [cuda_device.Gpu(index) for index in range(first.call("cudaGetDeviceCount"))]
-        number = first.call("cudaDriverGetVersion")
         found = tuple(Gpu(gpu.name, gpu.compute_capability, _total_memory(gpu)) for gpu in gpus)
     except BackendError as error:
-        return Gpus((), None, str(error).partition(";")[0])
-    return Gpus(found, f"for CUDA {number // 1000}.{number % 1000 // 10}", None)
+        return Gpus((), driver, str(error).partition(";")[0])
+    return Gpus(found, driver, None)
 
 
 def _total_memory(gpu: cuda_device.Gpu) -> int:

@@ -84,12 +84,12 @@ def _usage(manifest: Manifest, repository: str) -> str:
     else:
         option, call = " --count 4", "count=4"
     output = "images.png" if manifest.output == "images" else "images.png --latents latents.npy"
-    extras = "hub,text" if manifest.text else "hub"
+    extras = "cpu,hub,text" if manifest.text else "cpu,hub"
     sample = "sample" if manifest.output == "images" else "generate"
     if sample == "generate":
         call = "sampler.noise(4)" + ("" if call == "count=4" else f", {call}")
     return (
-        f"Install it: {install_hint(extras)}.\n\n"
+        f"Install it: {install_hint(extras)}. For NVIDIA GPUs write `gpu` in place of `cpu`.\n\n"
         f"```console\nstarflow sample {repository}{option} --out {output}\n```\n\n"
         "```python\nfrom starflow.runtime import Sampler\n\n"
         f'with Sampler.open("{repository}") as sampler:\n    images = sampler.{sample}({call})\n```'

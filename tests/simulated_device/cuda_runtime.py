@@ -5,6 +5,7 @@
 import ctypes
 import functools
 import threading
+from collections import Counter
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ def simulated_cuda(device: SimulatedDevice) -> ModuleType:
         "cudaDeviceAttr",
         "cudaGraphNodeType",
         "cudaStreamNonBlocking",
+        "CUDART_VERSION",
     ):
         setattr(module, name, getattr(real, name))
     calls = _Calls(device)
@@ -37,11 +39,31 @@ def simulated_cuda(device: SimulatedDevice) -> ModuleType:
     return module
 
 
+VALUES: Counter[str] = Counter(  # that a function returns beside its status, of those that return any
+    cudaGetDeviceCount=1,
+    cudaGetDeviceProperties=1,
+    cudaDeviceGetAttribute=1,
+    cudaMemGetInfo=2,
+    cudaMalloc=1,
+    cudaMallocHost=1,
+    cudaStreamCreateWithFlags=1,
+    cudaGraphGetNodes=2,
+    cudaGraphNodeGetType=1,
+    cudaGraphInstantiate=1,
+)
+
+
 def _counted(device: SimulatedDevice, name: str, function: Callable[..., tuple]) -> Callable[..., tuple]:
     @functools.wraps(function)
     def call(*arguments: Any) -> tuple:
         with device.lock:
             device.counts[name] += 1
+            fault = device.faults.get((name, device.counts[name]))
+            if fault and fault.lasting:
+                device.broken = fault.error
+            elif fault and name != "cudaStreamEndCapture":  # which ends the capture all the same
+                device.last_error = getattr(real.cudaError_t, fault.error)
+                return (device.last_error, *[None] * VALUES[name])
             result = function(*arguments)
             if device.broken:
                 return (getattr(real.cudaError_t, device.broken), *[None] * (len(result) - 1))
@@ -87,9 +109,7 @@ class _Calls:
         self._device.check_not_capturing("cudaMalloc")
         if size < 1:
             raise ContractViolation("cudaMalloc: 0 bytes have no address")
-        address = None
-        if self._device.counts["cudaMalloc"] != self._device.fail_allocation:
-            address = self._memory.allocate(size, self._device.current_gpu)
+        address = self._memory.allocate(size, self._device.current_gpu)
         if address is None:
             return real.cudaError_t.cudaErrorMemoryAllocation, None
         return Success, address
@@ -172,7 +192,10 @@ class _Calls:
         if found.capture is None or found.capture.thread != threading.get_ident():
             raise ContractViolation("cudaStreamEndCapture: this thread captures nothing there")
         capture, found.capture = found.capture, None
-        if capture.invalid:
+        if (
+            capture.invalid
+            or ("cudaStreamEndCapture", self._device.counts["cudaStreamEndCapture"]) in self._device.faults
+        ):
             return real.cudaError_t.cudaErrorStreamCaptureInvalidated, None
         handle = self._device.new_handle()
         self._device.graphs[handle] = capture.operations

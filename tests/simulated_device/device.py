@@ -49,6 +49,14 @@ class Operation:
         )
 
 
+@dataclass(frozen=True)
+class Fault:
+    """A call that fails with an error of CUDA, by its name; if it is lasting, the device is lost and all later calls fail too."""
+
+    error: str
+    lasting: bool = False
+
+
 @dataclass
 class Capture:
     """A capture going on: the thread that began it, and what it recorded."""
@@ -74,7 +82,7 @@ class SimulatedDevice:
 
     Attributes:
         counts: How often each function of CUDA and TensorRT was called.
-        fail_allocation: Number of the allocation, from 1, that finds no memory; 0 for none.
+        faults: Calls that fail: the name of a function of CUDA and the number of the call, from 1.
         capturable: Whether TensorRT's work can be captured.
         last_error: The last error of a call, until it is asked for; who handles an error has to clear it.
         broken: After work failed on the GPU, every call reports it. Set it to the name of a CUDA error.
@@ -86,7 +94,7 @@ class SimulatedDevice:
         self.memory = Memory([memory] * gpus)
         self.lock = threading.RLock()
         self.counts: Counter[str] = Counter()
-        self.fail_allocation = 0
+        self.faults: dict[tuple[str, int], Fault] = {}
         self.capturable = True
         self.last_error: object = None
         self.broken = ""

@@ -18,13 +18,13 @@ class TensorBuffer:
     """
 
     def __init__(self, stream: Stream, spec: TensorSpec, count: int, what: str) -> None:
-        self._stream, self._spec = stream, spec
+        self._stream, self._spec, self._what = stream, spec, what
         size = self.size(count)
         with ExitStack() as stack:
             self.memory = stack.enter_context(closing(DeviceMemory(stream, size, what)))
             self._host: PinnedMemory | None = None
             if spec.role != "cache":
-                self._host = stack.enter_context(closing(PinnedMemory(stream, size)))
+                self._host = stack.enter_context(closing(PinnedMemory(stream, size, what)))
             stream.zero(self.memory)
             self._resources = stack.pop_all()
 
@@ -58,7 +58,7 @@ class TensorBuffer:
         self._stream.gpu.select()
         *axes, _ = fixed_shape(self._spec)
         size = self.size(1)
-        with closing(PinnedMemory(self._stream, size)) as host:
+        with closing(PinnedMemory(self._stream, size, self._what)) as host:
             self._stream.download(host, self.memory, size)
             self._stream.synchronize()
             return host.array((*axes, size // prod(axes)), np.uint8).copy()

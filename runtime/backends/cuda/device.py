@@ -14,14 +14,16 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from starflow.runtime.backends.cuda.driver import too_old_driver
 from starflow.runtime.plain.errors import BackendError, UsageError
-from starflow.runtime.plain.install_hint import install_hint
 
 # Loading an engine and capturing a graph exclude each other in a process: what a library does while it loads (allocating, waiting
 # for the whole device) is forbidden while a stream is captured, in some releases by whichever thread.
 LOADING = threading.RLock()
 
-ELSEWHERE = "use the onnxruntime backend, or see what this machine can do with `starflow doctor`"
+# Not one of the extras that bring it: `gpu` also brings a build of ONNX Runtime, and there may be another.
+INSTALL_CUDA_PYTHON = "pip install 'cuda-python<14'"
+ELSEWHERE = "use the onnxruntime backend on the CPU, or see what this machine can do with `starflow doctor`"
 
 
 class CaptureRefusedError(BackendError):
@@ -45,6 +47,8 @@ class Gpu:
         if error or not count:
             reason = self.reason(error) if error else "none is visible"
             self.forget_error()
+            if old := too_old_driver("cuda-python", str(self.cuda.CUDART_VERSION // 1000)):
+                reason = old
             raise BackendError(f"no usable NVIDIA GPU or driver ({reason}); {ELSEWHERE}")
         if not 0 <= index < count:
             raise UsageError(f"GPU {index}: this machine has {count}, counted from 0")
@@ -135,13 +139,22 @@ class DeviceMemory(_Memory):
 
 
 class PinnedMemory(_Memory):
-    """Host memory that the GPU copies from and to without waiting for the CPU."""
+    """Host memory for `what` that the GPU copies from and to without waiting for the CPU; BackendError if there is too little."""
 
     _free = "cudaFreeHost"
 
-    def __init__(self, stream: "Stream", size: int) -> None:
+    def __init__(self, stream: "Stream", size: int, what: str) -> None:
         super().__init__(stream, size)
-        self.address = stream.gpu.call("cudaMallocHost", size)
+        gpu = stream.gpu
+        error, self.address = gpu.cuda.cudaMallocHost(size)
+        if error == gpu.cuda.cudaError_t.cudaErrorMemoryAllocation:
+            gpu.forget_error()
+            raise BackendError(
+                f"{what} needs {size:,} bytes of pinned host memory, which the system does not give; free some host memory, "
+                "or raise the limit on locked memory (ulimit -l)"
+            )
+        if error:
+            gpu.fail("cudaMallocHost", error)
 
     def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
         """Its first bytes as an array, which must not be used after `close`."""
@@ -218,7 +231,8 @@ class Stream:
             gpu.forget_error()
             raise CaptureRefusedError(f"cudaStreamEndCapture: {gpu.reason(error)}")
         try:
-            return Graph(self, gpu.call("cudaGraphInstantiate", graph, 0), self._kernels(graph))
+            kernels = self._kernels(graph)  # first, because it may fail as well
+            return Graph(self, gpu.call("cudaGraphInstantiate", graph, 0), kernels)
         finally:
             gpu.release("cudaGraphDestroy", graph)
 
@@ -286,7 +300,7 @@ def _load_cuda() -> ModuleType:
     try:
         return importlib.import_module("cuda.bindings.runtime")
     except ModuleNotFoundError:
-        raise BackendError(f"cuda-python is not installed: {install_hint('tensorrt')}") from None
+        raise BackendError(f"cuda-python is not installed: {INSTALL_CUDA_PYTHON}; {ELSEWHERE}") from None
     except (ImportError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BackendError(f"cuda-python is installed but does not load: {reason}; {ELSEWHERE}") from None

@@ -23,5 +23,5 @@ def check_release(variant: Variant) -> None:
     if found < least:
         raise BackendError(
             f"variant {variant.name} needs ONNX Runtime {least[0]}.{least[1]} or newer, this is {onnxruntime.__version__}; "
-            "install a newer one: pip install -U onnxruntime"
+            "install a newer one: pip install --upgrade onnxruntime, or onnxruntime-gpu if that is the build"
         )

@@ -12,22 +12,23 @@ import onnxruntime
 from numpy.typing import ArrayLike
 
 from starflow.runtime.backends.base import Provider
+from starflow.runtime.backends.onnxruntime.provider_problem import CUDA, TENSORRT, load_libraries, provider_problem
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec, fixed_shape
 from starflow.runtime.bundle.network_spec import NetworkSpec
 from starflow.runtime.plain import telemetry
 from starflow.runtime.plain.errors import BackendError, BundleError, StarflowError, UsageError, first_line
+from starflow.runtime.plain.install_hint import REPLACE_BY_GPU_BUILD
 
 telemetry.silence(onnxruntime)
 onnxruntime.set_default_logger_severity(4)  # as of sessions, below: allocators print by this logger, in colours
 
 CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
 # Each provider leaves the nodes it cannot run to the next one.
 EXECUTION_PROVIDERS: dict[Provider, tuple[str, ...]] = {
     "cpu": (CPU,),
     "cuda": (CUDA, CPU),
-    "tensorrt": ("TensorrtExecutionProvider", CUDA, CPU),
+    "tensorrt": (TENSORRT, CUDA, CPU),
 }
 OPTIONS = {CUDA: {"use_tf32": "0"}}  # TF32 would compute float32 products with ten bits, an error of 1e-3
 
@@ -46,18 +47,20 @@ def check_provider(name: str) -> Provider:
 
     Raises:
         UsageError: there is no such provider.
-        BackendError: the installed onnxruntime was built without it.
+        BackendError: the installed onnxruntime was built without it, or a library or a driver that it needs is missing or too old.
     """
     provider = next((known for known in get_args(Provider) if known == name), None)
     if provider is None:
         raise UsageError(f"provider {name!r} is not known; choose {', '.join(EXECUTION_PROVIDERS)}")
-    if EXECUTION_PROVIDERS[provider][0] not in onnxruntime.get_available_providers():
+    wanted = EXECUTION_PROVIDERS[provider][0]
+    if wanted not in onnxruntime.get_available_providers():
         raise BackendError(
-            f"the installed onnxruntime has no {EXECUTION_PROVIDERS[provider][0]}; "
-            "replace it with the GPU build: pip uninstall onnxruntime; pip install onnxruntime-gpu"
+            f"the installed onnxruntime has no {wanted}; replace it with the GPU build: {REPLACE_BY_GPU_BUILD}"
         )
     if provider != "cpu":
-        onnxruntime.preload_dlls()  # finds CUDA's libraries where pip put them, which need not be on the loader's path
+        load_libraries(wanted)
+        if problem := provider_problem(wanted):
+            raise BackendError(f"{wanted} does not work here: {problem}")
     return provider
 
 

@@ -30,12 +30,18 @@ logger = logging.getLogger(__name__)
 
 
 class TensorrtRuntime:
-    """An installed TensorRT on one GPU."""
+    """An installed TensorRT on one GPU; BackendError if it does not start there."""
 
     def __init__(self, flavour: Flavour, gpu: Gpu) -> None:
         self.flavour, self.gpu = flavour, gpu
         self.log = MessageLog(flavour, "ERROR")
-        self._runtime = flavour.trt.Runtime(self.log.logger)
+        try:
+            self._runtime = flavour.trt.Runtime(self.log.logger)
+        except TypeError:  # it gave no object: its libraries and the driver do not fit
+            raise BackendError(
+                f"{flavour.name} {flavour.version} does not start here ({self.log.last_error()}); "
+                "`starflow doctor` says what to change"
+            ) from None
 
     def deserialize(self, path: Path) -> Any:
         """The `trt.ICudaEngine` in a file, or None if TensorRT refuses it."""

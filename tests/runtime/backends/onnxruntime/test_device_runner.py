@@ -14,7 +14,8 @@ from starflow.runtime.backends.base import Provider
 from starflow.runtime.backends.block_runner import BlockRunner
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.backends.onnxruntime.block_runner import DeviceBlockRunner
-from starflow.runtime.backends.onnxruntime.session import CPU, CUDA, check_provider, open_session
+from starflow.runtime.backends.onnxruntime.provider_problem import CUDA
+from starflow.runtime.backends.onnxruntime.session import CPU, check_provider, open_session
 from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec

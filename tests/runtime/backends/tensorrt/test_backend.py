@@ -1,6 +1,7 @@
 """The native TensorRT loop on a simulated device: real engine files, the real parser, a device that enforces the contract."""
 
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,18 @@ def test_every_kind_of_model_samples_as_elsewhere(
     # The device executes the very network the interpreter does: the loop may not change a single bit.
     np.testing.assert_array_equal(found, expected)
     assert relative_error(found, generate(bundle, onnxruntime(bundle))) <= FP16
+
+
+def test_engines_need_no_onnx_runtime(
+    tiny_engines: Bundle, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulate()
+    for name in [*sys.modules, "onnxruntime"]:
+        if name.startswith(("onnxruntime", "starflow.runtime.backends.onnxruntime")):
+            monkeypatch.setitem(sys.modules, name, None)
+    with Sampler.open(tiny_engines) as sampler:
+        assert sampler.backend.name == "tensorrt"
+        assert sampler.sample([0, 1], guidance=1.5).shape[0] == 2
 
 
 FIXED = DecodePlan(

@@ -17,6 +17,7 @@ from starflow.runtime.backends.tensorrt.backend import open_tensorrt
 from starflow.runtime.bundle.build_record import FlavourName
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.plain.errors import BackendError, BundleError, StarflowError, UsageError
+from tests.simulated_device.device import Fault
 from tests.simulated_device.fixtures import Simulate
 from tests.simulated_device.sampling import copy_of, generate
 from tests.simulated_device.tensorrt_runtime import Context
@@ -38,9 +39,9 @@ def test_without_a_driver_the_real_cuda_says_the_same(tiny_engines: Bundle) -> N
         open_tensorrt(tiny_engines)
 
 
-def test_without_cuda_python_it_names_the_extra(tiny_engines: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_cuda_python_it_says_how_to_get_it(tiny_engines: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    with pytest.raises(BackendError, match=r"pip install '\.\[tensorrt\]' in a clone of starflow"):
+    with pytest.raises(BackendError, match=r"cuda-python is not installed: pip install 'cuda-python<14'; "):
         open_tensorrt(tiny_engines)
 
 
@@ -184,7 +185,7 @@ def test_wherever_memory_ends_all_of_it_is_released(tiny_engines: Bundle, simula
         pass
     for number in range(1, device.counts["cudaMalloc"] + 1):
         device = simulate()
-        device.fail_allocation = number
+        device.faults["cudaMalloc", number] = Fault("cudaErrorMemoryAllocation")
         with pytest.raises(BackendError, match=r"needs [\d,]+ bytes of GPU memory, [\d,]+ of 1,073,741,824 are free"):
             open_tensorrt(tiny_engines)
         assert not device.memory.leaks()

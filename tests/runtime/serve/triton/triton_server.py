@@ -61,7 +61,7 @@ def make_triton(repository: Path, folder: Path) -> Environment:
         pytest.skip(f"nvidia-pytriton has no stub for Python {stub}")
     (folder / "source").mkdir()
     wheel = build_wheel(repository, folder / "source")
-    install(environment.scripts, repository, f"{wheel}[text]", PACKAGES[1], but=("numpy",))
+    install(environment.scripts, repository, f"{wheel}[cpu,text]", PACKAGES[1], but=("numpy",))
     backend = folder / "backends" / "python"
     shutil.copytree(environment.triton / "backends" / "python", backend)
     shutil.copy(environment.triton / "python_backend_stubs" / stub / "triton_python_backend_stub", backend)
