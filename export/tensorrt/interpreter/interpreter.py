@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.export.tensorrt.interpreter import arithmetic, attention, cache, movement, reductions
+from starflow.export.tensorrt.interpreter import arithmetic, attention, cache, images, movement, reductions
 from starflow.export.tensorrt.interpreter.cache import cache_pairs
 from starflow.export.tensorrt.interpreter.constants import Constants
 from starflow.export.tensorrt.interpreter.layers import Compute, Kernel, NetworkLayer, NetworkTensor, read_layers
@@ -16,10 +16,10 @@ from starflow.export.tensorrt.parse import ParsedGraph
 from starflow.runtime.plain.errors import ExportError
 
 KERNELS: dict[str, Kernel] = (
-    arithmetic.KERNELS | movement.KERNELS | reductions.KERNELS | attention.KERNELS | cache.KERNELS
+    arithmetic.KERNELS | movement.KERNELS | reductions.KERNELS | images.KERNELS | attention.KERNELS | cache.KERNELS
 )
 # Their results hold nothing that was not rounded before.
-_EXACT = frozenset(movement.KERNELS) | {"SELECT", "ATTENTION_OUTPUT", "KV_CACHE_UPDATE"}
+_EXACT = frozenset(movement.KERNELS) | {"RESIZE", "SELECT", "ATTENTION_OUTPUT", "KV_CACHE_UPDATE"}
 
 Observe = Callable[[NetworkLayer, NDArray], None]
 
