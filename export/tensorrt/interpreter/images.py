@@ -1,6 +1,7 @@
 """Layers of networks over images: convolution, and resizing to the nearest pixel."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,12 +36,14 @@ def convolution(layer: NetworkLayer) -> Compute:
         # One product of matrices for each place in the kernel: no copy of the image as columns.
         total = np.zeros((len(x), groups, maps // groups, int(np.prod(out))), np.float32)
         for place in itertools.product(*map(range, sizes)):
-            cut = [
+            sides = zip(place, dilations, out, strides, strict=True)
+            ranges = [
                 slice(index * dilation, index * dilation + (size - 1) * step + 1, step)
-                for index, dilation, size, step in zip(place, dilations, out, strides, strict=True)
+                for index, dilation, size, step in sides
             ]
-            seen = parts[(..., *cut)].reshape(len(x), groups, channels, -1)
-            total += np.matmul(weights[(..., *place)], seen)
+            cut: tuple[Any, ...] = (..., *ranges)
+            where: tuple[Any, ...] = (..., *place)
+            total += np.matmul(weights[where], parts[cut].reshape(len(x), groups, channels, -1))
         result = total.reshape(len(x), maps, *out)
         return result if bias is None else result + bias.reshape(-1, *[1] * len(out))
 

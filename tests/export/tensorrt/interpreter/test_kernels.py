@@ -234,7 +234,7 @@ def test_convolution(tmp_path: Path, attributes: dict[str, Any], bias: bool) -> 
 
 @pytest.mark.parametrize("rows", [6, 3])
 def test_resize_to_the_nearest_pixel(tmp_path: Path, rows: int) -> None:
-    how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    how: dict[str, Any] = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     scales = np.array([1, 1, rows / 3, 2], np.float32)
     check(tmp_path, "Resize", {"x": real(2, 2, 3, 4)}, {"": real(0), "scales": scales}, **how)
 
