@@ -45,11 +45,13 @@ format: $(VENV)/installed ## Format, and mend what the linter can mend
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-schema: $(VENV)/installed ## Write the published JSON Schemas of manifest.json and build.json
+schema: $(VENV)/installed ## Write the published JSON Schemas of manifest.json, build.json and networks.json
 	$(BIN)/python -c 'import json; from starflow.runtime.bundle.manifest_file import published_manifest_schema as s; print(json.dumps(s(), indent=1))' \
 	  > runtime/schema/manifest-3.json
 	$(BIN)/python -c 'import json; from starflow.runtime.bundle.build_record import published_build_schema as s; print(json.dumps(s(), indent=1))' \
 	  > runtime/schema/build-1.json
+	$(BIN)/python -c 'import json; from starflow.runtime.bundle.network_build import published_networks_schema as s; print(json.dumps(s(), indent=1))' \
+	  > runtime/schema/networks-1.json
 
 shipped: $(VENV)/installed ## Make the bundle that comes with the package from examples/digits/checkpoint into runtime/shipped
 	$(BIN)/starflow export examples/digits/checkpoint -o out/shipped --batch 1,8 --force

@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from starflow.runtime.backends.base import Backend, Provider
-from starflow.runtime.backends.choice import BackendName, open_backend
+from starflow.runtime.backends.choice import BackendName, onnxruntime_networks, open_backend
 from starflow.runtime.batch_loops import BatchLoops
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
@@ -57,8 +57,11 @@ class Sampler:
         provider: Provider = "cpu",
         threads: int = 0,
     ) -> None:
-        beside = Shared(SideNetworks(bundle, variant, provider, threads))
-        self._start(bundle, variant, _Open(BatchLoops(bundle, variant, backend, plan), beside))
+        with ExitStack() as stack:
+            loops = stack.enter_context(closing(BatchLoops(bundle, variant, backend, plan)))
+            sessions = backend.open_networks(lambda: onnxruntime_networks(bundle, provider, threads))
+            self._start(bundle, variant, _Open(loops, Shared(SideNetworks(bundle, variant, sessions))))
+            stack.pop_all()
 
     def _start(self, bundle: Bundle, variant: Variant, opened: "_Open") -> None:
         self.bundle, self.variant = bundle, variant
@@ -87,7 +90,8 @@ class Sampler:
                 Hub, of which the files of the chosen variant, backend and shape are fetched; or a bundle that is open.
             backend: What runs the flow: `onnxruntime`, `tensorrt` (engines from `starflow build`, on a GPU), or `auto`, which
                 takes TensorRT if there is a GPU and the bundle has engines for it, and ONNX Runtime otherwise. Engines are
-                machine code, so `auto` leaves alone those of a bundle on the Hub.
+                machine code, so `auto` leaves alone those of a bundle on the Hub. Beside a flow on TensorRT, text encoder,
+                autoencoder and denoisers run on their engines too; ONNX Runtime runs those without one, which a warning says.
             variant: Name of a variant, such as `portable-fp32`; None takes the first one made for the backend.
             plan: For an autoregressive flow `sequential`, a `DecodePlan` or its JSON file, or `Jacobi` chunks. For a
                 continuous flow an integration plan or its JSON file. `auto` takes the plan that `starflow calibrate --plan`

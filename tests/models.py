@@ -10,7 +10,14 @@ from torch import nn
 from starflow.training.autoregressive.config import StarflowConfig, TarflowConfig
 from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.checkpoint import save_checkpoint
-from starflow.training.config import CheckpointConfig, Conditioning, ImageRange, LatentAutoencoder, LatentScaling
+from starflow.training.config import (
+    CheckpointConfig,
+    Conditioning,
+    ImageRange,
+    LatentAutoencoder,
+    LatentScaling,
+    TextEncoding,
+)
 from starflow.training.continuous.config import ContinuousMlpConfig, ContinuousTransformerConfig
 from starflow.training.continuous.model import ContinuousFlow, time_frequencies
 from starflow.training.families import build_flow
@@ -194,3 +201,24 @@ def write_latent_checkpoint(
     update = {"latent": latent, "image": image, "autoencoder": LatentAutoencoder(pixel_shape=pixels)}
     save_checkpoint(folder, config.model_copy(update=update), model.state_dict(), autoencoder=source)
     return model
+
+
+def write_captioned_latents(folder: Path, text_encoder: Path) -> AutoregressiveFlow:
+    """Write a random checkpoint from captions to pixels: 8 tokens of a text encoder of width 32, latents [1, 8, 8], 16x16 grey pixels.
+
+    It has a learned denoiser that reads the text.
+    """
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(0)
+    blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+    widths = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    autoencoder: Any = AutoencoderTiny(1, 1, latent_channels=1, upsampling_scaling_factor=2, **blocks, **widths)
+    with torch.no_grad():
+        autoencoder.decoder.layers[-1].bias.fill_(0.4)  # pixels that are not all black
+    config = features_config(tokens=8, width=32)
+    changes = {"channels": 64, "learnable_self_denoiser": True, "conditional_denoiser": True}
+    model = StarflowConfig(**config.model.model_dump() | changes)
+    text = TextEncoding(encoder=str(text_encoder), template="a {caption}")
+    config = config.model_copy(update={"model": model, "text": text, "noise_std": 0.3})
+    return write_latent_checkpoint(folder, config, autoencoder, (1, 16, 16))

@@ -19,6 +19,7 @@ from pydantic_core import PydanticUndefined
 
 from starflow.runtime.bundle.build_record import published_build_schema
 from starflow.runtime.bundle.manifest_file import published_manifest_schema
+from starflow.runtime.bundle.network_build import published_networks_schema
 from starflow.training.autoencoder.config import AutoencoderObjective, KlConfig, NoisyDecoderConfig, TinyConfig
 from starflow.training.autoregressive.config import StarflowConfig, TarflowConfig
 from starflow.training.continuous.config import ContinuousMlpConfig, ContinuousTransformerConfig
@@ -33,7 +34,12 @@ def names_in(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("file", "current"), [("manifest-3.json", published_manifest_schema), ("build-1.json", published_build_schema)]
+    ("file", "current"),
+    [
+        ("manifest-3.json", published_manifest_schema),
+        ("build-1.json", published_build_schema),
+        ("networks-1.json", published_networks_schema),
+    ],
 )
 def test_published_schemas_are_those_of_the_code(
     repository: Path, file: str, current: Callable[[], dict[str, Any]]
@@ -70,6 +76,7 @@ def test_a_schema_adds_some_fields_to_the_one_before_and_nothing_else(
     [
         ("manifest-3.json", "docs/bundle.md", {"guidance_anneal", "patch_order"}),
         ("build-1.json", "docs/tensorrt.md", {"compute_capabilities", "profiles"}),
+        ("networks-1.json", "docs/tensorrt.md", {"compute_capabilities", "precision", "mixed"}),
     ],
 )
 def test_manuals_name_every_field_and_value_of_a_schema(repository: Path, file: str, page: str, some: set[str]) -> None:

@@ -4,6 +4,9 @@ A target is a TensorRT and the GPUs to build for. `tensorrt-rtx` builds for RTX 
 machine with or without a GPU; `tensorrt` builds for the GPU of this machine. Engines are written into the bundle, under
 engines/. Engines that have not changed since the last build are not built again.
 
+The networks beside the flow (text encoder, autoencoder, denoisers) get engines too. The build measures on the bundle's own data
+what they can compute in float16, and says so.
+
 Examples:
   starflow build digits.bundle --target tensorrt-rtx:8.9,12.0
   starflow build t2i.bundle --target tensorrt --variant portable-fp16 --profile-tokens 1,32,256 --workspace 2GiB
@@ -17,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from starflow.runtime.bundle.named_network import NETWORK_NAMES
 from starflow.runtime.commands.backend_arguments import add_variant_argument
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.whole_number import whole_number
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from starflow.export.tensorrt.build import BuiltEngine
+    from starflow.export.tensorrt.network_build import BuiltNetwork
     from starflow.export.tensorrt.target import Target
     from starflow.runtime.bundle.bundle import Bundle
     from starflow.runtime.bundle.manifest import Place
@@ -53,6 +58,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="build for batches of this many images only (default: for all that the bundle holds)",
+    )
+    what.add_argument(
+        "--networks",
+        nargs="+",
+        metavar="NAME",
+        choices=[*NETWORK_NAMES, "none"],
+        help=f"networks beside the flow to build: {', '.join(NETWORK_NAMES)}, or none (default: all that the bundle holds)",
     )
     what.add_argument("--force", action="store_true", help="build again even what has not changed")
     tuning = parser.add_argument_group("tuning")
@@ -87,6 +99,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Exit status 0 if all engines are in the bundle."""
     from starflow.export.tensorrt.build import BuildRequest, build_bundle
+    from starflow.export.tensorrt.network_build import build_networks, wanted_networks
     from starflow.export.tensorrt.target import parse_target
     from starflow.runtime.bundle.build_record import BuildOptions
     from starflow.runtime.bundle.bundle import Bundle
@@ -105,14 +118,23 @@ def run(arguments: argparse.Namespace) -> int:
     def waiting() -> None:
         print("waiting for another build of this bundle to end", file=sys.stderr)
 
+    names = arguments.networks
+    if names and "none" in names and len(names) > 1:
+        raise UsageError(f"--networks {' '.join(names)}: give none by itself, or names of networks")
+    wanted = [] if names == ["none"] else wanted_networks(bundle, places, request, names)
     with progress_bar("building", enabled=not arguments.json) as bar:
         built = [
             engine for each in places for engine in build_bundle(each, target, request, report=bar, waiting=waiting)
         ]
+    with progress_bar("building networks beside the flow", enabled=not arguments.json) as bar:
+        networks = build_networks(bundle, wanted, target, request, report=bar, waiting=waiting)
     if arguments.json:
-        print(json.dumps({"bundle": str(bundle.root), "target": target.name, "engines": [_plain(e) for e in built]}))
+        answer = {"bundle": str(bundle.root), "target": target.name, "engines": [_plain(engine) for engine in built]}
+        print(json.dumps(answer | {"networks": [_plain_network(each) for each in networks]}))
     else:
         _print(built, target)
+        if networks:
+            _print_networks(networks)
     return 0
 
 
@@ -143,6 +165,43 @@ def _plain(engine: "BuiltEngine") -> dict[str, object]:
         "seconds": engine.seconds,
         "kernels": [asdict(count) for count in engine.kernels],
     }
+
+
+def _plain_network(built: "BuiltNetwork") -> dict[str, object]:
+    return {
+        "network": built.network.name,
+        "graph": built.spec.graph,
+        "precision": built.spec.precision,
+        "error": built.spec.error,
+        "path": built.spec.file.path,
+        "bytes": built.spec.file.bytes,
+        "weight_bytes": built.network.spec.weight_bytes,
+        "unchanged": built.seconds is None,
+        "seconds": built.seconds,
+        "kernels": [asdict(count) for count in built.kernels],
+    }
+
+
+def _print_networks(built: "list[BuiltNetwork]") -> None:
+    from starflow.runtime.plain.terminal import Terminal
+    from starflow.runtime.reports.tables import plain_table
+
+    columns = ("network", "precision", "error", "kernels", "engine MiB", "weights MiB", "seconds")
+    listed = any(each.kernels for each in built)
+    shown = (name for name in columns if listed or name != "kernels")
+    table = plain_table(*shown, dense=True, title="networks beside the flow")
+    for each in built:
+        kernels = [str(each.kernels[0].kernels) if each.kernels else "-"] if listed else []
+        table.add_row(
+            " ".join((each.network.words, *_words(each.place))),
+            each.spec.precision,
+            "-" if each.spec.precision == "fp32" else f"{each.spec.error:.1e}",
+            *kernels,
+            f"{each.spec.file.bytes / 2**20:.1f}",
+            f"{each.network.spec.weight_bytes / 2**20:.1f}",
+            "unchanged" if each.seconds is None else f"{each.seconds:.1f}",
+        )
+    Terminal().print(table)
 
 
 def _print(built: "list[BuiltEngine]", target: "Target") -> None:

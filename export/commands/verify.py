@@ -95,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Exit status 0 if everything that ran agrees with the reference, 1 if not."""
     import json
 
+    from starflow.export.verification.network_routes import find_network_routes
     from starflow.export.verification.networks import autoencoder_folder, denoiser_name, text_encoder_folder
     from starflow.export.verification.report import write_report
     from starflow.export.verification.results import as_plain_values, print_table
@@ -120,7 +121,10 @@ def run(arguments: argparse.Namespace) -> int:
         bundle.verify_hashes()
     bundle = bundle.at_shape(parse_shape(arguments.shape)).at_batch(arguments.batch)
     variants = choose_variants(bundle, arguments.variant)
-    routes, not_run = find_routes(bundle, _backends(arguments), variants)
+    backends = _backends(arguments)
+    routes, not_run = find_routes(bundle, backends, variants)
+    network_routes, networks_not_run = find_network_routes(bundle, backends)
+    not_run += networks_not_run
     if not arguments.checkpoint:
         missing = "it has no reference here; name --checkpoint"
         not_run += [NotRun(denoiser_name(spec), missing) for spec in bundle.manifest.denoisers]
@@ -137,6 +141,7 @@ def run(arguments: argparse.Namespace) -> int:
             routes,
             case,
             chosen,
+            network_routes=network_routes,
             text_encoder=text_encoder if isinstance(text_encoder, Path) else None,
             autoencoder=autoencoder if isinstance(autoencoder, Path) else None,
             not_run=not_run,

@@ -1,18 +1,16 @@
 """Builds the engines of a bundle, unless they are up to date, and records what they are."""
 
 import datetime
-import itertools
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from starflow.export.bundle_folder import file_spec
 from starflow.export.tensorrt.build_monitor import PARTS
 from starflow.export.tensorrt.build_resources import check_room
 from starflow.export.tensorrt.engine_builder import begins_like_engine, build_engine
+from starflow.export.tensorrt.engine_folder import EngineFolder
 from starflow.export.tensorrt.kernel_list import KernelCount, kernel_counts
 from starflow.export.tensorrt.parse import parse_graph
 from starflow.export.tensorrt.parser_guard import guard_graph
@@ -27,11 +25,10 @@ from starflow.runtime.bundle.build_record import (
     build_folder,
     read_build,
 )
-from starflow.runtime.bundle.bundle import Bundle, sha256
+from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
 from starflow.runtime.bundle.lock import bundle_lock
 from starflow.runtime.bundle.manifest import Place, Variant
-from starflow.runtime.plain.atomic_write import atomic_file, check_file, make_folders
 from starflow.runtime.plain.errors import BundleError, UsageError
 from starflow.runtime.plain.progress import Report, no_report
 
@@ -82,7 +79,7 @@ def build_bundle(
         BundleError: the bundle has no such variant, or is damaged.
         ExportError: a graph cannot be built, or memory or disk do not suffice.
     """
-    variants = _variants(bundle, request.variants)
+    variants = chosen_variants(bundle, request.variants)
     for variant in variants:
         target.check_variant(variant)
     longest = max(bundle.manifest.longest_run(graph.block) for graph in bundle.manifest.variants[0].graphs)
@@ -102,12 +99,13 @@ def build_bundle(
             builder = _VariantBuilder(bundle, target.flavour, variant, config, request)
             for graph in variant.graphs:
                 what = f"{variant.name}, flow block {graph.block}"
-                built.append(builder.engine(graph, _share(report, len(built), total, what)))
+                built.append(builder.engine(graph, share(report, len(built), total, what)))
             builder.finish([engine.spec for engine in built if engine.variant == variant.name])
     return built
 
 
-def _variants(bundle: Bundle, names: Sequence[str] | None) -> list[Variant]:
+def chosen_variants(bundle: Bundle, names: Sequence[str] | None) -> list[Variant]:
+    """The variants of some names, or every portable variant of 16 bits; see `build_bundle` for the errors."""
     if names is not None:
         return [bundle.variant(name, "portable") for name in dict.fromkeys(names)]
     found = [each for each in bundle.manifest.variants if each.lowering == "portable" and each.precision != "fp32"]
@@ -116,8 +114,8 @@ def _variants(bundle: Bundle, names: Sequence[str] | None) -> list[Variant]:
     return found
 
 
-def _share(report: Report, index: int, count: int, what: str) -> Report:
-    """The report of one engine of `count`."""
+def share(report: Report, index: int, count: int, what: str) -> Report:
+    """The report of the engine of number `index` of `count`."""
 
     def of_one(done: int, total: int, doing: str | None = None) -> None:
         report(index * total + done, count * total, f"{what}: {doing}" if doing else what)
@@ -133,16 +131,10 @@ class _VariantBuilder:
     ) -> None:
         self.bundle, self.flavour, self.variant, self.config = bundle, flavour, variant, config
         self.list_kernels, self.force = request.kernels, request.force or request.kernels
-        self.folder = build_folder(bundle, config.target, variant.name)
-        if not Path(os.path.realpath(self.folder)).is_relative_to(os.path.realpath(bundle.folder)):
-            raise BundleError(f"{self.folder}: a link on its way leads out of the bundle; remove it")
-        check_file(self.folder / "build.json")
-        make_folders(self.folder)
-        for abandoned in (*self.folder.glob(".block*.engine.*"), *self.folder.glob(".build.json.*")):
-            abandoned.unlink()  # of a build that was killed; the lock says that no other is at work
+        self.folder = EngineFolder(bundle, build_folder(bundle, config.target, variant.name), "build.json")
         self.recorded: dict[str, EngineSpec] = {}  # the engines of the last build, by key
         with suppress(BundleError):  # there is no record to rely on
-            self.recorded = {engine.key: engine for engine in read_build(self.folder / "build.json").engines}
+            self.recorded = {engine.key: engine for engine in read_build(self.folder.record).engines}
         self._weights_checked = False
 
     def engine(self, graph: GraphSpec, report: Report) -> BuiltEngine:
@@ -150,16 +142,16 @@ class _VariantBuilder:
         key = self.config.key(self.bundle, graph.block)
         name = f"block{graph.block}-{key[:12]}"
         report(0, PARTS)
-        file = None if self.force else self._present(self.folder / f"{name}.engine", key)
+        file = None if self.force else self._present(self.folder.folder / f"{name}.engine", key)
         seconds = None
         kernels: tuple[KernelCount, ...] = ()
         if file is None:
-            path = self._free_path(name)
+            path = self.folder.free_path(name)
             started = time.perf_counter()
             messages = self._build(graph, path, report)
             kernels = kernel_counts(messages) if self.list_kernels else ()
             seconds = time.perf_counter() - started
-            file = file_spec(path, self.bundle.folder)
+            file = self.folder.file(path)
         report(PARTS, PARTS)
         spec = EngineSpec(block=graph.block, file=file, key=key)
         return BuiltEngine(self.bundle.place, self.variant.name, spec, graph.weight_bytes, seconds, kernels)
@@ -167,26 +159,9 @@ class _VariantBuilder:
     def finish(self, engines: Sequence[EngineSpec]) -> None:
         """Write `build.json`, then remove what it does not name."""
         if self.recorded != {engine.key: engine for engine in engines}:
-            self._write(engines)
-        named = {Path(engine.file.path).stem for engine in engines}
-        for path in self.folder.glob("block*.*"):  # engines, and what the runtime keeps beside them
-            if path.stem not in named:
-                path.unlink()
-
-    def _write(self, engines: Sequence[EngineSpec]) -> None:
-        record = BuildRecord(
-            schema_version=1,
-            **dict(self.config),
-            engines=tuple(engines),
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        )
-        with atomic_file(self.folder / "build.json") as temporary:
-            temporary.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-
-    def _free_path(self, name: str) -> Path:
-        """A path where no engine lies: those that `build.json` names stay as they are until it names others."""
-        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-        return next(path for path in (self.folder / f"{each}.engine" for each in names) if not path.exists())
+            record = BuildRecord(schema_version=1, **dict(self.config), engines=tuple(engines), created=now())
+            self.folder.write(record.model_dump_json(indent=1))
+        self.folder.tidy(engine.file for engine in engines)
 
     def _present(self, path: Path, key: str) -> FileSpec | None:
         """The engine of a key, if it is there and whole: the recorded one, or else that at `path`.
@@ -195,31 +170,28 @@ class _VariantBuilder:
         """
         recorded = self.recorded.get(key)
         if recorded:
-            path = self.bundle.path(recorded.file)
-        if not path.is_file():
-            return None
-        file = file_spec(path, self.bundle.folder)
-        whole = recorded.file == file if recorded else begins_like_engine(self.flavour, path)
-        return file if whole else None
+            return recorded.file if self.folder.is_whole(recorded.file) else None
+        if path.is_file() and begins_like_engine(self.flavour, path):
+            return self.folder.file(path)
+        return None
 
     def _build(self, graph: GraphSpec, path: Path, report: Report) -> list[str]:
         """Build an engine; what TensorRT said."""
-        self._check_source(graph.file)
+        self.folder.check_source(graph.file)
         if not self._weights_checked:
-            self._check_source(self.variant.weights)
+            self.folder.check_source(self.variant.weights)
             self._weights_checked = True
         source = self.bundle.path(graph.file)
-        check_room(graph.block, graph.weight_bytes, self.folder)
+        check_room(f"flow block {graph.block}", graph.weight_bytes, self.folder.folder)
         guard_graph(source, graph.block)
         longest = self.bundle.manifest.longest_run(graph.block)
+        profiles = [profile.within(longest) for profile in self.config.profiles]
         least = "VERBOSE" if self.list_kernels else "WARNING"
         parsed = parse_graph(self.flavour, source, graph.block, least=least)
-        build_engine(parsed, self.config, longest, path, report, list_layers=self.list_kernels)
+        build_engine(parsed, self.config, profiles, path, report, list_layers=self.list_kernels)
         return [text for _, text in parsed.log.entries]
 
-    def _check_source(self, file: FileSpec) -> None:
-        """Check a file that goes into an engine, because the engine's key states the digest of it."""
-        if sha256(self.bundle.path(file)) != file.sha256:
-            raise BundleError(
-                f"{self.bundle.root / file.path}: changed since it was exported; copy or export the bundle again"
-            )
+
+def now() -> str:
+    """The time of a record, ISO 8601 in UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

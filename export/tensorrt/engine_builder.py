@@ -1,7 +1,7 @@
-"""From a parsed step graph to an engine on disk."""
+"""From a parsed graph to an engine on disk."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +12,7 @@ from starflow.export.tensorrt.build_monitor import BuildMonitor
 from starflow.export.tensorrt.parse import ParsedGraph
 from starflow.runtime.backends.tensorrt.flavour import Flavour
 from starflow.runtime.backends.tensorrt.messages import MessageLog
-from starflow.runtime.bundle.build_record import BuildConfig, Profile
+from starflow.runtime.bundle.build_record import Profile, TargetConfig
 from starflow.runtime.plain.atomic_write import atomic_file
 from starflow.runtime.plain.errors import ExportError
 from starflow.runtime.plain.progress import Report, no_report
@@ -26,8 +26,8 @@ ADVICE = {
 
 def build_engine(
     parsed: ParsedGraph,
-    config: BuildConfig,
-    longest: int,
+    config: TargetConfig,
+    profiles: Sequence[Profile],
     destination: Path,
     report: Report = no_report,
     *,
@@ -38,7 +38,7 @@ def build_engine(
     Ctrl-C and SIGTERM end the build at TensorRT's next step, and leave as KeyboardInterrupt.
 
     Args:
-        longest: Most tokens of one run; no profile takes more.
+        profiles: Optimisation profiles of a step graph; none for a graph of static shapes.
         destination: The engine file; one that exists is replaced.
         report: Told how far the build is, in `PARTS`.
         list_layers: Whether TensorRT describes the layers of the engine, in its most verbose messages and in the engine.
@@ -48,7 +48,7 @@ def build_engine(
     """
     monitor = BuildMonitor(parsed.flavour, report)
     _allow_decomposition(parsed)
-    settings = _settings(parsed, config, longest)
+    settings = _settings(parsed, config, profiles)
     settings.progress_monitor = monitor.interface
     if list_layers:
         settings.profiling_verbosity = parsed.flavour.trt.ProfilingVerbosity.DETAILED
@@ -94,7 +94,7 @@ def _allow_decomposition(parsed: ParsedGraph) -> None:
             layer.attention.decomposable = True
 
 
-def _settings(parsed: ParsedGraph, config: BuildConfig, longest: int) -> Any:
+def _settings(parsed: ParsedGraph, config: TargetConfig, profiles: Sequence[Profile]) -> Any:
     trt = parsed.flavour.trt
     settings = parsed.builder.create_builder_config()
     settings.clear_flag(trt.BuilderFlag.TF32)  # a graph's types say what is computed in, and float32 is not TF32
@@ -112,10 +112,10 @@ def _settings(parsed: ParsedGraph, config: BuildConfig, longest: int) -> Any:
         settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, config.options.workspace_bytes)
     if config.options.optimization_level is not None:
         settings.builder_optimization_level = config.options.optimization_level
-    for index, profile in enumerate(config.profiles):
+    for index, profile in enumerate(profiles):
         # The first profile is that of steps. A prefill of one token can use another profile, where there is one.
-        without_condition = index == 0 and len(config.profiles) > 1
-        settings.add_optimization_profile(_ranges(parsed, profile.within(longest), without_condition))
+        without_condition = index == 0 and len(profiles) > 1
+        settings.add_optimization_profile(_ranges(parsed, profile, without_condition))
     return settings
 
 

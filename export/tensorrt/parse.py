@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from starflow.runtime.backends.tensorrt.flavour import Flavour
 from starflow.runtime.backends.tensorrt.messages import MessageLog, readable
 from starflow.runtime.plain.errors import BackendError, ExportError
@@ -32,10 +34,23 @@ def graph_place(path: Path, block: int | None) -> str:
     return f"{path}" if block is None else f"{path}: flow block {block}"
 
 
-def parse_graph(flavour: Flavour, path: Path, block: int | None = None, *, least: str = "WARNING") -> ParsedGraph:
+def parse_graph(
+    flavour: Flavour,
+    path: Path,
+    block: int | None = None,
+    *,
+    model: onnx.ModelProto | None = None,
+    least: str = "WARNING",
+) -> ParsedGraph:
     """Read an ONNX graph with TensorRT's own parser.
 
-    Networks are strongly typed: the graph's types are what is computed in. `least` is the severity from which on messages are kept.
+    Networks are strongly typed: the graph's types are what is computed in.
+
+    Args:
+        path: The graph; its weights lie relative to it.
+        block: Index of its flow block, for messages.
+        model: The graph in place of the one at `path`, over the same weights.
+        least: Severity from which on messages are kept.
 
     Raises:
         BackendError: this flavour cannot be used on this machine.
@@ -53,7 +68,8 @@ def parse_graph(flavour: Flavour, path: Path, block: int | None = None, *, least
         ) from None
     network = builder.create_network(_creation_flags(trt))
     parser = trt.OnnxParser(network, log.logger)
-    if not parser.parse_from_file(str(path)):
+    parsed = parser.parse_from_file(str(path)) if model is None else parser.parse(model.SerializeToString(), str(path))
+    if not parsed:
         raise ExportError(_refusal(flavour, path, block, parser))
     return ParsedGraph(flavour, path, block, builder, network, parser, log)
 

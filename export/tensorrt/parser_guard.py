@@ -11,7 +11,7 @@ in such terms that nobody finds the cause:
 * Numbers of 64 bits. There are no doubles: they are computed in float32, constants clamped. Integers are computed, but
   outside fused kernels. They are for *indices*: what is made of nothing but `position`, `label` and other int64 inputs of rank 0
   or 1, shapes, and constants. Any other value of 64 bits (an input of higher rank, or one made from
-  activations, as by Cast or ArgMax) is refused.
+  activations, as by Cast or ArgMax) is refused. In a text encoder `ids` and `mask`, of rank 2, are indices too.
 * Operators outside the ONNX standard, as those of the cpu lowering.
 """
 
@@ -30,6 +30,7 @@ from starflow.runtime.plain.errors import ExportError
 
 DOUBLE_WIDTH = (TensorProto.INT64, TensorProto.UINT64, TensorProto.DOUBLE, TensorProto.COMPLEX128)
 NONPAD_KV_SEQLEN = 6
+NETWORK_INDEX_RANK = 2  # of int64 inputs of a network beside the flow: `ids` and `mask` are [1, T]
 # What changes where values lie, or their type, but not which cache they come from.
 MOVES = {"Cast", "Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
 
@@ -48,16 +49,19 @@ class Misreading:
         return f"{place}: {self.problem}; {self.mend}"
 
 
-def guard_graph(path: str | os.PathLike[str], block: int | None = None) -> None:
+def guard_graph(path: str | os.PathLike[str], block: int | None = None, *, index_rank: int = 1) -> None:
     """Check that TensorRT understands a graph as it is meant. Weights are not read.
 
-    `block` is the index of its flow block, for messages.
+    Args:
+        path: The graph.
+        block: Index of its flow block, for messages.
+        index_rank: Highest rank of an int64 input that counts as indices.
 
     Raises:
         ExportError: it does not; the message names the file, the flow block and the first such node.
     """
     try:
-        found = misreadings(onnx.load(Path(path), load_external_data=False))
+        found = misreadings(onnx.load(Path(path), load_external_data=False), index_rank=index_rank)
     except (DecodeError, OSError, onnx.shape_inference.InferenceError) as error:
         reason = " ".join(str(error).split())
         raise ExportError(f"{path}: cannot be read as ONNX ({reason}); export the bundle again") from None
@@ -67,9 +71,9 @@ def guard_graph(path: str | os.PathLike[str], block: int | None = None) -> None:
         raise ExportError(f"{where}: {found[0]}{more}")
 
 
-def misreadings(model: onnx.ModelProto) -> list[Misreading]:
-    """Everything in a model that TensorRT would misread, rule by rule and in the order of the nodes."""
-    graph = _Graph(model)
+def misreadings(model: onnx.ModelProto, *, index_rank: int = 1) -> list[Misreading]:
+    """Everything in a model that TensorRT would misread, rule by rule and in the order of the nodes; see `guard_graph`."""
+    graph = _Graph(model, index_rank)
     foreign = list(_operators(graph))
     if foreign:  # types cannot be inferred through an operator that ONNX does not know
         return foreign
@@ -79,8 +83,8 @@ def misreadings(model: onnx.ModelProto) -> list[Misreading]:
 class _Graph:
     """A model's nodes, also those inside If, Loop and Scan, with who makes and who reads each value."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = model
+    def __init__(self, model: onnx.ModelProto, index_rank: int) -> None:
+        self.model, self.index_rank = model, index_rank
         self.nodes = list(_nodes(model.graph))
         self.producers = {output: node for node in self.nodes for output in node.output if output}
         self.readers: dict[str, list[tuple[NodeProto, int]]] = {}
@@ -181,10 +185,11 @@ def _wide_numbers(graph: _Graph) -> Iterator[Misreading]:
         if initializer.data_type == TensorProto.DOUBLE:
             yield Misreading(f"constant {initializer.name}", "", "is of 64 bits, TensorRT makes it float32", narrower)
     for name, kind in graph.inputs.items():
-        if kind.elem_type == TensorProto.INT64 and len(kind.shape.dim) <= 1:
+        if kind.elem_type == TensorProto.INT64 and len(kind.shape.dim) <= graph.index_rank:
             indices.add(name)
         elif kind.elem_type in DOUBLE_WIDTH:
-            problem = f"is {_type_name(kind.elem_type)} of rank {len(kind.shape.dim)}; only int64 of rank 0 and 1 is for indices"
+            ranks = " and ".join(map(str, range(graph.index_rank + 1)))
+            problem = f"is {_type_name(kind.elem_type)} of rank {len(kind.shape.dim)}; only int64 of rank {ranks} is for indices"
             yield Misreading(f"input {name}", "", problem, narrower)
     for node in graph.nodes:
         names = [name for name in node.input if name]

@@ -16,6 +16,7 @@ from starflow.export.verification.subject import Part
 from starflow.export.verification.tolerances import Precision, Tolerances
 from starflow.export.verification.torch_reference import TorchReference
 from starflow.runtime.autoregressive.tokens import patchify
+from starflow.runtime.backends.base import NetworkSessions
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.network_spec import DenoiserSpec, TextSpec
 from starflow.runtime.conditions import encode_conditions
@@ -86,7 +87,13 @@ def denoiser_name(spec: DenoiserSpec) -> str:
 
 
 def compare_denoiser(
-    bundle: Bundle, spec: DenoiserSpec, reference: TorchReference, case: Case, x: NDArray, tolerances: Tolerances
+    bundle: Bundle,
+    sessions: NetworkSessions,
+    spec: DenoiserSpec,
+    reference: TorchReference,
+    case: Case,
+    x: NDArray,
+    tolerances: Tolerances,
 ) -> tuple[Measurement, NDArray]:
     """Compare what a denoiser adds to the reference's samples of a case, x [N, C, H, W], with what PyTorch's adds.
 
@@ -94,23 +101,21 @@ def compare_denoiser(
     """
     manifest = bundle.autoregressive
     conditions = encode_conditions(manifest.conditioning, len(x), case.condition, None, guided=False)
-    denoiser = Denoiser(bundle, spec)
-    found = denoiser(x, conditions, 1.0)
-    denoiser.close()
+    found = Denoiser(bundle, sessions, spec)(x, conditions, 1.0)
     expected, added = (patchify(y - x, manifest.model) for y in (reference.denoise(spec.kind, x, case), found))
     part, tolerance = Part("the image"), tolerances[spec.precision, "denoise"]
     return compare_one(denoiser_name(spec), "denoise", part, expected, added, tolerance), found
 
 
-def compare_text_encoder(bundle: Bundle, folder: Path, tolerances: Tolerances) -> Measurement:
+def compare_text_encoder(
+    bundle: Bundle, sessions: NetworkSessions, folder: Path, tolerances: Tolerances
+) -> Measurement:
     """Compare the features of a few captions, [captions, T, width], with those of the encoder in `folder`."""
     from starflow.training.text.text_encoder import encode
 
     text = bundle.manifest.text
     assert text is not None
-    encoder = CaptionEncoder(bundle, text)
-    found = encoder.encode(CAPTIONS)
-    encoder.close()
+    found = CaptionEncoder(bundle, sessions, text).encode(CAPTIONS)
     expected: NDArray[np.float32] = np.zeros_like(found)
     encoded = encode([fill_template(text.template, caption) for caption in CAPTIONS], folder, text.tokens)
     for row, features in zip(expected, encoded.features, strict=True):
@@ -126,7 +131,9 @@ def _precision(bundle: Bundle, text: TextSpec) -> Precision:
     return "fp16" if "F16" in types else "fp32"
 
 
-def compare_autoencoder(bundle: Bundle, folder: Path, data: NDArray, tolerances: Tolerances) -> Iterator[Measurement]:
+def compare_autoencoder(
+    bundle: Bundle, sessions: NetworkSessions, folder: Path, data: NDArray, tolerances: Tolerances
+) -> Iterator[Measurement]:
     """Compare pixels of samples, decoded, and the latents of those pixels, encoded; a token is a pixel or a latent pixel.
 
     `data` are the reference's samples, [N, C, h, w].
@@ -140,7 +147,7 @@ def compare_autoencoder(bundle: Bundle, folder: Path, data: NDArray, tolerances:
 
     spec, image = bundle.manifest.autoencoder, bundle.manifest.image
     assert spec is not None
-    source, graphs = open_autoencoder(folder), Autoencoder(bundle, spec)
+    source, graphs = open_autoencoder(folder), Autoencoder(bundle, sessions, spec)
     if len(spec.decoders) > 1 and source.noisy is None:
         raise CheckpointError(
             f"{folder}: has no decoder for noisy latents, but {bundle.root} has one; name its autoencoder with --autoencoder"
@@ -155,7 +162,6 @@ def compare_autoencoder(bundle: Bundle, folder: Path, data: NDArray, tolerances:
         if spec.encoder:
             encoded = (source.autoencoder.encode(pixels).numpy() - image.shift) * image.scale
             pairs["encoder"] = encoded, graphs.encode(pixels.numpy())
-    graphs.close()
     part, tolerance = (
         Part("the image", unit="pixel"),
         tolerances["fp32", "pixels"],

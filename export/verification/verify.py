@@ -10,28 +10,34 @@ Each route through an autoregressive flow is compared with the reference three t
 A continuous flow has steps in place of tokens, and no blocks: it is compared step by step with the reference's state before
 each step `given`, and over the whole integration.
 
-Networks beside the flow are compared with PyTorch's alone. `text`: the features of a few captions. `denoise`: what a denoiser
-adds to the reference's samples. `pixels`: the pixels of the reference's samples, and the latents of those pixels.
+Networks beside the flow are compared with PyTorch's, and what TensorRT makes of them with ONNX Runtime's. `text`: the features of a
+few captions. `denoise`: what a denoiser adds to samples. `pixels`: the pixels of samples, and the latents of those pixels.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.export.tensorrt.parser_guard import guard_graph
+from starflow.export.tensorrt.parser_guard import NETWORK_INDEX_RANK, guard_graph
 from starflow.export.verification import networks
 from starflow.export.verification.agreement import Measurement, compare, token_errors
 from starflow.export.verification.families import subject_of
+from starflow.export.verification.network_routes import NetworkRoute
 from starflow.export.verification.routes import Failure, NotRun, Reference, Route
 from starflow.export.verification.subject import Part, Subject
 from starflow.export.verification.tolerances import Kind, Tolerances
 from starflow.export.verification.torch_reference import TorchReference
+from starflow.runtime.backends.base import NetworkSessions
+from starflow.runtime.backends.choice import onnxruntime_networks
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
+from starflow.runtime.bundle.named_network import networks_of
 from starflow.runtime.networks.autoencoder import Autoencoder
 from starflow.runtime.plain.errors import ExportError, StarflowError, UsageError
 from starflow.runtime.plain.images import to_uint8
@@ -51,15 +57,18 @@ NOT_GUARDED = Guarded(0, ())
 
 
 def guard_variants(bundle: Bundle, variants: Sequence[Variant]) -> Guarded:
-    """Read every graph of the portable ones among some variants."""
-    graphs = [graph for variant in variants if variant.lowering == "portable" for graph in variant.graphs]
+    """Read every graph of the portable ones among some variants, and those of the networks beside the flow."""
+    portable = [graph for variant in variants if variant.lowering == "portable" for graph in variant.graphs]
+    checks = [partial(guard_graph, bundle.path(graph.file), graph.block) for graph in portable]
+    beside = networks_of(bundle.manifest)
+    checks += [partial(guard_graph, bundle.path(n.spec.file), index_rank=NETWORK_INDEX_RANK) for n in beside]
     failures = []
-    for graph in graphs:
+    for check in checks:
         try:
-            guard_graph(bundle.path(graph.file), graph.block)
+            check()
         except ExportError as error:
             failures.append(Failure("parser guard", str(error)))
-    return Guarded(len(graphs), tuple(failures))
+    return Guarded(len(checks), tuple(failures))
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,7 @@ def verify(
     case: Case,
     tolerances: Tolerances,
     *,
+    network_routes: Sequence[NetworkRoute] = (),
     text_encoder: Path | None = None,
     autoencoder: Path | None = None,
     not_run: Sequence[NotRun] = (),
@@ -109,6 +119,7 @@ def verify(
     Args:
         reference: What to compare with. If it is one of the routes, its chunks are compared with its own steps.
         routes: What to run. A route that breaks down is reported, and the others go on.
+        network_routes: The same of the networks beside the flow.
         text_encoder: Folder of the text encoder the bundle was exported with, to compare the bundle's with.
         autoencoder: Folder of the autoencoder the bundle was exported with, likewise.
         not_run, guard: Handed on to the result.
@@ -120,6 +131,7 @@ def verify(
     subject = subject_of(bundle)
     denoisers = bundle.manifest.denoisers if isinstance(reference, TorchReference) else ()
     total = 2 + len(routes) * (1 + len(subject.parts)) + len(denoisers) + bool(text_encoder) + bool(autoencoder)
+    total += len(network_routes)
     done = count()
 
     def start(what: str) -> None:
@@ -154,18 +166,28 @@ def verify(
             measurements += compare(route.name, kind, subject.parts, right, found[kind], tolerance)
     measured = [route.name for route in routes]
     sample = data[reference.name]
-    if isinstance(reference, TorchReference):
-        for spec in bundle.manifest.denoisers:
+    with closing(onnxruntime_networks(bundle, "cpu", 0)) as sessions:
+        for spec in denoisers:
+            assert isinstance(reference, TorchReference)
             name = networks.denoiser_name(spec)
             start(name)
-            measurement, data[name] = networks.compare_denoiser(bundle, spec, reference, case, sample, tolerances)
+            measurement, data[name] = networks.compare_denoiser(
+                bundle, sessions, spec, reference, case, sample, tolerances
+            )
             measurements.append(measurement)
-    if text_encoder:
-        start("text encoder")
-        measurements.append(networks.compare_text_encoder(bundle, text_encoder, tolerances))
-    if autoencoder:
-        start("autoencoder")
-        measurements += networks.compare_autoencoder(bundle, autoencoder, sample, tolerances)
+        if text_encoder:
+            start("text encoder")
+            measurements.append(networks.compare_text_encoder(bundle, sessions, text_encoder, tolerances))
+        if autoencoder:
+            start("autoencoder")
+            measurements += networks.compare_autoencoder(bundle, sessions, autoencoder, sample, tolerances)
+        images = _pictures(bundle, sessions, data) if bundle.manifest.output == "images" else {}
+    for each in network_routes:
+        start(each.name)
+        try:
+            measurements.append(each.compare(tolerances))
+        except StarflowError as error:
+            failures.append(Failure(each.name, str(error)))
     return Verification(
         subject=subject,
         reference=reference.name,
@@ -176,17 +198,15 @@ def verify(
         guard=guard,
         not_run=tuple(not_run),
         sensitivity={i: token_errors(tokens, disturbed.tokens[i]) for i, tokens in expected.tokens.items()},
-        images=_pictures(bundle, data) if bundle.manifest.output == "images" else {},
+        images=images,
     )
 
 
-def _pictures(bundle: Bundle, data: Mapping[str, NDArray]) -> dict[str, NDArray[np.uint8]]:
+def _pictures(bundle: Bundle, sessions: NetworkSessions, data: Mapping[str, NDArray]) -> dict[str, NDArray[np.uint8]]:
     """Finished samples as pixels, by the plain decoder where data are latents; what is not finite is shown as mid-grey."""
     image, autoencoder = bundle.manifest.image, bundle.manifest.autoencoder
     if autoencoder is None:
         return {name: to_uint8(np.nan_to_num(x / image.scale + image.shift, nan=0.0)) for name, x in data.items()}
-    decoder = Autoencoder(bundle, autoencoder)
+    decoder = Autoencoder(bundle, sessions, autoencoder)
     finite = {name: np.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0) for name, x in data.items()}
-    pixels = {name: to_uint8(decoder.decode(x, noisy=False)) for name, x in finite.items()}
-    decoder.close()
-    return pixels
+    return {name: to_uint8(decoder.decode(x, noisy=False)) for name, x in finite.items()}

@@ -1,7 +1,10 @@
-"""The interface of a backend: a device, and for each family of flows a runner of its graphs."""
+"""The interface of a backend: a device, for each family of flows a runner of its graphs, and what runs the networks beside the flow."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Literal, Self
+
+from numpy.typing import NDArray
 
 from starflow.runtime.backends.block_runner import BlockRunner
 from starflow.runtime.backends.continuous_runner import ContinuousRunner
@@ -10,8 +13,30 @@ from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec
 from starflow.runtime.bundle.manifest import Variant
+from starflow.runtime.bundle.network_spec import NetworkSpec
 
 Provider = Literal["cpu", "cuda", "tensorrt"]  # execution providers of ONNX Runtime
+
+
+class NetworkSessions(ABC):
+    """Runs the networks beside the flow, each of which is loaded when it first runs. Several threads may use it at the same time."""
+
+    @abstractmethod
+    def run(self, network: NetworkSpec, inputs: Mapping[str, NDArray]) -> NDArray:
+        """The output of a network.
+
+        Args:
+            network: A network of the bundle, with one output.
+            inputs: Every input by name, with the type and shape that the network states.
+
+        Raises:
+            BundleError: the network does not load, or is not the one the manifest describes.
+            BackendError: it cannot run here, or the run failed.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what was loaded; a second call does nothing."""
 
 
 class Backend(ABC):
@@ -33,6 +58,13 @@ class Backend(ABC):
     @abstractmethod
     def continuous_runner(self) -> ContinuousRunner:
         """The runner of the velocity graph, for continuous flows."""
+
+    def open_networks(self, on_onnxruntime: Callable[[], NetworkSessions]) -> NetworkSessions:
+        """What runs the networks beside the flow: ONNX Runtime, unless a backend has something better.
+
+        `on_onnxruntime` opens ONNX Runtime.
+        """
+        return on_onnxruntime()
 
     @abstractmethod
     def twin(self) -> "Backend":

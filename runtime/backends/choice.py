@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Literal, get_args
 
-from starflow.runtime.backends.base import Backend, Provider
+from starflow.runtime.backends.base import Backend, NetworkSessions, Provider
 from starflow.runtime.bundle.build_record import read_builds
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
@@ -23,18 +23,57 @@ def open_backend(
         BundleError: the bundle lacks the variant.
         BackendError: the backend cannot run here.
     """
-    if backend not in get_args(BackendName):
-        raise UsageError(f"backend {backend!r} is not known; choose {', '.join(get_args(BackendName))}")
-    check_threads(threads)
+    _check(backend, threads)
     if backend == "auto":
         backend = "onnxruntime"
-        # An engine is machine code: one from elsewhere runs only if it is asked for.
-        if provider == "cpu" and bundle.is_own and any(read_builds(bundle)):
+        if _may_take_engines(bundle, provider):
             try:
                 return BACKENDS["tensorrt"](bundle, variant, provider, threads)
             except BackendError:
                 pass  # no GPU, or no engine for it: auto runs what works here, and every report names the backend
     return BACKENDS[backend](bundle, variant, provider, threads)
+
+
+def _check(backend: str, threads: int) -> None:
+    if backend not in get_args(BackendName):
+        raise UsageError(f"backend {backend!r} is not known; choose {', '.join(get_args(BackendName))}")
+    check_threads(threads)
+
+
+def _may_take_engines(bundle: Bundle, provider: str) -> bool:
+    """Whether `auto` looks for engines. They are machine code: those from elsewhere run only if they are asked for."""
+    return provider == "cpu" and bundle.is_own and any(read_builds(bundle))
+
+
+def onnxruntime_networks(bundle: Bundle, provider: str, threads: int, *, lean: bool = False) -> NetworkSessions:
+    """The networks of a bundle beside the flow on ONNX Runtime; see `OnnxRuntimeNetworks`."""
+    from starflow.runtime.backends.onnxruntime.networks import OnnxRuntimeNetworks
+    from starflow.runtime.backends.onnxruntime.session import check_provider
+
+    return OnnxRuntimeNetworks(bundle, check_provider(provider), threads, lean=lean)
+
+
+def open_networks(
+    bundle: Bundle, backend: str, *, variant: str | None, provider: str, threads: int, lean: bool = False
+) -> NetworkSessions:
+    """What runs the networks beside the flow if `open_backend` opens this backend, without opening the flow.
+
+    `lean` is for a few runs. See `open_backend` for the errors.
+    """
+    _check(backend, threads)
+
+    def on_onnxruntime() -> NetworkSessions:
+        return onnxruntime_networks(bundle, provider, threads, lean=lean)
+
+    if backend == "tensorrt" or (backend == "auto" and _may_take_engines(bundle, provider)):
+        from starflow.runtime.backends.tensorrt.networks import open_tensorrt_networks
+
+        try:
+            return open_tensorrt_networks(bundle, variant, on_onnxruntime)
+        except BackendError:
+            if backend == "tensorrt":
+                raise
+    return on_onnxruntime()
 
 
 def _open_tensorrt(bundle: Bundle, variant: str | None, provider: str, threads: int) -> tuple[Variant, Backend]:

@@ -46,28 +46,48 @@ class BuildOptions(Part):
     optimization_level: int | None = None
 
 
-class BuildConfig(Part):
-    """Everything an engine depends on besides its graph and weights.
+class TargetConfig(Part):
+    """What builds, and for which GPUs.
 
     Attributes:
         flavour, version: The TensorRT that builds. Engines load in the same release only.
         compute_capabilities: Compute capabilities of the GPUs the engines run on, such as "8.9".
-        variant: Name of the variant whose graphs are built.
-        profiles: Optimisation profiles of all engines.
         options: Options of the user.
     """
 
     flavour: FlavourName
     version: str
     compute_capabilities: tuple[str, ...] = Field(min_length=1)
-    variant: str
-    profiles: tuple[Profile, ...] = Field(min_length=1)
     options: BuildOptions
 
     @property
     def target(self) -> str:
         """See `target_name`."""
         return target_name(self.flavour, self.compute_capabilities)
+
+    def build_command(self, bundle: Bundle, *choices: str) -> str:
+        """The command that builds what `choices`, further arguments, name."""
+        named = "" if self.flavour == "tensorrt" else f":{','.join(self.compute_capabilities)}"
+        words = ["starflow", "build", str(bundle.root), "--target", f"{self.flavour}{named}", *choices]
+        words += ["--shape", "x".join(map(str, bundle.shape))] if bundle.shape else []
+        words += ["--batch", str(bundle.batch)] if bundle.batch else []
+        if self.options.workspace_bytes is not None:
+            words += ["--workspace", str(self.options.workspace_bytes)]
+        if self.options.optimization_level is not None:
+            words += ["--optimization-level", str(self.options.optimization_level)]
+        return shlex.join(words)
+
+
+class BuildConfig(TargetConfig):
+    """Everything an engine depends on besides its graph and weights.
+
+    Attributes:
+        variant: Name of the variant whose graphs are built.
+        profiles: Optimisation profiles of all engines.
+    """
+
+    variant: str
+    profiles: tuple[Profile, ...] = Field(min_length=1)
 
     @property
     def max_tokens(self) -> int:
@@ -100,22 +120,19 @@ class BuildConfig(Part):
         """
         variant = bundle.variant(self.variant, "portable")
         inputs = self.model_dump(mode="json", exclude={"variant"}, include=set(BuildConfig.model_fields))
-        inputs |= {"graph": bundle.graph(variant, block).file.sha256, "weights": variant.weights.sha256}
-        return hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return build_key(
+            inputs | {"graph": bundle.graph(variant, block).file.sha256, "weights": variant.weights.sha256}
+        )
 
     def command(self, bundle: Bundle) -> str:
         """The command that makes this build."""
-        named = "" if self.flavour == "tensorrt" else f":{','.join(self.compute_capabilities)}"
         tokens = ",".join(str(profile.optimum) for profile in self.profiles)
-        words = ["starflow", "build", str(bundle.root), "--target", f"{self.flavour}{named}", "--variant", self.variant]
-        words += ["--profile-tokens", tokens]
-        words += ["--shape", "x".join(map(str, bundle.shape))] if bundle.shape else []
-        words += ["--batch", str(bundle.batch)] if bundle.batch else []
-        if self.options.workspace_bytes is not None:
-            words += ["--workspace", str(self.options.workspace_bytes)]
-        if self.options.optimization_level is not None:
-            words += ["--optimization-level", str(self.options.optimization_level)]
-        return shlex.join(words)
+        return self.build_command(bundle, "--variant", self.variant, "--profile-tokens", tokens)
+
+
+def build_key(inputs: dict[str, Any]) -> str:
+    """SHA-256 over what an engine is built from."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 class EngineSpec(Part):
@@ -187,18 +204,30 @@ def check_engine_file(bundle: Bundle, record: BuildRecord, engine: EngineSpec, *
     Raises:
         BundleError: the engine is missing, truncated or changed, or was built from another graph, other weights or options.
     """
-    path = bundle.path(engine.file)
+    current = engine.key == record.key(bundle, engine.block)
+    of = f"graph of flow block {engine.block}"
+    return check_built(bundle, engine.file, current, of, record.command(bundle), record="build.json", digest=digest)
+
+
+def check_built(
+    bundle: Bundle, file: FileSpec, current: bool, of: str, command: str, *, record: str, digest: bool = False
+) -> Path:
+    """`check_engine_file` for the engine in `file`, which a file called `record` names.
+
+    `current` says whether it was built from what is there now, `of` what that is; `command` builds it again.
+    """
+    path = bundle.path(file)
     force = ""
     if not lies_inside(path, bundle.folder / ENGINES):
         fault = "lies outside the bundle's engines"
     elif not path.is_file():
         fault = "is missing"
-    elif (size := path.stat().st_size) != engine.file.bytes:
-        fault = f"has {size} bytes, build.json says {engine.file.bytes}"
-    elif engine.key != record.key(bundle, engine.block):
-        fault = f"was not built from the present graph of flow block {engine.block}"
-    elif digest and sha256(path) != engine.file.sha256:
+    elif (size := path.stat().st_size) != file.bytes:
+        fault = f"has {size} bytes, {record} says {file.bytes}"
+    elif not current:
+        fault = f"was not built from the present {of}"
+    elif digest and sha256(path) != file.sha256:
         fault, force = "its content is not what was built", " --force"
     else:
         return path
-    raise BundleError(f"{bundle.root / engine.file.path}: {fault}; build again: {record.command(bundle)}{force}")
+    raise BundleError(f"{bundle.root / file.path}: {fault}; build again: {command}{force}")

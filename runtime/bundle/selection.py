@@ -11,6 +11,8 @@ from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import FileSpec
 from starflow.runtime.bundle.manifest_digest import NAME, digest_lines
 from starflow.runtime.bundle.manifest_file import Manifest, manifest_content
+from starflow.runtime.bundle.named_network import networks_of
+from starflow.runtime.bundle.network_build import RECORD, check_network_engine, networks_folder, read_network_builds
 from starflow.runtime.plain.errors import BundleError
 from starflow.runtime.plain.validation import one_line
 
@@ -58,6 +60,18 @@ def select(bundle: Bundle, variants: Sequence[str] | None = None) -> Selection:
                 for engine in record.engines:
                     check_engine_file(place, record, engine)
                     files[engine.file.path] = engine.file
+    networks = {each.spec.file.path: each for place in bundle.places() for each in networks_of(place.manifest)}
+    for networks_record in read_network_builds(bundle):
+        path = networks_folder(bundle, networks_record.target) / RECORD
+        texts[PurePosixPath(path.relative_to(bundle.folder)).as_posix()] = path.read_bytes()
+        for network_engine in networks_record.engines:
+            if network_engine.graph not in networks:
+                raise BundleError(
+                    f"{bundle.root / network_engine.file.path}: is of {network_engine.graph}, which the manifest does not name; "
+                    f"build again: {networks_record.build_command(bundle)}"
+                )
+            check_network_engine(bundle, networks_record, network_engine, networks[network_engine.graph])
+            files[network_engine.file.path] = network_engine.file
     return Selection(manifest, texts, tuple(files.values()))
 
 

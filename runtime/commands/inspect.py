@@ -78,6 +78,17 @@ def _print(summary: dict[str, Any], *, hashes: bool) -> None:
                 f"{runs}TensorRT {build['version']}, {build['created']}",
             )
         )
+    for build in summary["network_engines"]:
+        networks = [
+            f"{each['graph'].rpartition('/')[2].partition('.')[0]} {each['precision']}" for each in build["networks"]
+        ]
+        console.print(
+            Text.assemble(
+                ("networks   ", "bold"),
+                f"{build['target']}: {mebibytes(build['bytes'])}, {', '.join(networks)}, ",
+                f"TensorRT {build['version']}, {build['created']}",
+            )
+        )
     if hashes:
         console.print("every file has the digest that the manifest states")
 

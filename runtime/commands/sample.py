@@ -106,7 +106,14 @@ def run(arguments: argparse.Namespace) -> int:
     null = None if arguments.null_condition is None else load_array(arguments.null_condition)
     if arguments.captions or arguments.captions_file:
         # Before the flow is loaded: the two need not lie in memory together.
-        condition, empty = encode_once(bundle, condition, provider=arguments.provider, threads=arguments.threads)
+        condition, empty = encode_once(
+            bundle,
+            condition,
+            backend=arguments.backend,
+            variant=arguments.variant,
+            provider=arguments.provider,
+            threads=arguments.threads,
+        )
         null = empty if null is None else null
     options = {"plan": chosen_plan(arguments), **backend_options(arguments)}
     with Sampler.open(opened, variant=arguments.variant, **options) as sampler:

@@ -10,6 +10,7 @@ from starflow.runtime.bundle.bytes_read import cache_bytes
 from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.bundle.manifest_file import Manifest
+from starflow.runtime.bundle.network_build import NetworkBuildRecord, read_network_builds
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, TextSpec
 from starflow.runtime.diagnostics.memory_use import predict_memory
 from starflow.runtime.plain.caption_template import CAPTION
@@ -46,6 +47,7 @@ def summarise(bundle: Bundle, variants: Sequence[Variant]) -> dict[str, Any]:
         "plans": [_plan(spec) for spec in manifest.plans],
         "variants": [_variant(bundle, variant) for variant in variants],
         "engines": [_build(record) for record in read_builds(bundle)],
+        "network_engines": [_network_build(record) for record in read_network_builds(bundle)],
     }
 
 
@@ -143,6 +145,16 @@ def _build(record: BuildRecord) -> dict[str, Any]:
         "variant": record.variant,
         "version": record.version,
         "profile_tokens": [profile.maximum for profile in record.profiles],
+        "bytes": sum(engine.file.bytes for engine in record.engines),
+        "created": record.created,
+    }
+
+
+def _network_build(record: NetworkBuildRecord) -> dict[str, Any]:
+    return {
+        "target": record.target,
+        "version": record.version,
+        "networks": [engine.model_dump(include={"graph", "precision", "error"}) for engine in record.engines],
         "bytes": sum(engine.file.bytes for engine in record.engines),
         "created": record.created,
     }

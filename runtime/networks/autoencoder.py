@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.runtime.backends.base import Provider
+from starflow.runtime.backends.base import NetworkSessions
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.network_spec import AutoencoderSpec, NetworkSpec
 from starflow.runtime.networks.network_runner import NetworkRunner
@@ -15,8 +15,8 @@ from starflow.runtime.plain.errors import NotFiniteError, UsageError
 class Autoencoder(NetworkRunner):
     """Encoder and decoders of a bundle, described at each of its batch sizes."""
 
-    def __init__(self, bundle: Bundle, *specs: AutoencoderSpec, provider: Provider = "cpu", threads: int = 0) -> None:
-        super().__init__(bundle, provider, threads)
+    def __init__(self, bundle: Bundle, sessions: NetworkSessions, *specs: AutoencoderSpec) -> None:
+        super().__init__(sessions)
         self._specs = specs
         image = bundle.manifest.image
         self._scale, self._shift = np.float32(image.scale), np.float32(image.shift)

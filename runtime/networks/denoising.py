@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.runtime.backends.base import Provider
+from starflow.runtime.backends.base import NetworkSessions
 from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
@@ -58,8 +58,8 @@ def choose_denoising(manifest: Manifest, asked: str) -> Denoising:
 class Denoiser(NetworkRunner):
     """The score or the learned denoiser of a bundle, described at each of its batch sizes."""
 
-    def __init__(self, bundle: Bundle, *specs: DenoiserSpec, provider: Provider = "cpu", threads: int = 0) -> None:
-        super().__init__(bundle, provider, threads)
+    def __init__(self, bundle: Bundle, sessions: NetworkSessions, *specs: DenoiserSpec) -> None:
+        super().__init__(sessions)
         self._kind, self._networks = specs[0].kind, [spec.network for spec in specs]
         self._step = bundle.autoregressive.model.noise_std**2 if self._kind == "score" else -LEARNED_STD
 

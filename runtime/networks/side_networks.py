@@ -6,7 +6,7 @@ from typing import TypeVar, cast
 
 from numpy.typing import ArrayLike, NDArray
 
-from starflow.runtime.backends.base import Provider
+from starflow.runtime.backends.base import NetworkSessions
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.conditions import Conditions, encode_conditions
@@ -22,19 +22,18 @@ Runner = TypeVar("Runner", bound=NetworkRunner)
 class SideNetworks:
     """What samplers run before and after the flow. The variant decides between denoisers of several precisions.
 
-    Several threads may use it at the same time.
+    It owns `sessions`. Several threads may use it at the same time.
     """
 
-    def __init__(self, bundle: Bundle, variant: Variant, provider: Provider, threads: int) -> None:
-        self._bundle, self._variant, self._provider, self._threads = bundle, variant, provider, threads
+    def __init__(self, bundle: Bundle, variant: Variant, sessions: NetworkSessions) -> None:
+        self._bundle, self._variant, self._sessions = bundle, variant, sessions
         self._at_sizes = [bundle.manifest.at_batch(batch) for batch in bundle.manifest.batch_sizes]
         self._opened: dict[str, NetworkRunner] = {}
         self._opening = threading.Lock()
 
     def close(self) -> None:
         """Free the networks that were opened."""
-        for network in self._opened.values():
-            network.close()
+        self._sessions.close()
 
     @property
     def captions(self) -> CaptionEncoder:
@@ -96,5 +95,5 @@ class SideNetworks:
     def _open(self, name: str, kind: Callable[..., Runner], *specs: object) -> Runner:
         with self._opening:
             if name not in self._opened:
-                self._opened[name] = kind(self._bundle, *specs, provider=self._provider, threads=self._threads)
+                self._opened[name] = kind(self._bundle, self._sessions, *specs)
             return cast(Runner, self._opened[name])

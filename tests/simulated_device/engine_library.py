@@ -8,11 +8,14 @@ from pathlib import Path
 import onnx
 
 from starflow.export.tensorrt.interpreter.interpreter import NetworkInterpreter
+from starflow.export.tensorrt.network_precision import NetworkChoices
 from starflow.export.tensorrt.parse import parse_graph
 from starflow.runtime.backends.tensorrt.flavour import Flavour
 from starflow.runtime.bundle.build_record import BuildRecord, Profile
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import TensorSpec, fixed_shape
+from starflow.runtime.bundle.named_network import networks_of
+from starflow.runtime.bundle.network_build import NetworkBuildRecord
 
 Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # smallest, optimal and largest shape
 
@@ -28,6 +31,7 @@ class KnownEngine:
         capabilities: What it was built for.
         profiles: For every optimisation profile, the range of each dynamic input.
         flavour: The real TensorRT, whose parser reads the graph.
+        model: What the engine was built from, if it is not the graph as it is: computed in float16 in part.
     """
 
     digest: str
@@ -36,11 +40,12 @@ class KnownEngine:
     capabilities: tuple[str, ...]
     profiles: tuple[dict[str, Range], ...]
     flavour: Flavour = field(repr=False)
+    model: onnx.ModelProto | None = field(default=None, repr=False)
 
     @cached_property
     def interpreter(self) -> NetworkInterpreter:
         """The parsed network, rounding where it does."""
-        return NetworkInterpreter(parse_graph(self.flavour, self.graph), rounding=True)
+        return NetworkInterpreter(parse_graph(self.flavour, self.graph, model=self.model), rounding=True)
 
     @cached_property
     def types(self) -> dict[str, object]:
@@ -103,6 +108,22 @@ class EngineLibrary:
             self._known[digest] = KnownEngine(
                 digest, len(content), path, record.compute_capabilities, profiles, self.flavour
             )
+
+    def add_networks(self, bundle: Bundle, record: NetworkBuildRecord) -> None:
+        """Learn the engines of a bundle's networks beside the flow."""
+        for place in bundle.places():
+            choices = NetworkChoices(place, self.flavour)
+            for network in networks_of(place.manifest):
+                for spec in record.engines:
+                    if spec.graph == network.spec.file.path:
+                        content = (bundle.root / spec.file.path).read_bytes()
+                        path = bundle.root / spec.graph
+                        built = choices.of(network).graph(path)
+                        assert built.precision == spec.precision
+                        digest = hashlib.sha256(content).hexdigest()
+                        self._known[digest] = KnownEngine(
+                            digest, len(content), path, record.compute_capabilities, ({},), self.flavour, built.model
+                        )
 
     def find(self, content: bytes) -> KnownEngine | None:
         """The engine these bytes are, or None if they are not one."""

@@ -16,6 +16,8 @@ from starflow.export.tensorrt.target import parse_target
 from starflow.runtime.backends.tensorrt.flavour import load_flavour
 from starflow.runtime.bundle.build_record import FlavourName, read_builds
 from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.network_build import read_network_builds
+from starflow.runtime.command_line import main
 from starflow.training.config import CheckpointConfig
 from tests.made_once import MadeOnce
 from tests.models import (
@@ -24,6 +26,7 @@ from tests.models import (
     patches_config,
     tarflow_config,
     velocity_config,
+    write_captioned_latents,
     write_checkpoint,
     write_velocity,
 )
@@ -101,6 +104,30 @@ def patches_engines(build_engines: BuildEngines) -> Bundle:
 def tarflow_engines(build_engines: BuildEngines) -> Bundle:
     """A random TARFlow of three classes: no prefill, a first token that passes unchanged, linear guidance."""
     return build_engines.random("tarflow", tarflow_config())
+
+
+@pytest.fixture(scope="session")
+def captioned_engines(
+    t5_folder: Path, engine_library: EngineLibrary, made_once: MadeOnce, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    """A random STARFlow from captions to pixels, with a T5, an autoencoder with two decoders, and both denoisers.
+
+    Its engines and those of its networks are built in one go, for compute capabilities 8.9 and 12.0.
+    """
+
+    def fill(folder: Path) -> None:
+        write_captioned_latents(folder / "checkpoint", t5_folder)
+        options = ExportOptions(precisions=("fp16",), batch=2, denoisers=("score", "learned"))
+        export_checkpoint(folder / "checkpoint", folder / "bundle", options)
+        arguments = ["build", str(folder / "bundle"), "--target", "tensorrt-rtx:8.9,12.0", "--profile-tokens", "1,16"]
+        assert main(arguments) == 0
+
+    root = tmp_path_factory.mktemp("captioned-engines") / "bundle"
+    shutil.copytree(made_once("captioned-engines", fill) / "bundle", root)
+    bundle = Bundle.open(root)
+    engine_library.add(bundle, *read_builds(bundle))
+    engine_library.add_networks(bundle, *read_network_builds(bundle))
+    return bundle
 
 
 @pytest.fixture(scope="session")

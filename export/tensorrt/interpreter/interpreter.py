@@ -1,13 +1,13 @@
 """`NetworkInterpreter`: runs a parsed network in NumPy."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from starflow.export.tensorrt.interpreter import arithmetic, attention, cache, movement, reductions
+from starflow.export.tensorrt.interpreter import arithmetic, attention, cache, images, movement, reductions
 from starflow.export.tensorrt.interpreter.cache import cache_pairs
 from starflow.export.tensorrt.interpreter.constants import Constants
 from starflow.export.tensorrt.interpreter.layers import Compute, Kernel, NetworkLayer, NetworkTensor, read_layers
@@ -16,10 +16,10 @@ from starflow.export.tensorrt.parse import ParsedGraph
 from starflow.runtime.plain.errors import ExportError
 
 KERNELS: dict[str, Kernel] = (
-    arithmetic.KERNELS | movement.KERNELS | reductions.KERNELS | attention.KERNELS | cache.KERNELS
+    arithmetic.KERNELS | movement.KERNELS | reductions.KERNELS | images.KERNELS | attention.KERNELS | cache.KERNELS
 )
 # Their results hold nothing that was not rounded before.
-_EXACT = frozenset(movement.KERNELS) | {"SELECT", "ATTENTION_OUTPUT", "KV_CACHE_UPDATE"}
+_EXACT = frozenset(movement.KERNELS) | {"RESIZE", "SELECT", "ATTENTION_OUTPUT", "KV_CACHE_UPDATE"}
 
 Observe = Callable[[NetworkLayer, NDArray], None]
 
@@ -78,7 +78,8 @@ class NetworkInterpreter:
         # Slot 0 stays None: an optional input that is not set.
         self._slots = {name: slot for slot, name in enumerate(self.inputs, 1)}
         self._values: list[NDArray | None] = [None] * (1 + len(self.inputs))
-        self._steps = self._compile(layers)
+        with np.errstate(all="ignore"):  # as in `run`
+            self._steps = self._compile(layers)
         self._checked: set[tuple[tuple[int, ...], ...]] = set()
 
     def _buffer(self, tensor: NetworkTensor) -> Buffer:
@@ -122,6 +123,10 @@ class NetworkInterpreter:
                     values[slot] = None
             self._checked.add(signature)
             return {name: self._deliver(name, values[self._slots[name]], inputs, given) for name in self.outputs}
+
+    def constants(self) -> Iterator[tuple[str, NDArray]]:
+        """Every value that depends on no input, by name."""
+        return ((name, value) for name, slot in self._slots.items() if (value := self._values[slot]) is not None)
 
     # Running
 

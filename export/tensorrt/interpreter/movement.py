@@ -1,4 +1,6 @@
-"""Layers that move data without computing on it: shuffle, slice, gather, concatenation, shape, squeeze, unsqueeze."""
+"""Layers that move data without computing on it: shuffle, slice, gather, scatter, concatenation, shape, squeeze, unsqueeze."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,13 +39,15 @@ def shuffle(layer: NetworkLayer) -> Compute:
 
 
 def slice_(layer: NetworkLayer) -> Compute:
-    """Slice, STRICT_BOUNDS: element i of an axis is start + stride i, for i below size; a stride of 0 repeats.
+    """Slice: element i of an axis is start + stride i, for i below size; a stride of 0 repeats.
 
-    Start, size, stride and axes are attributes or inputs 1, 2, 3 and 5. Nothing may lie outside of the input.
+    Start, size, stride and axes are attributes or inputs 1, 2, 3 and 5. In mode STRICT_BOUNDS nothing may lie outside of the
+    input; in mode FILL what does is input 4, or 0.
     """
     attributes = layer.attributes
-    if layer.choice("mode") != "STRICT_BOUNDS":
-        layer.refuse(f"mode {layer.choice('mode')}")
+    mode = layer.choice("mode")
+    if mode not in ("STRICT_BOUNDS", "FILL"):
+        layer.refuse(f"mode {mode}")
     # An attribute is None where an input takes its place.
     fixed = [list(getattr(attributes, name) or ()) for name in ("start", "shape", "stride")]
     every_axis = list(range(len(layer.tensor(0).shape)))
@@ -61,7 +65,10 @@ def slice_(layer: NetworkLayer) -> Compute:
         ranges = [default if value is None else value.tolist() for default, value in given]
         index = [slice(None)] * x.ndim
         shape = list(x.shape)
-        for axis, first, count, step in zip(fixed_axes if axes is None else axes.tolist(), *ranges, strict=True):
+        chosen = list(zip(fixed_axes if axes is None else axes.tolist(), *ranges, strict=True))
+        if mode == "FILL":
+            return _filled(x, chosen, 0 if fill is None else fill.item())
+        for axis, first, count, step in chosen:
             index[axis] = _elements(first, count, step, x.shape[axis])
             shape[axis] = count
         return np.broadcast_to(x[tuple(index)], shape)
@@ -79,6 +86,16 @@ def _elements(first: int, count: int, step: int, size: int) -> slice:
     if step < 0:
         return slice(first, last - 1 if last else None, step)
     return slice(first, last + 1, step or 1)
+
+
+def _filled(x: NDArray, ranges: Sequence[tuple[int, int, int, int]], value: float) -> NDArray:
+    """The elements that ranges (axis, start, size, stride) name, and a value where they lie outside of x."""
+    for axis, first, count, step in ranges:
+        places = first + step * np.arange(count)
+        inside = (places >= 0) & (places < x.shape[axis])
+        taken = np.take(x, np.where(inside, places, 0), axis) if x.shape[axis] else np.zeros_like(x)
+        x = np.where(inside.reshape([-1 if each == axis else 1 for each in range(x.ndim)]), taken, x.dtype.type(value))
+    return x
 
 
 def gather(layer: NetworkLayer) -> Compute:
@@ -104,6 +121,21 @@ def gather(layer: NetworkLayer) -> Compute:
     return pick
 
 
+def scatter(layer: NetworkLayer) -> Compute:
+    """Scatter, ND: a copy of x whose slices at the indices are the updates, like ONNX's ScatterND without a reduction."""
+    if layer.choice("mode") != "ND":
+        layer.refuse(f"mode {layer.choice('mode')}")
+
+    def put(x: NDArray, indices: NDArray, updates: NDArray) -> NDArray:
+        if indices.size and indices.min() < 0:
+            raise IndexError(f"index {indices.min()}, and TensorRT takes none below 0")
+        result = x.copy()
+        result[tuple(np.moveaxis(indices, -1, 0))] = updates
+        return result
+
+    return put
+
+
 def concatenation(layer: NetworkLayer) -> Compute:
     """Concatenation: the inputs joined along an axis."""
     axis = layer.attributes.axis
@@ -122,6 +154,7 @@ KERNELS: dict[str, Kernel] = {
     "SHUFFLE": shuffle,
     "SLICE": slice_,
     "GATHER": gather,
+    "SCATTER": scatter,
     "CONCATENATION": concatenation,
     "SHAPE": lambda layer: lambda x: np.array(x.shape, np.int64),
     "SQUEEZE": lambda layer: _squeeze,  # without the axes in input 1, or without any of size 1 where it is not set

@@ -80,9 +80,8 @@ class CapturedBlockRunner(BlockRunner):
         self._graphs: dict[tuple[int, bool], Graph | Repeated] = {}
         self._at = 0
         with ExitStack() as self._resources:
-            self._buffers = self._resources.enter_context(
-                closing(GraphBuffers(stream, engine.graph, max(max_chunk, self.max_prefill)))
-            )
+            most, what = max(max_chunk, self.max_prefill), f"flow block {block.index}"
+            self._buffers = self._resources.enter_context(closing(GraphBuffers(stream, engine.graph, most, what)))
             self._graph(1)
             self._two_steps = self._capture_two_steps()
             if not engine.checked:

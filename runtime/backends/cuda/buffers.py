@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from starflow.runtime.backends.cuda.device import DeviceMemory, PinnedMemory, Stream
 from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec, fixed_shape, tensor_bytes
+from starflow.runtime.bundle.network_spec import NetworkSpec
 
 
 class TensorBuffer:
@@ -68,20 +69,20 @@ class GraphBuffers:
     """Every input and output of one graph.
 
     A tensor whose shape depends on the number of tokens S has room for S = `max_chunk`; smaller runs use its beginning. An output
-    that updates an input shares its buffer.
+    that updates an input shares its buffer. `what` names the graph in messages.
 
     Raises:
         BackendError: the GPU has too little memory.
     """
 
-    def __init__(self, stream: Stream, graph: GraphSpec, max_chunk: int) -> None:
+    def __init__(self, stream: Stream, graph: GraphSpec | NetworkSpec, max_chunk: int, what: str) -> None:
         self._graph = graph
         self._updated = {spec.updated_by: spec.name for spec in graph.inputs if spec.updated_by}
         self._tensors: dict[str, TensorBuffer] = {}
         with ExitStack() as stack:
             for spec in (*graph.inputs, *graph.outputs):
                 if spec.name not in self._updated:
-                    tensor = TensorBuffer(stream, spec, max_chunk, f"{spec.name} of flow block {graph.block}")
+                    tensor = TensorBuffer(stream, spec, max_chunk, f"{spec.name} of {what}")
                     self._tensors[spec.name] = stack.enter_context(closing(tensor))
             self._resources = stack.pop_all()
 

@@ -1,17 +1,19 @@
 """TensorRT on a GPU as a backend: the engines of one build."""
 
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from functools import partial
 
-from starflow.runtime.backends.base import Backend
+from starflow.runtime.backends.base import Backend, NetworkSessions
 from starflow.runtime.backends.cuda.bandwidth import CudaBandwidthProbe
 from starflow.runtime.backends.cuda.block_runner import CapturedBlockRunner
 from starflow.runtime.backends.cuda.device import DeviceMemory, Gpu, Stream
 from starflow.runtime.backends.tensorrt.build import choose_build, rebuild_advice
 from starflow.runtime.backends.tensorrt.continuous_runner import TensorrtContinuousRunner
-from starflow.runtime.backends.tensorrt.engine import GraphEngine, TensorrtRuntime
+from starflow.runtime.backends.tensorrt.engine import GraphEngine, TensorrtRuntime, block_source
 from starflow.runtime.backends.tensorrt.flavour import Flavour
+from starflow.runtime.backends.tensorrt.networks import TensorrtNetworks
 from starflow.runtime.bundle.build_record import BuildRecord
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
@@ -39,7 +41,8 @@ class Engines:
         with ExitStack() as stack:
             runtime = TensorrtRuntime(flavour, gpu)
             self.loaded = [
-                stack.enter_context(closing(GraphEngine(runtime, bundle, record, spec))) for spec in record.engines
+                stack.enter_context(closing(GraphEngine(runtime, block_source(bundle, record, spec))))
+                for spec in record.engines
             ]
             self._resources = stack.pop_all()
 
@@ -130,6 +133,9 @@ class TensorrtBackend(Backend):
     def at_batch(self, bundle: Bundle) -> "TensorrtBackend":
         build = choose_build(bundle, self.variant.name, self._engines.resource.gpu)
         return TensorrtBackend(self._engines.joined(), bundle, *build)
+
+    def open_networks(self, on_onnxruntime: Callable[[], NetworkSessions]) -> TensorrtNetworks:
+        return TensorrtNetworks(self._bundle, self._engines.resource.gpu, on_onnxruntime)
 
     def bandwidth_probe(self) -> CudaBandwidthProbe:
         """A probe of this GPU's memory, of which it needs 2 GiB."""

@@ -2,7 +2,7 @@
 
 from starflow.runtime.backends.cuda.device import Gpu
 from starflow.runtime.backends.tensorrt.flavour import FLAVOUR_NAMES, Flavour, load_flavour
-from starflow.runtime.bundle.build_record import BuildRecord, read_builds
+from starflow.runtime.bundle.build_record import BuildRecord, TargetConfig, read_builds
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.plain.errors import BackendError, BundleError
 
@@ -30,7 +30,7 @@ def choose_build(bundle: Bundle, variant: str | None, gpu: Gpu) -> tuple[BuildRe
         wanted += f" in batches of {bundle.batch}" if bundle.batch else ""
         raise BackendError(
             f"{bundle.root}: has no engines{wanted} for {gpu.name}, compute capability {gpu.compute_capability}; "
-            f"build them: starflow build {bundle.root} --target {_target_for(gpu)}"
+            f"build them: starflow build {bundle.root} --target {target_for(gpu)}"
         )
     runnable: list[tuple[BuildRecord, Flavour]] = []
     missing: BackendError | None = None
@@ -42,16 +42,16 @@ def choose_build(bundle: Bundle, variant: str | None, gpu: Gpu) -> tuple[BuildRe
     if missing and not runnable:
         raise missing
     record, flavour = min(runnable, key=lambda pair: (pair[0].version != pair[1].version, order.index(pair[0].variant)))
-    check_version(bundle, record, flavour)
+    check_version(bundle, record, flavour, record.command(bundle))
     return record, flavour
 
 
-def check_version(bundle: Bundle, record: BuildRecord, flavour: Flavour) -> None:
-    """Raise BundleError unless an installed TensorRT has the flavour and release that made a build."""
+def check_version(bundle: Bundle, record: TargetConfig, flavour: Flavour, command: str) -> None:
+    """Raise BundleError, with the command that builds again, unless an installed TensorRT has the flavour and release of a build."""
     if (record.flavour, record.version) != (flavour.name, flavour.version):
         raise BundleError(
             f"{bundle.root}: the engines of {record.target} were built by {record.flavour} {record.version} and load only "
-            f"there; {flavour.name} {flavour.version} is installed; build again: {record.command(bundle)}"
+            f"there; {flavour.name} {flavour.version} is installed; build again: {command}"
         )
 
 
@@ -60,7 +60,7 @@ def rebuild_advice(bundle: Bundle, record: BuildRecord) -> str:
     return f"build again: {record.command(bundle)} --force"
 
 
-def _target_for(gpu: Gpu) -> str:
+def target_for(gpu: Gpu) -> str:
     """The target for this machine: an installed flavour that names the GPU, else the flavour that builds for any GPU."""
     for name in FLAVOUR_NAMES:
         try:

@@ -12,16 +12,17 @@ from starflow.runtime.backends.continuous_runner import STATE, ContinuousRunner
 from starflow.runtime.backends.cuda.buffers import GraphBuffers
 from starflow.runtime.backends.cuda.device import DeviceMemory, Stream
 from starflow.runtime.backends.tensorrt.engine import GraphEngine
+from starflow.runtime.bundle.graph_spec import GraphSpec
 
 
 class TensorrtContinuousRunner(ContinuousRunner):
     """A velocity graph on the device; see `GraphEngine.capture` for the arguments."""
 
-    def __init__(self, engine: GraphEngine, scratch: DeviceMemory, stream: Stream) -> None:
+    def __init__(self, engine: GraphEngine[GraphSpec], scratch: DeviceMemory, stream: Stream) -> None:
         super().__init__(engine.graph)
         self._stream = stream
         with ExitStack() as resources:
-            self._buffers = resources.enter_context(closing(GraphBuffers(stream, engine.graph, 1)))
+            self._buffers = resources.enter_context(closing(GraphBuffers(stream, engine.graph, 1, engine.what)))
             addresses = self._buffers.addresses()
             self._pass = engine.capture(scratch, stream, 1, [addresses], resources, self._feed_back)
             self._resources = resources.pop_all()

@@ -9,13 +9,14 @@ from typing import Any
 
 from starflow.runtime.bundle.build_record import Profile
 from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec, fixed_shape
+from starflow.runtime.bundle.network_spec import NetworkSpec
 from starflow.runtime.plain.errors import BundleError
 
 TENSORRT_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}
 
 
 def check_engine(
-    trt: Any, engine: Any, graph: GraphSpec, profiles: Sequence[Profile], where: str, rebuild: str
+    trt: Any, engine: Any, graph: GraphSpec | NetworkSpec, profiles: Sequence[Profile], where: str, rebuild: str
 ) -> None:
     """Compare inputs, outputs and optimisation profiles of a `trt.ICudaEngine` with those of its graph.
 

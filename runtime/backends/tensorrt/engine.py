@@ -4,8 +4,9 @@ import logging
 import mmap
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from starflow.runtime.backends.cuda.device import (
     LOADING,
@@ -21,9 +22,10 @@ from starflow.runtime.backends.tensorrt.contract import check_engine, takes_no_c
 from starflow.runtime.backends.tensorrt.flavour import Flavour
 from starflow.runtime.backends.tensorrt.kernel_cache import KernelCache
 from starflow.runtime.backends.tensorrt.messages import MessageLog
-from starflow.runtime.bundle.build_record import BuildRecord, EngineSpec, check_engine_file
+from starflow.runtime.bundle.build_record import BuildRecord, EngineSpec, Profile, check_engine_file
 from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.bundle.graph_spec import fixed_shape
+from starflow.runtime.bundle.graph_spec import GraphSpec, fixed_shape
+from starflow.runtime.bundle.network_spec import NetworkSpec
 from starflow.runtime.plain.errors import BackendError, BundleError
 
 logger = logging.getLogger(__name__)
@@ -50,26 +52,55 @@ class TensorrtRuntime:
             return self._runtime.deserialize_cuda_engine(content)
 
 
-class GraphEngine:
+Spec = TypeVar("Spec", GraphSpec, NetworkSpec)
+
+
+@dataclass(frozen=True)
+class EngineSource(Generic[Spec]):
+    """An engine file that is whole, and what it is the engine of."""
+
+    path: Path
+    graph: Spec
+    what: str  # what messages call the graph, such as `flow block 3`
+    profiles: tuple[Profile, ...]  # optimisation profiles, in order
+    max_tokens: int  # of one run
+    profile_for: Callable[[int], int]  # index of the profile for a number of tokens
+    rebuild: str  # what mends an engine that cannot be used
+
+
+def block_source(bundle: Bundle, record: BuildRecord, spec: EngineSpec) -> EngineSource[GraphSpec]:
+    """The engine of a flow block; BundleError if it is missing, damaged or of another graph."""
+    longest = bundle.manifest.longest_run(spec.block)
+    return EngineSource(
+        path=check_engine_file(bundle, record, spec),
+        graph=bundle.graph(bundle.variant(record.variant, "portable"), spec.block),
+        what=f"flow block {spec.block}",
+        profiles=tuple(profile.within(longest) for profile in record.profiles),
+        max_tokens=record.max_tokens,
+        profile_for=record.profile_for,
+        rebuild=rebuild_advice(bundle, record),
+    )
+
+
+class GraphEngine(Generic[Spec]):
     """The engine of one graph, deserialised and compared with the manifest.
 
     Raises:
-        BundleError: the file is missing or damaged, needs another TensorRT, or is not the engine of this graph.
+        BundleError: the file is damaged, needs another TensorRT, or is not the engine of this graph.
         BackendError: the GPU has too little memory.
     """
 
-    def __init__(self, runtime: TensorrtRuntime, bundle: Bundle, record: BuildRecord, spec: EngineSpec) -> None:
-        self._runtime, self._record = runtime, record
-        self._path, self._rebuild = check_engine_file(bundle, record, spec), rebuild_advice(bundle, record)
-        self.graph = bundle.graph(bundle.variant(record.variant, "portable"), spec.block)
-        self.max_tokens = record.max_tokens  # of one run
+    def __init__(self, runtime: TensorrtRuntime, source: EngineSource[Spec]) -> None:
+        self._runtime = runtime
+        self._source: EngineSource[Spec] = source
+        self._path, self._rebuild = source.path, source.rebuild
+        self.graph: Spec = source.graph
+        self.what, self.max_tokens = source.what, source.max_tokens
         self.checked = False  # whether two steps of it have been looked at
         with LOADING:
             self._engine = self._load()
         trt = runtime.flavour.trt
-        longest = bundle.manifest.longest_run(spec.block)
-        profiles = [profile.within(longest) for profile in record.profiles]
-        check_engine(trt, self._engine, self.graph, profiles, str(self._path), self._rebuild)
+        check_engine(trt, self._engine, self.graph, source.profiles, str(self._path), self._rebuild)
         # Whether steps take no condition tokens; if so, a prefill of one token runs in another profile.
         self.steps_lack_condition = any(takes_no_condition(self._engine, spec) for spec in self.graph.inputs)
         self.scratch_bytes: int = self._engine.device_memory_size_v2  # of a run besides its tensors, for any profile
@@ -134,10 +165,10 @@ class GraphEngine:
                 return resources.enter_context(closing(stream.capture(captured_work)))
             except CaptureRefusedError as refusal:
                 logger.warning(
-                    "flow block %d: runs of %d tokens cannot be captured into a CUDA graph (%s); each is enqueued anew, "
+                    "%s: runs%s cannot be captured into a CUDA graph (%s); each is enqueued anew, "
                     "which gives the same results and asks more of the host",
-                    self.graph.block,
-                    count,
+                    self.what,
+                    f" of {count} tokens" if isinstance(self.graph, GraphSpec) else "",
                     str(refusal),  # whoever keeps the record shall not keep the contexts with it
                 )
                 return resources.enter_context(closing(Repeated(work)))
@@ -146,7 +177,7 @@ class GraphEngine:
         self, count: int, addresses: dict[str, int], scratch: DeviceMemory, stream: Stream, conditioned: bool
     ) -> Any:
         """A `trt.IExecutionContext` for runs of `count` tokens at fixed addresses."""
-        profile = self._record.profile_for(count)
+        profile = self._source.profile_for(count)
         if profile == 0 and conditioned and self.steps_lack_condition:
             profile = 1
         strategy = self._runtime.flavour.trt.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -175,8 +206,7 @@ class GraphEngine:
             said = self._runtime.log.last_error()  # before another call has something to say
             free, total = self._runtime.gpu.memory()
             raise BackendError(
-                f"flow block {self.graph.block}: TensorRT refuses {what} ({said}); "
-                f"{free:,} of {total:,} bytes of GPU memory are free"
+                f"{self.what}: TensorRT refuses {what} ({said}); {free:,} of {total:,} bytes of GPU memory are free"
             )
 
     def _load(self) -> Any:

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
+from starflow.runtime.backends.onnxruntime.networks import OnnxRuntimeNetworks
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.networks.caption_encoder import CaptionEncoder
 from starflow.runtime.plain.errors import DataError, ExportError, StarflowError, UsageError
@@ -31,10 +32,7 @@ def export(tmp_path: Path, encoder: str, width: int = 32, **options: Any) -> Bun
 
 def features(bundle: Bundle, captions: list[str]) -> Any:
     assert bundle.manifest.text
-    encoder = CaptionEncoder(bundle, bundle.manifest.text, threads=1)
-    made = encoder.encode(captions)
-    encoder.close()
-    return made
+    return CaptionEncoder(bundle, OnnxRuntimeNetworks(bundle, threads=1), bundle.manifest.text).encode(captions)
 
 
 def assert_published(bundle: Bundle, folder: Path, tolerance: float = 1e-5) -> None:

@@ -62,7 +62,7 @@ def test_engines_of_a_bundle(pristine: Path) -> None:
     assert [engine.block for engine in made.engines] == [0, 1]
     paths = {check_engine_file(bundle, made, engine, digest=True).resolve() for engine in made.engines}
     assert engine_files(pristine) == paths | {pristine / "engines/tensorrt-rtx-8.9_12.0/portable-fp16/build.json"}
-    check_version(bundle, made, load_flavour("tensorrt-rtx"))
+    check_version(bundle, made, load_flavour("tensorrt-rtx"), "")
 
 
 def test_headers_are_those_of_an_engine(pristine: Path, tmp_path: Path) -> None:
@@ -234,9 +234,9 @@ def test_engines_of_another_flavour_or_release(built: Path) -> None:
     flavour = load_flavour("tensorrt-rtx")
     older = made.model_copy(update={"version": "1.6.0.1"})
     with pytest.raises(BundleError, match=r"built by tensorrt-rtx 1\.6\.0\.1 .*; build again: starflow build"):
-        check_version(bundle, older, flavour)
+        check_version(bundle, older, flavour, older.command(bundle))
     with pytest.raises(BundleError, match=r"built by tensorrt-rtx .* and load only there; tensorrt .* is installed"):
-        check_version(bundle, made, Flavour("tensorrt", flavour.trt))
+        check_version(bundle, made, Flavour("tensorrt", flavour.trt), "")
 
 
 def test_the_command_that_builds_again(built: Path) -> None:

@@ -38,7 +38,7 @@ def test_ctrl_c_cancels_the_builder(tiny_bundle: Path, tmp_path: Path) -> None:
         reports.append(done)
 
     with pytest.raises(KeyboardInterrupt):
-        build_engine(parsed, config(), 17, tmp_path / "block1.engine", report)
+        build_engine(parsed, config(), config().profiles, tmp_path / "block1.engine", report)
     assert "canceled" in parsed.log.last_error()
     assert reports[-1] < 100
     assert list(tmp_path.iterdir()) == []
@@ -47,7 +47,13 @@ def test_ctrl_c_cancels_the_builder(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_progress_runs_to_the_end(tiny_bundle: Path, tmp_path: Path) -> None:
     parsed = parse_graph(load_flavour("tensorrt-rtx"), tiny_bundle / "graphs" / "block0.portable-fp16.onnx", 0)
     reports: list[int] = []
-    build_engine(parsed, config(), 16, tmp_path / "block0.engine", lambda done, total, doing=None: reports.append(done))
+    build_engine(
+        parsed,
+        config(),
+        config().profiles,
+        tmp_path / "block0.engine",
+        lambda done, total, doing=None: reports.append(done),
+    )
     assert reports == sorted(set(reports)) and len(reports) > 10
     assert reports[-1] > 50
     assert [path.name for path in tmp_path.iterdir()] == ["block0.engine"]

@@ -384,7 +384,7 @@ def test_decoders_and_encoders_have_every_size(tmp_path: Path) -> None:
             pixels, denoised = (sampler.to_images(data, denoise=how) for how in ("none", "decoder"))
             images = np.tanh(np.random.default_rng(0).standard_normal((count, 1, 16, 16), np.float32))
             latents = sampler.encode_images(images)
-            graphs = {path.split("fp32")[1] for path in sampler._running.beside.autoencoder._sessions}
+            graphs = {path.split("fp32")[1] for path in sampler._running.beside._sessions._sessions}  # type: ignore[attr-defined]
         assert graphs == {{1: ".batch1.onnx", 3: ".onnx"}[size] for size in RUNS[count]}
         np.testing.assert_array_equal(pixels, in_parts(alone, count, partial(decoded_part, data, "none")))
         np.testing.assert_array_equal(denoised, in_parts(alone, count, partial(decoded_part, data, "decoder")))
@@ -411,8 +411,7 @@ def test_denoisers_have_every_size(
             x = sampler.noise(3, seed=7)
             both, found, one = (sampler.denoise(x[part], text[part], how=kind) for part in ([0, 1], [0, 1, 2], [2]))
             expected = alone.denoise(x, text, how=kind)
-            (denoiser,) = sampler._running.beside._opened.values()
-            assert len(denoiser._sessions) == 2
+            assert len(sampler._running.beside._sessions._sessions) == 2  # type: ignore[attr-defined]
         np.testing.assert_array_equal(both, expected[:2])
         np.testing.assert_array_equal(found, np.concatenate([both, one]))
         np.testing.assert_allclose(one, expected[2:], rtol=1e-5, atol=2e-5)

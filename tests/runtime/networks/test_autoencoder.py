@@ -13,8 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
+from starflow.runtime.backends.onnxruntime.networks import OnnxRuntimeNetworks
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.command_line import main
+from starflow.runtime.networks.autoencoder import Autoencoder
 from starflow.runtime.plain.bits_per_dim import bits_per_dim
 from starflow.runtime.plain.errors import BundleError, ExportError, UsageError
 from starflow.runtime.plain.images import to_uint8
@@ -100,11 +102,10 @@ def test_pixels_are_those_of_diffusers(bundle: Path, checkpoint: Path) -> None:
 
 
 def test_graphs_agree_with_diffusers(bundle: Path, checkpoint: Path) -> None:
-    from starflow.runtime.networks.autoencoder import Autoencoder
-
     opened = Bundle.open(bundle)
     assert opened.manifest.autoencoder is not None
-    network, autoencoder = diffusers_network(checkpoint), Autoencoder(opened, opened.manifest.autoencoder)
+    network, sessions = diffusers_network(checkpoint), OnnxRuntimeNetworks(opened)
+    autoencoder = Autoencoder(opened, sessions, opened.manifest.autoencoder)
     draw = np.random.default_rng(0)
     pixels = draw.uniform(-1, 1, (3, *opened.manifest.autoencoder.pixel_shape)).astype(np.float32)
     data = draw.standard_normal((3, 1, 8, 8)).astype(np.float32)
@@ -114,7 +115,7 @@ def test_graphs_agree_with_diffusers(bundle: Path, checkpoint: Path) -> None:
         decoded = network.decode(torch.from_numpy(data) / 2 + 0.1).sample.numpy()
     np.testing.assert_allclose(autoencoder.encode(pixels), (latents.numpy() - 0.1) * 2, atol=1e-5)
     np.testing.assert_allclose(autoencoder.decode(data, noisy=False), decoded, atol=1e-4)
-    autoencoder.close()
+    sessions.close()
 
 
 def test_images_are_scored_through_the_encoder(

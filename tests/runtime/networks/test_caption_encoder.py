@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from starflow.runtime import Sampler
+from starflow.runtime.backends.onnxruntime.networks import OnnxRuntimeNetworks
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.command_line import main
 from starflow.runtime.networks.caption_encoder import CaptionEncoder, encode_once
@@ -55,18 +56,19 @@ def test_captions_stand_for_their_features(captioned_bundle: Path, t5_folder: Pa
 def test_equal_captions_and_the_empty_one_are_encoded_once(captioned_bundle: Path) -> None:
     bundle = Bundle.open(captioned_bundle)
     assert bundle.manifest.text
-    encoder = CaptionEncoder(bundle, bundle.manifest.text, threads=1)
+    sessions = OnnxRuntimeNetworks(bundle, threads=1)
+    encoder = CaptionEncoder(bundle, sessions, bundle.manifest.text)
     first = encoder.null
     encoded = encoder.encode(["sun", "sun"])
     np.testing.assert_array_equal(encoded[0], encoded[1])
-    encoder.close()
+    sessions.close()
     assert encoder.null is first  # the network is gone, and not needed
 
 
 def test_an_encoder_for_a_few_captions_says_the_same(captioned_bundle: Path) -> None:
     bundle = Bundle.open(captioned_bundle)
     assert bundle.manifest.text
-    encoder = CaptionEncoder(bundle, bundle.manifest.text, threads=1)
+    encoder = CaptionEncoder(bundle, OnnxRuntimeNetworks(bundle, threads=1), bundle.manifest.text)
     features, null = encode_once(bundle, CAPTIONS, threads=1)
     np.testing.assert_allclose(features, encoder.encode(CAPTIONS), atol=1e-5)
     np.testing.assert_allclose(null, encoder.null, atol=1e-5)

@@ -204,6 +204,41 @@ def test_gather_nd(tmp_path: Path) -> None:
     check(tmp_path, "GatherND", {"x": real(4, 5, 3), "indices": whole(0, 4, 6, 2)})
 
 
+def test_scatter_nd(tmp_path: Path) -> None:
+    inputs = {"x": real(5, 4, 3), "indices": np.array([[3, 0], [0, 2]]), "updates": real(2, 3)}
+    check(tmp_path, "ScatterND", inputs)
+
+
+@pytest.mark.parametrize("pads", [[1, 0, 2, 3], [0, -1, 1, 0]])
+def test_pad(tmp_path: Path, pads: list[int]) -> None:
+    check(tmp_path, "Pad", {"x": real(4, 5)}, {"pads": np.array(pads), "value": np.array(0.5, np.float32)})
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"pads": [1, 1, 1, 1], "strides": [2, 2]},
+        {"pads": [0, 1, 2, 0], "strides": [1, 2]},  # more on one side, as the encoders of Stable Diffusion
+        {"dilations": [2, 1], "group": 2},
+    ],
+)
+def test_convolution(tmp_path: Path, attributes: dict[str, Any], bias: bool) -> None:
+    """Kernel and bias are constants of the layer, or inputs where the graph widens them."""
+    kernel = real(6, 4 // attributes.get("group", 1), 3, 3)
+    weights = {"kernel": kernel} | ({"bias": real(6)} if bias else {})
+    check(tmp_path, "Conv", {"x": real(2, 4, 8, 9)}, weights, **attributes)
+    check(tmp_path, "Conv", {"x": real(2, 4, 8, 9)} | weights, **attributes)
+
+
+@pytest.mark.parametrize("rows", [6, 3])
+def test_resize_to_the_nearest_pixel(tmp_path: Path, rows: int) -> None:
+    how: dict[str, Any] = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    scales = np.array([1, 1, rows / 3, 2], np.float32)
+    check(tmp_path, "Resize", {"x": real(2, 2, 3, 4)}, {"": real(0), "scales": scales}, **how)
+
+
 def test_concatenation(tmp_path: Path) -> None:
     check(tmp_path, "Concat", {"a": real(2, 3, 4), "b": real(2, 3, 1)}, dynamic=True, axis=2)
 
