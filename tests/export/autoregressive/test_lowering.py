@@ -1,4 +1,4 @@
-"""Both ways to write a cached attention, run by ONNX Runtime against attention written out in NumPy."""
+"""Every way to write a cached attention, run by ONNX Runtime against attention written out in NumPy."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,7 +48,8 @@ def build(name: str, given: SimpleNamespace, path: Path) -> tuple[onnx.ModelProt
         widths = {"q": given.heads * given.size, "k": given.kv_heads * given.size, "v": given.kv_heads * given.size}
         values = [graph.input(n, given.dtype, [given.rows, "S", width]) for n, width in widths.items()]
         caches = [graph.input(n, given.dtype, shape) for n in ("keys", "values")]
-        tables = [graph.input(n, np.float32, [CAPACITY, given.size // 2]) for n in ("cos", "sin")]
+        slots = lowering.slots(geometry)
+        tables = [graph.input(n, np.float32, [slots, given.size // 2]) for n in ("cos", "sin")]
         step = StepValues(
             position=graph.input("position", np.int64, [1]),
             positions=graph.input("positions", np.int64, ["S"]),
@@ -117,7 +118,7 @@ def attention(given: SimpleNamespace, feed: dict[str, np.ndarray], position: int
 @pytest.mark.parametrize(
     ("lowering", "name"),
     # cpu variants compute in float32 what float16 weights hold.
-    [("portable", name) for name in CASES] + [("cpu", name) for name in CASES if name != "half precision"],
+    [(lowering, name) for lowering in LOWERINGS for name in CASES if lowering != "cpu" or name != "half precision"],
 )
 def test_attention_over_a_cache(lowering: str, name: str, tmp_path: Path) -> None:
     given = CASES[name]
@@ -127,10 +128,14 @@ def test_attention_over_a_cache(lowering: str, name: str, tmp_path: Path) -> Non
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = {value.name for value in session.get_inputs()}
     draw = np.random.default_rng(0)
-    angles = draw.uniform(-3, 3, (CAPACITY, given.size // 2))
-    for position, count in ((0, 1), (0, 4), (3, 1), (3, 5), (CAPACITY - 2, 2)):
+    slots = LOWERINGS[lowering].slots(SimpleNamespace(capacity=CAPACITY))  # type: ignore[arg-type]
+    angles = draw.uniform(-3, 3, (slots, given.size // 2))
+    runs = ((0, 1), (0, 4), (3, 1), (3, 5), (CAPACITY - 2, 2), (CAPACITY - 1, 1))
+    for position, count in runs:
+        if lowering == "cuda" and position and count > 1:
+            continue  # takes several tokens from position 0 on only
         past = draw.standard_normal((2, given.rows, given.kv_heads, CAPACITY, given.size)).astype(given.dtype)
-        padding = ((0, 0), (0, 0), (0, 0), (0, shape[-1] - given.size))
+        padding = ((0, 0), (0, 0), (0, slots - CAPACITY), (0, shape[-1] - given.size))
         feed = {
             name: draw.standard_normal((given.rows, count, heads * given.size)).astype(given.dtype)
             for name, heads in (("q", given.heads), ("k", given.kv_heads), ("v", given.kv_heads))
@@ -154,7 +159,7 @@ def test_attention_over_a_cache(lowering: str, name: str, tmp_path: Path) -> Non
         np.testing.assert_allclose(found[2], out.sum(axis=0), atol=given.rows * tolerance, rtol=tolerance)
         assert found[5].shape == (given.rows * count, given.heads * given.size)
         for cache, expected in ((found[3], keys), (found[4], values)):
-            cache = cache.reshape(given.rows, given.kv_heads, CAPACITY, -1)[:, :, : position + count, : given.size]
+            cache = cache.reshape(given.rows, given.kv_heads, slots, -1)[:, :, : position + count, : given.size]
             np.testing.assert_allclose(cache, expected[:, :, : position + count], atol=tolerance, rtol=tolerance)
 
 
@@ -167,7 +172,7 @@ def test_a_graph_holds_no_more_nodes_than_it_needs(lowering: str, name: str, tmp
     casts = [node for node in graph.node if node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.FLOAT]
     assert CASES[name].dtype != np.float32 or len(casts) == 1, "that of positions, made here"
     turned = sum(node.op_type == "RotaryEmbedding" for node in graph.node)
-    inside = lowering == "cpu" and CASES[name].size == 16  # the attention kernel turns heads of this size itself
+    inside = lowering != "portable" and CASES[name].size == 16  # the attention kernel turns heads of this size itself
     assert turned == (2 if CASES[name].rotary and not inside else 0)
 
 
@@ -175,9 +180,11 @@ def test_what_the_rest_must_know_of_a_lowering() -> None:
     assert {n: (c.name, c.time_major, c.feeds_position) for n, c in LOWERINGS.items()} == {
         "portable": ("portable", False, True),
         "cpu": ("cpu", True, False),
+        "cuda": ("cuda", False, True),
     }
     geometry: Any = SimpleNamespace(rows=3, capacity=7)
     for size, padded in ((8, 8), (9, 16), (16, 16), (20, 24)):
         block: Any = SimpleNamespace(kv_heads=2, head_dim=size)
         assert LOWERINGS["portable"].cache_shape(block, geometry) == [3, 2, 7, size]
         assert LOWERINGS["cpu"].cache_shape(block, geometry) == [1, 6, 7, padded]
+        assert LOWERINGS["cuda"].cache_shape(block, geometry) == [3, 2, 8, padded]

@@ -19,6 +19,7 @@ from starflow.runtime.command_line import main
 from starflow.runtime.networks.caption_encoder import encode_once
 from starflow.runtime.plain.errors import BackendError, BundleError
 from starflow.runtime.sampler import Sampler
+from tests.simulated_device.device import Fault
 from tests.simulated_device.fixtures import Simulate
 from tests.simulated_device.sampling import relative_error
 
@@ -185,10 +186,9 @@ def test_too_little_memory_frees_everything(captioned_engines: Bundle, simulate:
     """At each allocation of a network: the device is as it was, and the next call goes on."""
     device = simulate()
     with Sampler.open(captioned_engines.root, backend="tensorrt") as sampler:
-        device.fail_allocation = device.counts["cudaMalloc"] + number
+        device.faults["cudaMalloc", device.counts["cudaMalloc"] + number] = Fault("cudaErrorMemoryAllocation")
         with pytest.raises(BackendError, match=r"of the text encoder needs .* bytes of GPU memory"):
             sampler.encode_captions(CAPTIONS)
-        device.fail_allocation = 0
         assert np.isfinite(sampler.encode_captions(CAPTIONS)).all()
 
 
