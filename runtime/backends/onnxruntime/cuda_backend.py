@@ -1,5 +1,6 @@
 """ONNX Runtime on an NVIDIA GPU as a backend: steps are CUDA graphs, weights lie on the device once."""
 
+import os
 from contextlib import ExitStack, closing
 from typing import cast
 
@@ -19,6 +20,10 @@ from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.plain.shared import Shared
+
+# ONNX Runtime's second kernel for cached attention is slower at the lengths of images: docs/cuda.md. Its only switch is a variable
+# of the environment, which kernels read as a session makes them.
+SLOWER_ATTENTION = "ORT_ENABLE_XQA"
 
 
 class CudaBackend(GraphBackend):
@@ -51,6 +56,8 @@ class CudaBackend(GraphBackend):
         return CudaBandwidthProbe(self._stream.gpu)
 
     def open_block(self, graph: GraphSpec, block: Block, max_chunk: int) -> CapturedBlockRunner:
+        os.environ.setdefault(SLOWER_ATTENTION, "0")
+
         def session(sizes: dict[str, int]) -> InferenceSession:
             on_device = OnDevice(self._stream.handle, sizes, self._weights.resource.tensors())
             return open_session(self._bundle, graph, "cuda", 0, on_device=on_device)

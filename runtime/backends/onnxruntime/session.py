@@ -32,10 +32,6 @@ EXECUTION_PROVIDERS: dict[Provider, tuple[str, ...]] = {
 }
 OPTIONS = {CUDA: {"use_tf32": "0"}}  # TF32 would compute float32 products with ten bits, an error of 1e-3
 
-# For captured runs, which choose their kernels once: products by the fastest of several kernels, and products with weights of 4
-# or 8 bits by those that multiply half precision with integers. Releases that do not know an entry ignore it.
-CAPTURED = {"ep.cuda.enable_gemm_auto_tune": "1", "ep.cuda.fpa_intb_gemm": "1"}
-
 # How long a worker thread spins while it waits for the next operator or step. ONNX Runtime's default of 40 ms lasts into the
 # steps of the next flow block and takes cores from the workers of its session: measured in docs/performance.md.
 SPIN_MICROSECONDS = 1000
@@ -134,8 +130,6 @@ def open_session(
     given: dict[str, str] = {}
     if on_device:
         given = {"user_compute_stream": str(on_device.stream)}
-        for name, entry in CAPTURED.items():
-            options.add_session_config_entry(name, entry)
         for name, size in on_device.sizes.items():
             options.add_free_dimension_override_by_name(name, size)
         for name, value in on_device.weights.items():
