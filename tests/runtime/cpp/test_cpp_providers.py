@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.plans.decode_plan import BlockPlan, DecodePlan
 from tests.cpp_library import REPOSITORY, CppError, CppSampler
+from tests.models import class_config, write_checkpoint
 from tests.runtime.cpp.simulated_library import SimulatedSampler
 from tests.runtime.cpp.test_cpp_sampling import PLANS, segments
 
@@ -66,3 +68,12 @@ def test_a_velocity_graph_in_memory_of_a_device(continuous_bundle: Path, tmp_pat
         with SimulatedSampler(continuous_bundle, shape, plan=str(plan), **how) as sampler:
             found.append(sampler.generate(sampler.noise(2, 5), np.array([0, 1]), guidance=1.5))
     np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_a_variant_for_cuda_runs_from_python_only(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "checkpoint", class_config(channels=64))
+    export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle", ExportOptions(lowerings=("cpu", "cuda")))
+    shape = Bundle.open(tmp_path / "bundle").manifest.model.data_shape
+    with pytest.raises(CppError, match="variant cuda-fp32 runs from Python only") as refused:
+        CppSampler(tmp_path / "bundle", shape, variant="cuda-fp32")
+    assert refused.value.status == USAGE

@@ -252,10 +252,14 @@ std::vector<Manifest> read_batches(const Json& content) {
   const bool patched = std::any_of(blocks.begin(), blocks.end(), [](const Json& block) {
     return given(block, "patch") != nullptr;
   });
-  if (content["schema_version"] != (patched ? 3 : batches.empty() ? 1 : 2))
+  const std::vector<Variant>& variants = sizes.front().variants;
+  const bool for_cuda = std::any_of(variants.begin(), variants.end(), [](const Variant& variant) {
+    return variant.lowering == "cuda";
+  });
+  if (content["schema_version"] != (patched || for_cuda ? 3 : batches.empty() ? 1 : 2))
     throw Misfit(
-        "schema_version: a bundle of one batch size has 1, one of several has 2, and one whose flow blocks have"
-        " patches of their own has 3");
+        "schema_version: a bundle of one batch size has 1, one of several has 2, and one with a cuda variant or with"
+        " patches of a flow block's own has 3");
   const Json own = of_all_batches(content);
   for (std::size_t index = 0; index < batches.size(); ++index) {
     const std::string path = "batches." + std::to_string(index);

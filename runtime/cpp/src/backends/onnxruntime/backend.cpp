@@ -34,6 +34,8 @@ class OnnxRuntimeBackend : public Backend {
   const char* lowering() const override { return device_ ? "portable" : "cpu"; }
 
   void check(const Variant& variant) const override {
+    if (variant.lowering == "cuda")
+      usage_error("variant " + variant.name + " runs from Python only; take a portable variant, or a cpu one on the CPU");
     if (device_ && variant.lowering != "portable")
       usage_error("variant " + variant.name + " runs on the CPU only; provider " + provider_.name +
                   " needs a portable variant");
