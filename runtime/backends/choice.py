@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Literal, get_args
 
-from starflow.runtime.backends.base import Backend, NetworkSessions, Provider
+from starflow.runtime.backends.base import Backend, NetworkSessions
 from starflow.runtime.bundle.build_record import read_builds
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
@@ -92,28 +92,35 @@ def _open_onnxruntime(bundle: Bundle, variant: str | None, provider: str, thread
     from starflow.runtime.backends.onnxruntime.session import check_provider
 
     checked = check_provider(provider)
-    chosen = _variant_for(bundle, variant, checked)
+    chosen = variant_for(bundle, variant, checked)
     bundle.fetch(bundle.manifest.files([chosen.name]))
     if checked == "cuda":
         return chosen, CudaBackend(bundle, chosen)
     return chosen, OnnxRuntimeBackend(bundle, chosen, checked, threads)
 
 
-def _variant_for(bundle: Bundle, name: str | None, provider: Provider) -> Variant:
-    """The variant called `name`, or the one that a provider runs best; UsageError if the provider cannot run it."""
+def variant_for(bundle: Bundle, name: str | None, provider: str) -> Variant:
+    """The variant called `name`, or the one that an execution provider runs best.
+
+    Raises:
+        UsageError: the provider cannot run it.
+        BundleError: there is no such variant.
+    """
     if name is None and provider == "cuda":
         fused = [each for each in bundle.manifest.variants if runs_on(each, "cuda") and each.lowering == "cuda"]
         if fused:
             return fused[0]
     chosen = bundle.variant(name, "cpu" if provider == "cpu" else "portable")
     if not runs_on(chosen, provider):
-        needed = {"cpu": "a cpu variant", "cuda": "a portable one or one of cuda in fp16", "tensorrt": "a portable one"}
-        raise UsageError(f"variant {chosen.name} does not run on provider {provider}, which needs {needed[provider]}")
+        needed = {"cpu": "a cpu variant", "cuda": "a portable one or one of cuda in fp16"}.get(
+            provider, "a portable one"
+        )
+        raise UsageError(f"variant {chosen.name} does not run on provider {provider}, which needs {needed}")
     return chosen
 
 
-def runs_on(variant: Variant, provider: Provider) -> bool:
-    """Whether a provider has the operators of a variant in its number type."""
+def runs_on(variant: Variant, provider: str) -> bool:
+    """Whether an execution provider has the operators of a variant in its number type."""
     if variant.lowering == "cuda":  # its attention computes in float16 there, and in float32 on the CPU
         return provider == ("cpu" if variant.precision == "fp32" else "cuda")
     return variant.lowering == "portable" or provider == "cpu"

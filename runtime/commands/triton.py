@@ -76,6 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the repository."""
+    from starflow.runtime.backends.choice import variant_for
     from starflow.runtime.bundle.build_record import read_builds
     from starflow.runtime.bundle.bundle import Bundle
     from starflow.runtime.bundle.own_files import refuse_own_files
@@ -100,9 +101,12 @@ def run(arguments: argparse.Namespace) -> int:
     resolved = resolve_plan(chosen.manifest, plan)
     own_plan = None if plan in ("auto", "sequential") else resolved
     kind, backend, provider = _placed(arguments, has_engines=any(read_builds(chosen)))
-    variant = chosen.variant(arguments.variant, "cpu" if kind == "cpu" else "portable")
-    if kind == "gpu" and variant.lowering != "portable":
-        raise UsageError(f"--variant {variant.name}: runs on the CPU only; name a portable one for a GPU")
+    if backend == "onnxruntime":
+        variant = variant_for(chosen, arguments.variant, provider)
+    else:
+        variant = chosen.variant(arguments.variant, "portable")
+        if variant.lowering != "portable":
+            raise UsageError(f"--variant {variant.name}: engines are built from portable variants; name one")
     settings = Settings.of_options(
         {
             **options,

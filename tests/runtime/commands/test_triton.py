@@ -146,7 +146,10 @@ WRONG = {
     "no patience": (("--patience", "-1"), "--patience -1: give a number from 0"),
     "a kind": (("--kind", "tpu"), "--kind tpu: expected cpu or gpu"),
     "a GPU on the CPU": (("--kind", "cpu", "--provider", "cuda"), "--kind cpu and --provider cuda exclude each other"),
-    "a variant for the CPU": (("--kind", "gpu", "--variant", "cpu-fp32"), "--variant cpu-fp32: runs on the CPU only"),
+    "a variant for the CPU": (
+        ("--kind", "gpu", "--variant", "cpu-fp32"),
+        "variant cpu-fp32 does not run on provider cuda",
+    ),
     "another variant": (("--variant", "cpu-int2"), "has no variant 'cpu-int2'; it has"),
     "a backend": (
         ("--backend", "torch"),
