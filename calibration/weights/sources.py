@@ -33,7 +33,7 @@ def find_sources(
     possible = [lowering for lowering, kind in TREATMENTS if kind == weights]
     for lowering in lowerings or ():
         if lowering not in possible:
-            raise UsageError(f"--lowering {lowering}: {weights} is for {' and '.join(possible)}; name that")
+            raise UsageError(f"--lowering {lowering}: {weights} is for engines; name portable")
     present = {variant.name for variant in bundle.manifest.variants}
     found: dict[Lowering, str] = {}
     for lowering in possible:

@@ -111,6 +111,22 @@ def test_portable_product_multiplies_by_the_dequantised_matrix(
     assert np.abs(run(source, "portable", Replacement(matrix), x) - expected).max() < tolerance * np.abs(expected).max()
 
 
+@pytest.mark.parametrize(("target", "block"), [(INT8, 64), (INT8, 32), (INT4, 32)], ids=str)
+def test_cuda_product_keeps_its_activations(tmp_path: Path, target: WeightFormat, block: int) -> None:
+    """The product of the cuda lowering, FusedMatMul; its kernel on a CPU rounds no activations unless it is told to."""
+    source, w, _ = one_product(tmp_path, bias=False)
+    node = source.model.graph.node[0]
+    node.op_type, node.domain = "FusedMatMul", "com.microsoft"
+    source.model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(source.model, source.path)
+    fused = StepGraphWeights(source.path)
+    assert [(each.weight, each.outputs, each.inputs) for each in fused.linears.values()] == [("w", OUTPUTS, INPUTS)]
+    matrix = rounded(w, target, block)
+    x = np.random.default_rng(4).standard_normal((5, INPUTS)).astype(np.float32)
+    expected = x.astype(np.float64) @ matrix.dequantized().T
+    assert np.abs(run(fused, "cuda", Replacement(matrix), x) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
 def test_nibbles_are_packed_as_onnx_packs_them() -> None:
     codes = np.random.default_rng(4).integers(-8, 8, (6, 10)).astype(np.int8)
     tensor = TensorProto(data_type=TensorProto.INT4, dims=codes.shape, raw_data=pack_nibbles(codes).tobytes())

@@ -7,6 +7,8 @@ from starflow.calibration.weights.treatment import (
     CPU_INT4,
     CPU_INT8,
     CPU_INT8_WIDE,
+    CUDA_INT4,
+    CUDA_INT8,
     PORTABLE_FP8,
     PORTABLE_INT4,
     PORTABLE_INT8,
@@ -33,6 +35,10 @@ from starflow.calibration.weights.treatment import (
         (PORTABLE_INT4, 48, None),
         (PORTABLE_INT8, 7, 7),
         (PORTABLE_FP8, 31, 31),
+        (CUDA_INT8, 192, 64),
+        (CUDA_INT8, 48, None),
+        (CUDA_INT4, 96, 32),
+        (CUDA_INT4, 48, None),
     ],
 )
 def test_the_largest_block_that_divides_the_inputs(treatment: Treatment, inputs: int, block: int | None) -> None:
@@ -57,9 +63,11 @@ def test_ladders_go_from_the_smallest_to_the_most_exact() -> None:
         ("portable", "int8"): ["int8"],
         ("portable", "int4"): ["int4", "int8"],
         ("portable", "fp8"): ["fp8"],
+        ("cuda", "int8"): ["int8"],
+        ("cuda", "int4"): ["int4", "int8"],
     }
     for ladder in TREATMENTS.values():
         costs = [each.cost(each.format.bits) for each in ladder]
         assert costs == sorted(costs) and all(each.format.name == each.name.split("-")[0] for each in ladder)
     # ONNX Runtime's integer products take float32 scales; TensorRT's dequantisation the type it computes in.
-    assert {"cpu": np.float32, "portable": np.float16} == SCALE_TYPES
+    assert {"cpu": np.float32, "portable": np.float16, "cuda": np.float16} == SCALE_TYPES
