@@ -20,14 +20,14 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Every real emoji: both sides of the split, all styles and skin tones.
+    """Every real emoji: all splits, styles and skin tones.
 
     Attributes:
         images: uint8 [N, 64, 64, 3].
         features: Of the ImageNet network, float32 [N, 1280].
         captions: With the style, str [N].
         groups, subgroups: int64 [N], of 10 and of 99.
-        held_out: bool [N].
+        splits: What each is of a model's training: "training", "validation" or "held-out", str [N].
     """
 
     images: NDArray[np.uint8]
@@ -35,15 +35,15 @@ class Gallery:
     captions: NDArray[np.str_]
     groups: NDArray[np.int64]
     subgroups: NDArray[np.int64]
-    held_out: NDArray[np.bool_]
+    splits: NDArray[np.str_]
 
-    def draw(self, count: int, *, held_out: bool) -> NDArray[np.int64]:
-        """Indices of up to `count` emoji without skin tones, of one side of the split; always the same ones.
+    def draw(self, count: int, split: str) -> NDArray[np.int64]:
+        """Indices of up to `count` emoji without skin tones, of one split; always the same ones.
 
         Each is as likely as any other, so groups stand in their natural proportions.
         """
         toned = np.array([": " in text and "skin tone" in text for text in self.captions])
-        candidates = np.flatnonzero((self.held_out == held_out) & ~toned)
+        candidates = np.flatnonzero((self.splits == split) & ~toned)
         return np.sort(np.random.default_rng(0).permutation(candidates)[:count])
 
     def find(self, captions: NDArray[np.str_]) -> NDArray[np.int64]:
@@ -84,16 +84,24 @@ class Gallery:
         )
 
 
-def load_gallery() -> Gallery:
-    """Read the emoji and compute their features; later calls take a second."""
+def load_gallery(validation: Path | None = None) -> Gallery:
+    """Read the emoji and compute their features; later calls take a second.
+
+    Args:
+        validation: An archive with the captions that were held out for validation, `validation_captions`. Without one, they
+            count as training captions, which they are for a model that was trained on `ARCHIVE`.
+    """
     with np.load(ARCHIVE) as file:
         both = {
             name: np.concatenate([file[name], file[f"test_{name}"]])
             for name in ("images", "captions", "groups", "subgroups")
         }
-        held_out = np.arange(len(both["images"])) >= len(file["images"])
+        splits = np.where(np.arange(len(both["images"])) < len(file["images"]), "training", "held-out")
+    if validation:
+        with np.load(validation) as file:
+            splits[np.isin(both["captions"], file["validation_captions"]) & (splits == "training")] = "validation"
     return Gallery(
-        both["images"], image_features(both["images"]), both["captions"], both["groups"], both["subgroups"], held_out
+        both["images"], image_features(both["images"]), both["captions"], both["groups"], both["subgroups"], splits
     )
 
 

@@ -11,6 +11,7 @@ Real emoji, each left out of the gallery, bound what can be reached, and random 
 Examples:
   python -m benchmarks.emoji_quality                                   # the bounds
   python -m benchmarks.emoji_quality out/emoji/bundle --guidance 0 1 2 4 --plot docs/assets/emoji-quality.png
+  python -m benchmarks.emoji_quality out/emoji/bundle --validation out/emoji/emoji-varied.npz
   python -m benchmarks.emoji_quality samples.npz
 """
 
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 from starflow.runtime import Sampler
 from starflow.runtime.plain.bits_per_dim import bits_per_dim
 
-SPLITS = ("training", "held-out")
+SPLITS = ("training", "validation", "held-out")
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Judge:
 
     def __init__(self, gallery: Gallery, count: int) -> None:
         self.gallery = gallery
-        self.asked = {split: gallery.draw(count, held_out=split == "held-out") for split in SPLITS}
-        self._held_out = gallery.features[gallery.draw(len(gallery.captions), held_out=True)]
+        self.asked = {split: gallery.draw(count, split) for split in SPLITS if (gallery.splits == split).any()}
+        self._held_out = gallery.features[gallery.draw(len(gallery.captions), "held-out")]
 
     def bounds(self) -> list[Row]:
         """What random and what real emoji reach."""
@@ -73,7 +74,7 @@ class Judge:
         """Judge pictures [n, 64, 64, 3] made for the captions at `asked` [n], each split on its own."""
         features, rows = image_features(images), []
         for split in SPLITS:
-            of_split = self.gallery.held_out[asked] == (split == "held-out")
+            of_split = self.gallery.splits[asked] == split
             if of_split.any():
                 part = features[of_split]
                 agreement = self.gallery.agreement(part, asked[of_split])
@@ -90,7 +91,7 @@ def plot(file: Path, rows: Mapping[float, list[Row]], bounds: list[Row]) -> None
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     weights = list(rows)
-    for split, style in zip(SPLITS, ("-", "--"), strict=True):
+    for split, style in zip(("training", "held-out"), ("-", "--"), strict=True):
         found = [next(row for row in rows[weight] if row.captions == split) for weight in weights]
         for level, colour in (("group", "tab:blue"), ("subgroup", "tab:orange")):
             values = [getattr(row.agreement, level) for row in found]
@@ -151,10 +152,16 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, nargs="+", default=[0.0, 1.0, 2.0, 4.0])
     parser.add_argument("--count", type=int, default=500, help="captions of each split (default: 500)")
     parser.add_argument("--variant", help="variant that samples (default: the cpu one)")
+    parser.add_argument(
+        "--validation",
+        type=Path,
+        metavar="FILE.npz",
+        help="judge the validation captions of this archive too, apart from the training ones",
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the figures of a bundle over guidance")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    gallery = load_gallery()
+    gallery = load_gallery(arguments.validation)
     judge = Judge(gallery, arguments.count)
     bounds = judge.bounds()
     found: list[Row] = []
@@ -170,8 +177,7 @@ def main() -> None:
         }
         found = judge.pictures("real, decoded from latents", made.decoded, asked)
         found += [row for each in rows.values() for row in each]
-        of_held_out = gallery.held_out[asked]
-        bits = {split: float(made.bits_per_dim[of_held_out == (split == "held-out")].mean()) for split in SPLITS}
+        bits = {split: float(made.bits_per_dim[gallery.splits[asked] == split].mean()) for split in judge.asked}
         if arguments.plot:
             plot(arguments.plot, rows, bounds)
     if arguments.json:

@@ -22,7 +22,7 @@ def gallery() -> Gallery:
         captions=np.array(captions),
         groups=np.array([0, 0, 0, 1, 1]),
         subgroups=np.array([0, 0, 1, 2, 2]),
-        held_out=np.array([False, False, True, False, False]),
+        splits=np.array(["training", "training", "held-out", "training", "training"]),
     )
 
 
@@ -59,10 +59,10 @@ def test_chance_is_that_of_a_random_picture(gallery: Gallery) -> None:
     assert np.allclose((chance.group, chance.subgroup), ((0.6 + 0.4) / 2, (0.4 + 0.4) / 2))
 
 
-def test_captions_are_drawn_from_one_side_and_without_skin_tones(gallery: Gallery) -> None:
-    assert gallery.draw(10, held_out=False).tolist() == [0, 1, 3]
-    assert gallery.draw(10, held_out=True).tolist() == [2]
-    assert gallery.draw(2, held_out=False).tolist() == gallery.draw(2, held_out=False).tolist()
+def test_captions_are_drawn_from_one_split_and_without_skin_tones(gallery: Gallery) -> None:
+    assert gallery.draw(10, "training").tolist() == [0, 1, 3]
+    assert gallery.draw(10, "held-out").tolist() == [2]
+    assert gallery.draw(2, "training").tolist() == gallery.draw(2, "training").tolist()
 
 
 def test_a_caption_that_no_emoji_has_is_named(gallery: Gallery) -> None:
