@@ -26,7 +26,7 @@ def test_it_is_small_and_says_what_it_is(checkpoint: Path) -> None:
     assert (checkpoint / "recipe.yaml").is_file() and (checkpoint / "metrics.json").is_file()
 
 
-@pytest.mark.parametrize("example", ["emoji", "digits-latent"])
+@pytest.mark.parametrize("example", ["emoji", "digits-latent", "digits-coarse"])
 def test_the_recipe_shown_is_the_one_that_was_used(repository: Path, example: str) -> None:
     """What stands in examples/ made the checkpoint: every value that is said there."""
     folder = repository / "examples" / example

@@ -1,4 +1,4 @@
-"""The digits model that ships: from its checkpoint through the bundle, on real digits."""
+"""The digits models in examples/: from their checkpoints through the bundle, on real digits."""
 
 import json
 import subprocess
@@ -19,9 +19,9 @@ MOST_BYTES = 12_000_000
 SHIPPED_BYTES = 6_000_000  # of the bundle that comes with the package
 
 
-@pytest.fixture(scope="module")
-def checkpoint(repository: Path) -> Path:
-    return repository / "examples" / "digits" / "checkpoint"
+@pytest.fixture(scope="module", params=["digits", "digits-coarse"])
+def checkpoint(repository: Path, request: pytest.FixtureRequest) -> Path:
+    return repository / "examples" / str(request.param) / "checkpoint"
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,7 @@ def test_bundle_samples_what_pytorch_samples(model: AutoregressiveFlow, sampler:
     assert np.abs(found - expected).max() < 1e-3
 
 
+@pytest.mark.parametrize("checkpoint", ["digits"], indirect=True)
 def test_the_bundle_in_the_package_is_this_model(checkpoint: Path, sampler: Sampler) -> None:
     """It is small, of this checkpoint, whole, and its quantised weights make what the exact ones make, within its own error."""
     with Sampler.open("digits", threads=1, verify=True) as shipped:
