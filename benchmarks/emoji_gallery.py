@@ -96,13 +96,22 @@ def load_gallery(validation: Path | None = None) -> Gallery:
             name: np.concatenate([file[name], file[f"test_{name}"]])
             for name in ("images", "captions", "groups", "subgroups")
         }
-        splits = np.where(np.arange(len(both["images"])) < len(file["images"]), "training", "held-out")
+        held_out = np.arange(len(both["images"])) >= len(file["images"])
+    apart = np.array([], np.str_)
     if validation:
         with np.load(validation) as file:
-            splits[np.isin(both["captions"], file["validation_captions"]) & (splits == "training")] = "validation"
+            apart = file["validation_captions"]
+    splits = splits_of(both["captions"], held_out, apart)
     return Gallery(
         both["images"], image_features(both["images"]), both["captions"], both["groups"], both["subgroups"], splits
     )
+
+
+def splits_of(
+    captions: NDArray[np.str_], held_out: NDArray[np.bool_], validation: NDArray[np.str_]
+) -> NDArray[np.str_]:
+    """Name the split of every emoji, str [N]: held out for the test, one of the captions for validation, or else training."""
+    return np.select([held_out, np.isin(captions, validation)], ["held-out", "validation"], "training")
 
 
 def nearest(

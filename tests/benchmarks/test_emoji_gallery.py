@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from benchmarks.emoji_gallery import Gallery, nearest
+from benchmarks.emoji_gallery import Gallery, nearest, splits_of
 
 
 @pytest.fixture
@@ -63,6 +63,13 @@ def test_captions_are_drawn_from_one_split_and_without_skin_tones(gallery: Galle
     assert gallery.draw(10, "training").tolist() == [0, 1, 3]
     assert gallery.draw(10, "held-out").tolist() == [2]
     assert gallery.draw(2, "training").tolist() == gallery.draw(2, "training").tolist()
+
+
+def test_validation_captions_stand_apart_unless_they_are_held_out(gallery: Gallery) -> None:
+    held_out = gallery.splits == "held-out"
+    found = splits_of(gallery.captions, held_out, np.array(["cat, fluent style", "dog, noto style"]))
+    assert found.tolist() == ["training", "validation", "held-out", "training", "training"]
+    assert splits_of(gallery.captions, held_out, np.array([], np.str_)).tolist() == gallery.splits.tolist()
 
 
 def test_a_caption_that_no_emoji_has_is_named(gallery: Gallery) -> None:
