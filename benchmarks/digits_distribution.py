@@ -6,7 +6,7 @@ Recognition alone rewards samples that all look the same, so beside it stand
   training digits;
 * the standard deviation within a class: the root of the mean variance of a pixel, in [-1, 1], over the samples of one class,
   and over the classes; and that of real digits;
-* bits/dim of the held-out digits with the training noise, by inversion through the bundle (of autoregressive flows);
+* bits/dim of the held-out digits with the training noise, by inversion through the bundle (of autoregressive flows on pixels);
 * the error against the same noise decoded token by token by the first variant of the bundle.
 
 Milliseconds are those of one batch, a column for each batch size of a bundle, medians of ways that take turns. Needs
@@ -98,9 +98,9 @@ class Way:
         self.sampler.generate(self.sampler.noise(size, SEED), asked, guidance=self.guidance)
 
     def bits(self, images: NDArray[np.uint8], labels: NDArray) -> float | None:
-        """Mean bits/dim of digits [N, 28, 28] with the noise of training; None if the bundle cannot be inverted."""
+        """Mean bits/dim of digits [N, 28, 28] with the noise of training; None for latents and if the bundle cannot be inverted."""
         manifest = self.sampler.manifest
-        if not isinstance(manifest, AutoregressiveManifest) or manifest.image.mode == "latent":
+        if not isinstance(manifest, AutoregressiveManifest) or manifest.image.mode == "latent" or manifest.autoencoder:
             return None
         x = images[:, None].astype(np.float32) / 127.5 - 1
         x += manifest.model.noise_std * np.random.default_rng(0).standard_normal(x.shape, np.float32)
