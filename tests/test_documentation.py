@@ -24,7 +24,14 @@ from starflow.training.autoencoder.config import AutoencoderObjective, KlConfig,
 from starflow.training.autoregressive.config import StarflowConfig, TarflowConfig
 from starflow.training.continuous.config import ContinuousMlpConfig, ContinuousTransformerConfig
 from starflow.training.continuous.objective_config import CfmConfig, OtCfmConfig, WeightedCfmConfig
-from starflow.training.data.source import Digits8Source, FolderSource, NpzSource, PointsSource
+from starflow.training.data.source import (
+    Digits8Source,
+    FolderSource,
+    HuggingFaceSource,
+    NpzSource,
+    PointsSource,
+    WebDatasetSource,
+)
 from starflow.training.recipe import Training
 
 
@@ -115,7 +122,8 @@ def default_in(cell: str) -> Any:
 @pytest.mark.parametrize(
     "model",
     [
-        *(Training, FolderSource, NpzSource, Digits8Source, PointsSource, StarflowConfig, TarflowConfig),
+        *(Training, FolderSource, NpzSource, WebDatasetSource, HuggingFaceSource, Digits8Source, PointsSource),
+        *(StarflowConfig, TarflowConfig),
         *(ContinuousTransformerConfig, ContinuousMlpConfig, CfmConfig, OtCfmConfig, WeightedCfmConfig),
         *(TinyConfig, KlConfig, AutoencoderObjective, NoisyDecoderConfig),
     ],

@@ -19,7 +19,7 @@ from starflow.training.config import ModelConfig
 from starflow.training.continuous.objective_config import ObjectiveConfig
 from starflow.training.data.augmentation import Augmentation
 from starflow.training.data.shape import shape_fault
-from starflow.training.data.source import DataSource, FolderSource, ImageSource
+from starflow.training.data.source import DataSource, FolderSource, ImageSource, StreamedSource
 from starflow.training.frozen import Frozen
 from starflow.training.yaml_text import read_override, read_yaml
 
@@ -135,7 +135,7 @@ class Recipe(Frozen):
         if not continuous and self.objective is not None:
             raise ValueError(f"objective is for continuous flows; a {self.model.family} maximises likelihood")
         # Reading the images comes next, and may take long.
-        if isinstance(self.data, FolderSource) and self.data.autoencoder is None:
+        if isinstance(self.data, FolderSource | StreamedSource) and self.data.autoencoder is None:
             shape = self.data.image_shape
             if shape is not None and (fault := shape_fault(shape, self.model)):
                 raise ValueError(fault)

@@ -174,6 +174,7 @@ class Trainer(TrainingRun):
         generator = generator_for(self.training.seed, SAMPLES, 0, self.device)
         if self.data.kind == "points":
             points = self.data.test.values
+            assert isinstance(points, Tensor)
             noise = torch.randn(self.average.noise_shape(len(points)), generator=generator, device=self.device)
             return density_pair(self.average.reverse(noise).cpu().numpy(), points.numpy())
         columns = min(conditioning.num_classes or 8, 10)

@@ -39,31 +39,43 @@ def read_image(path: Path, mode: Literal["L", "RGB"], size: tuple[int, int] | No
     """
     try:
         with open_regular(path) as file:
-            _opened(file).verify()  # compares a PNG's checksums, which reading does not
-            file.seek(0)
-            image = _opened(file)
-            if image.width * image.height > MOST_PIXELS:
-                raise Image.DecompressionBombError
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            found = image.size[::-1] if turned else image.size
-            if size not in (None, found):
-                raise UsageError(
-                    f"{path}: is {found[0]}x{found[1]}, this bundle makes {size[0]}x{size[1]}; scale it first"
-                )
-            upright = ImageOps.exif_transpose(_eight_bits(path, image))
-            return _on_black(upright).convert(mode)
+            return decode_image(file, path, mode, size)
     except FileNotFoundError:
         raise UsageError(f"{path}: does not exist; name an image file") from None
-    except (UsageError, MemoryError):
-        raise
     except NotRegularError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
-    except UnidentifiedImageError:
-        raise UsageError(f"{path}: is not an image, or damaged; expected {', '.join(FORMATS)}") from None
-    except Image.DecompressionBombError:
-        raise UsageError(f"{path}: has more than {MOST_PIXELS:,} pixels; scale it down first") from None
-    except Exception as error:  # Pillow reports damage by a dozen types
+    except OSError as error:
         raise UsageError(f"{path}: cannot be read as an image: {first_line(error)}") from error
+
+
+def decode_image(
+    file: BinaryIO, name: Path | str, mode: Literal["L", "RGB"], size: tuple[int, int] | None = None
+) -> Image.Image:
+    """Read an image from an open file, as `read_image` does; `name` is what errors call it.
+
+    Raises:
+        UsageError: see `read_image`.
+    """
+    try:
+        _opened(file).verify()  # compares a PNG's checksums, which reading does not
+        file.seek(0)
+        image = _opened(file)
+        if image.width * image.height > MOST_PIXELS:
+            raise Image.DecompressionBombError
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        found = image.size[::-1] if turned else image.size
+        if size not in (None, found):
+            raise UsageError(f"{name}: is {found[0]}x{found[1]}, this bundle makes {size[0]}x{size[1]}; scale it first")
+        upright = ImageOps.exif_transpose(_eight_bits(name, image))
+        return _on_black(upright).convert(mode)
+    except (UsageError, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise UsageError(f"{name}: is not an image, or damaged; expected {', '.join(FORMATS)}") from None
+    except Image.DecompressionBombError:
+        raise UsageError(f"{name}: has more than {MOST_PIXELS:,} pixels; scale it down first") from None
+    except Exception as error:  # Pillow reports damage by a dozen types
+        raise UsageError(f"{name}: cannot be read as an image: {first_line(error)}") from error
 
 
 def _opened(file: BinaryIO) -> Image.Image:
@@ -72,7 +84,7 @@ def _opened(file: BinaryIO) -> Image.Image:
         return Image.open(file, formats=FORMATS)
 
 
-def _eight_bits(path: Path, image: Image.Image) -> Image.Image:
+def _eight_bits(name: Path | str, image: Image.Image) -> Image.Image:
     """The image in a mode of 8 bits or fewer, with its EXIF data."""
     if image.mode in CONVERTED:
         image.load()
@@ -80,7 +92,7 @@ def _eight_bits(path: Path, image: Image.Image) -> Image.Image:
     sixteen = image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format in WIDENED)
     tags: Any = getattr(image, "tag_v2", None)
     if not sixteen or (tags and any(tags.get(tag) not in values for tag, values in PLAIN_GREY.items())):
-        raise UsageError(f"{path}: holds pixels of mode {image.mode}; save it as 8-bit grey or RGB first")
+        raise UsageError(f"{name}: holds pixels of mode {image.mode}; save it as 8-bit grey or RGB first")
     values: NDArray[np.int32] = np.asarray(image).astype(np.int32)
     grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     transparent = image.info.get("transparency")  # a PNG's one invisible value

@@ -25,6 +25,7 @@ from starflow.training.autoencoder.network import Autoencoder
 from starflow.training.config import LatentScaling
 from starflow.training.data.augmentation import Augmentation
 from starflow.training.data.samples import Dataset, to_float
+from starflow.training.data.stored_images import StoredImages
 from starflow.training.random_streams import VIEWS, generator_for
 
 BATCH = 16  # images encoded at once
@@ -71,7 +72,11 @@ def as_latents(
         CheckpointError: `folder` does not hold an autoencoder.
     """
     source = open_autoencoder(folder)
-    images = {"train": data.train.values, "validation": data.validation.values, "test": data.test.values}
+    images: dict[str, Tensor | StoredImages] = {
+        "train": data.train.values,
+        "validation": data.validation.values,
+        "test": data.test.values,
+    }
     channels, height, width = data.train.values.shape[1:]
     try:
         latent_shape = source.autoencoder.latent_shape((channels, height, width))
@@ -124,7 +129,11 @@ def allocate_array(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dty
 
 @torch.inference_mode()
 def encode_images(
-    autoencoder: Autoencoder, pixels: Tensor, out: NDArray[np.float16], device: torch.device, report: Report = no_report
+    autoencoder: Autoencoder,
+    pixels: Tensor | StoredImages,
+    out: NDArray[np.float16],
+    device: torch.device,
+    report: Report = no_report,
 ) -> None:
     """Encode images, uint8 [N, C, H, W], into `out`, float16 [N, c, h, w]: training adds noise far above its rounding.
 
@@ -143,24 +152,33 @@ def encode_images(
 
 
 def _encode_views(
-    autoencoder: Autoencoder, pixels: Tensor, views: Views, folder: Path, shape: tuple[int, ...], device: torch.device
+    autoencoder: Autoencoder,
+    pixels: Tensor | StoredImages,
+    views: Views,
+    folder: Path,
+    shape: tuple[int, ...],
+    device: torch.device,
 ) -> None:
     """Encode the views of images [N, C, H, W] into views.npy, float16 [N, V, c, h, w], one chunk of images at a time."""
     out = allocate_array(folder / "views.npy", shape)
     with progress_bar("latents, views") as report:
         for start in range(0, len(pixels), BATCH):
-            part = pixels[start : start + BATCH]
+            part = pixels[start : start + BATCH].to(torch.device("cpu"))
             for index in range(views.count):
                 encode_images(autoencoder, views.of(part, start, index), out[start : start + BATCH, index], device)
             report(start + len(part), len(pixels))
     out.flush()
 
 
-def _key(folder: Path, images: dict[str, Tensor], views: Views) -> str:
+def _key(folder: Path, images: dict[str, Tensor | StoredImages], views: Views) -> str:
     digest = hashlib.sha256(f"{autoencoder_digest(folder)} {views}".encode())
     for name, pixels in images.items():
         digest.update(f"{name} {tuple(pixels.shape)}".encode())
-        digest.update(pixels.contiguous().numpy().data)
+        if isinstance(pixels, StoredImages):
+            digest.update(f"{pixels.store.digest} {pixels.mode}".encode())
+            digest.update(pixels.index.numpy().data)
+        else:
+            digest.update(pixels.contiguous().numpy().data)
     return digest.hexdigest()
 
 

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from starflow.runtime.plain.array_file import read_archive
 from starflow.runtime.plain.errors import DataError, UsageError
-from starflow.runtime.plain.limits import MOST_CAPTION
-from starflow.training.layers.model_limits import MOST_CLASSES
+from starflow.training.data.conditions import checked_captions, checked_labels
 
 HELD_OUT = ("validation_", "test_")
 
@@ -59,11 +58,7 @@ class Archive:
         if captions.dtype.kind != "U" or captions.shape != (count,):
             raise self._wrong(name, f"str [N] with N = {count}")
         texts = [str(caption) for caption in captions]
-        if (longest := max(map(len, texts), default=0)) > MOST_CAPTION:
-            raise DataError(
-                f"{self.path}: {name} holds {longest:,} characters in one, expected at most {MOST_CAPTION:,}"
-            )
-        return texts
+        return checked_captions(texts, f"{self.path}: {name}")
 
     def condition(self, prefix: str, count: int) -> Tensor | None:
         """The labels int64 [N] or features float32 [N, T, W] of a part of `count` images, or None."""
@@ -75,12 +70,7 @@ class Archive:
         if labels is not None and features is not None:
             raise DataError(f"{self.path}: holds {prefix}labels and {prefix}features, expected one of them")
         if labels is not None:
-            if labels.min() < 0 or labels.max() >= MOST_CLASSES:
-                found = labels.min() if labels.min() < 0 else labels.max()
-                raise DataError(
-                    f"{self.path}: {prefix}labels holds {found}, expected classes from 0, and fewer than {MOST_CLASSES:,}"
-                )
-            return torch.from_numpy(labels.astype(np.int64))
+            return checked_labels(labels, f"{self.path}: {prefix}labels")
         if features is None:
             return None
         with np.errstate(over="ignore"):  # what is infinite then is refused

@@ -1,4 +1,4 @@
-"""What a model is trained on: samples and conditions in memory, images as uint8."""
+"""What a model is trained on: samples in memory or on disk, images as uint8, and their conditions."""
 
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from starflow.training.autoencoder.latent_space import LatentSpace
 from starflow.training.config import Conditioning, TextEncoding
+from starflow.training.data.stored_images import StoredImages
 from starflow.training.text.text_features import TextFeatures
 
 
@@ -25,7 +26,8 @@ class Samples:
     """Images, latents or points, and their conditions."""
 
     # Images uint8 [N, C, H, W], unscaled latents of images float16 [N, C, h, w], or points float32 [N, D].
-    values: Tensor
+    # Images may lie on disk.
+    values: Tensor | StoredImages
     # Class labels int64 [N], features of N captions, any features float32 [N, T, W], or None.
     condition: Tensor | TextFeatures | None
     views: Tensor | None = None  # latents float16 [N, V, C, h, w] of V augmented copies of every image, or None
@@ -37,7 +39,14 @@ class Samples:
         condition = None if self.condition is None else self.condition[index]
         return Samples(self.values[index], condition, None if self.views is None else self.views[index])
 
+    def order(self, generator: torch.Generator) -> Tensor:
+        """The order of an epoch, int64 [N]."""
+        if isinstance(self.values, StoredImages):
+            return self.values.order(generator)
+        return torch.randperm(len(self), generator=generator)
+
     def to(self, device: torch.device) -> Batch:
+        """The samples on a device; those on disk are decoded."""
         condition = self.condition.padded() if isinstance(self.condition, TextFeatures) else self.condition
         return Batch(
             self.values.to(device),

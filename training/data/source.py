@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from starflow.runtime.plain.limits import MOST_PIXELS
+from starflow.runtime.plain.limits import MOST_PIXELS, MOST_THREADS
 from starflow.training.config import LatentScaling, TextEncoding
 from starflow.training.frozen import Frozen
 from starflow.training.layers.model_limits import MOST_TOKENS
@@ -92,6 +92,56 @@ class NpzSource(Captioned, Latents):
     validation: float = Field(0.05, gt=0, lt=1)  # used when the file holds no validation_images
 
 
+class StreamedSource(Captioned, Latents):
+    """Images that stay on disk; those of a few batches are in memory."""
+
+    mode: Literal["L", "RGB"] = "RGB"
+    size: int = Field(gt=0, le=math.isqrt(MOST_PIXELS))  # scale the short side to this and crop the centre
+    readers: int = Field(4, gt=0, le=MOST_THREADS)  # threads of every process that read and decode images
+    holdout: float = Field(0.05, gt=0, lt=1)  # share kept for the test
+    validation: float = Field(0.05, gt=0, lt=1)  # share kept to choose the best checkpoint by
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape [C, H, W] of the images."""
+        return 1 if self.mode == "L" else 3, self.size, self.size
+
+
+class WebDatasetSource(StreamedSource):
+    """Tar files in which KEY.jpg (or another image), KEY.cls (the class) and KEY.txt (the caption) are one sample."""
+
+    kind: Literal["webdataset"]
+    # Paths of tar files, with {000..031} for a range of numbers, or with *.
+    shards: str | Annotated[tuple[str, ...], Field(min_length=1)]
+    # Shards come in a random order, and samples mix with so many neighbours; None: with all of them.
+    shuffle_buffer: int | None = Field(10_000, gt=0)
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The paths of the shards, as the recipe names them."""
+        return (self.shards,) if isinstance(self.shards, str) else self.shards
+
+
+class HuggingFaceSource(StreamedSource):
+    """A folder that `save_to_disk` of the library `datasets` wrote, with its splits `validation` and `test` if it has them."""
+
+    kind: Literal["huggingface"]
+    path: Path
+    image: str = "image"  # the column of images
+    label: str | None = None  # the column of classes
+    caption: str | None = None  # the column of captions
+    holdout: float = Field(0.05, gt=0, lt=1)  # used when the folder has no split `test`
+    validation: float = Field(0.05, gt=0, lt=1)  # used when the folder has no split `validation`
+
+    @model_validator(mode="after")
+    def _has_one_condition(self) -> Self:
+        if (self.caption is None) != (self.encoder is None):
+            raise ValueError("caption and encoder belong together; give both or neither")
+        if self.caption is not None and self.label is not None:
+            raise ValueError("label and caption: found both; a model is conditioned on one of them")
+        return self
+
+
 class Digits8Source(Latents):
     """scikit-learn's 1,797 handwritten digits, 8x8 grey, ten classes."""
 
@@ -110,5 +160,6 @@ class PointsSource(Frozen):
     validation: float = Field(0.05, gt=0, lt=1)
 
 
-ImageSource = Annotated[FolderSource | NpzSource | Digits8Source, Field(discriminator="kind")]
-DataSource = Annotated[FolderSource | NpzSource | Digits8Source | PointsSource, Field(discriminator="kind")]
+AnyImages = FolderSource | NpzSource | WebDatasetSource | HuggingFaceSource | Digits8Source
+ImageSource = Annotated[AnyImages, Field(discriminator="kind")]
+DataSource = Annotated[AnyImages | PointsSource, Field(discriminator="kind")]

@@ -64,6 +64,10 @@ class Engine:
         """The sum over all processes."""
         return value
 
+    def gather(self, share: Tensor) -> Tensor:
+        """The shares of all processes [B / count, ...] one behind the other, [B, ...]."""
+        return share
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in some process."""
         return flag
@@ -123,6 +127,11 @@ class Replicas(Engine):
         total = value.clone()
         dist.all_reduce(total)
         return total
+
+    def gather(self, share: Tensor) -> Tensor:
+        whole = share.new_empty((self.count * len(share), *share.shape[1:]))
+        dist.all_gather_into_tensor(whole, share.contiguous())
+        return whole
 
     def any(self, flag: bool) -> bool:
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"

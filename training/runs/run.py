@@ -10,7 +10,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,8 +30,9 @@ from starflow.runtime.plain.memory import check_memory
 from starflow.training.data.samples import Batch, Dataset, Samples
 from starflow.training.objective import Share
 from starflow.training.published.torch_file import check_archive
-from starflow.training.random_streams import DROPOUT, ORDER, STEP, generator_for, seed_for
+from starflow.training.random_streams import DROPOUT, STEP, generator_for, seed_for
 from starflow.training.recipe import AnyRecipe, changed_field
+from starflow.training.runs.batches import Batches
 from starflow.training.runs.best import Best
 from starflow.training.runs.engine import Engine
 from starflow.training.runs.optimizer import average_decay_at, build_optimizer, learning_rate_at, update_average
@@ -97,7 +98,7 @@ class TrainingRun(ABC):
                 f"training.batch_size: found {training.batch_size}, expected at most {len(self.samples)} images"
             )
         self.total_steps = training.steps or max(1, round((training.epochs or 0) * self.steps_per_epoch))
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and isinstance(self.samples.values, Tensor):
             free = torch.cuda.mem_get_info(self.device)[0]
             if self.samples.nbytes < DEVICE_SHARE * free:
                 self.samples = self.samples.resident(self.device)
@@ -111,7 +112,7 @@ class TrainingRun(ABC):
         self._network = self._laid_out()
         self.optimizer = build_optimizer(self.model, training)
         self.scaler = torch.amp.GradScaler(enabled=training.precision == "fp16")
-        self._order = (-1, torch.empty(0))
+        self.batches = Batches(self.samples, training.seed, training.batch_size, engine)
         self.figures: dict[str, Tensor] = {}  # scalars of the last step besides its loss, by their names in log.jsonl
         self.memory: dict[str, Tensor] = {}  # what a resumed run needs beyond weights, average, optimiser and step
         self.metrics: dict[str, Any] = {}  # the last figures of `judge`, and the steps they belong to
@@ -200,14 +201,8 @@ class TrainingRun(ABC):
     # One step
 
     def batch_at(self, step: int) -> Batch:
-        """The samples of a step, on the device; every epoch has a new order and leaves out its incomplete last batch."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        if self._order[0] != epoch:
-            generator = generator_for(self.training.seed, ORDER, epoch)
-            order = torch.randperm(len(self.samples), generator=generator)
-            self._order = (epoch, order.to(self.samples.values.device))
-        start = place * self.training.batch_size
-        return self.samples[self._order[1][start : start + self.training.batch_size]].to(self.device)
+        """The samples of a step, on the device."""
+        return self.batches.at(step, self.device)
 
     @property
     def part_size(self) -> int:
@@ -279,7 +274,7 @@ class TrainingRun(ABC):
         if self.step == 0:
             self.before_first_step()
         kind = Journal if self.engine.rank == 0 else Silence
-        with kind(self.folder, self.step, self.total_steps) as journal:
+        with closing(self.batches), kind(self.folder, self.step, self.total_steps) as journal:
             clock = time.perf_counter()
             while self.step < last and not self.out_of_patience and not self.engine.any(should_stop()):
                 pending.append(self.train_step())
