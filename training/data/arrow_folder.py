@@ -34,7 +34,7 @@ class ArrowImages:
         self._column = image
         self._images = rows.select_columns([image]).cast_column(image, ImageFeature(decode=False))
         files = [Path(each["filename"]) for each in rows.cache_files]
-        told = [(file.parent.name, file.name, file.stat().st_size) for file in files]
+        told = [(file.parent.name, file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         self.digest = hashlib.sha256(repr((image, len(rows), told)).encode()).hexdigest()
 
     def __len__(self) -> int:

@@ -19,7 +19,7 @@ class ImageStore(Protocol):
 
     @property
     def digest(self) -> str:
-        """A digest that differs when other images lie there."""
+        """A digest that differs when the files were written again."""
 
     @property
     def shards(self) -> Tensor | None:

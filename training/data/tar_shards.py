@@ -62,10 +62,10 @@ class TarShards:
         columns, digest = _Columns(), hashlib.sha256()
         with progress_bar("shards") as report:
             for number, file in enumerate(self._files):
+                status = file.stat()
+                digest.update(f"{file.name!r} {status.st_size} {status.st_mtime_ns}\n".encode())
                 for sample in _samples(file):
                     image = sample.image()
-                    told = f"{file.name} {sample.key} {image.size}\n"
-                    digest.update(told.encode(errors="surrogateescape"))
                     columns.shards.append(number)
                     columns.offsets.append(image.offset_data)
                     columns.sizes.append(image.size)

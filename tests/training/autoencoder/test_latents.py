@@ -22,6 +22,8 @@ from starflow.training.data.source import Digits8Source
 from starflow.training.random_streams import VIEWS, generator_for
 from starflow.training.recipe import Recipe
 from starflow.training.trainer import Trainer
+from tests.training.data.streamed import digits as random_digits
+from tests.training.data.streamed import write_shards
 
 NETWORK = TinyConfig(
     kind="tiny",
@@ -209,3 +211,25 @@ def test_latents_have_their_room_before_they_are_written(tmp_path: Path) -> None
     status = (tmp_path / "latents.npy").stat()
     assert status.st_blocks * 512 >= status.st_size > array.nbytes
     assert array.shape == (1000, 3, 32, 32) and array.dtype == np.float16
+
+
+def test_latents_of_images_on_disk_are_those_of_images_in_memory(tmp_path: Path, autoencoder: Path) -> None:
+    images, labels = random_digits(60)
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    shards = write_shards(tmp_path / "shards", images, cls=labels.tolist())
+    streamed = {"kind": "webdataset", "shards": shards, "mode": "L", "size": 8}
+    found = {}
+    for name, source in (("npz", {"kind": "npz", "path": str(tmp_path / "data.npz")}), ("tar", streamed)):
+        settings = recipe(autoencoder, data=source, flip=True, batch_size=16)
+        data = load_dataset(settings.data, tmp_path)
+        found[name] = Trainer(settings, data, tmp_path / name).data
+    for part in ("train", "validation", "test"):
+        one, other = (getattr(found[name], part) for name in ("npz", "tar"))
+        torch.testing.assert_close(other.values, one.values, rtol=0, atol=0)
+        torch.testing.assert_close(other.views, one.views, rtol=0, atol=0)
+    stamp = (tmp_path / "tar/latents/train.npy").stat().st_mtime_ns
+    Trainer(settings, data, tmp_path / "tar")
+    assert (tmp_path / "tar/latents/train.npy").stat().st_mtime_ns == stamp  # used again
+    write_shards(tmp_path / "shards", 255 - images[:, ::-1] // 4, cls=labels.tolist())
+    Trainer(settings, load_dataset(settings.data, tmp_path), tmp_path / "tar")
+    assert (tmp_path / "tar/latents/train.npy").stat().st_mtime_ns != stamp  # other images

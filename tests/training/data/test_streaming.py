@@ -1,6 +1,7 @@
 """Images that stay on disk: the same samples as in memory, and what is said about bad ones."""
 
 import io
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from starflow.training.data.samples import Dataset, Samples
 from starflow.training.data.source import DataSource
 from starflow.training.data.stored_images import StoredImages
 from starflow.training.data.tar_shards import shard_files
+from tests.text_encoders import MINILM
 from tests.training.data.streamed import digits, png, rows, write_shards
 
 CPU = torch.device("cpu")
@@ -77,6 +79,31 @@ def test_an_arrow_folder_holds_the_samples_of_an_archive(tmp_path: Path, in_memo
     assert data.conditioning.class_names == tuple(f"digit {each}" for each in range(10))
     assert data.split == in_memory.split
     torch.testing.assert_close(parts(data), parts(in_memory), rtol=0, atol=0)
+
+
+def test_captions_become_the_features_of_an_archive(tmp_path: Path) -> None:
+    images, labels = digits(24)
+    captions = [("a red apple", "two cats", "the sun")[number % 3] for number in range(24)]
+    text = {"encoder": MINILM, "tokens": 5}
+    np.savez(tmp_path / "data.npz", images=images, captions=np.array(captions))
+    source = TypeAdapter(DataSource).validate_python({"kind": "npz", "path": tmp_path / "data.npz", **text})
+    expected = load_dataset(source, tmp_path)
+    rows(images, labels, captions).save_to_disk(tmp_path / "hf")
+    pattern = write_shards(tmp_path / "s", images, cls=labels.tolist(), txt=captions)
+    for data in (
+        arrow(tmp_path, tmp_path / "hf", caption="text", **text),
+        shards(tmp_path, pattern, **text),
+    ):
+        assert data.conditioning == expected.conditioning and data.text == expected.text
+        assert data.split == expected.split
+        torch.testing.assert_close(parts(data), parts(expected), rtol=0, atol=0)
+        torch.testing.assert_close(data.null, expected.null, rtol=0, atol=0)
+
+
+def test_without_datasets_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as Python does for a package that is not there
+    with pytest.raises(UsageError, match=r"need the package datasets: pip install '\.\[datasets\]'"):
+        arrow(tmp_path, tmp_path)
 
 
 def test_splits_of_an_arrow_folder_are_the_parts(tmp_path: Path) -> None:
@@ -212,7 +239,7 @@ def test_bad_columns_are_named(tmp_path: Path, settings: dict[str, Any], expecte
 
 
 def test_a_folder_that_is_no_arrow_folder(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="does not exist; data.path names a folder that save_to_disk wrote"):
+    with pytest.raises(UsageError, match=r"does not exist; data.path names a folder that save_to_disk wrote"):
         arrow(tmp_path, tmp_path / "none")
     with pytest.raises(DataError, match="is no folder of save_to_disk, or damaged"):
         arrow(tmp_path, tmp_path)
