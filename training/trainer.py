@@ -173,8 +173,7 @@ class Trainer(TrainingRun):
         conditioning, guidance = self.data.conditioning, self.training.sample_guidance
         generator = generator_for(self.training.seed, SAMPLES, 0, self.device)
         if self.data.kind == "points":
-            points = self.data.test.values
-            assert isinstance(points, Tensor)
+            points = self.data.test.tensor
             noise = torch.randn(self.average.noise_shape(len(points)), generator=generator, device=self.device)
             return density_pair(self.average.reverse(noise).cpu().numpy(), points.numpy())
         columns = min(conditioning.num_classes or 8, 10)

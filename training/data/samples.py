@@ -39,6 +39,11 @@ class Samples:
         condition = None if self.condition is None else self.condition[index]
         return Samples(self.values[index], condition, None if self.views is None else self.views[index])
 
+    @property
+    def tensor(self) -> Tensor:
+        """The values in memory; those on disk are decoded."""
+        return self.values if isinstance(self.values, Tensor) else self.values.to(torch.device("cpu"))
+
     def order(self, generator: torch.Generator) -> Tensor:
         """The order of an epoch, int64 [N]."""
         if isinstance(self.values, StoredImages):

@@ -37,14 +37,14 @@ class Batches:
         Raises:
             DataError: an image is damaged.
         """
-        chosen = self._samples[self._indices(step)]
+        chosen = self._samples[self.indices(step)]
         if self._pool is None:
             return chosen.to(device)
         wanted = range(step, step + AHEAD + 1)
         self._cancel([each for each in self._reading if each not in wanted])
         for each in wanted:
             if each not in self._reading:
-                self._reading[each] = self._own(self._indices(each)).start_reading(self._pool)
+                self._reading[each] = self._own(self.indices(each)).start_reading(self._pool)
         images = stacked(self._reading.pop(step)).to(device)
         return replace(chosen, values=self._engine.gather(images)).to(device)
 
@@ -63,7 +63,8 @@ class Batches:
         assert isinstance(values, StoredImages)
         return values[indices[self._engine.rank * share :][:share]]
 
-    def _indices(self, step: int) -> Tensor:
+    def indices(self, step: int) -> Tensor:
+        """Which samples a step learns from, int64 [B]."""
         epoch, place = divmod(step, self.per_epoch)
         if epoch not in self._orders:
             order = self._samples.order(generator_for(self._seed, ORDER, epoch)).to(self._samples.values.device)

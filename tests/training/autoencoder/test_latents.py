@@ -77,9 +77,9 @@ def test_cached_latents_are_those_of_the_encoder(tmp_path: Path, digits: Dataset
     assert views is not None
     with torch.inference_mode():
         for found, images in (
-            (trainer.data.train.values, digits.train.values),
-            (views[:, 0], digits.train.values.flip(3)),
-            (trainer.data.test.values, digits.test.values),
+            (trainer.data.train.tensor, digits.train.tensor),
+            (views[:, 0], digits.train.tensor.flip(3)),
+            (trainer.data.test.tensor, digits.test.tensor),
         ):
             assert found is not None
             torch.testing.assert_close(found.float(), encoder.encode(to_float(images)), rtol=1e-3, atol=1e-5)
@@ -116,7 +116,7 @@ def test_latents_are_augmented_in_pixels_before_they_are_encoded(
     # The views of image 16, the first of the second chunk of 16, made and encoded here.
     augmentation, encoder = trainer.training.augmentation, open_autoencoder(autoencoder).autoencoder
     for index in range(3):
-        images = augmentation(few.train.values[16:32], generator_for(0, VIEWS, 16 * 3 + index))
+        images = augmentation(few.train.tensor[16:32], generator_for(0, VIEWS, 16 * 3 + index))
         with torch.inference_mode():
             expected = encoder.encode(to_float(images))
         torch.testing.assert_close(views[16:32, index].float(), expected, rtol=1e-3, atol=1e-4)
@@ -141,7 +141,7 @@ def test_scale_and_shift_are_given_or_recorded_or_measured(tmp_path: Path, digit
     for name in ("config.json", "diffusion_pytorch_model.safetensors"):
         (foreign / name).write_bytes((autoencoder / name).read_bytes())
     trainer = Trainer(recipe(foreign), digits, tmp_path)
-    x = trainer.data.as_float(trainer.data.train.values)
+    x = trainer.data.as_float(trainer.data.train.tensor)
     assert float(x.mean()) == pytest.approx(0, abs=1e-3)
     assert float(x.std()) == pytest.approx(1, abs=1e-3)
 
@@ -159,7 +159,7 @@ def test_a_run_leaves_a_checkpoint_with_its_autoencoder(tmp_path: Path, digits: 
     assert sheet.shape == (4 * 10 - 2, 8 * 10 - 2, 1)  # pixels of 8x8, not latents of 4x4
     # Bits of the noised latents, per latent dimension and without grey levels: the density's own.
     generator = torch.Generator().manual_seed(5)
-    x = trainer.data.as_float(trainer.data.test.values)
+    x = trainer.data.as_float(trainer.data.test.tensor)
     x = x + 0.3 * torch.randn(x.shape, generator=generator)
     with torch.inference_mode():
         bits = -model.log_likelihood(x) / 48 / np.log(2)
@@ -199,7 +199,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, digits: Dataset, autoencoder
         Trainer(recipe(autoencoder, MODEL | {"in_channels": 1, "img_size": 8}), digits, tmp_path)
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         Trainer(recipe(tmp_path / "nowhere"), digits, tmp_path)
-    parts = (replace(part, values=part.values.expand(-1, 3, -1, -1)) for part in (digits.train, digits.validation))
+    parts = (replace(part, values=part.tensor.expand(-1, 3, -1, -1)) for part in (digits.train, digits.validation))
     rgb = replace(digits, train=next(parts), validation=next(parts), test=digits.test).without_conditions()
     with pytest.raises(RecipeError, match=r"data\.autoencoder: autoencoder: takes 1 channel"):
         Trainer(recipe(autoencoder), rgb, tmp_path)

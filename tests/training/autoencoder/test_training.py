@@ -80,7 +80,7 @@ def test_a_stopped_run_resumes_exactly(tmp_path: Path, few: Dataset, network: di
 
 def test_it_learns_and_leaves_what_diffusers_reads(digits: Dataset, trained: Path) -> None:
     metrics = json.loads((trained / "metrics.json").read_text())
-    images = to_float(digits.test.values)
+    images = to_float(digits.test.tensor)
     blank = psnr(images.mean((1, 2, 3), keepdim=True).expand_as(images), images).mean()
     assert metrics["test_psnr"] > blank + 3
     folder = open_autoencoder(trained)
@@ -91,7 +91,7 @@ def test_it_learns_and_leaves_what_diffusers_reads(digits: Dataset, trained: Pat
         latents = theirs.encode(images).latents
         torch.testing.assert_close(folder.autoencoder.encode(images), latents)
         decoded = theirs.decode(latents).sample
-        train = theirs.encode(to_float(digits.train.values)).latents
+        train = theirs.encode(to_float(digits.train.tensor)).latents
     assert float(psnr(decoded, images).mean()) == pytest.approx(metrics["test_psnr"], abs=1e-3)
     scaled = (train - theirs.config.shift_factor) * theirs.config.scaling_factor  # diffusers' own fields say the same
     assert float(scaled.mean()) == pytest.approx(0, abs=1e-3)
@@ -112,7 +112,7 @@ def test_a_decoder_learns_to_take_noise_away(tmp_path: Path, digits: Dataset, tr
         assert torch.equal(both.autoencoder.state_dict()[name], value)  # the plain one is as it was
         assert torch.equal(both.noisy.state_dict()[name], value) == ("encoder" in name)  # no other part was trained
     # And judged on latents with noise of our own.
-    images = to_float(digits.test.values)
+    images = to_float(digits.test.tensor)
     with torch.inference_mode():
         latents = both.autoencoder.encode(images)
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(3))
@@ -139,7 +139,7 @@ def test_noise_does_not_depend_on_the_scale_of_the_latents(
 ) -> None:
     """The reconstruction through noise, written out: noise is scaled to the latents, and added to their distribution's."""
     model = AutoencoderTrainer(autoencoder_recipe(network), digits, tmp_path).model
-    images = to_float(digits.test.values[:6])
+    images = to_float(digits.test.tensor[:6])
     noise = torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         found, kl = model(images, noise, 0.3)

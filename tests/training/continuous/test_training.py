@@ -98,7 +98,7 @@ def test_bits_of_points_are_those_of_their_density(tmp_path: Path) -> None:
             if name.startswith("proj_out"):
                 parameter.zero_()
     held_out = trainer.data.test
-    x = held_out.values[representative(held_out, 256)].double()
+    x = held_out.tensor[representative(held_out, 256)].double()
     expected = float((0.5 * x.square() + 0.5 * math.log(2 * math.pi)).mean()) / math.log(2)
     assert trainer.evaluate(trainer.data.test) == pytest.approx(expected, rel=1e-5)
 
@@ -107,7 +107,7 @@ def test_bits_of_images_count_grey_levels(tmp_path: Path) -> None:
     objective = {"kind": "cfm", "likelihood_steps": 1, "likelihood_samples": 50}
     trainer = run(recipe(TRANSFORMER, {"kind": "digits8"}, objective, noise_std=0.0), tmp_path)
     held_out = trainer.data.test
-    pixels = held_out.values[representative(held_out, 50)].double()  # the untrained transformer stands still
+    pixels = held_out.tensor[representative(held_out, 50)].double()  # the untrained transformer stands still
     level = 2 / 255
     mean_square = (pixels / 127.5 - 1).square().mean() + level**2 / 12
     expected = (0.5 * float(mean_square) + 0.5 * math.log(2 * math.pi) - math.log(level)) / math.log(2)

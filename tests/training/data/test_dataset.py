@@ -50,7 +50,7 @@ def test_digits8(tmp_path: Path) -> None:
     data = load_dataset(Digits8Source.model_validate({"kind": "digits8"}), tmp_path)
     assert data.train.values.shape == (1527, 1, 8, 8)
     assert (len(data.validation), len(data.test)) == (90, 180)
-    assert data.train.values.max() == 255
+    assert data.train.tensor.max() == 255
     assert data.conditioning.num_classes == 10
     assert data.null == 10
 
@@ -65,7 +65,7 @@ def test_folder_classes_are_its_subfolders(tmp_path: Path) -> None:
         assert part.values.shape == (count, 3, 4, 6)
         assert isinstance(part.condition, torch.Tensor)
         # Images and labels stay together: the red channel tells the class.
-        assert part.values[:, 0, 0, 0].tolist() == [[10, 200][label] for label in part.condition.tolist()]
+        assert part.tensor[:, 0, 0, 0].tolist() == [[10, 200][label] for label in part.condition.tolist()]
 
 
 def test_folder_resizes_and_converts(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_npz_layouts(tmp_path: Path) -> None:
     assert data.conditioning.width == 7
     assert data.null is not None
     assert data.null.shape == (5, 7)
-    assert any(np.array_equal(data.test.values[0].numpy().transpose(1, 2, 0), image) for image in colour)
+    assert any(np.array_equal(data.test.tensor[0].numpy().transpose(1, 2, 0), image) for image in colour)
 
 
 def test_npz_with_its_own_test_set(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_pictures_are_read_as_scoring_reads_them(tmp_path: Path) -> None:
     clear.save(tmp_path / "images/c.png")
     source = FolderSource(kind="folder", path=tmp_path / "images", mode="L", holdout=0.3)
     data = load_dataset(source, tmp_path)
-    found = {int(part.values.sum()): part.values[0, 0].numpy() for part in (data.train, data.validation, data.test)}
+    found = {int(part.tensor.sum()): part.tensor[0, 0].numpy() for part in (data.train, data.validation, data.test)}
     assert np.array_equal(found.pop(0), np.zeros((8, 8)))
     assert np.array_equal(next(iter(found.values())), np.rint(values / 257))
 

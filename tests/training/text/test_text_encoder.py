@@ -114,7 +114,7 @@ def test_folder_with_captions(t5_folder: Path, tmp_path: Path) -> None:
     )
     data = load_dataset(source, tmp_path / "run")
     parts = (data.train, data.validation, data.test)
-    order = [int(image[0, 0, 0]) for part in parts for image in part.values]
+    order = [int(image[0, 0, 0]) for part in parts for image in part.tensor]
     assert_captioned(data, [captions[index] for index in order], t5_folder)  # images and captions stay together
 
 
