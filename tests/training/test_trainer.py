@@ -328,7 +328,7 @@ def test_batches_cover_an_epoch_once(tmp_path: Path, digits: Dataset) -> None:
     orders = [torch.cat(epoch) for epoch in (every[:23], every[23:])]
     for order in orders:
         assert len(set(order.tolist())) == 23 * 64
-        assert 0 <= int(order.min()) and int(order.max()) < len(digits.train)
+        assert int(order.min()) >= 0 and int(order.max()) < len(digits.train)
     assert not torch.equal(*orders)
 
 
