@@ -111,6 +111,10 @@ class GraphBackend(Backend):
     def open_continuous(self, graph: GraphSpec) -> ContinuousRunner:
         """Open a velocity graph."""
 
+    def max_prefill(self, block: Block) -> int | None:
+        """Most tokens of a run over the condition; None if it is that of any other run."""
+        return None if self._variant.takes_chunks else max(block.prefix, 1)
+
     def block_runner(self, block: int) -> BlockRunner:
         if block not in self._blocks:
             manifest = self._bundle.autoregressive

@@ -9,7 +9,7 @@ import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -25,6 +25,7 @@ FlavourName = Literal["tensorrt", "tensorrt-rtx"]
 
 BUILD_SCHEMA_VERSION = 1
 ENGINES = "engines"
+Record = TypeVar("Record", bound=Part)
 
 
 class Profile(Part):
@@ -189,11 +190,22 @@ def read_build(path: Path) -> BuildRecord:
     Raises:
         BundleError: it is damaged or of a newer schema.
     """
+    return read_record(path, BuildRecord, BUILD_SCHEMA_VERSION)
+
+
+def read_record(path: Path, kind: type[Record], version: int) -> Record:
+    """Read a JSON file that a build left.
+
+    Args:
+        kind: What it describes.
+        version: Newest schema that can be read.
+
+    Raises:
+        BundleError: it is damaged or of a newer schema.
+    """
     again = "delete its folder and run `starflow build` again"
-    fields = tuple(BuildRecord.model_fields)
-    return read_versioned(
-        path, BuildRecord.model_validate, BUILD_SCHEMA_VERSION, again=again, newer=again, known_fields=fields
-    )
+    fields = tuple(kind.model_fields)
+    return read_versioned(path, kind.model_validate, version, again=again, newer=again, known_fields=fields)
 
 
 def check_engine_file(bundle: Bundle, record: BuildRecord, engine: EngineSpec, *, digest: bool = False) -> Path:

@@ -10,13 +10,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from starflow.runtime.bundle.build_record import ENGINES, TargetConfig, build_key, check_built
+from starflow.runtime.bundle.build_record import ENGINES, TargetConfig, build_key, check_built, read_record
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import FileSpec
 from starflow.runtime.bundle.manifest import published_schema
 from starflow.runtime.bundle.named_network import NamedNetwork
 from starflow.runtime.bundle.network_spec import NetworkSpec
-from starflow.runtime.bundle.versioned_file import read_versioned
 from starflow.runtime.plain.validation import Part
 
 NETWORKS_SCHEMA_VERSION = 1
@@ -90,16 +89,7 @@ def read_network_build(path: Path) -> NetworkBuildRecord:
     Raises:
         BundleError: it is damaged or of a newer schema.
     """
-    again = "delete its folder and run `starflow build` again"
-    fields = tuple(NetworkBuildRecord.model_fields)
-    return read_versioned(
-        path,
-        NetworkBuildRecord.model_validate,
-        NETWORKS_SCHEMA_VERSION,
-        again=again,
-        newer=again,
-        known_fields=fields,
-    )
+    return read_record(path, NetworkBuildRecord, NETWORKS_SCHEMA_VERSION)
 
 
 def check_network_engine(

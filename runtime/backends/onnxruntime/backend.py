@@ -57,7 +57,7 @@ class OnnxRuntimeBackend(GraphBackend):
             session = self._sessions.of(graph, lambda: self._open(graph, 0))
             return DeviceBlockRunner(session, graph, block, max_chunk)
 
-        prefill = None if self._variant.takes_chunks else max(block.prefix, 1)
+        prefill = self.max_prefill(block)
 
         def open_runner(threads: int) -> HostBlockRunner:
             return HostBlockRunner(self._open(graph, threads), graph, block, max_chunk, prefill)

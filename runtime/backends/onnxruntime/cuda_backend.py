@@ -15,6 +15,7 @@ from starflow.runtime.backends.onnxruntime.cuda_engine import CudaEngine
 from starflow.runtime.backends.onnxruntime.device_weights import DeviceWeights
 from starflow.runtime.backends.onnxruntime.release import check_release
 from starflow.runtime.backends.onnxruntime.session import OnDevice, open_session
+from starflow.runtime.backends.onnxruntime.sessions import Sessions
 from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec
@@ -46,6 +47,7 @@ class CudaBackend(GraphBackend):
         check_release(variant)
         gpu = Gpu(device)
         self.device_name = gpu.name
+        self._sessions = Sessions()
         self._weights = weights or Shared(DeviceWeights(bundle, variant.weights, device))
         with ExitStack() as stack:
             stack.enter_context(closing(self._weights))
@@ -65,26 +67,33 @@ class CudaBackend(GraphBackend):
         self._stream.gpu.select()
         with ExitStack() as stack:
             engine = stack.enter_context(closing(CudaEngine(graph, session, self._stream)))
-            prefill = None if self._variant.takes_chunks else max(block.prefix, 1)
+            prefill = self.max_prefill(block)
             runner = CapturedBlockRunner(engine, block, max_chunk, self._stream, engine.capture, prefill)
             stack.enter_context(closing(runner))
             self._resources.enter_context(stack.pop_all())
         return runner
 
     def open_continuous(self, graph: GraphSpec) -> OnnxRuntimeContinuousRunner:
-        return OnnxRuntimeContinuousRunner(open_session(self._bundle, graph, "cuda", 0), graph, "cuda")
+        session = self._sessions.of(graph, lambda: open_session(self._bundle, graph, "cuda", 0))
+        return OnnxRuntimeContinuousRunner(session, graph, "cuda")
 
     def block_runner(self, block: int) -> CapturedBlockRunner:
         return cast(CapturedBlockRunner, super().block_runner(block))
 
     def twin(self) -> "CudaBackend":
-        return CudaBackend(self._bundle, self._variant, self._weights.joined(), self._stream.gpu.index)
+        return self._joined(self._bundle, self._variant)
 
     def at_batch(self, bundle: Bundle) -> "CudaBackend":
-        variant = bundle.variant(self._variant.name, self._variant.lowering)
-        return CudaBackend(bundle, variant, self._weights.joined(), self._stream.gpu.index)
+        return self._joined(bundle, bundle.variant(self._variant.name, self._variant.lowering))
+
+    def _joined(self, bundle: Bundle, variant: Variant) -> "CudaBackend":
+        """A backend that shares weights and velocity sessions with this one; sessions of steps belong to a stream."""
+        made = CudaBackend(bundle, variant, self._weights.joined(), self._stream.gpu.index)
+        made._sessions = self._sessions
+        return made
 
     def close(self) -> None:
         super().close()
+        self._sessions = Sessions()
         self._stream.gpu.release("cudaSetDevice", self._stream.gpu.index)
         self._resources.close()

@@ -6,12 +6,13 @@ the device after every launch; captured from outside, a step costs the host one 
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 
 import onnxruntime
 
+from starflow.runtime.backends.cuda.capture import graph_or_repeated
 from starflow.runtime.backends.cuda.device import LOADING, CaptureRefusedError, Graph, Repeated, Stream
-from starflow.runtime.backends.onnxruntime.session import numpy_dtype, runs
+from starflow.runtime.backends.onnxruntime.session import input_memory, numpy_dtype, runs
 from starflow.runtime.bundle.graph_spec import GraphSpec, fixed_shape
 from starflow.runtime.plain.errors import BackendError, first_line
 
@@ -86,25 +87,15 @@ class CudaEngine:
             for _ in range(WARM_UP):
                 work()
             self._stream.synchronize()
-            try:
-                return resources.enter_context(closing(self._stream.capture(captured_work)))
-            except CaptureRefusedError as refusal:
-                logger.warning(
-                    "flow block %d: runs of %d tokens cannot be captured into a CUDA graph (%s); each is enqueued anew, "
-                    "which gives the same results and asks more of the host",
-                    self.graph.block,
-                    count,
-                    str(refusal),
-                )
-                return resources.enter_context(closing(Repeated(work)))
+            what = f"flow block {self.graph.block}: runs of {count} tokens"
+            return graph_or_repeated(lambda: self._stream.capture(captured_work), work, what, resources, logger)
 
     def _session(self, count: int, *, conditioned: bool) -> onnxruntime.InferenceSession:
         """The session of runs of `count` tokens."""
         sizes = (count, count if conditioned else 0)
         if sizes not in self._sessions:
             session = self._open({"S": sizes[0], "M": sizes[1]})
-            places = zip(session.get_inputs(), session.get_input_memory_infos(), strict=True)
-            on_host = [value.name for value, place in places if place.name.lower() != "cuda"]
+            on_host = [name for name, place in input_memory(session, "cuda").items() if place != "cuda"]
             if on_host:
                 raise BackendError(
                     f"flow block {self.graph.block}: ONNX Runtime reads {', '.join(on_host)} on the host"

@@ -3,11 +3,12 @@
 import logging
 import mmap
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from starflow.runtime.backends.cuda.capture import graph_or_repeated
 from starflow.runtime.backends.cuda.device import (
     LOADING,
     CaptureRefusedError,
@@ -158,20 +159,15 @@ class GraphEngine(Generic[Spec]):
             for context in contexts:
                 self.assert_done(context.execute_async_v3(stream.handle), "to run")
             stream.synchronize()
-            try:
+
+            def record() -> Graph:
                 for context in contexts:
                     if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(stream.handle):
                         raise CaptureRefusedError("TensorRT calls the stream not capturable")  # only RTX can tell
-                return resources.enter_context(closing(stream.capture(captured_work)))
-            except CaptureRefusedError as refusal:
-                logger.warning(
-                    "%s: runs%s cannot be captured into a CUDA graph (%s); each is enqueued anew, "
-                    "which gives the same results and asks more of the host",
-                    self.what,
-                    f" of {count} tokens" if isinstance(self.graph, GraphSpec) else "",
-                    str(refusal),  # whoever keeps the record shall not keep the contexts with it
-                )
-                return resources.enter_context(closing(Repeated(work)))
+                return stream.capture(captured_work)
+
+            tokens = f" of {count} tokens" if isinstance(self.graph, GraphSpec) else ""
+            return graph_or_repeated(record, work, f"{self.what}: runs{tokens}", resources, logger)
 
     def _context(
         self, count: int, addresses: dict[str, int], scratch: DeviceMemory, stream: Stream, conditioned: bool
