@@ -22,6 +22,7 @@ SKIPPED = 3  # exit status of build.sh where something is missing
 DENOISE = ("auto", "none", "score", "learned", "decoder")
 
 FloatArray = NDArray[np.float32]
+Warn = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p)
 Progress = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)
 OnBlock = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_int32, ctypes.c_size_t, ctypes.c_size_t, ctypes.POINTER(ctypes.c_float)
@@ -84,6 +85,8 @@ class _Options(ctypes.Structure):
         *[(name, ctypes.c_int64) for name in ("height", "width", "batch")],
         *[(name, ctypes.c_int32) for name in ("threads", "verify")],
         *[(name, ctypes.c_char_p) for name in ("backend", "tensorrt")],
+        ("warn", Warn),
+        ("warn_user", ctypes.c_void_p),
     ]
 
 
@@ -176,7 +179,9 @@ class CppSampler:
     def __init__(self, folder: Path, data_shape: Sequence[int], **options: Any) -> None:
         self._data_shape, self._handle = tuple(data_shape), ctypes.c_void_p()
         encoded = {name: value.encode() if isinstance(value, str) else value for name, value in options.items()}
-        asked = _Options(ctypes.sizeof(_Options), **encoded)
+        self.warnings: list[str] = []
+        self._warn = Warn(lambda _, message: self.warnings.append(message.decode()))
+        asked = _Options(ctypes.sizeof(_Options), warn=self._warn, **encoded)
         self._call("starflow_open", os.fsencode(folder), ctypes.byref(asked), ctypes.byref(self._handle))
 
     def __enter__(self) -> "CppSampler":
@@ -189,6 +194,10 @@ class CppSampler:
         status = getattr(self.library(), name)(*arguments)
         if status:
             raise CppError(status, self.library().starflow_last_error().decode())
+
+    def load(self) -> None:
+        """`starflow_load`."""
+        self._call("starflow_load", self._handle)
 
     @property
     def sizes(self) -> dict[str, int]:

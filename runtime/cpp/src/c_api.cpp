@@ -108,6 +108,9 @@ starflow_status starflow_open(const char* folder, const starflow_options* option
     made.batch = from.batch;
     made.threads = from.threads;
     made.verify = from.verify != 0;
+    if (from.warn != nullptr) {
+      made.warn = [warn = from.warn, user = from.warn_user](const std::string& message) { warn(user, message.c_str()); };
+    }
     *sampler = new starflow_sampler{starflow::Sampler::open(folder, made)};
   });
 }

@@ -34,7 +34,7 @@ def simulated_library() -> ctypes.CDLL:
     assert built.returncode == 0, built.stdout + built.stderr
     loaded = load("libstarflow-simulated.so")
     loaded.simulated_violations.restype = loaded.simulated_leaks.restype = ctypes.c_char_p
-    loaded.simulated_count.restype = ctypes.c_size_t
+    loaded.simulated_count.restype = loaded.simulated_filled.restype = ctypes.c_size_t
     return loaded
 
 
@@ -47,6 +47,11 @@ class SimulatedSampler(CppSampler):
 def count(call: str) -> int:
     """How often the library has called a function of the simulated hardware."""
     return int(simulated_library().simulated_count(call.encode()))
+
+
+def filled(size: int) -> int:
+    """How many allocations of `size` bytes on the device hold something else than zeros, once all work is done."""
+    return int(simulated_library().simulated_filled(ctypes.c_size_t(size)))
 
 
 def engine_of(bundle: Bundle, graph: GraphSpec, profiles: Sequence[Profile]) -> dict[str, Any]:

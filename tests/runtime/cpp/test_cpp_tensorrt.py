@@ -4,22 +4,33 @@ So latents must be those of the ordinary path, bit by bit; and whatever the docu
 """
 
 import json
+import math
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime.bundle.build_record import BuildOptions
 from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.graph_spec import fixed_shape
 from starflow.runtime.plans.decode_plan import BlockPlan, DecodePlan
 from tests.cpp_library import CppError
 from tests.models import tarflow_config, write_checkpoint
-from tests.runtime.cpp.simulated_library import SimulatedSampler, count, simulated_library, with_engines, write_engines
+from tests.runtime.cpp.simulated_library import (
+    SimulatedSampler,
+    count,
+    filled,
+    simulated_library,
+    with_engines,
+    write_engines,
+)
 from tests.runtime.cpp.test_cpp_sampling import PLANS, segments
 
 pytestmark = pytest.mark.usefixtures("cpp_folder")
@@ -100,7 +111,7 @@ def test_continuous_flows(continuous_bundle: Path, tmp_path: Path, guidance: flo
         compare(root, "portable-fp32", 2, np.array([0, 1]), guidance=guidance, plan=plan)
 
 
-def test_a_token_is_one_launch_and_waits_for_nothing(tiny: Path) -> None:
+def test_two_tokens_are_one_launch_and_wait_for_nothing(tiny: Path) -> None:
     with SimulatedSampler(tiny, (1, 8, 8), backend="tensorrt") as sampler:
         noise, labels = sampler.noise(2, 0), np.array([0, 1])
         sampler.generate(noise, labels)
@@ -111,9 +122,57 @@ def test_a_token_is_one_launch_and_waits_for_nothing(tiny: Path) -> None:
     manifest = Bundle.open(tiny).autoregressive
     tokens = manifest.decoded_tokens()
     prefixes = sum(manifest.blocks[block].prefix for block in tokens)
-    assert passed["launch"] == sum(tokens.values()) + prefixes
+    assert passed["launch"] == sum(size // 2 + size % 2 for size in tokens.values()) + prefixes
     assert passed["capture"] == passed["enqueue"] == 0
     assert passed["synchronize"] <= 14 * len(tokens)  # what a sequence stores and reads, however long it is
+
+
+@pytest.mark.parametrize("refuses", ["capture", "run"])
+def test_a_refused_capture_runs_without_one_and_says_so(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, refuses: str
+) -> None:
+    labels = np.array([0, 1])
+    with SimulatedSampler(tiny, (1, 8, 8), backend="tensorrt") as sampler:
+        noise = sampler.noise(2, 0)
+        expected = sampler.generate(noise, labels)
+        assert sampler.warnings == []
+    monkeypatch.setenv("SIMULATED_REFUSES", refuses)
+    before = count("launch")
+    with SimulatedSampler(tiny, (1, 8, 8), backend="tensorrt") as sampler:
+        np.testing.assert_array_equal(sampler.generate(noise, labels), expected)
+        assert re.match(
+            r"flow block \d: runs of 1 tokens cannot be captured into a CUDA graph \(.+\)", sampler.warnings[0]
+        )
+    assert count("launch") == before
+
+
+def test_caches_are_clear_once_a_block_is_open(tiny: Path) -> None:
+    graph = Bundle.open(tiny).variant("portable-fp32", "portable").graphs[0]
+    cache = next(spec for spec in graph.inputs if spec.role == "cache")
+    with SimulatedSampler(tiny, (1, 8, 8), backend="tensorrt") as sampler:
+        sampler.load()
+        size = 4 * math.prod(fixed_shape(cache, 1))
+        assert filled(size) == 0
+        sampler.generate(sampler.noise(2, 0), np.array([0, 1]))
+        assert filled(size) > 0
+
+
+def test_an_engine_that_does_not_move_on_does_not_open(tiny: Path) -> None:
+    """Every step would read the first position."""
+    path = tiny / "engines/tensorrt-8.9/portable-fp32/block0.engine"
+    graph = json.loads(path.read_text())["graph"]
+    model = onnx.load(graph, load_external_data=False)
+    for node in model.graph.node:
+        node.output[:] = ["elsewhere" if name == "position_next" else name for name in node.output]
+    model.graph.node.append(onnx.helper.make_node("Identity", ["position"], ["position_next"]))
+    standing = str(Path(graph).with_name("standing.onnx"))
+    onnx.save(model, standing)
+    edited(lambda engine: engine.update(graph=standing))(path)
+    with (
+        SimulatedSampler(tiny, (1, 8, 8), backend="tensorrt") as sampler,
+        pytest.raises(CppError, match="flow block 0: this engine does not move on"),
+    ):
+        sampler.load()
 
 
 def test_batch_sizes_need_engines_of_their_own(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -59,8 +59,11 @@ typedef struct starflow_options {
   int32_t verify;          /* other than 0: compare every file with its digest first */
   const char* backend;     /* "onnxruntime", "tensorrt", or "auto" (NULL): TensorRT if there are engines for this GPU */
   const char* tensorrt;    /* TensorRT's library; NULL looks for it */
+  /* Called with a line about what works less well than it should; NULL writes it to stderr. */
+  void (*warn)(void* user, const char* message);
+  void* warn_user; /* what `warn` gets */
 } starflow_options;
-#define STARFLOW_OPTIONS {sizeof(starflow_options), NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, NULL, NULL}
+#define STARFLOW_OPTIONS {sizeof(starflow_options), NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, NULL, NULL, NULL, NULL}
 
 /* Guidance of an image. Fields that are 0 take the default; docs/cpp.md says which family takes which of them. */
 typedef struct starflow_guidance {

@@ -65,6 +65,9 @@ struct Options {
   std::int64_t batch = 0;   ///< the one batch size to run; 0 takes the smallest that holds the images, part by part
   int threads = 0;          ///< within an operator; 0 measures for each flow block whether one or all cores are faster
   bool verify = false;      ///< whether to compare every file with its digest first
+  /// Called with a line about what works less well than it should, such as a run that no CUDA graph can hold; empty
+  /// writes it to stderr.
+  std::function<void(const std::string& message)> warn;
 };
 
 /// Classifier-free guidance. STARFlow takes `weight`, `top_only` and `schedule`; TARFlow also `scale`, `shift` and

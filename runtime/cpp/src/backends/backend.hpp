@@ -32,6 +32,9 @@ class Backend {
   virtual void check(const Variant& variant) const = 0;  // whether it can run a variant
 };
 
+// Is told, in one line, what works less well than it should.
+using Warn = std::function<void(const std::string& message)>;
+
 using OpenBackend = std::function<std::unique_ptr<Backend>()>;
 
 // The backend that options ask for. All that is given must outlive it; `manifests` is a shape at each batch size.
@@ -45,6 +48,7 @@ std::unique_ptr<Backend> open_onnxruntime(const Bundle& bundle, const std::strin
 // The engines of a bundle on the GPU of this machine, of `variant` or of any. `beside` opens the backend of networks
 // beside the flow when one is first run.
 std::unique_ptr<Backend> open_tensorrt(const Bundle& bundle, const std::vector<Manifest>& manifests,
-                                       const std::string& variant, const std::string& library, OpenBackend beside);
+                                       const std::string& variant, const std::string& library, Warn warn,
+                                       OpenBackend beside);
 
 }  // namespace starflow

@@ -1,4 +1,6 @@
 // Which backend runs a bundle.
+#include <cstdio>
+
 #include "backends/backend.hpp"
 #include "backends/tensorrt/device.hpp"
 #include "bundle/build_record.hpp"
@@ -13,7 +15,9 @@ std::unique_ptr<Backend> open_backend(const Bundle& bundle, const std::vector<Ma
     return open_onnxruntime(bundle, provider, threads, library);
   };
   const auto tensorrt = [&] {
-    return open_tensorrt(bundle, manifests, options.variant, options.tensorrt, onnxruntime);
+    const auto print = [](const std::string& message) { std::fprintf(stderr, "starflow: %s\n", message.c_str()); };
+    const Warn warn = options.warn ? options.warn : print;
+    return open_tensorrt(bundle, manifests, options.variant, options.tensorrt, warn, onnxruntime);
   };
   if (options.backend == "tensorrt") {
     if (options.provider != "cpu")

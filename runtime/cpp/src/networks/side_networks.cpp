@@ -82,8 +82,9 @@ std::vector<float> SideNetworks::run(const std::vector<const Network*>& networks
 
 std::vector<float> SideNetworks::decode(const std::vector<float>& data, bool noisy) {
   std::vector<const Network*> networks;
-  for (const Manifest& manifest : manifests_)
-    networks.push_back(&manifest.autoencoder->decoders[noisy ? 1 : 0].network);
+  for (const Manifest& manifest : manifests_) {
+    if (manifest.autoencoder) networks.push_back(&manifest.autoencoder->decoders[noisy ? 1 : 0].network);
+  }
   const auto scale = static_cast<float>(manifests_[0].scale), shift = static_cast<float>(manifests_[0].shift);
   const auto size = static_cast<std::size_t>(manifests_[0].model.data_values());
   std::vector<float> latent;
@@ -129,15 +130,15 @@ void SideNetworks::denoise(std::vector<float>& data, const Conditions& condition
 }
 
 std::vector<float> SideNetworks::encode(const std::vector<std::int64_t>& ids, const std::vector<std::int64_t>& mask) {
-  if (!manifests_[0].text) usage_error("this bundle has no text encoder; give features as the condition");
-  const Text& text = *manifests_[0].text;
-  if (ids.size() != static_cast<std::size_t>(text.tokens) || mask.size() != ids.size()) {
+  const std::optional<Text>& text = manifests_[0].text;
+  if (!text) usage_error("this bundle has no text encoder; give features as the condition");
+  if (ids.size() != static_cast<std::size_t>(text->tokens) || mask.size() != ids.size()) {
     usage_error(std::to_string(ids.size()) + " ids and " + std::to_string(mask.size()) +
-                " values of the mask; the text encoder takes " + std::to_string(text.tokens) + " of each");
+                " values of the mask; the text encoder takes " + std::to_string(text->tokens) + " of each");
   }
   NetworkInputs inputs;
-  for (const TensorSpec& spec : text.encoder.inputs) inputs[spec.name] = spec.role == "ids" ? ids.data() : mask.data();
-  return backend_.run_network(text.encoder, inputs);
+  for (const TensorSpec& spec : text->encoder.inputs) inputs[spec.name] = spec.role == "ids" ? ids.data() : mask.data();
+  return backend_.run_network(text->encoder, inputs);
 }
 
 }  // namespace starflow

@@ -186,6 +186,18 @@ void Machine::destroy_graph(void* graph) {
   ::operator delete(graph);
 }
 
+std::size_t Machine::filled(std::size_t bytes) {
+  const std::lock_guard<std::recursive_mutex> lock(mutex);
+  for (const auto& each : streams_) synchronize(each.first);
+  std::size_t found = 0;
+  for (const auto& [address, allocation] : allocations_) {
+    const unsigned char *first = allocation->content.get(), *end = first + allocation->bytes;
+    if (!allocation->pinned && allocation->bytes == bytes && std::any_of(first, end, [](auto byte) { return byte != 0; }))
+      ++found;
+  }
+  return found;
+}
+
 std::string Machine::leaks() const {
   return allocations_.empty() && streams_.empty() && graphs_.empty()
              ? ""
@@ -270,6 +282,8 @@ class SimulatedGpu : public starflow::Gpu {
     const auto free = [this](void* graph) { freed([&] { machine_.destroy_graph(graph); }); };
     try {
       work();
+      if (setting("SIMULATED_REFUSES", "") == "capture")
+        throw starflow::CaptureRefused("operation not permitted when stream is capturing");
     } catch (...) {
       free(machine_.end_capture(stream));
       throw;
@@ -331,6 +345,11 @@ __attribute__((visibility("default"))) const char* simulated_leaks() {
   static std::string found;
   found = simulated::Machine::get().leaks();
   return found.c_str();
+}
+
+// How many allocations of that many bytes hold something else than zeros, once all pending work is done.
+__attribute__((visibility("default"))) std::size_t simulated_filled(std::size_t bytes) {
+  return simulated::Machine::get().filled(bytes);
 }
 
 __attribute__((visibility("default"))) std::size_t simulated_count(const char* call) {

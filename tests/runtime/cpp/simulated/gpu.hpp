@@ -62,6 +62,7 @@ class Machine {
   bool is_capturing(void* stream);
   void check_not_capturing(const std::string& what);
   void check_selected(const std::string& what) const;
+  std::size_t filled(std::size_t bytes);  // allocations of a size that hold something else than zeros
   std::string leaks() const;
 
   std::recursive_mutex mutex;

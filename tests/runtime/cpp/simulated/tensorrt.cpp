@@ -100,6 +100,7 @@ class Context : public starflow::ExecutionContext {
     if (!compiled_ && machine.is_capturing(stream))
       Machine::violation("the first run of a context, which compiles and allocates, is captured");
     compiled_ = true;
+    if (machine.is_capturing(stream) && setting("SIMULATED_REFUSES", "") == "run") return false;
     if (!scratch_.allocation) Machine::violation("enqueue before scratch memory is set");
     ++machine.counts["enqueue"];
     std::map<std::string, Region> regions;

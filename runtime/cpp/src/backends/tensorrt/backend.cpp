@@ -67,8 +67,12 @@ struct LoadedBuild {
 class TensorrtBackend : public Backend {
  public:
   TensorrtBackend(const Bundle& bundle, const std::vector<Manifest>& manifests, const std::string& variant,
-                  const std::string& library, OpenBackend beside)
-      : bundle_(bundle), manifests_(manifests), open_beside_(std::move(beside)), gpu_(open_gpu()) {
+                  const std::string& library, Warn warn, OpenBackend beside)
+      : bundle_(bundle),
+        manifests_(manifests),
+        warn_(std::move(warn)),
+        open_beside_(std::move(beside)),
+        gpu_(open_gpu()) {
     for (const Manifest& manifest : manifests) {  // refused now, and not once images need it
       loaded_.emplace_back();
       loaded_.back().build =
@@ -123,7 +127,7 @@ class TensorrtBackend : public Backend {
       std::int64_t longest = 1;
       if (!manifest.is_continuous())
         longest = std::min(manifest.max_chunk, manifest.blocks[static_cast<std::size_t>(graph.block)].capacity);
-      auto engine = std::make_unique<GraphEngine>(*gpu_, *own.build.tensorrt, graph, record, path, longest);
+      auto engine = std::make_unique<GraphEngine>(*gpu_, *own.build.tensorrt, graph, record, path, longest, warn_);
       own.scratch.bytes = std::max(own.scratch.bytes, engine->scratch_bytes());
       own.engines[graph.block] = std::move(engine);
     }
@@ -135,6 +139,7 @@ class TensorrtBackend : public Backend {
 
   const Bundle& bundle_;
   const std::vector<Manifest>& manifests_;
+  Warn warn_;
   OpenBackend open_beside_;
   std::unique_ptr<Backend> beside_;
   std::unique_ptr<Gpu> gpu_;
@@ -145,8 +150,9 @@ class TensorrtBackend : public Backend {
 }  // namespace
 
 std::unique_ptr<Backend> open_tensorrt(const Bundle& bundle, const std::vector<Manifest>& manifests,
-                                       const std::string& variant, const std::string& library, OpenBackend beside) {
-  return std::make_unique<TensorrtBackend>(bundle, manifests, variant, library, std::move(beside));
+                                       const std::string& variant, const std::string& library, Warn warn,
+                                       OpenBackend beside) {
+  return std::make_unique<TensorrtBackend>(bundle, manifests, variant, library, std::move(warn), std::move(beside));
 }
 
 }  // namespace starflow

@@ -14,18 +14,29 @@ TensorrtBlockRunner::TensorrtBlockRunner(GraphEngine& engine, const Block& block
       prefix_(block.prefix),
       buffers_(queue, engine.graph(), manifest.max_chunk),
       drain_{queue} {
-  graph_of(1, false);
-  clear();  // capturing wrote into the caches
+  runs_of(1, false);
+  two_steps_ = capture_two_steps();
+  check_steps();
+  clear();  // and with the caches the memory on the host that the check needed
 }
 
-void* TensorrtBlockRunner::graph_of(int count, bool prefilling) {
+const CapturedRuns& TensorrtBlockRunner::runs_of(int count, bool prefilling) {
   // A single token of the condition has a graph of its own, if steps do not read the condition.
   const bool conditioned = count > 1 || (prefilling && engine_.steps_lack_condition());
   const std::pair<int, bool> key{count, conditioned};
   const auto found = runs_.find(key);
-  if (found != runs_.end()) return found->second.graph.get();
-  CapturedRun run = engine_.capture(count, conditioned, buffers_, scratch_, queue_.stream, [&] { feed_back(count); });
-  return runs_.emplace(key, std::move(run)).first->second.graph.get();
+  if (found != runs_.end()) return found->second;
+  CapturedRuns runs = engine_.capture(count, conditioned, {buffers_.addresses()}, scratch_, queue_.stream,
+                                      [this, count] { feed_back(count); });
+  return runs_.emplace(key, std::move(runs)).first->second;
+}
+
+CapturedRuns TensorrtBlockRunner::capture_two_steps() {
+  const Addresses there = buffers_.addresses();
+  Addresses back = there;
+  std::swap(back.at("previous"), back.at("x"));
+  std::swap(back.at("position"), back.at("position_next"));
+  return engine_.capture(1, false, {there, back}, scratch_, queue_.stream, [] {});
 }
 
 void TensorrtBlockRunner::feed_back(int count) {
@@ -47,14 +58,13 @@ void TensorrtBlockRunner::feed_back(int count) {
 
 void TensorrtBlockRunner::run(int count) {
   queue_.gpu.select();
-  queue_.gpu.launch(graph_of(count, position_ < prefix_), queue_.stream);
+  runs_of(count, position_ < prefix_).launch(queue_, 1);
   if (count == 1) seek(position_);  // its graph moved the position on
 }
 
 const float* TensorrtBlockRunner::repeat(int count, int passes) {
   queue_.gpu.select();
-  void* graph = graph_of(count, false);
-  for (int done = 0; done < passes; ++done) queue_.gpu.launch(graph, queue_.stream);
+  runs_of(count, false).launch(queue_, passes);
   return static_cast<const float*>(fetch("x", count));
 }
 
@@ -65,8 +75,8 @@ void TensorrtBlockRunner::seek(std::int64_t position) {
 
 void TensorrtBlockRunner::advance(int steps) {
   queue_.gpu.select();
-  void* graph = graph_of(1, false);
-  for (int done = 0; done < steps; ++done) queue_.gpu.launch(graph, queue_.stream);
+  two_steps_.launch(queue_, steps / 2);
+  runs_of(1, false).launch(queue_, steps % 2);
   position_ += steps;
 }
 

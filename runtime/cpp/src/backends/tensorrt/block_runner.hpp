@@ -1,5 +1,5 @@
 // TensorRT, a flow block: every buffer is allocated once, and one CUDA graph for each number of tokens is replayed. A
-// step feeds the next one on the device, so decoding is launches of one graph: nothing is copied from the host, and
+// step feeds the next one on the device, so decoding is launches of one graph, of two steps: nothing is copied, and
 // nobody waits until the sequence is read.
 #pragma once
 
@@ -25,7 +25,9 @@ class TensorrtBlockRunner : public BlockRunner {
   std::int64_t tell() const override { return position_; }
 
   // A run and the copies that make the next one the next step or pass; `prefilling` if it may hold the condition.
-  void* graph_of(int count, bool prefilling);
+  const CapturedRuns& runs_of(int count, bool prefilling);
+  // Two steps that feed each other: what one writes, the other reads, so that nothing is copied.
+  CapturedRuns capture_two_steps();
   void feed_back(int count);
 
   GraphEngine& engine_;
@@ -34,7 +36,8 @@ class TensorrtBlockRunner : public BlockRunner {
   std::size_t batch_;
   std::int64_t prefix_;
   GraphBuffers buffers_;
-  std::map<std::pair<int, bool>, CapturedRun> runs_;  // by number of tokens, and whether the condition is given
+  std::map<std::pair<int, bool>, CapturedRuns> runs_;  // by number of tokens, and whether the condition is given
+  CapturedRuns two_steps_;
   std::int64_t position_ = 0;
   Drain drain_;
 };

@@ -24,7 +24,7 @@ GraphBuffers::GraphBuffers(Queue queue, const Graph& graph, std::int64_t most_to
       if (shared_.count(spec.name) > 0) continue;
       const std::size_t size = static_cast<std::size_t>(spec.values(most_tokens)) * item_bytes(spec.type);
       Buffer made{&spec, allocate(queue.gpu, size, spec.name + " of flow block " + std::to_string(graph.block)), {}};
-      if (spec.role != "cache") made.pinned = queue.gpu.allocate_pinned(size);
+      if (spec.role != "cache") pinned(made);
       queue.gpu.zero(made.device.get(), size, queue.stream);
       buffers_.emplace(spec.name, std::move(made));
     }
@@ -36,6 +36,20 @@ const GraphBuffers::Buffer& GraphBuffers::buffer(const std::string& name) const 
   return buffers_.at(shared == shared_.end() ? name : shared->second);
 }
 
+void* GraphBuffers::pinned(const Buffer& buffer) const {
+  if (!buffer.pinned)
+    buffer.pinned = queue_.gpu.allocate_pinned(static_cast<std::size_t>(buffer.spec->values(most_tokens_)) *
+                                               item_bytes(buffer.spec->type));
+  return buffer.pinned.get();
+}
+
+Addresses GraphBuffers::addresses() const {
+  Addresses found;
+  for (const auto& [name, each] : buffers_) found[name] = each.device.get();
+  for (const auto& [output, input] : shared_) found[output] = found.at(input);
+  return found;
+}
+
 std::size_t GraphBuffers::bytes(const std::string& name, std::int64_t count) const {
   const TensorSpec& spec = *buffer(name).spec;
   return static_cast<std::size_t>(spec.values(count)) * item_bytes(spec.type);
@@ -45,23 +59,27 @@ void GraphBuffers::store(const std::string& name, const void* values, std::int64
   const Buffer& target = buffer(name);
   const std::size_t size = bytes(name, count);
   queue_.gpu.select();
-  std::memcpy(target.pinned.get(), values, size);
-  queue_.gpu.upload(target.device.get(), target.pinned.get(), size, queue_.stream);
+  void* staged = pinned(target);
+  std::memcpy(staged, values, size);
+  queue_.gpu.upload(target.device.get(), staged, size, queue_.stream);
   queue_.gpu.synchronize(queue_.stream);
 }
 
 const void* GraphBuffers::fetch(const std::string& name, std::int64_t count) const {
   const Buffer& source = buffer(name);
   queue_.gpu.select();
-  queue_.gpu.download(source.pinned.get(), source.device.get(), bytes(name, count), queue_.stream);
+  void* staged = pinned(source);
+  queue_.gpu.download(staged, source.device.get(), bytes(name, count), queue_.stream);
   queue_.gpu.synchronize(queue_.stream);
-  return source.pinned.get();
+  return staged;
 }
 
 void GraphBuffers::clear_caches() {
   queue_.gpu.select();
   for (const auto& [name, buffer] : buffers_) {
-    if (buffer.spec->role == "cache") queue_.gpu.zero(buffer.device.get(), bytes(name, most_tokens_), queue_.stream);
+    if (buffer.spec->role != "cache") continue;
+    queue_.gpu.zero(buffer.device.get(), bytes(name, most_tokens_), queue_.stream);
+    buffer.pinned.reset();
   }
 }
 

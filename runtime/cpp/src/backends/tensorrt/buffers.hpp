@@ -19,12 +19,16 @@ struct Drain {
   ~Drain() { queue.gpu.drain(queue.stream); }
 };
 
+// Where a run finds its inputs and outputs, by their names.
+using Addresses = std::map<std::string, void*>;
+
 // Device memory of `what`; a backend error if there is too little.
 Held allocate(Gpu& gpu, std::size_t bytes, const std::string& what);
 
 // Every input and output of one graph. A tensor whose shape depends on the number of tokens has room for `most_tokens`;
-// smaller runs use its beginning. An output that updates an input shares its memory. Caches never leave the device;
-// every other tensor has pinned host memory for copies.
+// smaller runs use its beginning. An output that updates an input shares its memory. Every tensor but
+// the caches has pinned host memory for copies; a cache, which leaves the device only while a new engine is looked at,
+// has it until it is cleared.
 class GraphBuffers {
  public:
   GraphBuffers(Queue queue, const Graph& graph, std::int64_t most_tokens);
@@ -36,15 +40,18 @@ class GraphBuffers {
   void clear_caches();
 
   void* address(const std::string& name) const { return buffer(name).device.get(); }
+  Addresses addresses() const;  // of all inputs and outputs
   std::size_t bytes(const std::string& name, std::int64_t count) const;
 
  private:
   struct Buffer {
     const TensorSpec* spec;
-    Held device, pinned;
+    Held device;
+    mutable Held pinned;
   };
 
   const Buffer& buffer(const std::string& name) const;
+  void* pinned(const Buffer& buffer) const;
 
   Queue queue_;
   std::int64_t most_tokens_;

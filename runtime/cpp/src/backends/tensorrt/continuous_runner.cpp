@@ -20,7 +20,7 @@ TensorrtContinuousRunner::TensorrtContinuousRunner(GraphEngine& engine, const Sc
       buffers_(queue, engine.graph(), 1),
       drain_{queue} {
   table_.resize(buffers_.bytes(inputs_.at("passes"), 1) / sizeof(Pass));
-  pass_ = engine.capture(1, true, buffers_, scratch, queue.stream, [this] { feed_back(); });
+  pass_ = engine.capture(1, true, {buffers_.addresses()}, scratch, queue.stream, [this] { feed_back(); });
 }
 
 void TensorrtContinuousRunner::feed_back() {
@@ -49,7 +49,7 @@ void TensorrtContinuousRunner::load(const Pass* passes, std::size_t count) {
 
 void TensorrtContinuousRunner::advance(int passes) {
   queue_.gpu.select();
-  for (int done = 0; done < passes; ++done) queue_.gpu.launch(pass_.graph.get(), queue_.stream);
+  pass_.launch(queue_, passes);
 }
 
 const float* TensorrtContinuousRunner::fetch(const std::string& role) const {

@@ -27,7 +27,7 @@ class TensorrtContinuousRunner : public ContinuousRunner {
   std::map<std::string, std::string> inputs_, outputs_;  // from a role to the name of its tensor
   GraphBuffers buffers_;
   std::vector<Pass> table_;
-  CapturedRun pass_;
+  CapturedRuns pass_;
   Drain drain_;
 };
 

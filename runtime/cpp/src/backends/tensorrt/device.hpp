@@ -5,6 +5,7 @@
 #include <array>
 #include <functional>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,6 +16,11 @@ namespace starflow {
 
 // Something of the device, freed with its owner: memory, a stream, an instantiated CUDA graph.
 using Held = std::unique_ptr<void, std::function<void(void*)>>;
+
+// Work that cannot become a CUDA graph, and why. The stream is as it was before.
+struct CaptureRefused : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 
 // One GPU. A call that fails is a backend error. Work in a stream is over when the stream has been synchronised.
 class Gpu {
@@ -36,7 +42,8 @@ class Gpu {
   virtual void synchronize(void* stream) = 0;     // waits, and reports failed work
   virtual void drain(void* stream) noexcept = 0;  // waits until all work is over, done or failed
 
-  // Records what `work` puts into a stream, without running it. The rules of capturing hold for this thread alone.
+  // Records what `work` puts into a stream, without running it; CaptureRefused if that cannot be. The rules of capturing
+  // hold for this thread alone.
   virtual Held capture(void* stream, const std::function<void()>& work) = 0;
   virtual void launch(void* graph, void* stream) = 0;
 };

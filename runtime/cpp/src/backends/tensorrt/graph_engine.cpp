@@ -2,11 +2,15 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <mutex>
 
 #include "plain/error.hpp"
 
 namespace starflow {
 namespace {
+
+// Loading and capturing take turns in a process: what one thread allocates would spoil what another one captures.
+std::mutex loading;
 
 std::string shown(const std::string& value) { return value.empty() ? "none" : value; }
 std::string shown(int value) { return std::to_string(value); }
@@ -41,17 +45,29 @@ const char* type_name(Type type) {
 
 }  // namespace
 
+void CapturedRuns::launch(const Queue& queue, int times) const {
+  for (int done = 0; done < times; ++done) {
+    if (graph)
+      queue.gpu.launch(graph.get(), queue.stream);
+    else
+      work();
+  }
+}
+
 GraphEngine::GraphEngine(Gpu& gpu, Tensorrt& tensorrt, const Graph& graph, const BuildRecord& record,
-                         const std::string& path, std::int64_t longest)
-    : gpu_(gpu), tensorrt_(tensorrt), record_(record), graph_(graph), engine_(tensorrt.deserialise(path)) {
+                         const std::string& path, std::int64_t longest, Warn warn)
+    : gpu_(gpu), tensorrt_(tensorrt), record_(record), graph_(graph), warn_(std::move(warn)) {
+  const std::lock_guard<std::mutex> lock(loading);
+  engine_ = tensorrt.deserialise(path);
   if (!engine_) {
+    const std::string said = tensorrt.last_error();  // before another call has something to say
     std::error_code failed;
     const std::uintmax_t size = std::filesystem::file_size(path, failed);
     const auto [free, total] = gpu.memory();
     if (free < size)
       backend_error(path + ": needs at least " + std::to_string(size) + " bytes of GPU memory, " +
                     std::to_string(free) + " of " + std::to_string(total) + " are free; free some memory");
-    bundle_error(path + ": " + record.flavour + " cannot load it (" + tensorrt.last_error() +
+    bundle_error(path + ": " + record.flavour + " cannot load it (" + said +
                  "); build again: " + record.command + " --force");
   }
   check(path, longest);
@@ -109,41 +125,66 @@ void GraphEngine::check(const std::string& path, std::int64_t longest) const {
 
 void GraphEngine::assert_done(bool done, const std::string& what) const {
   if (done) return;
+  const std::string said = tensorrt_.last_error();  // before another call has something to say
   const auto [free, total] = gpu_.memory();
   backend_error("flow block " + std::to_string(graph_.block) + ": TensorRT refuses " + what + " (" +
-                tensorrt_.last_error() + "); " + std::to_string(free) + " of " + std::to_string(total) +
+                said + "); " + std::to_string(free) + " of " + std::to_string(total) +
                 " bytes of GPU memory are free");
 }
 
-CapturedRun GraphEngine::capture(std::int64_t count, bool conditioned, const GraphBuffers& buffers,
-                                 const Scratch& scratch, void* stream, const std::function<void()>& feed_back) {
-  CapturedRun run;
+std::unique_ptr<ExecutionContext> GraphEngine::context(std::int64_t count, bool conditioned,
+                                                       const Addresses& addresses, const Scratch& scratch,
+                                                       void* stream) {
   int profile = record_.profile_for(count);
   if (profile == 0 && conditioned && steps_lack_condition()) profile = 1;
-  run.context = engine_->create_context();
-  assert_done(run.context != nullptr, "to create an execution context");
-  assert_done(run.context->set_profile(profile, stream), "optimisation profile " + std::to_string(profile));
+  std::unique_ptr<ExecutionContext> made = engine_->create_context();
+  assert_done(made != nullptr, "to create an execution context");
+  assert_done(made->set_profile(profile, stream), "optimisation profile " + std::to_string(profile));
   for (const TensorSpec& spec : graph_.inputs) {
     const bool absent = profile == 0 && takes_no_condition(spec);
     if (spec.depends_on_run())
-      assert_done(run.context->set_shape(spec.name, fixed_shape(spec, absent ? 0 : count)),
+      assert_done(made->set_shape(spec.name, fixed_shape(spec, absent ? 0 : count)),
                   spec.name + " of " + std::to_string(count) + " tokens");
   }
-  for (const auto* specs : {&graph_.inputs, &graph_.outputs}) {
-    for (const TensorSpec& spec : *specs)
-      assert_done(run.context->set_address(spec.name, buffers.address(spec.name)), "the address of " + spec.name);
+  for (const auto& [name, address] : addresses)
+    assert_done(made->set_address(name, address), "the address of " + name);
+  made->set_scratch(scratch.memory.get(), scratch.bytes);
+  return made;
+}
+
+CapturedRuns GraphEngine::capture(std::int64_t count, bool conditioned, const std::vector<Addresses>& runs_at,
+                                  const Scratch& scratch, void* stream, const std::function<void()>& feed_back) {
+  const std::lock_guard<std::mutex> lock(loading);
+  CapturedRuns runs;
+  std::vector<ExecutionContext*> contexts;
+  for (const Addresses& addresses : runs_at) {
+    runs.contexts.push_back(context(count, conditioned, addresses, scratch, stream));
+    contexts.push_back(runs.contexts.back().get());
   }
-  run.context->set_scratch(scratch.memory.get(), scratch.bytes);
-  // The first run compiles and allocates, which a capture must not. It writes where captured runs will write.
-  const auto enqueue = [&] { assert_done(run.context->enqueue(stream), "to run"); };
-  enqueue();
-  gpu_.synchronize(stream);
-  assert_done(run.context->is_capturable(stream), "to be captured into a CUDA graph");
-  run.graph = gpu_.capture(stream, [&] {
-    enqueue();
+  runs.work = [this, contexts, stream, feed_back] {
+    for (ExecutionContext* each : contexts) assert_done(each->enqueue(stream), "to run");
     feed_back();
-  });
-  return run;
+  };
+  // The first run of a context compiles and allocates, which a capture must not. It writes where captured runs will
+  // write.
+  for (ExecutionContext* each : contexts) assert_done(each->enqueue(stream), "to run");
+  gpu_.synchronize(stream);
+  try {
+    for (ExecutionContext* each : contexts) {
+      if (!each->is_capturable(stream)) throw CaptureRefused("TensorRT calls the stream not capturable");
+    }
+    runs.graph = gpu_.capture(stream, [&] {
+      for (ExecutionContext* each : contexts) {
+        if (!each->enqueue(stream)) throw CaptureRefused(tensorrt_.last_error());
+      }
+      feed_back();
+    });
+  } catch (const CaptureRefused& refusal) {
+    warn_("flow block " + std::to_string(graph_.block) + ": runs of " + std::to_string(count) +
+          " tokens cannot be captured into a CUDA graph (" + refusal.what() +
+          "); each is enqueued anew, which gives the same results and asks more of the host");
+  }
+  return runs;
 }
 
 }  // namespace starflow

@@ -153,7 +153,8 @@ class NvidiaGpu : public Gpu {
       if (driver_.cuStreamEndCapture_(stream_of(stream), &graph) == CUDA_SUCCESS) driver_.cuGraphDestroy_(graph);
       throw;
     }
-    call("cuStreamEndCapture", driver_.cuStreamEndCapture_(stream_of(stream), &graph));
+    const CUresult ended = driver_.cuStreamEndCapture_(stream_of(stream), &graph);
+    if (ended != CUDA_SUCCESS) throw CaptureRefused("cuStreamEndCapture: " + driver_.reason(ended));
     const CUresult error = driver_.cuGraphInstantiateWithFlags_(&made, graph, 0);
     driver_.cuGraphDestroy_(graph);
     call("cuGraphInstantiateWithFlags", error);
