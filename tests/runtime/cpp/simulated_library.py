@@ -4,7 +4,6 @@ import ctypes
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -21,7 +20,7 @@ from starflow.runtime.bundle.build_record import (
 )
 from starflow.runtime.bundle.bundle import Bundle, sha256
 from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec, TensorSpec, fixed_shape
-from tests.cpp_library import CppSampler, build, load
+from tests.cpp_library import CppSampler, build, load, run
 
 VERSION = "1.0"  # of the simulated TensorRT
 
@@ -29,9 +28,7 @@ VERSION = "1.0"  # of the simulated TensorRT
 @cache
 def simulated_library() -> ctypes.CDLL:
     """The library of tests, built beside the real one."""
-    command: list[str | Path] = ["cmake", "--build", build(), "--target", "starflow-simulated"]
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stdout + built.stderr
+    run("cmake", "--build", build(), "--target", "starflow-simulated")
     loaded = load("libstarflow-simulated.so")
     loaded.simulated_violations.restype = loaded.simulated_leaks.restype = ctypes.c_char_p
     loaded.simulated_count.restype = loaded.simulated_filled.restype = ctypes.c_size_t

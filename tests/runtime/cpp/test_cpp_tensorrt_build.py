@@ -15,15 +15,15 @@ import pytest
 from starflow.runtime.backends.cuda.device import Gpu
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.plain.errors import BackendError
-from tests.cpp_library import REPOSITORY, SKIPPED, CppError, CppSampler, load
+from tests.cpp_library import REPOSITORY, SKIPPED, CppError, CppSampler, environment, load
 
 SOURCES = ("backends/tensorrt/nvidia.cpp", "plain/error.cpp", "plain/mapped_file.cpp")
 
 
-def build_tensorrt(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def build_tensorrt(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """`make cpp-tensorrt`."""
     command: list[str | Path] = ["/bin/sh", REPOSITORY / "runtime/cpp/build_tensorrt.sh", folder]
-    chosen = {**os.environ, "PYTHON": sys.executable, **environment}
+    chosen = {**environment(), "PYTHON": sys.executable, **variables}
     return subprocess.run(command, env=chosen, capture_output=True, text=True)
 
 
@@ -90,7 +90,7 @@ def deserialise(tensorrt_folder: Path, tmp_path_factory: pytest.TempPathFactory)
         program,
         "-ldl",
     ]
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, env=environment())
 
     def run(engine: Path, flavour: str = "tensorrt-rtx", library: str = found["STARFLOW_TENSORRT_LIBRARY"]) -> str:
         done = subprocess.run([program, flavour, library, engine], capture_output=True, text=True)
