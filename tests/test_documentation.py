@@ -33,6 +33,7 @@ from starflow.training.data.source import (
     WebDatasetSource,
 )
 from starflow.training.recipe import Training
+from starflow.training.start import AdapterConfig, Start
 
 
 def names_in(page: Path) -> set[str]:
@@ -123,7 +124,7 @@ def default_in(cell: str) -> Any:
     "model",
     [
         *(Training, FolderSource, NpzSource, WebDatasetSource, HuggingFaceSource, Digits8Source, PointsSource),
-        *(StarflowConfig, TarflowConfig),
+        *(Start, AdapterConfig, StarflowConfig, TarflowConfig),
         *(ContinuousTransformerConfig, ContinuousMlpConfig, CfmConfig, OtCfmConfig, WeightedCfmConfig),
         *(TinyConfig, KlConfig, AutoencoderObjective, NoisyDecoderConfig),
     ],

@@ -21,6 +21,7 @@ from starflow.training.data.augmentation import Augmentation
 from starflow.training.data.shape import shape_fault
 from starflow.training.data.source import DataSource, FolderSource, ImageSource, StreamedSource
 from starflow.training.frozen import Frozen
+from starflow.training.start import Start, begin_with_checkpoint
 from starflow.training.yaml_text import read_override, read_yaml
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -118,7 +119,8 @@ CHANGEABLE = {
 class Recipe(Frozen):
     """One training run. Paths are relative to the working directory. An unconditional model ignores labels."""
 
-    model: ModelConfig
+    start: Start | None = None  # None: with random weights
+    model: ModelConfig  # with a start, it may be left out
     data: DataSource
     objective: ObjectiveConfig | None = None  # of a continuous flow; the others maximise likelihood
     training: Training
@@ -185,13 +187,17 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> AnyRecipe:
     for override in overrides:
         _override(content, override)
     kind = next((kind for section, kind in KINDS.items() if section in content), Recipe)
+    start = begin_with_checkpoint(content) if kind is Recipe else None
     try:
-        return kind.model_validate(content)
+        recipe = kind.model_validate(content)
     except ValidationError as error:
         place = error.errors()[0]["loc"]
         inside = len(place) > 1
         known = _fields(kind.model_fields[str(place[0])].annotation) if inside else (*kind.model_fields, *KINDS)
         raise RecipeError(f"{path}: {one_line(error, known)}") from None
+    if start is not None and isinstance(recipe, Recipe) and recipe.model != start.model:
+        raise RecipeError(f"{path}: model: found another model than that of start.checkpoint; leave the section out")
+    return recipe
 
 
 def changed_field(old: dict[str, Any], new: dict[str, Any]) -> str | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from starflow.runtime.plain.bits_per_dim import bits_per_dim
 from starflow.runtime.plain.errors import RecipeError
 from starflow.runtime.plain.images import grid, to_uint8
+from starflow.training.adapters import add_adapters, merged_state
 from starflow.training.autoencoder.latents import Views, as_latents
 from starflow.training.checkpoint import save_checkpoint
 from starflow.training.config import CheckpointConfig, ImageRange, LatentAutoencoder, LatentScaling
@@ -31,6 +32,7 @@ from starflow.training.recipe import Recipe, Training
 from starflow.training.runs.cuda_graph import RecordedPass
 from starflow.training.runs.engine import Engine, Shards
 from starflow.training.runs.run import ALONE, TrainingRun, device_named
+from starflow.training.start import load_start
 
 LEVEL = 1 / 127.5  # width of one grey level in [-1, 1]
 
@@ -58,7 +60,9 @@ class Trainer(TrainingRun):
             raise RecipeError(
                 "training.condition_noise: found noise on text features, but the data have none; leave it out"
             )
-        super().__init__(recipe, data, folder, lambda: _with_dropout(build_flow(recipe.model), training), engine)
+        if recipe.start and recipe.start.adapters and isinstance(engine, Shards):
+            raise RecipeError("start.adapters: expected none with --parallel fsdp, which shards what learns; use ddp")
+        super().__init__(recipe, data, folder, lambda: _begun(recipe), engine)
         self.checkpoint_config = _checkpoint_config(recipe, data)
         self.objective = build_objective(recipe.objective, self.model)
         self.objective.process_mean = lambda value: engine.sum(value) / engine.count
@@ -195,7 +199,7 @@ class Trainer(TrainingRun):
         save_checkpoint(
             folder,
             self.checkpoint_config,
-            self.average.state_dict(),
+            merged_state(self.average),
             extra_files=extra_files,
             autoencoder=self.data.latents.source.path if self.data.latents else None,
             half=self.training.half_checkpoint,
@@ -249,12 +253,18 @@ def in_latents(recipe: Recipe, data: Dataset, folder: Path) -> Dataset:
     return as_latents(data, source.autoencoder, source.latent, views, cache=cache, device=device)
 
 
-def _with_dropout(flow: Flow, training: Training) -> Flow:
-    """The flow, which leaves out values as the recipe says while it is trained."""
+def _begun(recipe: Recipe) -> Flow:
+    """The flow as a run begins: with random weights or those of a checkpoint, and with dropout."""
+    flow, training, start = build_flow(recipe.model), recipe.training, recipe.start
     set_dropout(
         flow,
         attention=training.attention_dropout,
         feed_forward=training.feed_forward_dropout,
         embedding=training.embedding_dropout,
     )
+    if start is not None:
+        if flow.device.type != "meta":
+            load_start(flow, start)
+        if start.adapters is not None:
+            add_adapters(flow, start.adapters)
     return flow

@@ -9,7 +9,7 @@ import copy
 import gc
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, cast
@@ -174,7 +174,7 @@ class Shards(Replicas):
             sharded.set_requires_gradient_sync(True)
 
 
-def local(parameters: Iterator[nn.Parameter]) -> list[Tensor]:
+def local(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     """The part of every parameter that this process holds."""
     return [parameter.to_local() if hasattr(parameter, "to_local") else parameter.data for parameter in parameters]
 

@@ -25,6 +25,8 @@ def build_optimizer(model: nn.Module, training: RunSettings) -> torch.optim.Adam
     """AdamW with three groups: matrices and embeddings decay by their own rates, norms and biases never."""
     groups: dict[float, list[nn.Parameter]] = {training.weight_decay: [], training.embedding_weight_decay: [], 0.0: []}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if parameter.ndim < 2:
             decay = 0.0
         else:
@@ -41,7 +43,12 @@ def average_decay_at(step: int, decay: float) -> float:
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move an fp32 average in place: average = decay * average + (1 - decay) * model; buffers are copied."""
-    torch._foreach_lerp_(local(average.parameters()), local(model.parameters()), 1.0 - decay)
+    """Move an fp32 average in place: average = decay * average + (1 - decay) * model; buffers are copied.
+
+    Parameters of the model that do not learn stay as they are.
+    """
+    pairs = zip(average.parameters(), model.parameters(), strict=True)
+    averaged, learning = zip(*(pair for pair in pairs if pair[1].requires_grad), strict=True)
+    torch._foreach_lerp_(local(averaged), local(learning), 1.0 - decay)
     for copied, buffer in zip(average.buffers(), model.buffers(), strict=True):
         copied.copy_(buffer)

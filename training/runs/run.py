@@ -105,7 +105,7 @@ class TrainingRun(ABC):
         self._check_memory(model)
         torch.manual_seed(training.seed)
         self.model = model().to(self.device)
-        self.averages = {decay: copy.deepcopy(self.model).eval().requires_grad_(False) for decay in training.ema_decays}
+        self.averages = {decay: _average_of(self.model) for decay in training.ema_decays}
         self.decay = training.ema_decays[0]  # of the average that the validation part chose
         self.average = self.averages[self.decay]  # the one that is judged, sampled and kept
         self.best = Best(self.LOWER_IS_BETTER)
@@ -143,10 +143,12 @@ class TrainingRun(ABC):
     def _check_memory(self, model: Callable[[], nn.Module]) -> None:
         """See that the weights fit into memory: on a CPU with their gradients, averages and two moments of AdamW."""
         with torch.device("meta"):
-            count = sum(parameter.numel() for parameter in model().parameters())
-        copies = 4 + len(self.training.ema_decays) if self.device.type == "cpu" else 1
+            parameters = list(model().parameters())
+        count = sum(parameter.numel() for parameter in parameters)
+        learning = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        beside = (3 + len(self.training.ema_decays)) * learning if self.device.type == "cpu" else 0
         check_memory(
-            4 * copies * count, f"a model of {count:,} parameters", "train a smaller one, or on a larger machine"
+            4 * (count + beside), f"a model of {count:,} parameters", "train a smaller one, or on a larger machine"
         )
 
     # What one kind of run does
@@ -449,6 +451,12 @@ class TrainingRun(ABC):
         self.decay = self.metrics.get("ema_decay", self.decay)
         self.refresh_average()
         return True
+
+
+def _average_of(model: nn.Module) -> nn.Module:
+    """A copy of a model, for its moving average; what does not learn is shared."""
+    shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
+    return copy.deepcopy(model, shared).eval().requires_grad_(False)
 
 
 def _or_worst(value: float, sign: int) -> float:
