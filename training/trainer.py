@@ -73,16 +73,12 @@ class Trainer(TrainingRun):
 
     def _laid_out(self) -> Callable[..., Any]:
         network = super()._laid_out()
-        if not self.recorded:
+        if not self.training.cuda_graph:
             return network
         if self.device.type != "cuda" or self.engine.parallel:
             raise RecipeError("training.cuda_graph: found true, expected false: graphs are for one process on CUDA")
         assert isinstance(network, nn.Module)
         return RecordedPass(network)
-
-    @property
-    def recorded(self) -> bool:
-        return self.training.cuda_graph
 
     # One step
 

@@ -157,11 +157,6 @@ class TrainingRun(ABC):
         """The forward pass that is trained."""
         return self.model
 
-    @property
-    def recorded(self) -> bool:
-        """Whether the forward pass and its gradient are CUDA graphs."""
-        return False
-
     def layers(self) -> list[nn.Module]:
         """The repeated layers of the model, which are compiled, recomputed and sharded one by one."""
         return []
@@ -249,8 +244,9 @@ class TrainingRun(ABC):
     def forward(self, *inputs: Any) -> Any:
         """`trained_call` in the precision of the recipe, compiled if the recipe says so."""
         dtype = AUTOCAST.get(self.training.precision)
-        enabled, cached = dtype is not None, not self.recorded  # a cached cast would not be part of a graph
-        with torch.autocast(self.device.type, dtype or torch.bfloat16, enabled, cached):
+        # A pass casts each weight once, so keeping the cast is of no use, and of harm to graphs and shards: it would not be part of
+        # the one, and hold the whole model beside the other.
+        with torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False):
             return self._network(*inputs)
 
     # The run

@@ -157,7 +157,7 @@ Arguments parse(int count, char** values) {
     } else if (options.count(name) > 0) {
       if (index + 1 == count) refuse(name + " needs a value");
       options.at(name)(name, std::string(values[++index]));
-    } else if (name.rfind("-", 0) == 0 || !made.bundle.empty()) {
+    } else if (name.rfind('-', 0) == 0 || !made.bundle.empty()) {
       refuse("unknown argument " + name);
     } else {
       made.bundle = name;

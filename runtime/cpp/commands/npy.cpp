@@ -4,10 +4,11 @@
 #include <cstring>
 #include <fstream>
 #include <stdexcept>
+#include <string_view>
 
 namespace {
 
-const std::string magic = "\x93NUMPY";
+constexpr std::string_view magic = "\x93NUMPY";
 
 // The text behind `key` in the header, a Python dictionary.
 std::string field(const std::string& header, const std::string& key) {
@@ -58,7 +59,7 @@ void write_npy(const std::string& path, const Array& array) {
   std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + shape + "), }";
   header.append(63 - (header.size() + 10) % 64, ' ');  // data begin at a multiple of 64
   header += '\n';
-  std::string start = magic + std::string("\x01\x00", 2);
+  std::string start = std::string(magic) + std::string("\x01\x00", 2);
   start += static_cast<char>(header.size() & 255);
   start += static_cast<char>(header.size() >> 8);
   const std::string temporary = path + ".tmp";  // the file appears whole or not at all

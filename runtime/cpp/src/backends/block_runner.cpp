@@ -41,8 +41,8 @@ struct Sequence {
   std::int64_t tokens, first;
 };
 
-void copy_tokens(const float* from, Sequence source, float* to, Sequence target, std::int64_t count, int batch,
-                 int width) {
+void copy_tokens(const float* from, Sequence source, float* to, Sequence target, std::int64_t count,
+                 std::int64_t batch, std::int64_t width) {
   for (std::int64_t image = 0; image < batch; ++image) {
     const float* begin = from + (image * source.tokens + source.first) * width;
     std::copy_n(begin, count * width, to + (image * target.tokens + target.first) * width);
@@ -54,8 +54,8 @@ void copy_tokens(const float* from, Sequence source, float* to, Sequence target,
 BlockRunner::BlockRunner(const Graph& graph, const Block& block, const Manifest& manifest, std::int64_t most_tokens)
     : graph_(graph),
       block_(block),
-      batch_(static_cast<int>(manifest.batch)),
-      width_(static_cast<int>(manifest.model.values_of(block.patch))),
+      batch_(manifest.batch),
+      width_(manifest.model.values_of(block.patch)),
       max_chunk_(static_cast<int>(most_tokens)) {}
 
 void BlockRunner::clear() {
@@ -214,6 +214,7 @@ double BlockRunner::change(const float* found, int image, int tokens, const Segm
 int BlockRunner::converge(std::int64_t start, const Segment& chunk) {
   const auto batch = static_cast<std::size_t>(batch_), size = static_cast<std::size_t>(count_ * width_),
              one = static_cast<std::size_t>(width_);
+  const double tolerance = chunk.tolerance.value_or(0);
   std::vector<char> going(batch, 1), fresh(batch, 0);  // fresh: the caches hold the keys of the image's accepted tokens
   std::vector<double> changes(batch);
   const auto any = [](const std::vector<char>& flags) { return std::count(flags.begin(), flags.end(), 1) > 0; };
@@ -233,7 +234,7 @@ int BlockRunner::converge(std::int64_t start, const Segment& chunk) {
       fresh[image] = going[image] ? std::equal(begin, begin + size, old) : chunk.exact_caches;
       if (going[image]) std::copy_n(begin, size, tokens_.data() + image * size);
       // NaN ends the iteration as well; the sampling loop reports it after it has read the sequence.
-      going[image] = going[image] && changes[image] >= *chunk.tolerance;
+      going[image] = going[image] && changes[image] >= tolerance;
     }
     ++done;
   }
@@ -270,7 +271,7 @@ int BlockRunner::slide(std::int64_t start, const Segment& window) {
         }
         if (!(sum <= largest)) largest = sum;
       }
-      if (!(std::sqrt(largest / width_) < *window.tolerance)) final_tokens = token + 1;
+      if (!(std::sqrt(largest / static_cast<double>(width_)) < *window.tolerance)) final_tokens = token + 1;
     }
     copy_tokens(found, {count, 0}, tokens_.data(), {count_, offset}, count, batch_, width_);
     offset += final_tokens;

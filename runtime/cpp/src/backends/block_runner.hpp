@@ -74,7 +74,8 @@ class BlockRunner {
 
   const Graph& graph_;
   const Block& block_;
-  int batch_, width_, max_chunk_;
+  std::int64_t batch_, width_;
+  int max_chunk_;
   Tokens noise_, first_, part_;
   Tokens before_, tokens_,
       inputs_;     // of the segment under way: the token before it, its tokens, and the inputs of a run

@@ -56,7 +56,7 @@ struct Known {
       }
       library->check(api.RunWithBinding(session.get(), nullptr, made));
     } catch (const starflow::OnnxRuntimeFailure& failure) {
-      throw std::logic_error("the graph does not run: " + failure.reason);
+      throw std::logic_error(std::string("the graph does not run: ") + failure.what());
     }
   }
 };

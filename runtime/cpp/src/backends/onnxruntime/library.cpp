@@ -46,7 +46,7 @@ OnnxRuntime::OnnxRuntime(const std::string& library) {
   const OrtApiBase& base = *get_base();
   release_ = base.GetVersionString();
   const std::size_t dot = release_.find('.');
-  minor_ = dot == std::string::npos ? 0 : std::atoi(release_.c_str() + dot + 1);
+  minor_ = dot == std::string::npos ? 0 : static_cast<int>(std::strtol(release_.c_str() + dot + 1, nullptr, 10));
   // Releases below what bundles need are not even asked for their functions.
   api_ = minor_ < newest_needed ? nullptr : base.GetApi(std::min(ORT_API_VERSION, newest_needed));
   if (api_ == nullptr) backend_error(library + ": is ONNX Runtime " + release_ + "; this needs 1.25 or newer");
@@ -56,7 +56,7 @@ OnnxRuntime::OnnxRuntime(const std::string& library) {
     const char* telemetry = std::getenv("ORT_DISABLE_TELEMETRY");
     if (telemetry == nullptr || std::string(telemetry) != "0") check(api_->DisableTelemetryEvents(environment_));
   } catch (const OnnxRuntimeFailure& failure) {
-    backend_error(library + ": ONNX Runtime does not start (" + failure.reason + ")");
+    backend_error(library + ": ONNX Runtime does not start (" + failure.what() + ")");
   }
 }
 
@@ -70,7 +70,7 @@ void OnnxRuntime::check(OrtStatus* status) const {
     if (name != std::string::npos) reason = reason.substr(name + 3);
   }
   reason = reason.substr(0, std::min(reason.find('\n'), most_reason));
-  throw OnnxRuntimeFailure{reason.empty() ? "no reason given" : reason};
+  throw OnnxRuntimeFailure(reason.empty() ? "no reason given" : reason);
 }
 
 }  // namespace starflow

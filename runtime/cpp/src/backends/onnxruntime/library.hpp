@@ -5,13 +5,14 @@
 #include <onnxruntime_c_api.h>
 
 #include <memory>
+#include <stdexcept>
 #include <string>
 
 namespace starflow {
 
 // A failure that ONNX Runtime reports: the first line of what it says.
-struct OnnxRuntimeFailure {
-  std::string reason;
+struct OnnxRuntimeFailure : std::runtime_error {
+  using std::runtime_error::runtime_error;
 };
 
 class OnnxRuntime {

@@ -56,7 +56,7 @@ DeviceMemory::DeviceMemory(const OnnxRuntime& library, const Provider& provider)
     allocator_.reset(allocator);
   } catch (const OnnxRuntimeFailure& failure) {
     backend_error("provider " + provider.name + ": ONNX Runtime " + library.release() + " cannot use it (" +
-                  failure.reason + "); see that its libraries and the driver of the GPU are installed");
+                  failure.what() + "); see that its libraries and the driver of the GPU are installed");
   }
 }
 
@@ -67,7 +67,7 @@ Memory DeviceMemory::allocate(const TensorSpec& spec, int count) const {
   try {
     library_.check(library_.api().AllocatorAlloc(allocator_.get(), zeros.bytes(), &data));
   } catch (const OnnxRuntimeFailure& failure) {
-    backend_error(spec.name + " needs " + std::to_string(zeros.bytes()) + " bytes on the device (" + failure.reason +
+    backend_error(spec.name + " needs " + std::to_string(zeros.bytes()) + " bytes on the device (" + failure.what() +
                   "); free some, or export with a smaller --batch");
   }
   const auto free = [&api = library_.api(), allocator = allocator_.get()](void* memory) {
@@ -107,7 +107,7 @@ void DeviceMemory::copy(void* target, const OrtMemoryInfo* target_info, void* so
     library_.check(api.RunWithBinding(session_.get(), nullptr, binding));
   } catch (const OnnxRuntimeFailure& failure) {
     backend_error("ONNX Runtime cannot copy " + std::to_string(bytes) + " bytes between host and device (" +
-                  failure.reason + ")");
+                  failure.what() + ")");
   }
 }
 

@@ -65,7 +65,7 @@ Session::Session(const OnnxRuntime& library, const Bundle& bundle, const File& g
     compare("inputs", inputs_, true);
     compare("outputs", outputs_, false);
   } catch (const OnnxRuntimeFailure& failure) {
-    const std::string reason = bundle.path(graph) + ": ONNX Runtime cannot load it (" + failure.reason + ")";
+    const std::string reason = bundle.path(graph) + ": ONNX Runtime cannot load it (" + failure.what() + ")";
     if (device != nullptr) backend_error(reason + " on " + provider.chain[0]);
     bundle_error(reason + "; export the bundle again");
   }
@@ -140,7 +140,7 @@ Binding Session::bind(int count, const Place& input, const Place& output) const 
     }
     return binding;
   } catch (const OnnxRuntimeFailure& failure) {
-    backend_error(name_ + ": ONNX Runtime cannot bind its buffers (" + failure.reason + ")");
+    backend_error(name_ + ": ONNX Runtime cannot bind its buffers (" + failure.what() + ")");
   }
 }
 
@@ -150,7 +150,7 @@ void Session::run(const Binding& binding) const {
       library_.check(library_.api().BindInput(binding.io.get(), name.c_str(), value.get()));
     library_.check(library_.api().RunWithBinding(session_.get(), nullptr, binding.io.get()));
   } catch (const OnnxRuntimeFailure& failure) {
-    backend_error(name_ + ": ONNX Runtime cannot run it (" + failure.reason + ")");
+    backend_error(name_ + ": ONNX Runtime cannot run it (" + failure.what() + ")");
   }
 }
 

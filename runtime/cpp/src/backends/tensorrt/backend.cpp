@@ -76,7 +76,7 @@ class TensorrtBackend : public Backend {
     for (const Manifest& manifest : manifests) {  // refused now, and not once images need it
       loaded_.emplace_back();
       loaded_.back().build =
-          choose_build(bundle, manifest, loaded_.size() == 1 ? variant : this->variant(), *gpu_, library);
+          choose_build(bundle, manifest, loaded_.size() == 1 ? variant : loaded_[0].build.record.variant, *gpu_, library);
     }
     gpu_->select();
     stream_ = gpu_->create_stream();

@@ -17,7 +17,7 @@ TensorrtBlockRunner::TensorrtBlockRunner(GraphEngine& engine, const Block& block
   runs_of(1, false);
   two_steps_ = capture_two_steps();
   check_steps();
-  clear();  // and with the caches the memory on the host that the check needed
+  buffers_.clear_caches();  // and with the caches the memory on the host that the check needed
 }
 
 const CapturedRuns& TensorrtBlockRunner::runs_of(int count, bool prefilling) {
