@@ -22,7 +22,7 @@ class Operation:
         run: Does it.
         reads: Memory it reads.
         writes: Memory it writes.
-        needs: What must still exist when it is launched: execution contexts.
+        needs: What must still exist when it is launched: an execution context, a session.
     """
 
     what: str
@@ -35,7 +35,7 @@ class Operation:
         for region in (*self.reads, *self.writes):
             region.check_alive()
         if any(needed() is None for needed in self.needs):
-            raise ContractViolation(f"{self.what}: its execution context was released")
+            raise ContractViolation(f"{self.what}: its context or session was released")
 
     def allocations(self) -> set[int]:
         return {id(region.allocation) for region in (*self.reads, *self.writes)}
@@ -102,7 +102,9 @@ class SimulatedDevice:
         self.streams: dict[int, SimulatedStream] = {}
         self.graphs: dict[int, list[Operation]] = {}
         self.executables: dict[int, list[Operation]] = {}
-        self.objects: weakref.WeakSet = weakref.WeakSet()  # TensorRT's runtimes, engines and contexts
+        self.objects: weakref.WeakSet = (
+            weakref.WeakSet()
+        )  # TensorRT's runtimes, engines and contexts; sessions of ONNX Runtime
         self._current = threading.local()
         self._handles = iter(range(1000, 1_000_000_000))
 
@@ -181,6 +183,19 @@ class SimulatedDevice:
                 if any(region.overlaps(used) for used in (*operation.reads, *operation.writes)):
                     raise ContractViolation(f"{what}: {operation.what} still uses it")
 
+    # Libraries
+
+    def reserve(self, owner: object, size: int) -> None:
+        """Memory that an object of TensorRT or ONNX Runtime holds as long as it lives."""
+        gpu = self.current_gpu
+        self.objects.add(owner)
+        self.memory.reserved[gpu] += size
+
+        def release() -> None:
+            self.memory.reserved[gpu] -= size
+
+        weakref.finalize(owner, release)
+
     # The end
 
     def forget(self) -> None:
@@ -197,5 +212,5 @@ class SimulatedDevice:
         found += [f"stream {handle}" for handle in self.streams]
         found += [f"graph {handle}" for handle in (*self.graphs, *self.executables)]
         found += [f"the handled error {self.last_error}, which was not cleared"] if self.last_error else []
-        found += [f"TensorRT {type(each).__name__}" for each in self.objects]
+        found += [type(each).__name__ for each in self.objects]
         return found

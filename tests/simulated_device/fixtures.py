@@ -162,3 +162,28 @@ def simulate(monkeypatch: pytest.MonkeyPatch, engine_library: EngineLibrary) -> 
     if any(device.leaks() for device in devices):
         gc.collect()  # what hangs in a cycle, such as an exception's, is not lost
     assert [leak for device in devices for leak in device.leaks()] == []
+
+
+@pytest.fixture
+def simulate_sessions(simulate: Simulate, monkeypatch: pytest.MonkeyPatch) -> Simulate:
+    """The same with sessions of ONNX Runtime's CUDA provider on the device, whose weights lie with the real session."""
+    from starflow.runtime.backends.onnxruntime import cuda_backend
+    from starflow.runtime.backends.onnxruntime.device_weights import DeviceWeights
+    from starflow.runtime.backends.onnxruntime.session import OnDevice
+    from starflow.runtime.bundle.graph_spec import GraphSpec
+    from tests.simulated_device.onnxruntime_session import SimulatedSession, open_simulated
+
+    def install(**options: Any) -> SimulatedDevice:
+        device = simulate(**options)
+
+        def open_session(
+            bundle: Bundle, graph: GraphSpec, provider: str, threads: int, *, on_device: OnDevice
+        ) -> SimulatedSession:
+            assert provider == "cuda"
+            return open_simulated(device, bundle, graph, on_device)
+
+        monkeypatch.setattr(cuda_backend, "open_session", open_session)
+        monkeypatch.setattr(DeviceWeights, "tensors", lambda self: {})
+        return device
+
+    return install

@@ -67,7 +67,7 @@ class Engine:
         self.num_io_tensors = len(self._names)
         self.num_optimization_profiles = len(known.profiles)
         self.device_memory_size_v2 = known.scratch_bytes
-        _reserve(self, device, known.size)
+        device.reserve(self, known.size)
 
     def get_tensor_name(self, index: int) -> str:
         return self._names[index]
@@ -166,7 +166,7 @@ class Context:
         self._scratch: tuple[int, int] | None = None
         self._compiled: set[object] = set()  # profiles and shapes that have run
         self._switched = 0, 0  # where the profile was chosen, and how often that stream had been waited for
-        _reserve(self, device, CONTEXT_BYTES)
+        device.reserve(self, CONTEXT_BYTES)
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         with self._device.lock:
@@ -318,15 +318,3 @@ class RtxContext(Context):
             self._device.counts["kernels found" if kernel in cache.kernels else "kernels compiled"] += 1
             cache.kernels.add(kernel)
         super()._compile()
-
-
-def _reserve(owner: object, device: SimulatedDevice, size: int) -> None:
-    """Memory an object of TensorRT holds as long as it lives."""
-    gpu = device.current_gpu
-    device.objects.add(owner)
-    device.memory.reserved[gpu] += size
-
-    def release() -> None:
-        device.memory.reserved[gpu] -= size
-
-    weakref.finalize(owner, release)

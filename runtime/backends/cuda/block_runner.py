@@ -4,7 +4,7 @@ A step feeds the next one on the device. So the whole loop of a block is launche
 nobody waits until the sequence is read. TensorRT and ONNX Runtime share this loop; what a graph holds is theirs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from starflow.runtime.backends.block_runner import BlockRunner, assert_steps
 from starflow.runtime.backends.cuda.buffers import GraphBuffers
+from starflow.runtime.backends.cuda.capture import Capture
 from starflow.runtime.backends.cuda.device import Graph, Repeated, Stream
 from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.graph_spec import GraphSpec
@@ -31,30 +32,6 @@ class StepEngine(Protocol):
     @property
     def steps_lack_condition(self) -> bool:
         """Whether runs behind the condition take none, so that one token of the condition is another kind of run."""
-
-
-class Capture(Protocol):
-    """Captures runs of an engine as one CUDA graph, in the runner's stream."""
-
-    def __call__(
-        self,
-        count: int,
-        runs_at: Sequence[dict[str, int]],
-        resources: ExitStack,
-        feed_back: Callable[[], None],
-        *,
-        conditioned: bool,
-    ) -> Graph | Repeated:
-        """Runs of S = `count` tokens, one after the other.
-
-        If the work cannot be captured, every launch enqueues it anew, and a warning says why.
-
-        Args:
-            runs_at: The address of every input and output, for each run.
-            resources: Takes the graph and what it needs, and frees them.
-            feed_back: Adds the copies that prepare the next launch.
-            conditioned: Whether a run may hold positions of the condition; only of interest where `steps_lack_condition`.
-        """
 
 
 class CapturedBlockRunner(BlockRunner):

@@ -1,10 +1,35 @@
 """Runs as one CUDA graph, or, where that is refused, enqueued anew for every launch."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from typing import Protocol
 
 from starflow.runtime.backends.cuda.device import CaptureRefusedError, Graph, Repeated
+
+
+class Capture(Protocol):
+    """Captures runs of an engine as one CUDA graph, in the runner's stream."""
+
+    def __call__(
+        self,
+        count: int,
+        runs_at: Sequence[dict[str, int]],
+        resources: ExitStack,
+        feed_back: Callable[[], None],
+        *,
+        conditioned: bool,
+    ) -> Graph | Repeated:
+        """Runs of S = `count` tokens, one after the other.
+
+        If the work cannot be captured, every launch enqueues it anew, and a warning says why.
+
+        Args:
+            runs_at: The address of every input and output, for each run.
+            resources: Takes the graph and what it needs, and frees them.
+            feed_back: Adds the copies that prepare the next launch.
+            conditioned: Whether a run may hold positions of the condition; only of interest where `steps_lack_condition`.
+        """
 
 
 def graph_or_repeated(

@@ -9,13 +9,12 @@ from onnxruntime import InferenceSession
 from starflow.runtime.backends.base import GraphBackend
 from starflow.runtime.backends.cuda.bandwidth import CudaBandwidthProbe
 from starflow.runtime.backends.cuda.block_runner import CapturedBlockRunner
+from starflow.runtime.backends.cuda.continuous_runner import CapturedContinuousRunner
 from starflow.runtime.backends.cuda.device import Gpu, Stream
-from starflow.runtime.backends.onnxruntime.continuous_runner import OnnxRuntimeContinuousRunner
 from starflow.runtime.backends.onnxruntime.cuda_engine import CudaEngine
 from starflow.runtime.backends.onnxruntime.device_weights import DeviceWeights
 from starflow.runtime.backends.onnxruntime.release import check_release
 from starflow.runtime.backends.onnxruntime.session import OnDevice, open_session
-from starflow.runtime.backends.onnxruntime.sessions import Sessions
 from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec
@@ -47,8 +46,7 @@ class CudaBackend(GraphBackend):
         check_release(variant)
         gpu = Gpu(device)
         self.device_name = gpu.name
-        self._sessions = Sessions()
-        self._weights = weights or Shared(DeviceWeights(bundle, variant.weights, device))
+        self._weights = weights or Shared(DeviceWeights(bundle, variant.weights, gpu))
         with ExitStack() as stack:
             stack.enter_context(closing(self._weights))
             self._stream = stack.enter_context(closing(Stream(gpu)))
@@ -59,23 +57,21 @@ class CudaBackend(GraphBackend):
 
     def open_block(self, graph: GraphSpec, block: Block, max_chunk: int) -> CapturedBlockRunner:
         os.environ.setdefault(SLOWER_ATTENTION, "0")
-
-        def session(sizes: dict[str, int]) -> InferenceSession:
-            on_device = OnDevice(self._stream.handle, sizes, self._weights.resource.tensors())
-            return open_session(self._bundle, graph, "cuda", 0, on_device=on_device)
-
-        self._stream.gpu.select()
         with ExitStack() as stack:
-            engine = stack.enter_context(closing(CudaEngine(graph, session, self._stream)))
+            engine = self._opened(graph, stack)
             prefill = self.max_prefill(block)
             runner = CapturedBlockRunner(engine, block, max_chunk, self._stream, engine.capture, prefill)
             stack.enter_context(closing(runner))
             self._resources.enter_context(stack.pop_all())
         return runner
 
-    def open_continuous(self, graph: GraphSpec) -> OnnxRuntimeContinuousRunner:
-        session = self._sessions.of(graph, lambda: open_session(self._bundle, graph, "cuda", 0))
-        return OnnxRuntimeContinuousRunner(session, graph, "cuda")
+    def open_continuous(self, graph: GraphSpec) -> CapturedContinuousRunner:
+        with ExitStack() as stack:
+            engine = self._opened(graph, stack)
+            runner = CapturedContinuousRunner(graph, engine.what, self._stream, engine.capture)
+            stack.enter_context(closing(runner))
+            self._resources.enter_context(stack.pop_all())
+        return runner
 
     def block_runner(self, block: int) -> CapturedBlockRunner:
         return cast(CapturedBlockRunner, super().block_runner(block))
@@ -87,13 +83,20 @@ class CudaBackend(GraphBackend):
         return self._joined(bundle, bundle.variant(self._variant.name, self._variant.lowering))
 
     def _joined(self, bundle: Bundle, variant: Variant) -> "CudaBackend":
-        """A backend that shares weights and velocity sessions with this one; sessions of steps belong to a stream."""
-        made = CudaBackend(bundle, variant, self._weights.joined(), self._stream.gpu.index)
-        made._sessions = self._sessions
-        return made
+        """A backend that shares the weights of this one; sessions belong to a stream."""
+        return CudaBackend(bundle, variant, self._weights.joined(), self._stream.gpu.index)
+
+    def _opened(self, graph: GraphSpec, stack: ExitStack) -> CudaEngine:
+        """The sessions of a graph, which `stack` closes."""
+
+        def session(sizes: dict[str, int]) -> InferenceSession:
+            on_device = OnDevice(self._stream.handle, sizes, self._weights.resource.tensors())
+            return open_session(self._bundle, graph, "cuda", 0, on_device=on_device)
+
+        self._stream.gpu.select()
+        return stack.enter_context(closing(CudaEngine(graph, session, self._stream)))
 
     def close(self) -> None:
         super().close()
-        self._sessions = Sessions()
         self._stream.gpu.release("cudaSetDevice", self._stream.gpu.index)
         self._resources.close()

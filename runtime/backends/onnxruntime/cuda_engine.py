@@ -1,4 +1,4 @@
-"""ONNX Runtime on an NVIDIA GPU, a flow block: sessions of fixed shapes, whose runs are captured into CUDA graphs of our own.
+"""ONNX Runtime on an NVIDIA GPU, a graph: sessions of fixed shapes, whose runs are captured into CUDA graphs of our own.
 
 With the number of tokens fixed, a session computes nothing on the host and copies nothing. ONNX Runtime's own CUDA graphs wait for
 the device after every launch; captured from outside, a step costs the host one launch and nobody waits.
@@ -25,7 +25,7 @@ WARM_UP = 2  # runs: the first chooses kernels and allocates, the second shows t
 
 
 class CudaEngine:
-    """The sessions of one step graph on a GPU: one for each number of tokens, and one for steps behind the condition.
+    """The sessions of one graph on a GPU: one for each number of tokens, and one for steps behind the condition.
 
     Args:
         graph: The graph, portable or of the cuda lowering.
@@ -35,6 +35,7 @@ class CudaEngine:
 
     def __init__(self, graph: GraphSpec, open_session: OpenSession, stream: Stream) -> None:
         self.graph, self.checked = graph, False
+        self.what = f"flow block {graph.block}"
         self._open, self._stream = open_session, stream
         self._sessions: dict[tuple[int, int], onnxruntime.InferenceSession] = {}
         self._options = onnxruntime.RunOptions()
@@ -87,8 +88,8 @@ class CudaEngine:
             for _ in range(WARM_UP):
                 work()
             self._stream.synchronize()
-            what = f"flow block {self.graph.block}: runs of {count} tokens"
-            return graph_or_repeated(lambda: self._stream.capture(captured_work), work, what, resources, logger)
+            runs_of = f"{self.what}: runs of {count} tokens"
+            return graph_or_repeated(lambda: self._stream.capture(captured_work), work, runs_of, resources, logger)
 
     def _session(self, count: int, *, conditioned: bool) -> onnxruntime.InferenceSession:
         """The session of runs of `count` tokens."""
@@ -97,9 +98,7 @@ class CudaEngine:
             session = self._open({"S": sizes[0], "M": sizes[1]})
             on_host = [name for name, place in input_memory(session, "cuda").items() if place != "cuda"]
             if on_host:
-                raise BackendError(
-                    f"flow block {self.graph.block}: ONNX Runtime reads {', '.join(on_host)} on the host"
-                )
+                raise BackendError(f"{self.what}: ONNX Runtime reads {', '.join(on_host)} on the host")
             self._sessions[sizes] = session
         return self._sessions[sizes]
 

@@ -7,8 +7,10 @@ import onnxruntime
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from starflow.runtime.backends.cuda.device import Gpu
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import FileSpec
+from starflow.runtime.plain.errors import BackendError, first_line
 
 NUMPY_TYPES = ("F32", "F16", "I64", "I32", "I8", "U8")  # a session reads weights of any other type from the file itself
 
@@ -16,8 +18,8 @@ NUMPY_TYPES = ("F32", "F16", "I64", "I32", "I8", "U8")  # a session reads weight
 class DeviceWeights:
     """The tensors of a weight file, loaded when the first session needs them."""
 
-    def __init__(self, bundle: Bundle, file: FileSpec, device: int) -> None:
-        self._bundle, self._file, self._device = bundle, file, device
+    def __init__(self, bundle: Bundle, file: FileSpec, gpu: Gpu) -> None:
+        self._bundle, self._file, self._gpu = bundle, file, gpu
         self._lock = threading.Lock()
         self._loaded: dict[str, onnxruntime.OrtValue] = {}
 
@@ -26,6 +28,7 @@ class DeviceWeights:
 
         Raises:
             BundleError: the file was changed after the bundle was opened.
+            BackendError: the GPU has too little memory.
         """
         with self._lock:
             if not self._loaded:
@@ -48,5 +51,12 @@ class DeviceWeights:
             }
 
     def _on_device(self, array: NDArray) -> onnxruntime.OrtValue:
-        owned = onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", self._device)
+        try:
+            owned = onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", self._gpu.index)
+        except Exception as error:  # a dozen types
+            free, total = self._gpu.memory()
+            raise BackendError(
+                f"{self._bundle.root / self._file.path}: needs {self._file.bytes:,} bytes of GPU memory, {free:,} of "
+                f"{total:,} are left ({first_line(error)}); free some memory"
+            ) from error
         return onnxruntime.OrtValue.from_dlpack(owned)  # a session shares only what it may not free

@@ -8,9 +8,9 @@ from functools import partial
 from starflow.runtime.backends.base import Backend, NetworkSessions
 from starflow.runtime.backends.cuda.bandwidth import CudaBandwidthProbe
 from starflow.runtime.backends.cuda.block_runner import CapturedBlockRunner
+from starflow.runtime.backends.cuda.continuous_runner import CapturedContinuousRunner
 from starflow.runtime.backends.cuda.device import DeviceMemory, Gpu, Stream
 from starflow.runtime.backends.tensorrt.build import choose_build, rebuild_advice
-from starflow.runtime.backends.tensorrt.continuous_runner import TensorrtContinuousRunner
 from starflow.runtime.backends.tensorrt.engine import GraphEngine, TensorrtRuntime, block_source
 from starflow.runtime.backends.tensorrt.flavour import Flavour
 from starflow.runtime.backends.tensorrt.networks import TensorrtNetworks
@@ -106,14 +106,14 @@ class TensorrtBackend(Backend):
                 closing(DeviceMemory(self._stream, max(size, 1), "the engines' scratch memory"))
             )
             self._blocks: dict[int, CapturedBlockRunner] = {}
-            self._continuous: TensorrtContinuousRunner | None = None
+            self._continuous: CapturedContinuousRunner | None = None
             for engine in shared.loaded:
+                capture = partial(engine.capture, scratch, self._stream)
                 if isinstance(manifest, ContinuousManifest):
-                    self._continuous = TensorrtContinuousRunner(engine, scratch, self._stream)
+                    self._continuous = CapturedContinuousRunner(engine.graph, engine.what, self._stream, capture)
                     stack.enter_context(closing(self._continuous))
                 else:
                     block = manifest.blocks[engine.graph.block]
-                    capture = partial(engine.capture, scratch, self._stream)
                     runner = CapturedBlockRunner(engine, block, manifest.max_chunk, self._stream, capture)
                     self._blocks[block.index] = stack.enter_context(closing(runner))
             self._resources = stack.pop_all()
@@ -146,7 +146,7 @@ class TensorrtBackend(Backend):
             raise BackendError(f"the backend was closed, or {self.record.target} has no engine for flow block {block}")
         return self._blocks[block]
 
-    def continuous_runner(self) -> TensorrtContinuousRunner:
+    def continuous_runner(self) -> CapturedContinuousRunner:
         if self._continuous is None:
             raise BackendError(f"the backend was closed, or {self.record.target} has no engine for a velocity graph")
         return self._continuous

@@ -1,6 +1,5 @@
 """Whatever CUDA refuses, and whenever: one line, everything released, and the process goes on."""
 
-import gc
 import os
 import subprocess
 import sys
@@ -16,19 +15,10 @@ from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.plain.errors import BackendError
 from starflow.runtime.sampler import Sampler
 from tests.fake_driver import make_driver
-from tests.simulated_device.device import Fault, SimulatedDevice
+from tests.simulated_device.device import Fault
+from tests.simulated_device.faults import FREEING, FUNCTIONS, assert_released, cuda_calls, lose, some_calls
 from tests.simulated_device.fixtures import Simulate
 from tests.simulated_device.sampling import generate
-
-# Every function of CUDA that the backend calls, but those that free something: see `Gpu.release`.
-FUNCTIONS = (
-    *("cudaGetDeviceCount", "cudaSetDevice", "cudaGetDeviceProperties", "cudaDeviceGetAttribute"),
-    *("cudaStreamCreateWithFlags", "cudaStreamSynchronize", "cudaMalloc", "cudaMallocHost"),
-    *("cudaMemcpyAsync", "cudaMemsetAsync", "cudaStreamBeginCapture", "cudaStreamEndCapture"),
-    *("cudaGraphInstantiate", "cudaGraphGetNodes", "cudaGraphNodeGetType", "cudaGraphLaunch"),
-)
-CALLED_TO_FREE = {"cudaSetDevice", "cudaStreamSynchronize"}  # among others: their last calls may fail too
-FREEING = {"cudaFree", "cudaFreeHost", "cudaStreamDestroy", "cudaGraphDestroy", "cudaGraphExecDestroy"}
 
 
 def sample(bundle: Bundle) -> NDArray:
@@ -37,18 +27,11 @@ def sample(bundle: Bundle) -> NDArray:
         return generate(bundle, backend)
 
 
-def assert_released(device: SimulatedDevice) -> None:
-    """Memory and streams are released at once; objects that hang in a cycle with the exception, when it is collected."""
-    assert not device.memory.leaks() and not device.streams
-    gc.collect()
-    assert not device.leaks()
-
-
 def calls(bundle: Bundle, simulate: Simulate) -> dict[str, int]:
     """How often each function of CUDA is called meanwhile."""
     device = simulate()
     sample(bundle)
-    return {name: count for name, count in device.counts.items() if name.startswith("cuda")}
+    return cuda_calls(device)
 
 
 def test_no_function_is_left_out(tiny_engines: Bundle, simulate: Simulate) -> None:
@@ -62,8 +45,7 @@ def test_wherever_a_call_fails_all_is_released_and_the_next_sampler_works(
     count = calls(tiny_engines, simulate)[function]
     device = simulate()
     expected = sample(tiny_engines)
-    last = {count // 2} if function in CALLED_TO_FREE else {count // 2, count - 1, count}
-    for number in sorted({1, 2, *last} & set(range(1, count + 1))):
+    for number in some_calls(function, count):
         device = simulate()
         device.faults[function, number] = Fault("cudaErrorUnknown")
         if function == "cudaStreamEndCapture":  # a capture that is refused is done without
@@ -89,10 +71,6 @@ def test_wherever_pinned_memory_ends_all_of_it_is_released(tiny_engines: Bundle,
 # A device that is lost
 
 
-def lost(device: SimulatedDevice, function: str, number: int) -> None:
-    device.faults[function, number] = Fault("cudaErrorLaunchFailure", lasting=True)
-
-
 @pytest.mark.parametrize("function", ["cudaGraphLaunch", "cudaStreamSynchronize", "cudaMemcpyAsync", "cudaSetDevice"])
 @pytest.mark.parametrize("number", [1, 4])
 def test_a_device_lost_in_a_sequence_is_one_line(
@@ -100,7 +78,7 @@ def test_a_device_lost_in_a_sequence_is_one_line(
 ) -> None:
     device = simulate()
     backend = open_tensorrt(tiny_engines)
-    lost(device, function, device.counts[function] + number)
+    lose(device, function, number)
     with pytest.raises(BackendError, match=r"^\w+ failed on GPU 0: cudaErrorLaunchFailure: [^\n]+$"), backend:
         generate(tiny_engines, backend)
     del backend
@@ -112,7 +90,7 @@ def test_after_the_device_is_lost_the_process_samples_on_the_cpu(tiny_engines: B
     """An error of this kind lasts as long as the process; the samplers that are open then end, and new ones run elsewhere."""
     device = simulate()
     first, second = Sampler.open(tiny_engines), Sampler.open(tiny_engines)
-    lost(device, "cudaGraphLaunch", device.counts["cudaGraphLaunch"] + 3)
+    lose(device, "cudaGraphLaunch", 3)
     for sampler in (first, second, first):
         with pytest.raises(BackendError, match="cudaErrorLaunchFailure"):
             sampler.sample([0, 1])
