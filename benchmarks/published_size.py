@@ -3,7 +3,8 @@
 Writes files as they are published with random weights (`benchmarks.published_layout`): .pth and YAML, T5-XL's encoder, SD-VAE.
 Then: import, export in fp16 for engines, int8 weights for the CPU, inspect, bench (time per token and per cent of memory bandwidth) and
 sample: a caption in, a picture of 256x256 out. Prints time and peak memory of each. A stage that went well is not run again
-but read from stages.json in the folder, unless --again. Needs 45 GB of disk; with --target also builds RTX engines.
+but read from stages.json in the folder, unless --again. Needs 45 GB of disk. With --target it also builds engines, of the flow
+and then of text encoder and autoencoder, and prints what was built and what a run of each flow block launches.
 
 Example: python -m benchmarks.published_size out/3b
 """
@@ -116,7 +117,9 @@ def commands(folder: Path, target: str | None) -> dict[str, list[str]]:
         ],
     }
     if target:
-        found["build"] = ["build", bundle, "--target", target, "--variant", "portable-fp16", "--force"]
+        build = ["build", bundle, "--target", target, "--variant", "portable-fp16"]
+        found[f"build {target}"] = [*build, "--networks", "none", "--kernels", "--force"]
+        found[f"networks {target}"] = build  # the engines of the flow are there
     return found
 
 
@@ -166,9 +169,12 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({"figures": found, "stages": [asdict(stage) for stage in stages.values()]}))
     else:
+        for name, stage in stages.items():
+            if arguments.target and name.endswith(arguments.target):
+                print(stage.output)
         for stage in stages.values():
             print(
-                f"{stage.name:<14}{stage.seconds:6.0f} s   peak {stage.peak_bytes / GIB:5.2f} GiB, not counting file cache "
+                f"{stage.name:<26}{stage.seconds:6.0f} s   peak {stage.peak_bytes / GIB:5.2f} GiB, not counting file cache "
                 f"{stage.anonymous_bytes / GIB:5.2f} GiB, swapped {stage.swapped_bytes / GIB:.2f} GiB"
             )
         print(

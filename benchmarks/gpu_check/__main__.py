@@ -1,9 +1,9 @@
 """Acceptance on a GPU machine: verify, measure, and compare with PyTorch, within 25 minutes of GPU time.
 
-Runs on the digits and emoji models, and on a larger random one, where what a step costs is measured. Every stage is a process of
-its own and writes FOLDER/NAME.json as it ends, so that running out of time loses nothing: the next call takes up what is missing. A stage
-that this machine has not got what it takes for says so. FOLDER/report.md holds what is there; a stage that failed makes the exit
-status 1.
+Runs on the digits and emoji models, on a continuous flow, and on a larger random model, where what a step costs is measured. Every
+stage is a process of its own and writes FOLDER/NAME.json as it ends, so that running out of time loses nothing: the next call takes
+up what is missing. A stage that this machine has not got what it takes for says so. FOLDER/report.md holds what is there; a stage
+that failed makes the exit status 1.
 
 Examples:
   python -m benchmarks.gpu_check out/gpu-check

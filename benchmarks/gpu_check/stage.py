@@ -45,6 +45,11 @@ class Setting:
         return self.folder / "emoji"
 
     @property
+    def continuous(self) -> Path:
+        """The bundle of the continuous flow of digits."""
+        return self.folder / "continuous"
+
+    @property
     def large_bundle(self) -> Path:
         """The bundle of the larger model."""
         return self.folder / "large"

@@ -30,6 +30,7 @@ from starflow.training.checkpoint import load_autoregressive, save_checkpoint
 from starflow.training.layers.tokens import patchify
 
 EMOJI = DIGITS.parent.parent / "emoji" / "checkpoint"
+CONTINUOUS = DIGITS.parent.parent / "digits-cfm" / "checkpoint"
 BATCHES = (1, 16, 64)
 EVERY_LOWERING: tuple[Lowering, ...] = ("portable", "cpu", "cuda")
 
@@ -77,6 +78,12 @@ def emoji(setting: Setting) -> Facts:
     """ONNX Runtime on CUDA against the CPU, emoji from features."""
     export_checkpoint(EMOJI, setting.emoji, _small(), replace=True)
     return _verified(setting.emoji)
+
+
+def continuous(setting: Setting) -> Facts:
+    """ONNX Runtime on CUDA against PyTorch, a continuous flow of digits."""
+    export_checkpoint(CONTINUOUS, setting.continuous, ExportOptions(precisions=("fp32", "fp16"), batch=8), replace=True)
+    return _verified(setting.continuous, "--checkpoint", CONTINUOUS)
 
 
 def verify_large(setting: Setting) -> Facts:
@@ -253,6 +260,7 @@ STAGES = {
     "kernels": Stage(kernels, 40),
     "xqa": Stage(xqa, 30),
     "emoji": Stage(emoji, 90),
+    "continuous": Stage(continuous, 40),
     "batches": Stage(batches, 120),
     "tensorrt": Stage(tensorrt, 200),
 }
