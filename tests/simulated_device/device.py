@@ -35,7 +35,7 @@ class Operation:
         for region in (*self.reads, *self.writes):
             region.check_alive()
         if any(needed() is None for needed in self.needs):
-            raise ContractViolation(f"{self.what}: its context or session was released")
+            raise ContractViolation(f"{self.what}: its session or context was released")
 
     def allocations(self) -> set[int]:
         return {id(region.allocation) for region in (*self.reads, *self.writes)}
