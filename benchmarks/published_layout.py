@@ -70,6 +70,10 @@ SD_VAE: dict[str, Any] = {
     "scaling_factor": 0.18215,
 }
 
+# Of weights by the end of their name. T5 does not divide attention scores by the root of the head size; as it is initialised, its
+# queries are that much smaller, and random ones of full size would attend to single tokens.
+SCALES = {"proj_out.weight": 0.3, "SelfAttention.q.weight": T5_XL["d_kv"] ** -0.5}
+
 
 class RandomWeights:
     """Tensors of half precision for the parameters of a model.
@@ -92,7 +96,7 @@ class RandomWeights:
                 yield name, self._normal(name, shape)
 
     def _normal(self, name: str, shape: torch.Size) -> Tensor:
-        scale = 0.3 if name.endswith("proj_out.weight") else 1.0
+        scale = next((scale for end, scale in SCALES.items() if name.endswith(end)), 1.0)
         count, start = shape.numel(), crc32(name.encode()) % len(self._pool)
         values = self._pool.repeat(-(-(start + count) // len(self._pool)))[start : start + count]
         return values.view(shape) * (scale / shape[-1] ** 0.5)

@@ -30,7 +30,7 @@ def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_network_beside_the_flow_needs_more_memory_and_less_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ExportError, match=r"the decoder: the build needs about 400000\.50 GiB .*4 x 100000\.00 GiB"):
+    with pytest.raises(ExportError, match=r"the decoder: the build needs about 300001\.50 GiB .*3 x 100000\.00 GiB"):
         check_room("the decoder", 100_000 << 30, tmp_path, NETWORK)
     monkeypatch.setattr("starflow.export.tensorrt.build_resources.available_memory", lambda: None)
     with pytest.raises(ExportError, match=r"engine of the decoder needs more than 50000\.00 GiB"):
