@@ -93,7 +93,12 @@ def test_twins_share_weights_and_no_buffers(
     device: SimulatedDevice, classes: Bundle, velocity: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[DeviceWeights] = []
-    monkeypatch.setattr(DeviceWeights, "tensors", lambda self: asked.append(self) or {})
+
+    def tensors(self: DeviceWeights) -> dict:
+        asked.append(self)
+        return {}
+
+    monkeypatch.setattr(DeviceWeights, "tensors", tensors)
     for bundle, variant, plan in ((classes, "cuda-fp32", "sequential"), (velocity, "portable-fp32", PLANS[0])):
         first = CudaBackend(bundle, bundle.variant(variant, ""))
         second = first.twin()

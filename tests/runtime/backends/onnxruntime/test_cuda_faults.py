@@ -176,7 +176,8 @@ def test_wherever_a_run_fails_all_is_released(
         except BackendError as error:
             assert re.fullmatch(rf"[^\n]*{said}[^\n]*", str(error))
         assert_released(device)
-    device, failing = simulate_sessions(), lambda at: at >= refused
+    device = simulate_sessions()
+    failing = lambda at: at >= refused  # noqa: E731
     with pytest.raises(BackendError, match=ONE_LINE.format(said)):
         sample(bundle)
     assert_released(device)
