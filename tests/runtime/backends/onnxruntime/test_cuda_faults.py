@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
+from operator import eq, le
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +156,7 @@ def test_wherever_a_run_fails_all_is_released(
 ) -> None:
     """A run that fails while it is captured is a capture that is refused, and one that fails again is an error."""
     run = SimulatedSession.run_with_iobinding
-    failing: Callable[[int], bool] = lambda number: False  # noqa: E731
+    failing: Callable[[int], bool] = partial(eq, 0)  # the number of a run
 
     def checked(self: SimulatedSession, io: SimulatedBinding, options: onnxruntime.RunOptions) -> None:
         if failing(self._device.counts["run_with_iobinding"] + 1):
@@ -169,7 +171,7 @@ def test_wherever_a_run_fails_all_is_released(
     refused = 0
     for number in range(1, device.counts["run_with_iobinding"] + 1):
         device = simulate_sessions()
-        failing = lambda at, number=number: at == number  # noqa: E731
+        failing = partial(eq, number)
         try:
             np.testing.assert_array_equal(sample(bundle), expected)
             refused = number
@@ -177,7 +179,7 @@ def test_wherever_a_run_fails_all_is_released(
             assert re.fullmatch(rf"[^\n]*{said}[^\n]*", str(error))
         assert_released(device)
     device = simulate_sessions()
-    failing = lambda at: at >= refused  # noqa: E731
+    failing = partial(le, refused)
     with pytest.raises(BackendError, match=ONE_LINE.format(said)):
         sample(bundle)
     assert_released(device)
