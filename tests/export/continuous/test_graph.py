@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -199,3 +200,12 @@ def test_without_guidance_half_the_rows_run(tmp_path: Path, continuous_checkpoin
         noise = sampler.noise(2)
         expected = network.reverse(torch.from_numpy(noise), torch.tensor([1, 2]), steps=10).numpy()
         np.testing.assert_allclose(sampler.generate(noise, [1, 2]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_shape_is_computed(models: dict, name: str) -> None:
+    """What computes shapes would run on the host, take inputs of the graph with it, and keep a GPU's run from being captured."""
+    bundle: Bundle = models[name][1]
+    path = bundle.path(bundle.graph(bundle.variant("portable-fp32", "portable"), 0).file)
+    graph = onnx.load(path, load_external_data=False).graph
+    assert [node.name for node in graph.node if node.op_type in ("Shape", "Size", "NonZero")] == []
