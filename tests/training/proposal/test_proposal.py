@@ -13,7 +13,7 @@ from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import DataError
 from starflow.training.data.dataset import load_dataset
 from starflow.training.proposal.image_survey import survey_images
-from starflow.training.proposal.proposal import ENOUGH_STEPS, Encoder, Pace, Wishes, propose
+from starflow.training.proposal.proposal import ENOUGH_STEPS, Encoder, Pace, Size, Wishes, propose
 from starflow.training.proposal.recipe_text import recipe_text, recipe_values
 from starflow.training.trainer import Trainer
 from tests.training.recipes import load_flow_recipe
@@ -42,7 +42,7 @@ def classes(tmp_path: Path) -> Path:
 
 
 def pace_of(seconds: float) -> Any:
-    def measure(values: Mapping[str, Any]) -> Pace:
+    def measure(size: Size, values: Mapping[str, Any], limit: float) -> Pace:
         return Pace(seconds, 1.0, 2, "bf16")
 
     return measure
