@@ -92,9 +92,11 @@ def test_a_larger_model_that_is_too_slow_is_left_at_its_first_step(classes: Path
     assert asked == [("S", pytest.approx(0.92 * 600 / ENOUGH_STEPS)), ("XS", float("inf"))]
     _, sections = propose(survey_images(classes), Wishes(minutes=1, size="XS", pixels=8), pace_of(0.03))
     told: list[str | None] = []
-    assert (
-        measure_pace(recipe_values(sections), limit=1e-9, report=lambda done, total, doing: told.append(doing)) is None
-    )
+
+    def report(done: int, total: int, doing: str | None = None) -> None:
+        told.append(doing)
+
+    assert measure_pace(recipe_values(sections), limit=1e-9, report=report) is None
     assert told == ["first step"]
 
 
