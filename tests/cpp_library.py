@@ -73,7 +73,7 @@ def build_program(source: Path, folder: Path, prefix: Path) -> None:
     """Build a program of others in a folder, against the installed library and with its sanitizers."""
     headers = REPOSITORY / "build/cpp/headers/usr"
     sanitize = f"-fsanitize={SANITIZERS[PRESET]}" if PRESET in SANITIZERS else ""
-    options = [f"-DCMAKE_PREFIX_PATH={prefix};{headers}", f"-DCMAKE_CXX_FLAGS={sanitize} -O1"]
+    options = [f"-DCMAKE_PREFIX_PATH={prefix};{headers}", f"-DCMAKE_CXX_FLAGS={sanitize} -O0"]
     run("cmake", "-S", source, "-B", folder, *options, f"-DCMAKE_C_FLAGS={sanitize}")
     run("cmake", "--build", folder, "--parallel", "2")
 

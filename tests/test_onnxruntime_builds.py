@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.fake_driver import make_driver
-from tests.installed_wheel import build_wheel, clean_environment, install, make_environment, pip
+from tests.installed_wheel import clean_environment, install, make_environment, pip
 
 BUILDS = {"cpu": "onnxruntime", "gpu": "onnxruntime-gpu"}
 HAS_DRIVER = os.path.exists("/dev/nvidiactl")
@@ -54,12 +54,7 @@ def resolved(repository: Path, wheel: Path, chosen: str, folder: Path) -> set[st
     return {each["metadata"]["name"].lower() for each in json.loads((folder / "report").read_text())["install"]}
 
 
-@pytest.fixture(scope="module")
-def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_wheel(repository, tmp_path_factory.mktemp("source"))
-
-
-@pytest.mark.parametrize("extra", BUILDS)
+@pytest.mark.parametrize("extra", ["cpu", pytest.param("gpu", marks=pytest.mark.slow)])
 def test_an_extra_resolves_to_its_build_alone(repository: Path, wheel: Path, tmp_path: Path, extra: str) -> None:
     names = resolved(repository, wheel, extra, tmp_path)
     assert {name for name in names if name.startswith("onnxruntime")} == {BUILDS[extra]}

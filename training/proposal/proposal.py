@@ -1,5 +1,6 @@
 """From what a folder holds and how fast this machine is to a recipe, with a reason beside each choice."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,25 +74,27 @@ class Wishes:
 
 
 Sections = dict[str, dict[str, Choice]]
+# Trains a recipe of some size, given by its values, for a few steps; None if one takes longer than so many seconds.
+Measure = Callable[[Size, Mapping[str, Any], float], Pace | None]
 
 
-def propose(survey: ImageSurvey, wishes: Wishes, measure: Callable[[Mapping[str, Any]], Pace]) -> tuple[Size, Sections]:
+def propose(survey: ImageSurvey, wishes: Wishes, measure: Measure) -> tuple[Size, Sections]:
     """A recipe for a folder.
-
-    Args:
-        measure: Trains a recipe, given by its values, for a few steps.
 
     Raises:
         DataError: the images are too few or too small, or have captions that nothing encodes.
     """
-    candidates: tuple[Size, ...] = (wishes.size,) if wishes.size else ("S", "XS")
-    for size in candidates:
-        sections = _without_length(survey, wishes, size)
-        pace = measure(recipe_values(sections))
-        steps = _steps(wishes.minutes, pace)
-        if steps >= ENOUGH_STEPS:
-            break
-    _add_length(sections["training"], survey, wishes, steps, pace)
+    if wishes.size is None:
+        sections = _without_length(survey, wishes, "S")
+        pace = measure("S", recipe_values(sections), SPARE * 60 * wishes.minutes / ENOUGH_STEPS)
+        if pace is not None and _steps(wishes.minutes, pace) >= ENOUGH_STEPS:
+            _add_length(sections["training"], survey, wishes, pace)
+            return "S", sections
+    size = wishes.size or "XS"
+    sections = _without_length(survey, wishes, size)
+    pace = measure(size, recipe_values(sections), math.inf)
+    assert pace is not None
+    _add_length(sections["training"], survey, wishes, pace)
     return size, sections
 
 
@@ -213,9 +216,9 @@ def _model(survey: ImageSurvey, wishes: Wishes, size: Size, data: Mapping[str, C
     }
 
 
-def _add_length(training: dict[str, Choice], survey: ImageSurvey, wishes: Wishes, steps: int, pace: Pace) -> None:
+def _add_length(training: dict[str, Choice], survey: ImageSurvey, wishes: Wishes, pace: Pace) -> None:
     """What follows from the speed of this machine."""
-    sheets = _sheets(wishes.minutes, pace)
+    steps, sheets = _steps(wishes.minutes, pace), _sheets(wishes.minutes, pace)
     every = max(10, steps // sheets)
     batch = training["batch_size"].value
     epochs = steps * batch / survey.count

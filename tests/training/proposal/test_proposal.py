@@ -13,7 +13,8 @@ from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import DataError
 from starflow.training.data.dataset import load_dataset
 from starflow.training.proposal.image_survey import survey_images
-from starflow.training.proposal.proposal import ENOUGH_STEPS, Encoder, Pace, Wishes, propose
+from starflow.training.proposal.pace import measure_pace
+from starflow.training.proposal.proposal import ENOUGH_STEPS, Encoder, Pace, Size, Wishes, propose
 from starflow.training.proposal.recipe_text import recipe_text, recipe_values
 from starflow.training.trainer import Trainer
 from tests.training.recipes import load_flow_recipe
@@ -42,7 +43,7 @@ def classes(tmp_path: Path) -> Path:
 
 
 def pace_of(seconds: float) -> Any:
-    def measure(values: Mapping[str, Any]) -> Pace:
+    def measure(size: Size, values: Mapping[str, Any], limit: float) -> Pace:
         return Pace(seconds, 1.0, 2, "bf16")
 
     return measure
@@ -76,6 +77,27 @@ def test_time_decides_steps_and_size(classes: Path) -> None:
     size, sections = propose(survey, Wishes(minutes=1, size="M"), pace_of(0.1))
     assert size == "M"
     assert recipe_values(sections)["training"]["steps"] < ENOUGH_STEPS
+
+
+def test_a_larger_model_that_is_too_slow_is_left_at_its_first_step(classes: Path) -> None:
+    asked: list[tuple[Size, float]] = []
+
+    def measure(size: Size, values: Mapping[str, Any], limit: float) -> Pace | None:
+        asked.append((size, limit))
+        return None if size == "S" else Pace(0.5, 1.0, 1, "fp32")
+
+    size, sections = propose(survey_images(classes), Wishes(minutes=10), measure)
+    assert size == "XS"
+    assert recipe_values(sections)["training"]["threads"] == 1
+    assert asked == [("S", pytest.approx(0.92 * 600 / ENOUGH_STEPS)), ("XS", float("inf"))]
+    _, sections = propose(survey_images(classes), Wishes(minutes=1, size="XS", pixels=8), pace_of(0.03))
+    told: list[str | None] = []
+
+    def report(done: int, total: int, doing: str | None = None) -> None:
+        told.append(doing)
+
+    assert measure_pace(recipe_values(sections), limit=1e-9, report=report) is None
+    assert told == ["first step"]
 
 
 def test_grey_images_without_classes(tmp_path: Path) -> None:

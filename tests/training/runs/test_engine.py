@@ -79,7 +79,7 @@ def test_two_processes_train_as_one(tmp_path: Path, one_process: Path, parallel:
         torch.testing.assert_close(dict(found.state_dict()), dict(average), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_a_killed_process_ends_the_run_which_then_goes_on(tmp_path: Path, one_process: Path, parallel: str) -> None:
     folder = tmp_path / "killed"
     process = start(folder, settings(), parallel)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -64,6 +65,7 @@ def test_a_resumed_run_sees_the_same_samples(tmp_path: Path) -> None:
     assert whole == stopped
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     data = shards(tmp_path, shuffle_buffer=40)
     changes = {"steps": 50, "learning_rate": 3e-4, "checkpoint_every": 20}
