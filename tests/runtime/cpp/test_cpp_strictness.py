@@ -236,6 +236,17 @@ def test_links_of_a_snapshot_are_inside(tmp_path: Path) -> None:
     assert refusal(snapshot) is None
 
 
+def test_a_zero_byte_does_not_end_a_text(tmp_path: Path) -> None:
+    root = linked(SHIPPED, tmp_path / "bundle")
+    (root / "manifest.sha256").unlink()
+    assert refusal(root) is None
+    with (root / "manifest.json").open("ab") as file:
+        file.write(b"\0")
+    error = refusal(root)
+    assert error and error.status == BUNDLE and "zero byte" in str(error)
+    assert is_refused_by_python(root)
+
+
 def test_a_changed_manifest_or_graph_is_noticed(tmp_path: Path) -> None:
     root = linked(SHIPPED, tmp_path / "bundle")
     content = (root / "manifest.json").read_text()
