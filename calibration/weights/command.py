@@ -36,6 +36,12 @@ def configure_weights(parser: argparse._ActionsContainer) -> None:
         help="calibrate on this data (x [N, C, H, W] as the model was trained on, and condition), not on samples of the model",
     )
     parser.add_argument(
+        "--product",
+        choices=("block", "row"),
+        help="what shares a scale among activations of 8 bits on the CPU: a row and block of inputs, or a row (default: for each "
+        "matrix what is faster on this machine; with --plain block)",
+    )
+    parser.add_argument(
         "--plain",
         action="store_true",
         help="round every matrix to its nearest codes, without samples and without a budget: for models that are too large "
@@ -55,7 +61,7 @@ def run_plain(arguments: argparse.Namespace) -> int:
     bundle = Bundle.open(arguments.bundle)
     bundle.check_own()
     with progress_bar("rounding", enabled=not arguments.json) as bar:
-        found = round_plainly(bundle, arguments.weights, arguments.lowering, bar)
+        found = round_plainly(bundle, arguments.weights, arguments.lowering, bar, arguments.product)
     rows: list[dict[str, Any]] = [
         {"variant": each.name, "bytes": sum(graph.weight_bytes for graph in each.graphs)} for each in found
     ]
@@ -84,6 +90,7 @@ def run_weights(arguments: argparse.Namespace) -> int:
         budget=arguments.budget,
         lowerings=arguments.lowering,
         threads=arguments.threads,
+        product=arguments.product,
     )
     if arguments.report:
         check_output(arguments.report)

@@ -21,9 +21,18 @@ MOST_CLASSES = 1_000_000  # one-hot vectors of so many classes still fit in memo
 Lowering = Literal["portable", "cpu", "cuda"]
 
 
-def schema_version(batches: bool, own_patches: bool, lowerings: Collection[Lowering]) -> Literal[1, 2, 3]:
-    """The oldest schema that has what a bundle has: several batch sizes, flow blocks with patches of their own, lowerings."""
-    return 3 if own_patches or "cuda" in lowerings else 2 if batches else 1
+def schema_version(
+    batches: bool, own_patches: bool, lowerings: Collection[Lowering], *, own_products: bool = False
+) -> Literal[1, 2, 3]:
+    """The oldest schema that has what a bundle has.
+
+    Args:
+        batches: Whether it has several batch sizes.
+        own_patches: Whether a flow block has patches of its own.
+        lowerings: The lowerings of its variants.
+        own_products: Whether a variant says of its products what schema 2 cannot say, see `Quantization.own_products`.
+    """
+    return 3 if own_patches or own_products or "cuda" in lowerings else 2 if batches else 1
 
 
 class Quantization(Part):
@@ -50,8 +59,13 @@ class Quantization(Part):
     plain_error: float | None
     images: int
     guidance: float
-    matrices: dict[str, Literal["int4", "int8", "int8-wide", "fp8", "kept"]]
+    matrices: dict[str, Literal["int4", "int8", "int8-wide", "int8-row", "int8-row-wide", "fp8", "kept"]]
     caches: tuple[int, ...] = ()
+
+    @property
+    def own_products(self) -> bool:
+        """Whether it needs schema 3: activations of some products are scaled by row."""
+        return any(kind.startswith("int8-row") for kind in self.matrices.values())
 
 
 class Variant(Part):
@@ -206,7 +220,12 @@ class FlowManifest(Part):
         return {"schema_version": self._oldest_schema(batches=False), "batches": ()}
 
     def _oldest_schema(self, *, batches: bool) -> int:
-        return schema_version(batches, self._has_own_patches(), {variant.lowering for variant in self.variants})
+        return schema_version(
+            batches,
+            self._has_own_patches(),
+            {variant.lowering for variant in self.variants},
+            own_products=any(each.quantization and each.quantization.own_products for each in self.variants),
+        )
 
     def _has_own_patches(self) -> bool:
         """Whether a flow block has patches of its own."""
@@ -217,7 +236,7 @@ class FlowManifest(Part):
         if self.schema_version != self._oldest_schema(batches=bool(self.batches)):
             raise ValueError(
                 f"schema_version {self.schema_version}: a bundle of one batch size has 1, one of several has 2,"
-                " and one with a cuda variant or with patches of a flow block's own has 3"
+                " and one with a cuda variant, with products by row or with patches of a flow block's own has 3"
             )
         if any(smaller >= larger for larger, smaller in pairwise(self.batch_sizes)):
             found = ", ".join(map(str, self.batch_sizes))

@@ -69,7 +69,7 @@ def test_caches_are_of_8_bits_where_the_budget_bears_it(wide_bundle: Path, tmp_p
     root = tmp_path / "bundle"
     shutil.copytree(wide_bundle, root)
     bundle = Bundle.open(root)
-    request = WeightRequest("int8", budget=0.5, lowerings=["cpu"], threads=1)
+    request = WeightRequest("int8", budget=0.5, lowerings=["cpu"], threads=1, product="block")
     (found,) = calibrate_weights(bundle, request, draw_cases(bundle, IMAGES, SEED))
     assert found.variant.quantization is not None
     assert found.variant.quantization.caches == (0, 1)
@@ -77,6 +77,46 @@ def test_caches_are_of_8_bits_where_the_budget_bears_it(wide_bundle: Path, tmp_p
         assert {spec.dtype for spec in graph.inputs if spec.role == "cache"} == {"int8"}
     drawn_error = relative(drawn(root, "cpu-int8", cases(root)), drawn(root, "cpu-fp32", cases(root)))
     assert drawn_error == pytest.approx(found.chosen.error.total, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def by_row(wide_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, WeightCalibration]:
+    """The same with integer products by row; not to be changed."""
+    root = tmp_path_factory.mktemp("by_row") / "bundle"
+    shutil.copytree(wide_bundle, root)
+    bundle = Bundle.open(root)
+    request = WeightRequest("int8", budget=BUDGET, lowerings=["cpu"], threads=1, product="row")
+    (found,) = calibrate_weights(bundle, request, draw_cases(bundle, IMAGES, SEED))
+    return root, found
+
+
+def test_products_by_row_stay_within_the_budget(by_row: tuple[Path, WeightCalibration]) -> None:
+    root, found = by_row
+    record = found.variant.quantization
+    assert record is not None and record.error is not None
+    assert set(record.matrices.values()) <= {"int8-row", "int8-row-wide", "kept"} != {"kept"}
+    error = relative(drawn(root, "cpu-int8", cases(root)), drawn(root, "cpu-fp32", cases(root)))
+    assert error == pytest.approx(record.error, rel=1e-3) and 0 < error <= BUDGET
+    for matrix in found.matrices:
+        assert matrix.output_error < 0.8 * matrix.plain_output_error, matrix
+    for graph in found.variant.graphs:
+        model = onnx.load(root / graph.file.path, load_external_data=False)
+        names = [tensor.name for tensor in model.graph.initializer]
+        rounded = [name for name, kind in record.matrices.items() if kind != "kept" and f"{name}.int8" in names]
+        assert rounded and not set(rounded) & set(names), "a weight is stored once"
+        assert sum(node.op_type == "MatMulInteger" for node in model.graph.node) == len(rounded)
+    Bundle.open(root).verify_hashes()
+
+
+def test_an_image_by_row_does_not_depend_on_its_batch(by_row: tuple[Path, WeightCalibration]) -> None:
+    root, _ = by_row
+    check = cases(root).check
+    assert check.condition is not None
+    with Sampler.open(root, backend="onnxruntime", variant="cpu-int8", threads=1, plan="sequential") as sampler:
+        together = sampler.generate(check.noise[:4], check.condition[:4], guidance=check.guidance)
+        others = np.concatenate([check.noise[:1], 3 * check.noise[5:8]])
+        mixed = sampler.generate(others, check.condition[:4], guidance=check.guidance)
+    assert np.array_equal(together[0], mixed[0]) and not np.array_equal(together[1:], mixed[1:])
 
 
 @pytest.mark.parametrize("name", ["portable-int8", "portable-int4", "portable-fp8"])
@@ -153,7 +193,7 @@ def test_a_second_calibration_takes_the_place_of_the_first(calibrated: Calibrate
     root = tmp_path / "bundle"
     shutil.copytree(calibrated[0], root)
     for _ in range(2):
-        request = WeightRequest("int8", budget=1.0, lowerings=["cpu"], threads=1)
+        request = WeightRequest("int8", budget=1.0, lowerings=["cpu"], threads=1, product="block")
         (found,) = calibrate_weights(Bundle.open(root), request, draw_cases(Bundle.open(root), 4, 0))
         assert {matrix.treatment for matrix in found.matrices} == {"int8"}, "any error is allowed"
     bundle = Bundle.open(root)
@@ -178,7 +218,7 @@ def test_killed_half_way_the_bundle_is_what_it_was(
     def killed(*_: object) -> Variant:
         raise KeyboardInterrupt
 
-    request = WeightRequest("int8", budget=1.0, lowerings=["cpu"], threads=1)
+    request = WeightRequest("int8", budget=1.0, lowerings=["cpu"], threads=1, product="block")
     with monkeypatch.context() as patch:
         patch.setattr(VariantWriter, moment, killed)
         with pytest.raises(KeyboardInterrupt):
