@@ -7,7 +7,7 @@
     errors     each matrix in each treatment alone, on given tokens; each block as a whole, on whole samples
     choice     one treatment a matrix, the least bytes within the budget; sampled, corrected, sampled again
     caches     of 8 bits for the flow blocks where the budget bears that, too (cpu only)
-    variant    written beside the others, then named in the manifest
+    variant    written beside the others, timed against its source (cpu only), then named in the manifest
 
 Everything is measured on the cpu lowering in float32, which every calibration needs to be in the bundle. Integer products are
 measured as they run. Portable variants are measured with their dequantised weights: what an engine's 16 bits add is
@@ -44,6 +44,7 @@ from starflow.calibration.weights.sample_error import SampleError, remove_abando
 from starflow.calibration.weights.sources import EXACT, find_sources, lacking
 from starflow.calibration.weights.step_graph_weights import StepGraphWeights
 from starflow.calibration.weights.treatment import SMALLEST
+from starflow.calibration.weights.variant_times import time_variant
 from starflow.calibration.weights.variant_writer import VariantWriter
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.backends.onnxruntime.thread_choice import thread_counts
@@ -135,7 +136,7 @@ class _Steps:
     def __init__(self, report: Report, bundle: Bundle, variants: int) -> None:
         self._report, self._done = report, 0
         blocks = sum(not block.identity for block in bundle.autoregressive.blocks)
-        self._total = 2 + variants * (4 * blocks + 2 + ROUNDS + 1)
+        self._total = 2 + variants * (4 * blocks + 2 + ROUNDS + 1) + blocks * len(bundle.manifest.batch_sizes)
 
     def __call__(self, doing: str) -> None:
         self._report(min(self._done, self._total), self._total, doing)
@@ -323,5 +324,22 @@ class _Calibration:
             self.request.weights,
             record,
         )
+        if self.model.lowering == "cpu":
+            variants = self._timed(variants)
         writer.publish(variants)
         return variants[0]
+
+    def _timed(self, variants: Sequence[Variant]) -> list[Variant]:
+        """The variants with their times on this machine against their source."""
+        timing = time_variant(
+            self.model.bundle.places(),
+            self.model.source.name,
+            variants,
+            self.request.threads,
+            lambda: self.steps(f"{self.name}: timing against {self.model.source.name}"),
+        )
+        records = [each.quantization for each in variants]
+        return [
+            each.model_copy(update={"quantization": record and record.model_copy(update={"timing": timing})})
+            for each, record in zip(variants, records, strict=True)
+        ]

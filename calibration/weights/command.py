@@ -10,11 +10,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from starflow.runtime.backends.fastest_variant import PAYS
 from starflow.runtime.plain.errors import UsageError
 
 if TYPE_CHECKING:
     from starflow.calibration.weights.results import WeightCalibration
     from starflow.runtime.bundle.bundle import Bundle
+    from starflow.runtime.bundle.manifest import Timing
     from starflow.runtime.diagnostics.benchmark import Benchmark
 
 # What plain rounding has no use for.
@@ -180,3 +182,24 @@ def _print(calibration: "WeightCalibration") -> None:
     caches = quantization.caches if quantization else ()
     blocks = f"; 8-bit caches in flow blocks {', '.join(map(str, caches))}" if caches else ""
     console.print(f"{len(calibration.matrices)} matrices: {became}{blocks}")
+    if quantization and quantization.timing:
+        for line in times_in_words(calibration.variant.name, quantization.source, quantization.timing):
+            console.print(line)
+
+
+def times_in_words(name: str, source: str, timing: "Timing") -> list[str]:
+    """What a variant's times mean for who runs it."""
+    pays = [each.batch for each in timing.batches if max(each.step, each.chunk) < PAYS]
+    verdict = f"--variant auto takes {name} on this processor"
+    if not pays:
+        verdict = f"{name} does not pay on this processor, and --variant auto stays with {source}"
+    elif len(pays) < len(timing.batches):
+        sizes = " or ".join(f"--batch {batch}" for batch in pays)
+        verdict = f"--variant auto takes {name} on this processor with {sizes}, else {source}"
+    return [
+        *(
+            f"batch {each.batch}: a step takes {each.step:.2f} of the time of {source}, a chunk {each.chunk:.2f}"
+            for each in timing.batches
+        ),
+        verdict,
+    ]

@@ -9,9 +9,11 @@ import onnx
 import pytest
 
 from starflow.calibration.cases import Cases, draw_cases
+from starflow.calibration.plans.command import default_budget
 from starflow.calibration.weights.calibration import calibrate_weights
 from starflow.calibration.weights.report import write_report
 from starflow.calibration.weights.results import ALL, PLAIN, SOURCE, WeightCalibration, WeightRequest
+from starflow.calibration.weights.variant_times import time_variant
 from starflow.calibration.weights.variant_writer import VariantWriter
 from starflow.export.tensorrt.build import BuildRequest, build_bundle
 from starflow.export.tensorrt.interpreter.backend import NetworkBackend
@@ -21,6 +23,8 @@ from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import BundleError, ExportError, NotFiniteError, UsageError
+from starflow.runtime.plain.processor import processor
+from starflow.runtime.plans.decode_plan import BlockPlan, Chunk, DecodePlan
 from starflow.runtime.sampler import Sampler
 from starflow.runtime.traces.autoregressive import decode_given, sample_trace
 from starflow.runtime.traces.case import draw_case
@@ -108,6 +112,24 @@ def test_products_by_row_stay_within_the_budget(by_row: tuple[Path, WeightCalibr
     Bundle.open(root).verify_hashes()
 
 
+def test_a_variant_is_timed_against_its_source(calibrated: Calibrated) -> None:
+    for name in ("cpu-int8", "cpu-int4"):
+        record = Bundle.open(calibrated[0]).variant(name, "cpu").quantization
+        assert record is not None and record.timing is not None
+        assert record.timing.processor == processor()
+        (timed,) = record.timing.batches
+        assert timed.batch == 4 and 0.01 < min(timed.step, timed.chunk) < max(timed.step, timed.chunk) < 100
+    portable = Bundle.open(calibrated[0]).variant("portable-int8", "portable").quantization
+    assert portable is not None and portable.timing is None, "how long an engine takes, only its GPU knows"
+
+
+def test_a_variant_timed_against_itself_takes_as_long(wide_bundle: Path) -> None:
+    bundle = Bundle.open(wide_bundle)
+    timing = time_variant(bundle.places(), "cpu-fp32", [bundle.variant("cpu-fp32", "cpu")], 1, lambda: None)
+    (timed,) = timing.batches
+    assert 0.6 < timed.step < 1.6 and 0.6 < timed.chunk < 1.6
+
+
 def test_an_image_by_row_does_not_depend_on_its_batch(by_row: tuple[Path, WeightCalibration]) -> None:
     root, _ = by_row
     check = cases(root).check
@@ -117,6 +139,43 @@ def test_an_image_by_row_does_not_depend_on_its_batch(by_row: tuple[Path, Weight
         others = np.concatenate([check.noise[:1], 3 * check.noise[5:8]])
         mixed = sampler.generate(others, check.condition[:4], guidance=check.guidance)
     assert np.array_equal(together[0], mixed[0]) and not np.array_equal(together[1:], mixed[1:])
+
+
+def test_wide_passes_by_row_make_what_single_steps_make(by_row: tuple[Path, WeightCalibration]) -> None:
+    root, _ = by_row
+    case, found = cases(root).check, []
+    tokens = Bundle.open(root).autoregressive.decoded_tokens()
+    chunks = DecodePlan(
+        blocks=tuple(
+            BlockPlan(block=block, segments=(Chunk(tokens=count, passes=count),)) for block, count in tokens.items()
+        )
+    )
+    for plan in ("sequential", chunks):
+        with Sampler.open(root, backend="onnxruntime", variant="cpu-int8", threads=1, plan=plan) as sampler:
+            found.append(sampler.generate(case.noise, case.condition, guidance=case.guidance))
+    # Attention over many tokens differs from that over one in the last bit, which now and then rounds an activation otherwise.
+    exact = drawn(root, "cpu-fp32", cases(root))
+    steps, passes = (relative(each, exact) for each in found)
+    assert 0 < relative(found[1], found[0]) < 1.5 * steps and 0.5 * steps < passes < 1.5 * steps
+
+
+def test_plans_are_searched_for_products_by_row_and_verify_runs_them(
+    by_row: tuple[Path, WeightCalibration], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root = tmp_path / "bundle"
+    shutil.copytree(by_row[0], root)
+    variant = Bundle.open(root).variant("cpu-int8", "cpu")
+    assert variant.quantization and default_budget(variant) == variant.quantization.error > 1e-3
+    assert default_budget(Bundle.open(root).variant("cpu-fp32", "cpu")) == 1e-3
+    given = ["--images", "4", "--threads", "1", "--variant", "cpu-int8", "--json"]
+    assert main(["calibrate", str(root), "--plan", *given]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["budget"] == variant.quantization.error
+    plans = Bundle.open(root).autoregressive.plans
+    assert all(plan.variant == "cpu-int8" and plan.error <= plan.budget == told["budget"] for plan in plans)
+    assert main(["verify", str(root), "--variant", "cpu-int8", "cpu-fp32", "--tolerance", "int8.sample=1e-1"]) == 0
+    with pytest.raises(UsageError, match="portable"):
+        build_bundle(Bundle.open(root), parse_target("tensorrt-rtx:8.9"), BuildRequest(variants=["cpu-int8"]))
 
 
 @pytest.mark.parametrize("name", ["portable-int8", "portable-int4", "portable-fp8"])

@@ -244,10 +244,11 @@ Json of_all_batches(const Json& manifest) {
   return kept;
 }
 
-// Whether a variant says of its products what older schemas cannot say.
-bool has_own_products(const Json& variant) {
+// Whether a variant is timed or scales activations by row, which older schemas cannot say.
+bool has_newer_quantization(const Json& variant) {
   const Json* quantization = given(variant, "quantization");
   if (!quantization) return false;
+  if (given(*quantization, "timing")) return true;
   const Json& matrices = (*quantization)["matrices"];
   return std::any_of(matrices.begin(), matrices.end(), [](const Json& kind) {
     return kind.get<std::string>().rfind("int8-row", 0) == 0;
@@ -264,12 +265,12 @@ std::vector<Manifest> read_batches(const Json& content) {
   });
   const Json& variants = content["variants"];
   const bool newer = std::any_of(variants.begin(), variants.end(), [](const Json& variant) {
-    return variant["lowering"] == "cuda" || has_own_products(variant);
+    return variant["lowering"] == "cuda" || has_newer_quantization(variant);
   });
   if (content["schema_version"] != (patched || newer ? 3 : batches.empty() ? 1 : 2))
     throw Misfit(
         "schema_version: a bundle of one batch size has 1, one of several has 2, and one with a cuda variant, with"
-        " products by row or with patches of a flow block's own has 3");
+        " times or products by row, or with patches of a flow block's own has 3");
   const Json own = of_all_batches(content);
   for (std::size_t index = 0; index < batches.size(); ++index) {
     const std::string path = "batches." + std::to_string(index);
