@@ -1,8 +1,8 @@
 """Which treatments a matrix may get, and what each costs.
 
 On the CPU there are two 8-bit products, and which of them is faster depends on the machine. So `measure_ladders` times them for
-each shape of matrix, at the numbers of rows that single steps and short chunks have. Of treatments of which one is both
-slower and less exact than another, only the other is left.
+each shape of matrix, at the numbers of rows that single steps and short chunks have. A treatment that is slower than a more exact
+one is left out; so are those that are slower than float32, but for the fastest, which shows what was lost.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,11 +30,14 @@ class Ladders:
         if not self.times:
             return taken if self.treatments[0] in taken else ()
         times = self.times.get((outputs, inputs), {})
-        return tuple(
+        left = tuple(
             each
             for index, each in enumerate(taken)
             if all(times[each.name] < times[exacter.name] for exacter in taken[index + 1 :])
         )
+        return (
+            tuple(each for each in left if times[each.name] < 1) or left[:1]
+        )  # the source's type is more exact than all
 
     def cost(self, treatment: Treatment, shape: Shape, stored: int, source: int) -> float:
         """What a step pays for a matrix, in bytes that float32 would read in the time.

@@ -23,13 +23,13 @@ from starflow.calibration.weights.number_format import QuantizedMatrix
 from starflow.calibration.weights.step_graph_weights import StepGraphWeights
 from starflow.calibration.weights.treatment import Treatment
 from starflow.runtime.backends.onnxruntime.session import SPIN_MICROSECONDS
-from starflow.runtime.diagnostics.take_turns import take_turns
+from starflow.runtime.diagnostics.take_turns import take_turns_for
 
 Shape = tuple[int, int]
 Rows = int
 
-REPETITIONS = 9
-LEAST_SECONDS = 2e-3  # of a turn: what is shorter runs several times
+SECONDS, ROUNDS = 0.5, (7, 51)  # for a shape and a number of rows, and rounds that this may take
+LEAST_SECONDS = 1e-3  # of a turn: what is shorter runs several times
 MOST_BYTES = 64 << 20  # of float32 matrices that are multiplied one after the other: more than caches hold
 
 
@@ -58,7 +58,7 @@ def measure_products(
         x = np.random.default_rng(0).standard_normal((each, inputs)).astype(np.float32)
         feed = {f"x{copy}": x for copy in range(copies)}
         runs = {name: _Run(session, feed) for name, session in sessions.items()}
-        times = take_turns(list(runs.values()), REPETITIONS)
+        times = take_turns_for(list(runs.values()), SECONDS, ROUNDS)
         for (name, run), taken in zip(runs.items(), times, strict=True):
             found[name][each] = statistics.median(taken.whole) / run.count / copies
     return found

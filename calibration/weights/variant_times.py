@@ -12,10 +12,10 @@ from starflow.runtime.backends.block_runner import BlockRunner
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import BatchTiming, Timing, Variant
-from starflow.runtime.diagnostics.take_turns import Lap, Times, take_turns
+from starflow.runtime.diagnostics.take_turns import Lap, Times, take_turns_for
 from starflow.runtime.plain.processor import processor
 
-REPETITIONS = 15
+SECONDS, ROUNDS = 1.0, (15, 151)  # for a flow block, and rounds that this may take
 STEPS = 6  # single steps timed together
 CHUNKS = 3  # chunks timed together
 
@@ -53,7 +53,7 @@ def time_variant(
 def _time_block(bundle: Bundle, variants: Sequence[Variant], block: int, threads: int) -> list[Times]:
     with ExitStack() as stack:
         backends = [stack.enter_context(OnnxRuntimeBackend(bundle, each, threads=threads)) for each in variants]
-        return take_turns([_Timed(backend.block_runner(block)) for backend in backends], REPETITIONS)
+        return take_turns_for([_Timed(backend.block_runner(block)) for backend in backends], SECONDS, ROUNDS)
 
 
 class _Timed:

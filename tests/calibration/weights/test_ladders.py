@@ -20,7 +20,8 @@ def named(ladder: tuple[Treatment, ...]) -> list[str]:
     [
         ((0.4, 0.5, 0.6, 0.7), NAMES),
         ((0.5, 0.4, 0.6, 0.7), ["int8", "int8-row-wide", "int8-wide"]),
-        ((0.4, 2.0, 0.7, 3.0), ["int8-row", "int8-row-wide", "int8-wide"]),
+        ((0.4, 2.0, 0.7, 3.0), ["int8-row", "int8-row-wide"]),
+        ((0.5, 0.9, 1.1, 2.1), ["int8-row", "int8"]),
         ((0.4, 0.9, 0.8, 0.7), ["int8-row", "int8-wide"]),
         ((0.9, 0.9, 0.9, 0.9), ["int8-wide"]),
     ],
