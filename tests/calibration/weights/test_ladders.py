@@ -46,6 +46,12 @@ def test_bytes_decide_where_nothing_is_faster() -> None:
     assert [ladders.cost(each, SHAPE, 1000, 4000) for each in ladders.of(*SHAPE)] == [1000, 1750]
 
 
+def test_the_less_slow_product_saves_the_bytes() -> None:
+    slow = dict(zip(NAMES, (1.2, 2.0, 2.1, 4.0), strict=True))
+    assert ladders_of(ORDERED, {SHAPE: slow}) == fixed_ladders("cpu", "int8", "row")
+    assert ladders_of(ORDERED, {SHAPE: slow | {"int8": 1.1}}) == fixed_ladders("cpu", "int8", "block")
+
+
 def test_widths_that_no_block_divides_and_small_matrices() -> None:
     times = {(1000, 20): dict.fromkeys(("int8-row", "int8-row-wide"), 0.5) | {"int8-row-wide": 0.6}}
     ladders = ladders_of(ORDERED, times)
