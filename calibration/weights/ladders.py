@@ -86,4 +86,5 @@ def ladders_of(ordered: tuple[Treatment, ...], times: Mapping[Shape, Mapping[str
         name = CPU_PRODUCTS[product][0].name
         return math.prod(taken[name] for taken in times.values() if "int8" in taken and "int8-row" in taken)
 
-    return fixed_ladders("cpu", "int8", min(products, key=slowness))
+    least: Product = min(products, key=slowness)
+    return fixed_ladders("cpu", "int8", least)
