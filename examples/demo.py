@@ -27,7 +27,8 @@ COMMANDS = (
     f"starflow export {CHECKPOINT} -o {BUNDLE} --force",
     f"starflow calibrate {BUNDLE} --weights int8 --lowering cpu --images 20",
     f"starflow calibrate {BUNDLE} --plan --guidance 2 --images 10",
-    f"starflow sample {BUNDLE} --labels 0-9 --count 100 --columns 10 --guidance 2 --out {PICTURE}",
+    f"starflow calibrate {BUNDLE} --plan --guidance 2 --images 10 --variant auto",
+    f"starflow sample {BUNDLE} --variant auto --labels 0-9 --count 100 --columns 10 --guidance 2 --out {PICTURE}",
     f"starflow bench {BUNDLE}",
     f"starflow export {EMOJI} -o {EMOJI_BUNDLE} --batch {len(CAPTIONS)} --force",
     f"starflow sample {EMOJI_BUNDLE} --captions {shlex.join(CAPTIONS)} --count {4 * len(CAPTIONS)} --columns {len(CAPTIONS)}"

@@ -92,7 +92,9 @@ class Sampler:
                 takes TensorRT if there is a GPU and the bundle has engines for it, and ONNX Runtime otherwise. Engines are
                 machine code, so `auto` leaves alone those of a bundle on the Hub. Beside a flow on TensorRT, text encoder,
                 autoencoder and denoisers run on their engines too; ONNX Runtime runs those without one, which a warning says.
-            variant: Name of a variant, such as `portable-fp32`; None takes the first one made for the backend.
+            variant: Name of a variant, such as `portable-fp32`; None takes the first one made for the backend. `auto` takes the
+                fastest by the times that `starflow calibrate --weights` recorded, if they are of this processor; a quantised one
+                has the error that the manifest states.
             plan: For an autoregressive flow `sequential`, a `DecodePlan` or its JSON file, or `Jacobi` chunks. For a
                 continuous flow an integration plan or its JSON file. `auto` takes the plan that `starflow calibrate --plan`
                 stored for this backend and variant; without one it decodes sequentially, or takes 16 steps of Heun's method.

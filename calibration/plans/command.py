@@ -12,13 +12,18 @@ from starflow.runtime.plain.whole_number import whole_number
 
 if TYPE_CHECKING:
     from starflow.runtime.bundle.bundle import Bundle
+    from starflow.runtime.bundle.manifest import Variant
     from starflow.runtime.plans.calibrated_decode_plan import CalibratedDecodePlan
     from starflow.runtime.plans.calibrated_integration_plan import CalibratedIntegrationPlan
+
+BUDGET = 1e-3
 
 
 def configure_plan(parser: argparse._ActionsContainer) -> None:
     """Declare the arguments of plans."""
-    add_variant_argument(parser, "variant to plan for (default: the first one for the backend)")
+    add_variant_argument(
+        parser, "variant to plan for, or auto as for sampling (default: the first one for the backend)"
+    )
     parser.add_argument(
         "--widths", metavar="S,S,..", help="numbers of tokens in a pass to try (default: 2 to 64; autoregressive flows)"
     )
@@ -52,7 +57,8 @@ def run_plan(arguments: argparse.Namespace) -> int:
             check_output(path)
     if arguments.plot:
         check_plot(arguments.plot)
-    check_budget(arguments.budget)
+    if arguments.budget is not None:
+        check_budget(arguments.budget)
     if arguments.repetitions < 1:
         raise UsageError(f"--repetitions {arguments.repetitions}: give a number of at least 1")
     bundle = Bundle.open(arguments.bundle).at_shape(parse_shape(arguments.shape)).at_batch(arguments.batch)
@@ -64,7 +70,6 @@ def run_plan(arguments: argparse.Namespace) -> int:
         if getattr(arguments, option) and option not in family.own_options:
             raise UsageError(f"--{option} is for autoregressive flows; leave it out")
     widths = parse_widths(arguments.widths) if arguments.widths else PlanOptions.widths
-    options = PlanOptions(arguments.budget, arguments.repetitions, widths, arguments.fixed)
     given = read_conditions(bundle, arguments.condition, arguments.null_condition, arguments.captions_file)
     cases = draw_cases(bundle, arguments.images, arguments.seed, arguments.guidance, given)
     variant, backend = open_backend(
@@ -74,6 +79,8 @@ def run_plan(arguments: argparse.Namespace) -> int:
         provider=arguments.provider,
         threads=arguments.threads,
     )
+    budget = default_budget(variant) if arguments.budget is None else arguments.budget
+    options = PlanOptions(budget, arguments.repetitions, widths, arguments.fixed)
     with backend, progress_bar("calibrating", enabled=not arguments.json) as bar:
         found = family.calibrate(bundle, variant, backend, cases, options, progress=bar)
     # The bundle comes last: if a file cannot be written after all, it is as it was.
@@ -91,6 +98,16 @@ def run_plan(arguments: argparse.Namespace) -> int:
     else:
         report.print()
     return 0
+
+
+def default_budget(variant: "Variant") -> float:
+    """The error that a plan may add: 1e-3, or that of the variant's own weights if it is larger.
+
+    With activations of 8 bits, passes over several tokens differ from single steps about as much as either differs from exact
+    weights, since a last bit of attention decides how an activation is rounded. So a plan cannot be closer to them.
+    """
+    error = variant.quantization.error if variant.quantization else None
+    return max(BUDGET, error or 0.0)
 
 
 def _store(

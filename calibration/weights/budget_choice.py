@@ -29,14 +29,14 @@ def choose_within(
     """Choose, measure, and choose again with what was learnt, until the budget is used well.
 
     Args:
-        options: By matrix: first the option that changes nothing, then the smallest one, then any others.
+        options: By matrix: first the option that changes nothing, then any others.
         budget: Largest error that is allowed.
         measure: Returns the error of a choice.
 
     Returns:
         Every choice that was measured; the last one is taken: the least cost within the budget. Empty where none is.
     """
-    smallest = {name: some[1] for name, some in options.items()}
+    smallest = {name: min(some, key=lambda option: option.cost) for name, some in options.items()}
     aim, good, bad = budget, 0.0, np.inf
     best: Tried | None = None
     tried: list[Tried] = []

@@ -1,18 +1,20 @@
 """`starflow calibrate --weights`: a bundle gets variants whose weights are small and whose samples stay close.
 
+    products   of 8 bits timed on this machine, for each shape of matrix (cpu only)
     samples    drawn from the model with guidance, or inverted from data the user gives
     inputs     of every matrix product while sampling: x xᵀ summed, and some vectors
     matrices   scaled, rounded by GPTQ in every treatment of the ladder
     errors     each matrix in each treatment alone, on given tokens; each block as a whole, on whole samples
     choice     one treatment a matrix, the least bytes within the budget; sampled, corrected, sampled again
     caches     of 8 bits for the flow blocks where the budget bears that, too (cpu only)
-    variant    written beside the others, then named in the manifest
+    variant    written beside the others, timed against its source (cpu only), then named in the manifest
 
 Everything is measured on the cpu lowering in float32, which every calibration needs to be in the bundle. Integer products are
 measured as they run. Portable variants are measured with their dequantised weights: what an engine's 16 bits add is
 not the weights' doing.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,8 +25,10 @@ from starflow.calibration.budget import check_budget
 from starflow.calibration.cases import Cases, check_finite
 from starflow.calibration.weights.budget_choice import ROUNDS, choose_within
 from starflow.calibration.weights.candidates import BlockCandidates
+from starflow.calibration.weights.ladders import Ladders, fixed_ladders, measure_ladders
 from starflow.calibration.weights.layer_inputs import InputRecorder
 from starflow.calibration.weights.precision_choice import Choice, Option, choose, predicted_error
+from starflow.calibration.weights.product_times import Shape
 from starflow.calibration.weights.quantised_model import QuantisedModel, treatments_of
 from starflow.calibration.weights.results import (
     ALL,
@@ -39,9 +43,11 @@ from starflow.calibration.weights.results import (
 from starflow.calibration.weights.sample_error import SampleError, remove_abandoned, sample, sample_error
 from starflow.calibration.weights.sources import EXACT, find_sources, lacking
 from starflow.calibration.weights.step_graph_weights import StepGraphWeights
-from starflow.calibration.weights.treatment import SMALLEST, TREATMENTS, Treatment
+from starflow.calibration.weights.treatment import SMALLEST
+from starflow.calibration.weights.variant_times import time_variant
 from starflow.calibration.weights.variant_writer import VariantWriter
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
+from starflow.runtime.backends.onnxruntime.thread_choice import thread_counts
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.bytes_read import cache_bytes
 from starflow.runtime.bundle.lock import bundle_lock
@@ -85,6 +91,10 @@ def calibrate_weights(
         remove_abandoned(bundle)
         measured = bundle.variant(MEASURED, "cpu")
         steps = _Steps(report, bundle, len(sources))
+        ladders = {lowering: fixed_ladders(lowering, request.weights, request.product) for lowering in sources}
+        if "cpu" in sources and request.weights == "int8" and request.product is None:
+            steps("timing products")
+            ladders["cpu"] = measured_ladders(bundle, measured, request.threads)
         steps("sampling")
         if trace is None:
             with OnnxRuntimeBackend(bundle, measured, threads=request.threads) as backend:
@@ -101,6 +111,7 @@ def calibrate_weights(
                     bundle, measured, bundle.variant(name, lowering), lowering, {}, cases.check, request.threads
                 ),
                 request,
+                ladders[lowering],
                 recorded,
                 exact,
                 steps,
@@ -109,13 +120,23 @@ def calibrate_weights(
         ]
 
 
+def measured_ladders(bundle: Bundle, variant: Variant, threads: int) -> Ladders:
+    """The treatments of 8 bits for the matrices of a variant, as this machine runs them at the bundle's batch sizes."""
+    shapes = Counter[Shape]()
+    for graph in variant.graphs:
+        shapes |= Counter((e.outputs, e.inputs) for e in StepGraphWeights(bundle.path(graph.file)).linears.values())
+    rows = {place.autoregressive.blocks[graph.block].rows for place in bundle.places() for graph in variant.graphs}
+    largest = max(graph.weight_bytes for graph in variant.graphs)
+    return measure_ladders(shapes, sorted(rows), thread_counts(threads, largest)[0])
+
+
 class _Steps:
     """Reports the steps of all variants as one."""
 
     def __init__(self, report: Report, bundle: Bundle, variants: int) -> None:
         self._report, self._done = report, 0
         blocks = sum(not block.identity for block in bundle.autoregressive.blocks)
-        self._total = 1 + variants * (4 * blocks + 2 + ROUNDS + 1)
+        self._total = 2 + variants * (4 * blocks + 2 + ROUNDS + 1) + blocks * len(bundle.manifest.batch_sizes)
 
     def __call__(self, doing: str) -> None:
         self._report(min(self._done, self._total), self._total, doing)
@@ -140,6 +161,7 @@ class _Calibration:
 
     model: QuantisedModel
     request: WeightRequest
+    ladders: Ladders
     trace: RecordedTrace
     exact: NDArray
     steps: _Steps
@@ -147,10 +169,6 @@ class _Calibration:
     @property
     def name(self) -> str:
         return f"{self.model.lowering}-{self.request.weights}"
-
-    @property
-    def treatments(self) -> Sequence[Treatment]:
-        return TREATMENTS[self.model.lowering, self.request.weights]
 
     def run(self) -> WeightCalibration:
         model, options = self.model, dict[str, list[Option]]()
@@ -208,7 +226,7 @@ class _Calibration:
         weights = StepGraphWeights(self.model.bundle.path(spec.file))
         described = self.model.bundle.autoregressive.blocks[block]
         recorder = InputRecorder(weights, spec, described, self.trace, threads=self.request.threads)
-        return BlockCandidates(weights, recorder, self.treatments, self.model.lowering)
+        return BlockCandidates(weights, recorder, self.ladders, self.model.lowering)
 
     def _options(self, block: int) -> dict[str, list[Option]]:
         """What each treatment of each matrix of a flow block costs, and what it does to the samples."""
@@ -221,14 +239,21 @@ class _Calibration:
         }
         self.steps(f"{self.name}: flow block {block}, sampling")
         growth = self._growth(block, given) if names else 0.0
-        costs = {treatment.name: treatment.cost for treatment in self.treatments}
         return {
             name: [
                 Option(KEPT, self.model.source_bytes(block, name), 0.0),
-                *(Option(k, costs[k](each.matrix.bytes), growth * given[name, k]) for k, each in names[name].items()),
+                *(Option(kind, self._cost(block, name, kind), growth * given[name, kind]) for kind in names[name]),
             ]
             for name in names
         }
+
+    def _cost(self, block: int, name: str, kind: str) -> float:
+        """What a step pays for a matrix in a treatment."""
+        candidates = self.model.blocks[block]
+        linear, stored = candidates.weights.linears[name], candidates.calibrated[name][kind].matrix.bytes
+        shape = (linear.outputs, linear.inputs)
+        treatment = next(each for each in self.ladders.of(*shape) if each.name == kind)
+        return self.ladders.cost(treatment, shape, stored, self.model.source_bytes(block, name))
 
     def _growth(self, block: int, given: Mapping[tuple[str, str], float]) -> float:
         """The factor by which an error on given tokens grows once tokens are fed back and pass through the following blocks.
@@ -299,5 +324,22 @@ class _Calibration:
             self.request.weights,
             record,
         )
+        if self.model.lowering == "cpu":
+            variants = self._timed(variants)
         writer.publish(variants)
         return variants[0]
+
+    def _timed(self, variants: Sequence[Variant]) -> list[Variant]:
+        """The variants with their times on this machine against their source."""
+        timing = time_variant(
+            self.model.bundle.places(),
+            self.model.source.name,
+            variants,
+            self.request.threads,
+            lambda: self.steps(f"{self.name}: timing against {self.model.source.name}"),
+        )
+        records = [each.quantization for each in variants]
+        return [
+            each.model_copy(update={"quantization": record and record.model_copy(update={"timing": timing})})
+            for each, record in zip(variants, records, strict=True)
+        ]

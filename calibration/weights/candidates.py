@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from starflow.calibration.weights.gptq import gptq
 from starflow.calibration.weights.graph_edit import Replacement
 from starflow.calibration.weights.input_scaling import choose_scales, output_error
+from starflow.calibration.weights.ladders import Ladders
 from starflow.calibration.weights.layer_inputs import InputRecorder, LayerInputs
 from starflow.calibration.weights.number_format import (
     QuantizedMatrix,
@@ -29,7 +30,7 @@ def round_to_nearest(
     """A matrix whose every value becomes the nearest code."""
     matrix, block = weights.array(linear.weight).astype(np.float32), treatment.block(linear.inputs) or linear.inputs
     scales = largest_scales(matrix, treatment.format, block, SCALE_TYPES[lowering])
-    return Replacement(nearest_codes(matrix, scales, treatment.format))
+    return Replacement(nearest_codes(matrix, scales, treatment.format), treatment.wide, treatment.by_row)
 
 
 class BlockCandidates:
@@ -38,22 +39,22 @@ class BlockCandidates:
     Args:
         weights: The block's graph in float32.
         recorder: Shows what its products are given.
-        treatments: The ladder, from the smallest to the most exact.
+        ladders: The treatments of each shape.
         lowering: What the matrices are for: on `cpu` activations are rounded as well.
     """
 
     def __init__(
-        self, weights: StepGraphWeights, recorder: InputRecorder, treatments: Sequence[Treatment], lowering: Lowering
+        self, weights: StepGraphWeights, recorder: InputRecorder, ladders: Ladders, lowering: Lowering
     ) -> None:
-        self.weights, self._treatments, self._lowering = weights, treatments, lowering
+        self.weights, self._ladders, self._lowering = weights, ladders, lowering
         # By name of a cache input, the largest magnitude in each channel, [kv_heads, head_size]; of the cpu lowering,
         # whose caches may be quantised.
         self.cache_peaks: Mapping[str, NDArray] = recorder.cache_peaks() if lowering == "cpu" else {}
         self.scales: dict[Norm, NDArray] = {}  # of the norms whose outputs are scaled
-        self.plain: dict[str, Replacement] = {}  # by matrix, rounded plainly in the smallest treatment
+        self.plain: dict[str, Replacement] = {}  # by matrix, rounded plainly in its first treatment
         self.calibrated: dict[str, dict[str, Replacement]] = {}  # by matrix and treatment
         self.output_errors: dict[str, tuple[float, float]] = {}  # by matrix: of the outputs, plain and calibrated
-        linears = [each for each in weights.linears.values() if treatments[0].takes(each.outputs, each.inputs)]
+        linears = [each for each in weights.linears.values() if ladders.of(each.outputs, each.inputs)]
         for group in _groups(linears, weights.norms):
             inputs = recorder.record(group)
             scaled = self._scale(group, inputs)
@@ -62,11 +63,11 @@ class BlockCandidates:
 
     def _scale(self, group: Sequence[Linear], inputs: Mapping[str, LayerInputs]) -> dict[str, NDArray]:
         """Choose scales for the norms before these matrices; by matrix, the scales of its inputs."""
-        first, named = self._treatments[0], {linear.weight: linear for linear in group}
-        found: dict[str, NDArray] = {}
+        named, found = {linear.weight: linear for linear in group}, dict[str, NDArray]()
         for norm in self.weights.norms:
             if all(name in named for name in norm.weights):
-                size = named[norm.weights[0]].inputs
+                linear = named[norm.weights[0]]
+                first, size = self._ladders.of(linear.outputs, linear.inputs)[0], linear.inputs
                 chosen = choose_scales(
                     [self.weights.array(name).astype(np.float32) for name in norm.weights],
                     inputs[norm.weights[0]],
@@ -86,7 +87,8 @@ class BlockCandidates:
         hessian = inputs.hessian / np.outer(factors, factors)
         self.calibrated[name] = {}
         rounded: dict[tuple[WeightFormat, int], QuantizedMatrix] = {}  # treatments may differ in activations alone
-        for treatment in self._treatments:
+        ladder = self._ladders.of(linear.outputs, linear.inputs)
+        for treatment in ladder:
             block = treatment.block(linear.inputs)
             if block is None:
                 continue
@@ -94,8 +96,8 @@ class BlockCandidates:
             if key not in rounded:
                 steps = best_scales(scaled, treatment.format, block, SCALE_TYPES[self._lowering], np.diagonal(hessian))
                 rounded[key] = gptq(scaled, hessian, steps, treatment.format)
-            self.calibrated[name][treatment.name] = Replacement(rounded[key], treatment.wide)
-        first = self._treatments[0]
+            self.calibrated[name][treatment.name] = Replacement(rounded[key], treatment.wide, treatment.by_row)
+        first = ladder[0]
         self.plain[name] = round_to_nearest(self.weights, linear, first, self._lowering)
         calibrated = self.calibrated[name][first.name].matrix.dequantized() / factors
         self.output_errors[name] = (

@@ -10,11 +10,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from starflow.runtime.backends.fastest_variant import PAYS
 from starflow.runtime.plain.errors import UsageError
 
 if TYPE_CHECKING:
     from starflow.calibration.weights.results import WeightCalibration
     from starflow.runtime.bundle.bundle import Bundle
+    from starflow.runtime.bundle.manifest import Timing
     from starflow.runtime.diagnostics.benchmark import Benchmark
 
 # What plain rounding has no use for.
@@ -36,6 +38,12 @@ def configure_weights(parser: argparse._ActionsContainer) -> None:
         help="calibrate on this data (x [N, C, H, W] as the model was trained on, and condition), not on samples of the model",
     )
     parser.add_argument(
+        "--product",
+        choices=("block", "row"),
+        help="what shares a scale among activations of 8 bits on the CPU: a row and block of inputs, or a row (default: for each "
+        "matrix what is faster on this machine; with --plain block)",
+    )
+    parser.add_argument(
         "--plain",
         action="store_true",
         help="round every matrix to its nearest codes, without samples and without a budget: for models that are too large "
@@ -55,7 +63,7 @@ def run_plain(arguments: argparse.Namespace) -> int:
     bundle = Bundle.open(arguments.bundle)
     bundle.check_own()
     with progress_bar("rounding", enabled=not arguments.json) as bar:
-        found = round_plainly(bundle, arguments.weights, arguments.lowering, bar)
+        found = round_plainly(bundle, arguments.weights, arguments.lowering, bar, arguments.product)
     rows: list[dict[str, Any]] = [
         {"variant": each.name, "bytes": sum(graph.weight_bytes for graph in each.graphs)} for each in found
     ]
@@ -84,6 +92,7 @@ def run_weights(arguments: argparse.Namespace) -> int:
         budget=arguments.budget,
         lowerings=arguments.lowering,
         threads=arguments.threads,
+        product=arguments.product,
     )
     if arguments.report:
         check_output(arguments.report)
@@ -173,3 +182,24 @@ def _print(calibration: "WeightCalibration") -> None:
     caches = quantization.caches if quantization else ()
     blocks = f"; 8-bit caches in flow blocks {', '.join(map(str, caches))}" if caches else ""
     console.print(f"{len(calibration.matrices)} matrices: {became}{blocks}")
+    if quantization and quantization.timing:
+        for line in times_in_words(calibration.variant.name, quantization.source, quantization.timing):
+            console.print(line)
+
+
+def times_in_words(name: str, source: str, timing: "Timing") -> list[str]:
+    """What a variant's times mean for who runs it."""
+    pays = [each.batch for each in timing.batches if max(each.step, each.chunk) < PAYS]
+    verdict = f"--variant auto takes {name} on this processor"
+    if not pays:
+        verdict = f"{name} does not pay on this processor, and --variant auto stays with {source}"
+    elif len(pays) < len(timing.batches):
+        sizes = " or ".join(f"--batch {batch}" for batch in pays)
+        verdict = f"--variant auto takes {name} on this processor with {sizes}, else {source}"
+    return [
+        *(
+            f"batch {each.batch}: a step takes {each.step:.2f} of the time of {source}, a chunk {each.chunk:.2f}"
+            for each in timing.batches
+        ),
+        verdict,
+    ]

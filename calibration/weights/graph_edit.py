@@ -7,6 +7,11 @@ way, one scale for each row and block, and products are integers. *Wide* activat
 further rows: once as what 8 bits hold of them, once as what is left; together these are 15 bits, and weights are still
 read once.
 
+*cpu*, by row, uses MatMulInteger: activations are rounded to 8 bits with one scale for each row, in standard operators, so that
+no row depends on another one. Both operands are unsigned with a zero point of 128. On processors with AVX2 and no VNNI,
+ONNX Runtime adds products of unsigned and signed bytes in 16 bits, which saturate and give wrong sums without a word; its
+product of unsigned bytes is exact everywhere, and no slower. Signed activations have no fast kernel at all.
+
 *cuda* uses MatMulNBits as well; its kernel there reads codes and multiplies activations in half precision.
 
 *portable* puts a DequantizeLinear before the product, for engines to fuse into it. Activations keep their type.
@@ -25,6 +30,8 @@ from starflow.calibration.weights.number_format import QuantizedMatrix
 from starflow.calibration.weights.step_graph_weights import Norm, StepGraphWeights
 from starflow.export.onnx_graph.builder import MICROSOFT
 
+ZERO_POINT = 128  # of unsigned codes
+REST_STEPS = 254  # steps of the second part of wide activations in one of the first: half a step is its code 127
 CODE_TYPES = {"int8": TensorProto.INT8, "int4": TensorProto.INT4, "fp8": TensorProto.FLOAT8E4M3FN}
 
 
@@ -33,7 +40,9 @@ class Replacement:
     """What takes the place of a matrix."""
 
     matrix: QuantizedMatrix
-    wide: bool = False  # whether activations go in as two parts of 8 bits (cpu only)
+    # Of the cpu lowering alone: whether activations go in as two parts of 8 bits, and whether a row of them has one scale.
+    wide: bool = False
+    by_row: bool = False
 
 
 @dataclass(frozen=True)
@@ -187,15 +196,43 @@ class _Cuda:
         return codes, scales, product | self.attributes
 
 
+class _Operators:
+    """Operators whose results have names below one name, and their constants."""
+
+    def __init__(self, edited: EditedGraph, base: str) -> None:
+        self._initializers, self._base = edited.model.graph.initializer, base
+        self.nodes: list[NodeProto] = []
+
+    def __call__(self, kind: str, *operands: str, **attributes: Any) -> str:
+        result = f"{self._base}/{kind}.{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(operands), [result], name=result, **attributes))
+        return result
+
+    def constant(self, what: str, array: NDArray) -> str:
+        name = f"const.{what}"  # small: it stays in the graph
+        if all(tensor.name != name for tensor in self._initializers):
+            self._initializers.append(numpy_helper.from_array(array, name))
+        return name
+
+    def step(self, value: str, axis: int) -> str:
+        """The step by which 8 bits reach the largest magnitude along an axis."""
+        peak = self("ReduceMax", self("Abs", value), self.constant(f"axis{axis}", np.array([axis])), keepdims=1)
+        peak = self("Max", peak, self.constant("tiny", np.array(1e-30, np.float32)))  # zeros have a step as well
+        return self("Mul", peak, self.constant("int8_step", np.array(1 / 127, np.float32)))
+
+
 class _Cpu(_Cuda):
-    """MatMulNBits with activations of 8 bits, in one part or two."""
+    """MatMulNBits or MatMulInteger with activations of 8 bits, in one part or two."""
 
     attributes: ClassVar[dict[str, Any]] = {"accuracy_level": 4}
 
     def __init__(self) -> None:
         self._parts: dict[tuple[str, int], str] = {}  # activations in two parts, which several products may share
+        self._rows: dict[tuple[str, bool], tuple[str, str]] = {}  # codes and steps of rows, likewise
 
     def __call__(self, edited: EditedGraph, node: NodeProto, name: str, replacement: Replacement) -> list[NodeProto]:
+        if replacement.by_row:
+            return self._by_row(edited, node, name, replacement)
         if not replacement.wide:
             return super().__call__(edited, node, name, replacement)
         codes, scales, product = self._stored(edited, name, replacement.matrix)
@@ -215,29 +252,53 @@ class _Cpu(_Cuda):
         key = (value, block)
         if key in self._parts:
             return self._parts[key], []
-        base = f"{value}/parts{block}"
-        nodes: list[NodeProto] = []
-
-        def op(kind: str, *operands: str, **attributes: Any) -> str:
-            result = f"{base}/{kind}.{len(nodes)}"
-            nodes.append(helper.make_node(kind, list(operands), [result], name=result, **attributes))
-            return result
-
-        def constant(what: str, array: NDArray) -> str:
-            name, initializers = f"const.{what}", edited.model.graph.initializer  # small: it stays in the graph
-            if all(tensor.name != name for tensor in initializers):
-                initializers.append(numpy_helper.from_array(array, name))
-            return name
-
-        blocks = op("Reshape", value, constant(f"blocks.{inputs}.{block}", np.array([-1, inputs // block, block])))
-        peak = op("ReduceMax", op("Abs", blocks), constant("last_axis", np.array([2])), keepdims=1)
-        peak = op("Max", peak, constant("tiny", np.array(1e-30, np.float32)))  # a block of zeros has a step as well
-        step = op("Mul", peak, constant("int8_step", np.array(1 / 127, np.float32)))
+        op = _Operators(edited, f"{value}/parts{block}")
+        shape = op.constant(f"blocks.{inputs}.{block}", np.array([-1, inputs // block, block]))
+        blocks = op("Reshape", value, shape)
+        step = op.step(blocks, 2)
         first = op("Mul", op("Round", op("Div", blocks, step)), step)
         rest = op("Sub", blocks, first)
         stacked = op("Concat", first, rest, axis=0)
-        self._parts[key] = op("Reshape", stacked, constant(f"rows.{inputs}", np.array([-1, inputs])))
-        return self._parts[key], nodes
+        self._parts[key] = op("Reshape", stacked, op.constant(f"rows.{inputs}", np.array([-1, inputs])))
+        return self._parts[key], op.nodes
+
+    def _by_row(self, edited: EditedGraph, node: NodeProto, name: str, replacement: Replacement) -> list[NodeProto]:
+        """MatMulInteger, whose sums are multiplied by the step of their row and the scale of their output."""
+        matrix, wide = replacement.matrix, replacement.wide
+        (rows, step), nodes = self._codes_of_rows(edited, node.input[0], wide)
+        codes = (matrix.codes.astype(np.int16) + ZERO_POINT).astype(np.uint8).T
+        stored = edited.add(f"{name}.int8", TensorProto.UINT8, codes.shape, codes)
+        scales = edited.add_float(f"{name}.int8.scales", matrix.scales[:, 0])
+        op = _Operators(edited, node.name)
+        zero = op.constant("zero_point", np.array(ZERO_POINT, np.uint8))
+        sums = op("Cast", op("MatMulInteger", rows, stored, zero, zero), to=TensorProto.FLOAT)
+        if wide:
+            halves = [f"{node.name}/first", f"{node.name}/rest"]
+            op.nodes.append(helper.make_node("Split", [sums], halves, name=f"{node.name}/Split", axis=0, num_outputs=2))
+            rest = op("Mul", halves[1], op.constant("int8_rest", np.array(1 / REST_STEPS, np.float32)))
+            sums = op("Add", halves[0], rest)
+        product = op("Mul", op("Mul", sums, step), scales)
+        if len(node.input) > 2:
+            op("Add", product, node.input[2])
+        op.nodes[-1].output[:] = node.output
+        return [*nodes, *op.nodes]
+
+    def _codes_of_rows(self, edited: EditedGraph, value: str, wide: bool) -> tuple[tuple[str, str], list[NodeProto]]:
+        """x [M, in] as codes of 8 bits and a step for each row; wide, [2 M, in]: below them those of what they leave."""
+        key = (value, wide)
+        if key in self._rows:
+            return self._rows[key], []
+        op = _Operators(edited, f"{value}/rows{'.wide' if wide else ''}")
+        step = op.step(value, 1)
+        scaled = op("Div", value, step)
+        rounded = op("Round", scaled)
+        if wide:
+            rest = op("Sub", scaled, rounded)
+            rest = op("Round", op("Mul", rest, op.constant("int8_rest_steps", np.array(REST_STEPS, np.float32))))
+            rounded = op("Concat", rounded, rest, axis=0)
+        shifted = op("Add", rounded, op.constant("int8_shift", np.array(ZERO_POINT, np.float32)))
+        self._rows[key] = op("Cast", shifted, to=TensorProto.UINT8), step
+        return self._rows[key], op.nodes
 
 
 REWRITES: dict[str, type[_Cuda] | type[_Portable]] = {"cpu": _Cpu, "cuda": _Cuda, "portable": _Portable}

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 from starflow.calibration.weights.candidates import round_to_nearest
 from starflow.calibration.weights.graph_edit import EditedGraph, edit_graph
+from starflow.calibration.weights.ladders import Ladders, fixed_ladders
 from starflow.calibration.weights.results import KEPT
 from starflow.calibration.weights.sources import PLAIN, find_sources
 from starflow.calibration.weights.step_graph_weights import StepGraphWeights
-from starflow.calibration.weights.treatment import TREATMENTS, WeightType
+from starflow.calibration.weights.treatment import Product, WeightType
 from starflow.calibration.weights.variant_writer import VariantWriter
 from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
@@ -21,12 +22,17 @@ from starflow.runtime.plain.progress import Report, no_report
 
 
 def round_plainly(
-    bundle: Bundle, weights: WeightType, lowerings: Sequence[Lowering] | None = None, report: Report = no_report
+    bundle: Bundle,
+    weights: WeightType,
+    lowerings: Sequence[Lowering] | None = None,
+    report: Report = no_report,
+    product: Product | None = None,
 ) -> list[Variant]:
     """Add plainly rounded variants to a bundle; those it has of the same name give way.
 
     Args:
         lowerings: The lowerings to make variants of; None takes those whose source the bundle holds.
+        product: What shares a scale among activations of 8 bits on the CPU; None takes `block`, the more exact.
 
     Raises:
         UsageError: this type of weights is not for the lowering.
@@ -35,12 +41,17 @@ def round_plainly(
     sources = find_sources(bundle, weights, lowerings, PLAIN)
     with bundle_lock(bundle.folder, "work", lambda: None):
         return [
-            _make(bundle, bundle.variant(name, ""), weights, lowering, report) for lowering, name in sources.items()
+            _make(
+                bundle, bundle.variant(name, ""), weights, fixed_ladders(lowering, weights, product), lowering, report
+            )
+            for lowering, name in sources.items()
         ]
 
 
-def _make(bundle: Bundle, source: Variant, weights: WeightType, lowering: Lowering, report: Report) -> Variant:
-    treatment = TREATMENTS[lowering, weights][0]
+def _make(
+    bundle: Bundle, source: Variant, weights: WeightType, ladders: Ladders, lowering: Lowering, report: Report
+) -> Variant:
+    treatment = ladders.treatments[0]
     name = f"{lowering}-{weights}"
     matrices: dict[str, str] = {}
     for graph in source.graphs:

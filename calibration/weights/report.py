@@ -121,7 +121,7 @@ def _blocks(calibration: WeightCalibration) -> Iterator[str]:
 
 
 def _matrices(calibration: WeightCalibration) -> Iterator[str]:
-    names = list(calibration.matrices[0].sample_errors)
+    names = list(dict.fromkeys(name for matrix in calibration.matrices for name in matrix.sample_errors))
     columns = (
         "matrix", "out x in", "became", "output error, plain", "calibrated", *(f"sample error, {n}" for n in names), "KB before", "KB now",
     )  # fmt: skip

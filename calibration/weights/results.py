@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starflow.calibration.weights.sample_error import SampleError
-from starflow.calibration.weights.treatment import WeightType
+from starflow.calibration.weights.treatment import Product, WeightType
 from starflow.runtime.bundle.manifest import Lowering, Variant
 
 KEPT = "kept"  # a matrix in the source's type
@@ -23,6 +23,8 @@ class WeightRequest:
     # The lowerings to make variants of; None takes those whose source the bundle holds.
     lowerings: Sequence[Lowering] | None = None
     threads: int = 0  # threads of ONNX Runtime; 0 takes one per physical core
+    # What shares a scale among activations of 8 bits on the CPU; None takes for each matrix what is faster on this machine.
+    product: Product | None = None
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class Treatment:
     # inputs of an output share one.
     blocks: tuple[int, ...] | None
     wide: bool = False  # whether activations go in as two parts of 8 bits
+    by_row: bool = False  # whether a row of activations has one scale, not one for each block of inputs
 
     def block(self, inputs: int) -> int | None:
         """Inputs that share a scale; None where no block divides their number."""
@@ -45,6 +46,8 @@ class Treatment:
 CPU_INT4 = Treatment("int4", INT4, (32, 16))
 CPU_INT8 = Treatment("int8", INT8, (128, 64, 32, 16))
 CPU_INT8_WIDE = Treatment("int8-wide", INT8, (128, 64, 32, 16), wide=True)
+CPU_INT8_ROW = Treatment("int8-row", INT8, None, by_row=True)
+CPU_INT8_ROW_WIDE = Treatment("int8-row-wide", INT8, None, wide=True, by_row=True)
 PORTABLE_INT4 = Treatment("int4", INT4, (64, 32))
 PORTABLE_INT8 = Treatment("int8", INT8, None)
 PORTABLE_FP8 = Treatment("fp8", FP8, None)
@@ -52,13 +55,20 @@ CUDA_INT4 = Treatment("int4", INT4, (32, 64, 128))
 CUDA_INT8 = Treatment("int8", INT8, (128, 64, 32))
 
 TREATMENTS: dict[tuple[Lowering, WeightType], tuple[Treatment, ...]] = {
-    ("cpu", "int8"): (CPU_INT8, CPU_INT8_WIDE),
+    ("cpu", "int8"): (CPU_INT8, CPU_INT8_WIDE),  # or those by row, where they are faster
     ("cpu", "int4"): (CPU_INT4, CPU_INT8, CPU_INT8_WIDE),
     ("portable", "int8"): (PORTABLE_INT8,),
     ("portable", "int4"): (PORTABLE_INT4, PORTABLE_INT8),
     ("portable", "fp8"): (PORTABLE_FP8,),
     ("cuda", "int8"): (CUDA_INT8,),
     ("cuda", "int4"): (CUDA_INT4, CUDA_INT8),
+}
+Product = Literal["block", "row"]
+
+# The ladders of 8-bit products on the CPU, by what shares a scale among the activations.
+CPU_PRODUCTS: dict[Product, tuple[Treatment, ...]] = {
+    "block": (CPU_INT8, CPU_INT8_WIDE),
+    "row": (CPU_INT8_ROW, CPU_INT8_ROW_WIDE),
 }
 # What scales are stored in.
 SCALE_TYPES: dict[Lowering, np.dtype] = {

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 from starflow.runtime.backends.base import Backend, NetworkSessions
+from starflow.runtime.backends.fastest_variant import fastest_variant
 from starflow.runtime.bundle.build_record import read_builds
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
@@ -69,7 +70,7 @@ def open_networks(
         from starflow.runtime.backends.tensorrt.networks import open_tensorrt_networks
 
         try:
-            return open_tensorrt_networks(bundle, variant, on_onnxruntime)
+            return open_tensorrt_networks(bundle, None if variant == "auto" else variant, on_onnxruntime)
         except BackendError:
             if backend == "tensorrt":
                 raise
@@ -81,7 +82,7 @@ def _open_tensorrt(bundle: Bundle, variant: str | None, provider: str, threads: 
 
     if provider != "cpu":
         raise UsageError(f"provider {provider} is for ONNX Runtime; leave it out with the tensorrt backend")
-    opened = open_tensorrt(bundle, variant)
+    opened = open_tensorrt(bundle, None if variant == "auto" else variant)
     bundle.fetch(bundle.manifest.files(variants=()))
     return opened.variant, opened
 
@@ -100,12 +101,15 @@ def _open_onnxruntime(bundle: Bundle, variant: str | None, provider: str, thread
 
 
 def variant_for(bundle: Bundle, name: str | None, provider: str) -> Variant:
-    """The variant called `name`, or the one that an execution provider runs best.
+    """The variant called `name`, or the one that an execution provider runs best; `auto` is the fastest one, see `fastest_variant`.
 
     Raises:
         UsageError: the provider cannot run it.
         BundleError: there is no such variant.
     """
+    if name == "auto":
+        default = variant_for(bundle, None, provider)
+        return fastest_variant(bundle, default) if provider == "cpu" else default
     if name is None and provider == "cuda":
         fused = [each for each in bundle.manifest.variants if runs_on(each, "cuda") and each.lowering == "cuda"]
         if fused:

@@ -227,7 +227,10 @@ class AutoregressiveManifest(FlowManifest):
             return dict(part) | {"batches": batches} | changes.get(Place(shape, None), {})
 
         shapes = tuple(changed(other, other.model.data_shape[1:]) for other in self.shapes)
-        return AutoregressiveManifest.model_validate(changed(self, None) | {"shapes": shapes})
+        fields = changed(self, None) | {"shapes": shapes}
+        kept = self.model_copy(update={"variants": fields["variants"]})  # what they need decides on the schema
+        fields["schema_version"] = kept._oldest_schema(batches=bool(self.batches))
+        return AutoregressiveManifest.model_validate(fields)
 
     def _with(self, other: OtherShape) -> "AutoregressiveManifest":
         return AutoregressiveManifest.model_validate(dict(self) | dict(other) | {"shapes": ()})

@@ -21,9 +21,44 @@ MOST_CLASSES = 1_000_000  # one-hot vectors of so many classes still fit in memo
 Lowering = Literal["portable", "cpu", "cuda"]
 
 
-def schema_version(batches: bool, own_patches: bool, lowerings: Collection[Lowering]) -> Literal[1, 2, 3]:
-    """The oldest schema that has what a bundle has: several batch sizes, flow blocks with patches of their own, lowerings."""
-    return 3 if own_patches or "cuda" in lowerings else 2 if batches else 1
+def schema_version(
+    batches: bool, own_patches: bool, lowerings: Collection[Lowering], *, newer_quantization: bool = False
+) -> Literal[1, 2, 3]:
+    """The oldest schema that has what a bundle has.
+
+    Args:
+        batches: Whether it has several batch sizes.
+        own_patches: Whether a flow block has patches of its own.
+        lowerings: The lowerings of its variants.
+        newer_quantization: Whether `Quantization.needs_schema_3` of a variant.
+    """
+    return 3 if own_patches or newer_quantization or "cuda" in lowerings else 2 if batches else 1
+
+
+class BatchTiming(Part):
+    """Times of a variant at one batch size, over those of the variant it was made from: below 1 it is faster.
+
+    Attributes:
+        batch: The batch size.
+        step: Time of single steps.
+        chunk: Time of passes over four tokens.
+    """
+
+    batch: int = Field(gt=0)
+    step: float = Field(gt=0)
+    chunk: float = Field(gt=0)
+
+
+class Timing(Part):
+    """How fast a variant was on one machine, against the variant it was made from: both took turns in one process.
+
+    Attributes:
+        processor: Name of the processor, with its family, model and vector extensions. Times on another one say nothing.
+        batches: An entry for each batch size, the largest first; at the default shape.
+    """
+
+    processor: str
+    batches: Annotated[tuple[BatchTiming, ...], Field(min_length=1, max_length=MOST_BATCH_SIZES)]
 
 
 class Quantization(Part):
@@ -42,6 +77,7 @@ class Quantization(Part):
         guidance: Guidance weight of these samples.
         matrices: Type of each weight matrix that can be quantised; `kept` is the type of the source.
         caches: Flow blocks whose key and value caches have 8 bits, with one scale for each channel.
+        timing: How fast it was where it was made; null if it was not timed.
     """
 
     source: str
@@ -50,8 +86,14 @@ class Quantization(Part):
     plain_error: float | None
     images: int
     guidance: float
-    matrices: dict[str, Literal["int4", "int8", "int8-wide", "fp8", "kept"]]
+    matrices: dict[str, Literal["int4", "int8", "int8-wide", "int8-row", "int8-row-wide", "fp8", "kept"]]
     caches: tuple[int, ...] = ()
+    timing: Timing | None = None
+
+    @property
+    def needs_schema_3(self) -> bool:
+        """Whether older schemas cannot say it: it is timed, or activations of some products are scaled by row."""
+        return self.timing is not None or any(kind.startswith("int8-row") for kind in self.matrices.values())
 
 
 class Variant(Part):
@@ -206,7 +248,12 @@ class FlowManifest(Part):
         return {"schema_version": self._oldest_schema(batches=False), "batches": ()}
 
     def _oldest_schema(self, *, batches: bool) -> int:
-        return schema_version(batches, self._has_own_patches(), {variant.lowering for variant in self.variants})
+        return schema_version(
+            batches,
+            self._has_own_patches(),
+            {variant.lowering for variant in self.variants},
+            newer_quantization=any(each.quantization and each.quantization.needs_schema_3 for each in self.variants),
+        )
 
     def _has_own_patches(self) -> bool:
         """Whether a flow block has patches of its own."""
@@ -217,7 +264,7 @@ class FlowManifest(Part):
         if self.schema_version != self._oldest_schema(batches=bool(self.batches)):
             raise ValueError(
                 f"schema_version {self.schema_version}: a bundle of one batch size has 1, one of several has 2,"
-                " and one with a cuda variant or with patches of a flow block's own has 3"
+                " and one with a cuda variant, with times or products by row, or with patches of a flow block's own has 3"
             )
         if any(smaller >= larger for larger, smaller in pairwise(self.batch_sizes)):
             found = ", ".join(map(str, self.batch_sizes))

@@ -24,11 +24,11 @@ def manifest_content(manifest: Manifest) -> bytes:
     """The content of `manifest.json`, without the fields that its schema does not know."""
     newer: dict[str, Any] = {}
     if manifest.schema_version < 3:
-        blocks = {"blocks": {"__all__": {"patch"}}}
-        several = blocks | {"batches": {"__all__": blocks}}
+        place = {"blocks": {"__all__": {"patch"}}, "variants": {"__all__": {"quantization": {"timing"}}}}
+        several = place | {"batches": {"__all__": place}}
         newer = several | {"shapes": {"__all__": several}}
     if manifest.schema_version < 2:
-        newer |= {"batches": True, "shapes": {"__all__": blocks | {"batches": True}}}
+        newer |= {"batches": True, "shapes": {"__all__": place | {"batches": True}}}
     return (manifest.model_dump_json(indent=1, exclude=newer) + "\n").encode()
 
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 def add_variant_argument(
     parser: argparse._ActionsContainer,
-    text: str = "variant to run (default: the first one made for the backend)",
+    text: str = "variant to run, or auto for the fastest by the times that calibrate took on this processor (default: the first "
+    "one made for the backend, which is exact)",
     *,
     several: bool = False,
 ) -> None:

@@ -123,6 +123,19 @@ def _print_variant(console: "Terminal", variant: dict[str, Any]) -> None:
             allowed = "" if budget is None else f" (budget {budget:g})"
             measured = f"error {error:.1e}{allowed} on {quantization['images']} images"
         console.print(f"quantised from {quantization['source']}: matrices {became}; {measured}")
+        if timing := quantization["timing"]:
+            console.print(times_in_words(timing, quantization["source"]))
+
+
+def times_in_words(timing: dict[str, Any], source: str) -> str:
+    """The times that a calibration recorded, and whether they are of this processor."""
+    from starflow.runtime.plain.processor import processor
+
+    each = ", ".join(f"{one['step']:.2f} and {one['chunk']:.2f} at batch {one['batch']}" for one in timing["batches"])
+    here = "this processor"
+    if timing["processor"] != processor():
+        here = f"{timing['processor']}; this is {processor()}, so --variant auto does not go by them"
+    return f"time over {source}'s, of steps and of chunks: {each}; on {here}"
 
 
 def _print_plans(console: "Terminal", plans: list[dict[str, Any]]) -> None:

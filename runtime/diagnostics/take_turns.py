@@ -1,5 +1,6 @@
 """What is compared takes turns in one process, so that a machine that slows down slows all of it alike."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -65,6 +66,19 @@ def take_turns(
                 kept.parts.setdefault(part, []).append(seconds)
         progress(repetition + 1, repetitions)
     return times
+
+
+def take_turns_for(works: Sequence[Work], seconds: float, rounds: tuple[int, int]) -> list[Times]:
+    """Run each piece of work in turns for about `seconds`, after a round that is not timed.
+
+    Short work needs many rounds: on a busy machine, other processes may disturb half of a few.
+
+    Args:
+        rounds: The least and the largest number of rounds.
+    """
+    once = sum(_timed(work)[0] for work in works)
+    least, most = rounds
+    return take_turns(works, max(least, min(most, math.ceil(seconds / once))), warm_up=False)
 
 
 def _timed(work: Work) -> tuple[float, dict[Hashable, float]]:

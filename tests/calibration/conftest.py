@@ -40,7 +40,7 @@ def calibrated(wide_bundle: Path, made_once: MadeOnce) -> tuple[Path, list[Weigh
         shutil.copytree(wide_bundle, root)
         for weights, budget in wanted.items():
             bundle = Bundle.open(root)
-            request = WeightRequest(weights, budget=budget, threads=1)
+            request = WeightRequest(weights, budget=budget, threads=1, product="block")
             found += calibrate_weights(bundle, request, draw_cases(bundle, IMAGES, SEED))
         (folder / "found.pickle").write_bytes(pickle.dumps(found))
 

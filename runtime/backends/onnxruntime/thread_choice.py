@@ -1,10 +1,13 @@
 """Measures how many threads the operators of a flow block should use.
 
 A large step is limited by memory bandwidth, which one core cannot exhaust. A small step ends before threads have divided the work
-and is faster on one thread. The limit depends on the machine and its load, so both are measured.
+and is faster on one thread. The limit depends on the machine and its load, so both are measured. Where other processes take turns
+on the cores, every product waits for its slower half: two threads then take longer than one, with lucky exceptions. So the
+medians decide, and further threads have to show a gain.
 """
 
 import os
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -13,7 +16,8 @@ from starflow.runtime.backends.block_runner import BlockRunner
 
 # Above this size one thread was never faster, and loading the weights twice would cost more than it could save.
 LARGE_WEIGHTS = 64 << 20
-ROUNDS, STEPS = 5, 6
+ROUNDS, STEPS = 9, 6
+GAIN = 0.95  # of the time on fewer threads that more of them may take to be chosen
 
 Runner = TypeVar("Runner", bound=BlockRunner)
 
@@ -29,14 +33,21 @@ def thread_counts(requested: int, weight_bytes: int) -> tuple[int, ...]:
 def fastest_runner(open_runner: Callable[[int], Runner], counts: Sequence[int]) -> Runner:
     """The runner that decodes token by token in the least time, by its number of threads.
 
-    Runners take turns, so a disturbance affects all of them, and the best round of each counts.
+    Runners take turns, in either order, so a disturbance affects all of them, and the median of each counts. Two probes of one
+    machine under one load agree but for ties, which the runner that comes first in `counts` wins.
     """
     runners = [open_runner(count) for count in counts]
-    best = [float("inf")] * len(runners)
-    for _ in range(ROUNDS):
-        for index, runner in enumerate(runners):
-            best[index] = min(best[index], _seconds(runner))
-    return runners[best.index(min(best))]
+    seconds: list[list[float]] = [[] for _ in runners]
+    for index in range(ROUNDS):
+        turns = list(enumerate(runners))
+        for which, runner in turns if index % 2 == 0 else reversed(turns):
+            seconds[which].append(_seconds(runner))
+    medians = [statistics.median(taken) for taken in seconds]
+    chosen = 0
+    for which, median in enumerate(medians):
+        if median < GAIN * medians[chosen]:
+            chosen = which
+    return runners[chosen]
 
 
 def _seconds(runner: BlockRunner) -> float:

@@ -13,6 +13,7 @@ from starflow.calibration.weights import candidates as module
 from starflow.calibration.weights.candidates import BlockCandidates
 from starflow.calibration.weights.gptq import gptq
 from starflow.calibration.weights.input_scaling import choose_scales, output_error
+from starflow.calibration.weights.ladders import Ladders
 from starflow.calibration.weights.layer_inputs import LayerInputs
 from starflow.calibration.weights.number_format import INT4, INT8, best_scales, largest_scales, nearest_codes
 from starflow.calibration.weights.step_graph_weights import Linear, StepGraphWeights
@@ -72,7 +73,7 @@ class Recorder:
 
 def rounded(weights: StepGraphWeights, ladder: Sequence[Any], lowering: Lowering) -> tuple[Recorder, Any]:
     recorder: Any = Recorder()
-    return recorder, BlockCandidates(weights, recorder, ladder, lowering)
+    return recorder, BlockCandidates(weights, recorder, Ladders(tuple(ladder)), lowering)
 
 
 def test_matrices_that_are_large_enough_and_of_the_right_shape(weights: StepGraphWeights) -> None:
@@ -137,7 +138,7 @@ def test_norms_are_scaled_for_the_first_treatment_or_not_at_all(weights: StepGra
     x[:, 3] *= stretch
     inputs = LayerInputs(x.astype(np.float64).T @ x / len(x), x)
     recorder.inputs |= {"w.q": inputs, "w.k": inputs}
-    found = BlockCandidates(weights, recorder, (CPU_INT4, CPU_INT8), "cpu")
+    found = BlockCandidates(weights, recorder, Ladders((CPU_INT4, CPU_INT8)), "cpu")
     both = [weights.array(name) for name in ("w.q", "w.k")]
     factors = choose_scales(both, inputs, INT4, 32, rounded_inputs=True)
     assert [each.tolist() for each in found.scales.values()] == ([] if (factors == 1).all() else [factors.tolist()])

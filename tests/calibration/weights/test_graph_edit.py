@@ -96,6 +96,80 @@ def test_wide_activations_lose_next_to_nothing(tmp_path: Path, bias: bool) -> No
     assert narrow[[0, 1, 2, 5]].min() > 2e-3, "8 bits do lose something"
 
 
+def by_row_in_numpy(x: NDArray, matrix: QuantizedMatrix, bias: NDArray, wide: bool) -> NDArray:
+    """The product by row with sums in 64-bit integers, and the rest in float32, operation by operation."""
+    peak = np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(1e-30))
+    step = peak * np.float32(1 / 127)
+    scaled = x / step
+    codes = np.rint(scaled)
+    whole = matrix.codes.astype(np.int64).T
+    sums = (codes.astype(np.int64) @ whole).astype(np.float32)
+    if wide:
+        rest = np.rint((scaled - codes) * np.float32(254)).astype(np.int64)
+        sums = sums + (rest @ whole).astype(np.float32) * np.float32(1 / 254)
+    assert np.abs(codes).max() <= 127
+    return sums * step * matrix.scales[:, 0] + bias
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("bias", [True, False])
+def test_product_by_row_is_exact_integer_arithmetic(tmp_path: Path, wide: bool, bias: bool) -> None:
+    source, w, b = one_product(tmp_path, bias=bias)
+    matrix = rounded(w, INT8, INPUTS)
+    x = np.random.default_rng(2).standard_normal((9, INPUTS)).astype(np.float32)
+    x[3, 64:] = 0
+    x[4] = 0
+    x[5] *= 1e4
+    found = run(source, "cpu", Replacement(matrix, wide, by_row=True), x)
+    assert np.array_equal(found, by_row_in_numpy(x, matrix, b, wide))
+    expected = x.astype(np.float64) @ matrix.dequantized().T + b
+    error = np.linalg.norm(found - expected, axis=1) / np.maximum(np.linalg.norm(expected, axis=1), 1e-30)
+    assert error.max() < 1e-4 if wide else error[[0, 1, 2, 5]].min() > 2e-3, (
+        "8 bits do lose something, 15 next to nothing"
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, 33])
+@pytest.mark.parametrize("signs", ["same", "alternating", "random"])
+def test_product_by_row_does_not_saturate(tmp_path: Path, rows: int, signs: str) -> None:
+    """The largest codes there are: bytes of 255 times codes of 127, whose pairs do not fit into 16 bits."""
+    source, _, b = one_product(tmp_path)
+    draw = np.random.default_rng(rows)
+    signs_of = {
+        "same": lambda shape: np.ones(shape),
+        "alternating": lambda shape: np.where(np.arange(shape[1]) % 2, 1.0, -1.0) * np.ones(shape),
+        "random": lambda shape: draw.choice([-1.0, 1.0], shape),
+    }[signs]
+    codes = (127 * signs_of((OUTPUTS, INPUTS))).astype(np.int8)
+    matrix = QuantizedMatrix(INT8, codes, np.full((OUTPUTS, 1), 0.25, np.float32))
+    x = signs_of((rows, INPUTS)).astype(np.float32)
+    for wide in (False, True):
+        found = run(source, "cpu", Replacement(matrix, wide, by_row=True), x)
+        assert np.array_equal(found, by_row_in_numpy(x, matrix, b, wide))
+
+
+def test_rows_do_not_depend_on_each_other(tmp_path: Path) -> None:
+    source, w, _ = one_product(tmp_path)
+    matrix = rounded(w, INT8, INPUTS)
+    x = np.random.default_rng(6).standard_normal((8, INPUTS)).astype(np.float32) * np.logspace(-3, 3, 8)[:, None]
+    x = x.astype(np.float32)
+    for wide in (False, True):
+        together = run(source, "cpu", Replacement(matrix, wide, by_row=True), x)
+        alone = [run(source, "cpu", Replacement(matrix, wide, by_row=True), row[None]) for row in x]
+        assert np.array_equal(together, np.concatenate(alone))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_what_is_not_finite_stays_so(tmp_path: Path, wrong: float) -> None:
+    """8 bits must not hide that a model broke down."""
+    source, w, _ = one_product(tmp_path)
+    x = np.ones((3, INPUTS), np.float32)
+    x[1] = wrong
+    for wide in (False, True):
+        found = run(source, "cpu", Replacement(rounded(w, INT8, INPUTS), wide, by_row=True), x)
+        assert not np.isfinite(found[1]).any() and np.isfinite(found[[0, 2]]).all()
+
+
 @pytest.mark.parametrize(
     ("target", "block"), [(INT8, INPUTS), (FP8, INPUTS), (INT4, 64), (INT4, 32), (INT8, 64)], ids=str
 )

@@ -316,7 +316,7 @@ def test_weights_are_not_calibrated_at_a_size(bundles: Bundles, capsys: pytest.C
 def test_quantised_weights_serve_every_size(tmp_path: Path) -> None:
     """With caches of 8 bits, whose scales depend on the rows; twice, since a second calibration replaces the first."""
     bundles = Bundles(tmp_path, class_config(channels=128, layers_per_block=(1, 1)), other_shapes=SHAPES[1:])
-    calibrate = ["--weights", "int8", "--lowering", "cpu", "--images", "6", "--budget", "0.5"]
+    calibrate = ["--weights", "int8", "--lowering", "cpu", "--images", "6", "--budget", "0.5", "--product", "row"]
     assert main(["calibrate", str(bundles.alone[3]), *calibrate]) == 0
     for _ in range(2):
         assert main(["calibrate", str(bundles.both), *calibrate]) == 0
@@ -325,6 +325,9 @@ def test_quantised_weights_serve_every_size(tmp_path: Path) -> None:
     quantised = [place.variant("cpu-int8", "cpu") for place in whole.places()]
     assert len(quantised) == 4 and len({variant.weights for variant in quantised}) == 1
     assert quantised[0].quantization and quantised[0].quantization.caches
+    assert quantised[0].quantization.timing
+    assert [each.batch for each in quantised[0].quantization.timing.batches] == [3, 1]
+    assert all(each.quantization == quantised[0].quantization for each in quantised)
     left = {path.relative_to(bundles.both).as_posix() for path in bundles.both.glob("graphs/**/*.*")}
     assert left == {file.path for file in whole.files()}
     for shape in SHAPES:

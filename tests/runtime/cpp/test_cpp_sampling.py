@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from starflow.calibration.weights.plain_rounding import round_plainly
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
 from starflow.runtime.bundle.bundle import Bundle
@@ -16,7 +17,8 @@ from starflow.runtime.plain.guidance import Guidance
 from starflow.runtime.plans.decode_plan import BlockPlan, Chunk, DecodePlan, Steps, Window
 from starflow.training.autoregressive.config import TarflowConfig
 from tests.cpp_library import REPOSITORY, CppError, CppSampler
-from tests.models import points_config, tarflow_config, write_checkpoint, write_velocity
+from tests.edited_manifest import edit_manifest
+from tests.models import class_config, points_config, tarflow_config, write_checkpoint, write_velocity
 
 pytestmark = pytest.mark.usefixtures("cpp_folder")
 
@@ -71,6 +73,26 @@ def test_guidance_of_each_image() -> None:
 @pytest.mark.parametrize("variant", ["cpu-fp32", "cpu-fp16", "portable-fp32", "portable-fp16"])
 def test_lowerings_and_precisions(tiny_bundle: Path, variant: str) -> None:
     compare(tiny_bundle, 3, np.array([0, 1, 2]), variant=variant, guidance=1.5)
+
+
+def test_products_by_row_and_recorded_times(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "checkpoint", class_config(channels=128, layers_per_block=(1, 1)))
+    export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle", ExportOptions(batch=3))
+    bundle = Bundle.open(tmp_path / "bundle")
+    (variant,) = round_plainly(bundle, "int8", ["cpu"], product="row")
+    assert variant.quantization and "int8-row" in variant.quantization.matrices.values()
+    compare(tmp_path / "bundle", 3, np.array([0, 1, 2]), variant="cpu-int8", guidance=1.5)
+
+    def timed(content: dict[str, Any]) -> None:
+        times = {"processor": "Z80", "batches": [{"batch": 3, "step": 0.5, "chunk": 0.5}]}
+        quantised = next(each for each in content["variants"] if each["name"] == "cpu-int8")
+        quantised["quantization"]["timing"] = times
+
+    edit_manifest(tmp_path / "bundle", timed)
+    compare(tmp_path / "bundle", 3, np.array([0, 1, 2]), variant="cpu-int8", guidance=1.5)
+    edit_manifest(tmp_path / "bundle", lambda content: content.update(schema_version=1))
+    with pytest.raises(CppError, match="with times or products by row"):
+        CppSampler(tmp_path / "bundle", bundle.manifest.model.data_shape)
 
 
 @pytest.mark.parametrize("variant", ["cpu-fp32", "portable-fp32"])

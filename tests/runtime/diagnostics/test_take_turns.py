@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from starflow.runtime.diagnostics.take_turns import Lap, spread, take_turns
+from starflow.runtime.diagnostics.take_turns import Lap, spread, take_turns, take_turns_for
 
 SHORT, LONG = 0.002, 0.02
 
@@ -19,6 +19,19 @@ def test_works_take_turns_after_a_round_that_does_not_count() -> None:
     )
     assert calls == ["a", "b", "|", "a", "b", "1/2", "|", "a", "b", "2/2"]
     assert [len(each.whole) for each in times] == [2, 2]
+
+
+@pytest.mark.parametrize(("seconds", "least", "most"), [(0.0, 3, 3), (10.0, 5, 5), (10 * LONG, 3, 10)])
+def test_short_work_takes_many_turns(seconds: float, least: int, most: int) -> None:
+    calls: list[str] = []
+
+    def work(_: Lap) -> None:
+        calls.append("a")
+        time.sleep(LONG)
+
+    (times,) = take_turns_for([work], seconds, (3, 5 if seconds == 10.0 else 10))
+    assert least <= len(times.whole) <= most
+    assert len(calls) == len(times.whole) + 1, "the first one does not count"
 
 
 def test_each_part_gets_the_time_up_to_its_lap_and_untimed_ones_get_none() -> None:

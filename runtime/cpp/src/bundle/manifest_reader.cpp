@@ -244,6 +244,17 @@ Json of_all_batches(const Json& manifest) {
   return kept;
 }
 
+// Whether a variant is timed or scales activations by row, which older schemas cannot say.
+bool has_newer_quantization(const Json& variant) {
+  const Json* quantization = given(variant, "quantization");
+  if (!quantization) return false;
+  if (given(*quantization, "timing")) return true;
+  const Json& matrices = (*quantization)["matrices"];
+  return std::any_of(matrices.begin(), matrices.end(), [](const Json& kind) {
+    return kind.get<std::string>().rfind("int8-row", 0) == 0;
+  });
+}
+
 // The manifest of one shape at each of its batch sizes.
 std::vector<Manifest> read_batches(const Json& content) {
   std::vector<Manifest> sizes{read_one(content)};
@@ -252,14 +263,14 @@ std::vector<Manifest> read_batches(const Json& content) {
   const bool patched = std::any_of(blocks.begin(), blocks.end(), [](const Json& block) {
     return given(block, "patch") != nullptr;
   });
-  const std::vector<Variant>& variants = sizes.front().variants;
-  const bool for_cuda = std::any_of(variants.begin(), variants.end(), [](const Variant& variant) {
-    return variant.lowering == "cuda";
+  const Json& variants = content["variants"];
+  const bool newer = std::any_of(variants.begin(), variants.end(), [](const Json& variant) {
+    return variant["lowering"] == "cuda" || has_newer_quantization(variant);
   });
-  if (content["schema_version"] != (patched || for_cuda ? 3 : batches.empty() ? 1 : 2))
+  if (content["schema_version"] != (patched || newer ? 3 : batches.empty() ? 1 : 2))
     throw Misfit(
-        "schema_version: a bundle of one batch size has 1, one of several has 2, and one with a cuda variant or with"
-        " patches of a flow block's own has 3");
+        "schema_version: a bundle of one batch size has 1, one of several has 2, and one with a cuda variant, with"
+        " times or products by row, or with patches of a flow block's own has 3");
   const Json own = of_all_batches(content);
   for (std::size_t index = 0; index < batches.size(); ++index) {
     const std::string path = "batches." + std::to_string(index);

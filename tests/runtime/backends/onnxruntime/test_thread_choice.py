@@ -67,6 +67,38 @@ def test_the_faster_runner_is_taken(tiny_bundle: Path, monkeypatch: pytest.Monke
     assert 0 < chosen.furthest <= chosen.block.capacity
 
 
+class SharedCores(TimedRunner):
+    """A runner on busy cores: one round in three finds them free, and is fast."""
+
+    rounds = 0
+
+    def advance(self, steps: int) -> None:
+        self.rounds += steps > 1
+        usual, self.seconds = self.seconds, 0.1 if self.rounds % 3 == 1 else self.seconds
+        super().advance(steps)
+        self.seconds = usual
+
+
+@pytest.mark.parametrize(("other", "expected"), [(0.9, 1), (0.4, 2)])
+def test_a_lucky_round_does_not_decide(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, other: float, expected: int
+) -> None:
+    bundle, clock = Bundle.open(tiny_bundle), Clock()
+    monkeypatch.setattr("starflow.runtime.backends.onnxruntime.thread_choice.time", clock)
+    runners = {1: TimedRunner(bundle, 0.5, clock), 2: SharedCores(bundle, other, clock)}
+    assert fastest_runner(runners.__getitem__, (1, 2)) is runners[expected]
+
+
+@pytest.mark.parametrize(("two", "expected"), [(0.49, 1), (0.45, 2)])
+def test_more_threads_have_to_show_a_gain(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, two: float, expected: int
+) -> None:
+    bundle, clock = Bundle.open(tiny_bundle), Clock()
+    monkeypatch.setattr("starflow.runtime.backends.onnxruntime.thread_choice.time", clock)
+    runners = {1: TimedRunner(bundle, 0.5, clock), 2: TimedRunner(bundle, two, clock)}
+    assert fastest_runner(runners.__getitem__, (1, 2)) is runners[expected]
+
+
 def test_large_weights_are_not_loaded_twice() -> None:
     assert thread_counts(3, 1) == (3,)
     assert thread_counts(0, LARGE_WEIGHTS + 1) == (CORES,)
