@@ -34,7 +34,7 @@ def is_recorded(folder: Path, manifest: bytes) -> bool:
     if not path.exists():
         return True
     with open_regular(path) as file:
-        return _sha256(manifest) in file.read(MOST_BYTES).decode("ascii", "replace").split()
+        return _sha256(manifest).encode() in file.read(MOST_BYTES).split()
 
 
 def _sha256(content: bytes) -> str:

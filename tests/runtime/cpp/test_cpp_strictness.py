@@ -247,6 +247,15 @@ def test_a_zero_byte_does_not_end_a_text(tmp_path: Path) -> None:
     assert is_refused_by_python(root)
 
 
+def test_a_digest_is_a_word(tmp_path: Path) -> None:
+    root = linked(SHIPPED, tmp_path / "bundle")
+    digests = root / "manifest.sha256"
+    known = digests.read_text().split()[0]
+    for text, opens in ((f"{known}\n", True), (f"{'0' * 64}  manifest.json\n{known}", True), (f"{known}\xff", False)):
+        digests.write_bytes(text.encode("latin-1"))
+        assert (refusal(root) is None) == opens != is_refused_by_python(root)
+
+
 def test_a_changed_manifest_or_graph_is_noticed(tmp_path: Path) -> None:
     root = linked(SHIPPED, tmp_path / "bundle")
     content = (root / "manifest.json").read_text()

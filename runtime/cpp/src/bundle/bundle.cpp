@@ -9,6 +9,7 @@
 #include <cstring>
 #include <fstream>
 #include <set>
+#include <sstream>
 
 #include "plain/error.hpp"
 #include "plain/json.hpp"
@@ -75,6 +76,15 @@ Json tensor_header(const std::string& path, std::uint64_t size) {
   return header;
 }
 
+// Whether a text has a word, between white space.
+bool has_word(const std::string& text, const std::string& word) {
+  std::istringstream words(text);
+  for (std::string each; words >> each;) {
+    if (each == word) return true;
+  }
+  return false;
+}
+
 std::string read_manifest_text(const fs::path& root) {
   const std::string name = (root / "manifest.json").string();
   std::error_code failed;  // of a link to itself
@@ -83,7 +93,7 @@ std::string read_manifest_text(const fs::path& root) {
   try {
     std::string text = read_regular(name, most_manifest_bytes);
     const fs::path digests = root / "manifest.sha256";
-    if (fs::exists(digests, failed) && read_regular(digests.string(), 4096).find(sha256(text)) == std::string::npos) {
+    if (fs::exists(digests, failed) && !has_word(read_regular(digests.string(), 4096), sha256(text))) {
       throw std::runtime_error(
           "was changed after it was written; copy or export the bundle again, or remove manifest.sha256 to open it as "
           "it is");
