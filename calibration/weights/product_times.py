@@ -24,6 +24,7 @@ from starflow.calibration.weights.step_graph_weights import StepGraphWeights
 from starflow.calibration.weights.treatment import Treatment
 from starflow.runtime.backends.onnxruntime.session import SPIN_MICROSECONDS
 from starflow.runtime.diagnostics.take_turns import take_turns_for
+from starflow.runtime.plain.errors import StarflowError
 
 Shape = tuple[int, int]
 Rows = int
@@ -90,7 +91,7 @@ class _Run:
 
 
 def _products(path: Path, outputs: int, inputs: int, copies: int) -> StepGraphWeights:
-    """A graph of products x Wᵀ + b, independent of each other, on disk."""
+    """A graph of products x Wᵀ + b, independent of each other, on disk; StarflowError if the disk is full."""
     draw, kind = np.random.default_rng(0), TensorProto.FLOAT
     matrix = draw.standard_normal((outputs, inputs)).astype(np.float32)
     graph = helper.make_graph(
@@ -104,7 +105,14 @@ def _products(path: Path, outputs: int, inputs: int, copies: int) -> StepGraphWe
         [numpy_helper.from_array(matrix, f"w{i}") for i in range(copies)]
         + [numpy_helper.from_array(np.zeros(outputs, np.float32), f"b{i}") for i in range(copies)],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11), path)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
+    try:
+        onnx.save(model, path)
+    except OSError as error:
+        raise StarflowError(
+            f"{path.parent}: a graph to time cannot be written ({error.strerror or error});"
+            " free some space, or name another folder in TMPDIR"
+        ) from None
     return StepGraphWeights(path)
 
 
