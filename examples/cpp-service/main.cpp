@@ -36,7 +36,7 @@ Settings parse(int count, char** values) {
       option->second = std::strtol(values[++index], &end, 10);
       if (*values[index] == '\0' || *end != '\0' || option->second < 0 || option->second > 1'000'000)
         throw Refused(2, argument + " " + values[index] + ": give a whole number");
-    } else if (settings.bundle.empty() && argument.rfind("-", 0) != 0) {
+    } else if (settings.bundle.empty() && argument.rfind('-', 0) != 0) {
       settings.bundle = argument;
     } else {
       throw Refused(2, "unknown argument " + argument);
@@ -60,7 +60,7 @@ void answer(httplib::Response& response, int status, const Json& content) {
 
 // Runs a handler; whatever goes wrong becomes a status and one sentence.
 template <typename Handle>
-httplib::Server::Handler guarded(Handle handle) {
+httplib::Server::Handler guarded(const Handle& handle) {
   return [handle](const httplib::Request& request, httplib::Response& response) {
     try {
       handle(request, response);
@@ -168,7 +168,8 @@ int serve(const Settings& settings) {
     server.stop();  // takes no more requests; `listen_after_bind` returns when those that were taken are answered
   });
   server.listen_after_bind();
-  pthread_kill(ending.native_handle(), SIGTERM);  // if it ended by itself
+  // If it ended by itself; the thread waits for this signal.
+  pthread_kill(ending.native_handle(), SIGTERM);  // NOLINT(bugprone-bad-signal-to-kill-thread)
   ending.join();
   return 0;
 }
