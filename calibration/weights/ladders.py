@@ -36,9 +36,8 @@ class Ladders:
             for index, each in enumerate(taken)
             if all(times[each.name] < times[exacter.name] for exacter in taken[index + 1 :])
         )
-        return (
-            tuple(each for each in left if times[each.name] < 1) or left[:1]
-        )  # the source's type is more exact than all
+        # The source's type, float32, is more exact than all.
+        return tuple(each for each in left if times[each.name] < 1) or left[:1]
 
     def cost(self, treatment: Treatment, shape: Shape, stored: int, source: int) -> float:
         """What a step pays for a matrix, in bytes that float32 would read in the time.
