@@ -48,7 +48,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
             "training.data.shape",
             "training.data.source",
         ),
-        ("training.checkpoint",),
+        ("training.checkpoint", "training.students"),
         ("training.start",),
         ("training.adapters", "training.recipe"),
         ("training.data",),

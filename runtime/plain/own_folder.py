@@ -28,6 +28,7 @@ class FolderKind:
 BUNDLE = FolderKind("bundle", "manifest.json", frozenset({"schema_version", "variants", "provenance"}))
 CHECKPOINT = FolderKind("checkpoint", "config.json", frozenset({"model"}))
 AUTOENCODER = FolderKind("autoencoder", "config.json", frozenset({"_class_name"}))
+STUDENT = FolderKind("student", "config.json", frozenset({"teacher", "stages"}))
 LATENTS = FolderKind("latents", "autoencoder/config.json", AUTOENCODER.fields)
 
 

@@ -105,14 +105,25 @@ class FlowBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Normalised:
         """Normalise a whole sequence x [B, T, D], in block order, in one pass."""
-        inputs = x
-        if self.block.start_token:
-            inputs = torch.cat([self.sos_embed.to(x.dtype).expand(x.shape[0], 1, -1), x[:, :-1]], dim=1)
-        raw, text = self.network(inputs, context)
-        a, mu = self.scale_and_shift(raw)
-        if not self.block.start_token:
-            a, mu = (functional.pad(value[:, :-1], (0, 0, 1, 0)) for value in (a, mu))
+        raw, text = self.network(self.opened(x), context)
+        a, mu = self.of_tokens(raw)
         return Normalised((x - mu) / self.sigma(a), -self.log_sigma(a), raw, text)
+
+    def opened(self, x: Tensor) -> Tensor:
+        """The network's inputs for a sequence x [B, T, D]: token t is read for token t + 1, or for itself if none opens it."""
+        if not self.block.start_token:
+            return x
+        return torch.cat([self.sos_embed.to(x.dtype).expand(x.shape[0], 1, -1), x[:, :-1]], dim=1)
+
+    def of_tokens(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """a and mu of every token, [B, T, D] each, from what the network says of `opened` inputs.
+
+        Without a start token, the first token has a and mu 0 and passes unchanged.
+        """
+        a, mu = self.scale_and_shift(raw)
+        if self.block.start_token:
+            return a, mu
+        return functional.pad(a[:, :-1], (0, 0, 1, 0)), functional.pad(mu[:, :-1], (0, 0, 1, 0))
 
     def network(self, inputs: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
         """Run the transformer over a whole sequence [B, T, D], the start token included, without a cache.

@@ -212,7 +212,7 @@ class AutoregressiveFlow(Flow):
     ) -> Tensor:
         config = block.block
         batch, length, _ = z.shape
-        guided = self._guides(config, guidance)
+        guided = self.guides(config, guidance)
         condition, vectors = None, None
         if config.condition == "prefix" and y is not None:
             if guided and y_null is None:
@@ -289,7 +289,7 @@ class AutoregressiveFlow(Flow):
     def _check_condition(self, y: Tensor | None, batch: int) -> None: ...
 
     @abstractmethod
-    def _guides(self, block: BlockConfig, guidance: Guidance) -> bool: ...
+    def guides(self, block: BlockConfig, guidance: Guidance) -> bool: ...
 
     @abstractmethod
     def _temperature(self, value: float, batch: int, guided: bool) -> Tensor | None: ...

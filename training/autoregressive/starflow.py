@@ -85,7 +85,7 @@ class Starflow(AutoregressiveFlow):
         d = 1 + weight - weight * s
         return sigma_c / d.sqrt(), ((1 + weight) * mu_c - weight * s * mu_u) / d
 
-    def _guides(self, block: BlockConfig, guidance: Guidance) -> bool:
+    def guides(self, block: BlockConfig, guidance: Guidance) -> bool:
         if guidance.annealed or not (guidance.scale and guidance.shift):
             raise UsageError("STARFlow's ratio guidance has a weight and top_only; the other options are TARFlow's")
         deep = block.index == len(self.block_configs) - 1

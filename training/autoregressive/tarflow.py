@@ -54,7 +54,7 @@ class Tarflow(AutoregressiveFlow):
         mu = mu_c + weight * (mu_c - mu_u) if guidance.shift else mu_c
         return block.sigma(a), mu
 
-    def _guides(self, block: BlockConfig, guidance: Guidance) -> bool:
+    def guides(self, block: BlockConfig, guidance: Guidance) -> bool:
         return guidance.weight > 0
 
     def _temperature(self, value: float, batch: int, guided: bool) -> Tensor | None:

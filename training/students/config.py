@@ -1,0 +1,52 @@
+"""What a student is: the flow block it stands for, its network, and the teacher it learned from."""
+
+from dataclasses import replace
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from starflow.training.autoregressive.config import AutoregressiveConfig, BlockConfig, block_configs
+from starflow.training.config import Conditioning
+from starflow.training.frozen import Frozen
+from starflow.training.layers.model_limits import MOST_BLOCKS, MOST_LAYERS
+
+MOST_STAGES = 16
+Weight = Annotated[float, Field(ge=0, le=1000)]
+
+
+class StudentConfig(Frozen):
+    """`config.json` of a student's folder.
+
+    A student is a chain of stages. Each is a flow block run the other way round: an affine transform of every token whose scale and
+    shift depend on the tokens *before* the transform, so that all tokens are made in one pass (an inverse autoregressive flow; Kingma
+    et al., NeurIPS 2016).
+    """
+
+    format_version: Literal[1] = 1
+    model: Annotated[AutoregressiveConfig, Field(discriminator="family")]  # the teacher
+    conditioning: Conditioning  # of the teacher
+    teacher: str = Field(pattern=r"^[0-9a-f]{64}$")  # SHA-256 of its model.safetensors
+    block: int = Field(ge=0, le=MOST_BLOCKS)  # the flow block that the student stands for
+    layers: int = Field(gt=0, le=MOST_LAYERS)  # of each stage
+    stages: int = Field(1, gt=0, le=MOST_STAGES)
+    guidance: tuple[Weight, Weight] = (0.0, 0.0)  # least and largest guidance weight it was trained for
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.block >= self.model.num_blocks:
+            raise ValueError(f"block: found {self.block}, expected one of {self.model.num_blocks} flow blocks")
+        if not block_configs(self.model)[self.block].layers:
+            raise ValueError(f"block: flow block {self.block} has no network, so there is nothing to learn")
+        if self.guidance[0] > self.guidance[1]:
+            raise ValueError(f"guidance: found {list(self.guidance)}, expected the smaller weight first")
+        return self
+
+    @property
+    def of_teacher(self) -> BlockConfig:
+        """The flow block of the teacher."""
+        return block_configs(self.model)[self.block]
+
+    @property
+    def of_stage(self) -> BlockConfig:
+        """The flow block that a stage is."""
+        return replace(self.of_teacher, layers=self.layers)
