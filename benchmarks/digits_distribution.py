@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.digit_classifier import load_classifier, logits_of
-from benchmarks.frechet import frechet_distance
 from numpy.typing import NDArray
 
+from starflow.calibration.frechet import frechet_distance
 from starflow.runtime import Sampler
 from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 from starflow.runtime.bundle.bundle import Bundle

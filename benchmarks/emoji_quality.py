@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 from benchmarks.emoji_gallery import Agreement, Gallery, load_gallery
-from benchmarks.frechet import frechet_distance
 from benchmarks.image_features import image_features
 from numpy.typing import NDArray
 
+from starflow.calibration.frechet import frechet_distance
 from starflow.runtime import Sampler
 from starflow.runtime.plain.bits_per_dim import bits_per_dim
 

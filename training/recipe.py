@@ -22,6 +22,7 @@ from starflow.training.data.shape import shape_fault
 from starflow.training.data.source import DataSource, FolderSource, ImageSource, StreamedSource
 from starflow.training.frozen import Frozen
 from starflow.training.start import Start, begin_with_checkpoint
+from starflow.training.students.config import StudentObjective, StudentOptions
 from starflow.training.yaml_text import read_override, read_yaml
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -162,7 +163,15 @@ class DecoderRecipe(Frozen):
     training: RunSettings
 
 
-AnyRecipe = Recipe | AutoencoderRecipe | DecoderRecipe
+class StudentRecipe(Frozen):
+    """Distilling the deep block, as `starflow distill` does it."""
+
+    student: StudentOptions = StudentOptions()
+    objective: StudentObjective = StudentObjective()
+    training: RunSettings
+
+
+AnyRecipe = Recipe | AutoencoderRecipe | DecoderRecipe | StudentRecipe
 KINDS: dict[str, type[AnyRecipe]] = {"autoencoder": AutoencoderRecipe, "decoder": DecoderRecipe}  # by their section
 
 
@@ -184,8 +193,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> AnyRecipe:
     content = read_yaml(path, "recipe", RecipeError)
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: found {type(content).__name__}, expected the sections model, data and training")
-    for override in overrides:
-        _override(content, override)
+    content = overridden(content, overrides)
     kind = next((kind for section, kind in KINDS.items() if section in content), Recipe)
     start = begin_with_checkpoint(content) if kind is Recipe else None
     try:
@@ -211,10 +219,19 @@ def changed_field(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     return None
 
 
-def _override(content: dict[str, Any], override: str) -> None:
+def overridden(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The sections of a recipe, with fields replaced by `section.field=value`, whose value is YAML.
+
+    Raises:
+        RecipeError: an override is none.
+    """
     expected = "section.field=value, such as training.steps=1000"
-    key, value = read_override(override, expected, RecipeError)
-    section, dot, field = key.partition(".")
-    if not dot or not isinstance(content.setdefault(section, {}), dict):
-        raise RecipeError(f"--set {override}: expected {expected}")
-    content[section][field] = value
+    changed = dict(content)
+    for override in overrides:
+        key, value = read_override(override, expected, RecipeError)
+        section, dot, field = key.partition(".")
+        fields = changed.get(section, {})
+        if not dot or not isinstance(fields, dict):
+            raise RecipeError(f"--set {override}: expected {expected}")
+        changed[section] = {**fields, field: value}
+    return changed

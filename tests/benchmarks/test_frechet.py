@@ -1,8 +1,9 @@
 """The Fréchet distance against scipy's matrix square root and the closed form of Gaussians."""
 
 import numpy as np
-from benchmarks.frechet import frechet_distance
 from scipy.linalg import sqrtm
+
+from starflow.calibration.frechet import frechet_distance
 
 
 def test_it_equals_the_formula_with_scipys_root() -> None:

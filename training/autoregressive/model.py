@@ -5,7 +5,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,11 @@ class JacobiTrace:
     start: int
     size: int
     changes: tuple[float, ...]
+
+
+# Makes the tokens of a flow block, [B, T, D] in block order, from noise of that shape, the condition of `forward`, and guidance
+# weights [B].
+BlockInverse = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 
 
 class AutoregressiveFlow(Flow):
@@ -173,6 +178,7 @@ class AutoregressiveFlow(Flow):
         jacobi: Jacobi | None = None,
         sequence: list[Tensor] | None = None,
         trace: list[JacobiTrace] | None = None,
+        students: Mapping[int, BlockInverse] | None = None,
     ) -> Tensor:
         """Sample [B, C, H, W] float32, token by token, from the deep block down.
 
@@ -184,6 +190,7 @@ class AutoregressiveFlow(Flow):
             jacobi: Decode in chunks iterated to a fixed point in place of single tokens.
             sequence: Filled with the data after every block, [B, C, H, W] each.
             trace: Filled with the convergence of every chunk.
+            students: By flow block, what makes its tokens in its place.
         """
         guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
         self._check_condition(y, len(noise))
@@ -192,7 +199,11 @@ class AutoregressiveFlow(Flow):
             if isinstance(block, FlowBlock):
                 own, grid = self._own_tokens(tokens, config, height, width), config.grid(height, width)
                 z = own.flip(1) if config.reversed else own
-                x = self._sample_block(block, z, grid, y, y_null, guidance, attention_temperature, jacobi, trace)
+                if students and config.index in students:
+                    weights = z.new_full((len(z),), guidance.weight_at(config.index, len(self.blocks)))
+                    x = students[config.index](z, y, weights)
+                else:
+                    x = self._sample_block(block, z, grid, y, y_null, guidance, attention_temperature, jacobi, trace)
                 tokens = self._tokens(x.flip(1) if config.reversed else x, config, height, width)
             if sequence is not None:
                 sequence.append(self._image(tokens, height, width))
@@ -265,6 +276,10 @@ class AutoregressiveFlow(Flow):
 
     def _image(self, tokens: Tensor, height: int, width: int) -> Tensor:
         return unpatchify(tokens, self.config.patch_size, height, width, channel_first=self.channel_first)
+
+    def own_tokens(self, tokens: Tensor, block: BlockConfig) -> Tensor:
+        """Tokens [B, T, D] of data of the training size as those of a block, both in raster order."""
+        return self._own_tokens(tokens, block, self.config.img_size, self.config.img_size)
 
     def _own_tokens(self, tokens: Tensor, block: BlockConfig, height: int, width: int) -> Tensor:
         """The same data as tokens of a block: patches of its size in place of `patch_size`, both in raster order."""

@@ -11,12 +11,9 @@ Example: starflow train examples/digits/recipe.yaml --out out/digits/run --set t
 import argparse
 import dataclasses
 import json
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from starflow.runtime.plain.errors import RecipeError, UsageError
@@ -83,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _fit(arguments: argparse.Namespace, recipe: "AnyRecipe", folder: Path, engine: "Engine") -> "Outcome":
     """Train, in one process or as one of several."""
     from starflow.training.runs.run_folder import alone_in
+    from starflow.training.runs.stop_signals import stop_signals
 
     with ExitStack() as held:
         # The first process locks the folder and writes what the others then read: features of captions, and latents.
@@ -98,7 +96,7 @@ def _fit(arguments: argparse.Namespace, recipe: "AnyRecipe", folder: Path, engin
             raise RecipeError(f"{arguments.recipe}: {error}") from None
         if arguments.resume and trainer.resume() and engine.rank == 0:
             print(f"resuming {folder} at step {trainer.step}", file=sys.stderr)
-        with _stop_signals() as stops:
+        with stop_signals() as stops:
             return trainer.fit(arguments.max_steps, should_stop=lambda: bool(stops))
 
 
@@ -139,21 +137,3 @@ def _trainer(recipe: "AnyRecipe", data: "Dataset", folder: Path, engine: "Engine
         case DecoderRecipe():
             return DecoderTrainer(recipe, data, folder)
     return Trainer(recipe, data, folder, engine)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM fill the list, instead of ending the process; the second one ends it."""
-    stops: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if stops:  # asked twice: do not wait for the step to end
-            raise KeyboardInterrupt
-        stops.append(number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stops
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

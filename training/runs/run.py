@@ -65,6 +65,13 @@ class Outcome:
     validation_noisy_psnr: float | None = None
     test_psnr: float | None = None
     test_noisy_psnr: float | None = None
+    # Of a student: what it minimises, KL(student || teacher) in nats per value, and the relative error of its tokens.
+    validation_objective: float | None = None
+    validation_divergence: float | None = None
+    validation_pair_error: float | None = None
+    test_objective: float | None = None
+    test_divergence: float | None = None
+    test_pair_error: float | None = None
     ema_decay: float | None = None  # of the average that the validation part chose
 
 

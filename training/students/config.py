@@ -50,3 +50,25 @@ class StudentConfig(Frozen):
     def of_stage(self) -> BlockConfig:
         """The flow block that a stage is."""
         return replace(self.of_teacher, layers=self.layers)
+
+
+class StudentObjective(Frozen):
+    """What a student minimises.
+
+    First the squared error of its tokens against those of the exact sampler from the same noise. Alone, that rewards the mean of all
+    that could be. So from `density_from` on comes the divergence KL(student || teacher) of the tokens, whose two densities are known:
+    the student's own, and the guided block's (probability density distillation; van den Oord et al., ICML 2018).
+    """
+
+    pairs: float = Field(1.0, ge=0)  # weight of the squared error
+    density: float = Field(1.0, ge=0)  # weight of the divergence, in nats per value
+    density_from: int = Field(500, ge=0)  # step
+
+
+class StudentOptions(Frozen):
+    """The section `student` of a distillation's recipe."""
+
+    layers: int | None = Field(None, gt=0, le=MOST_LAYERS)  # of each stage; None: as many as the teacher's block
+    stages: int = Field(1, gt=0, le=MOST_STAGES)
+    guidance: tuple[Weight, Weight] = (0.0, 3.0)  # weights it learns
+    pairs: int = Field(8192, gt=0)  # drawn from the exact sampler

@@ -51,10 +51,15 @@ class Student(nn.Module):
         Stages of another depth have random weights and leave tokens nearly as they are.
         """
         student = cls(config)
-        if config.layers == config.of_teacher.layers:
+        if config.layers == config.of_teacher.layers and student.device.type != "meta":
             for stage in student.stages:
                 stage.load_state_dict(teacher.blocks[config.block].state_dict())
         return student
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
 
     def forward(self, noise: Tensor, condition: Tensor | None, guidance: Tensor) -> Tensor:
         """The tokens that the block makes of noise.

@@ -21,9 +21,17 @@ class TeacherBlock(nn.Module):
         super().__init__()
         self._flow = [flow]  # hidden from `parameters`: nothing of it learns
         self.block = flow.block_configs[index]
-        grid = self.block.grid(flow.config.img_size, flow.config.img_size)
-        self.grid = grid
+        self.grid = self.block.grid(flow.config.img_size, flow.config.img_size)
         self.guided = self.block.condition != "none" and flow.guides(self.block, GUIDED)
+
+    def prior(self) -> Tensor:
+        """Standard deviation of the block's noise, [T, D] in block order; the block is the deep one."""
+        flow = self._flow[0]
+        count = self.grid[0] * self.grid[1]
+        if flow.sqrt_prior is None:
+            return torch.ones(count, self.block.token_dim, device=flow.device)
+        own = flow.own_tokens(flow.sqrt_prior[None], self.block)[0]
+        return own.flip(0) if self.block.reversed else own
 
     def normalise(self, x: Tensor, condition: Tensor | None, null: Tensor | None, guidance: Tensor) -> Normalised:
         """z = (x - mu) / sigma of tokens, with gradients for them.

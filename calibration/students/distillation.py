@@ -1,0 +1,129 @@
+"""From a checkpoint to a student: the teacher's bundle, pairs drawn from it, and the run that learns from them."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from starflow.calibration.cases import GivenConditions, read_conditions
+from starflow.calibration.students.drawing import draw_pairs
+from starflow.export.export_options import ExportOptions
+from starflow.export.exporter import export_checkpoint
+from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.progress import Report, no_report
+from starflow.training.autoregressive.config import block_configs
+from starflow.training.autoregressive.model import AutoregressiveFlow
+from starflow.training.checkpoint import load_autoregressive, open_checkpoint
+from starflow.training.config import CheckpointConfig
+from starflow.training.data.samples import Dataset
+from starflow.training.recipe import StudentRecipe
+from starflow.training.students.config import StudentConfig
+from starflow.training.students.pairs import Pairs, PairSet, load_pairs
+from starflow.training.students.trainer import StudentRun
+
+BATCH = 16  # images that the exact sampler makes together
+MOST_HELD_OUT = 512  # pairs of the validation part, and of the test part
+
+
+@dataclass(frozen=True)
+class ConditionFiles:
+    """What a model that takes features is sampled with; see `read_conditions`."""
+
+    condition: Path | None = None
+    null_condition: Path | None = None
+    captions: Path | None = None
+
+
+def student_config(checkpoint: Path, recipe: StudentRecipe) -> tuple[CheckpointConfig, StudentConfig]:
+    """The teacher's configuration, and what a recipe asks for.
+
+    Raises:
+        CheckpointError, UsageError: the checkpoint cannot be read, or is no autoregressive flow.
+    """
+    config, tensors = open_checkpoint(checkpoint)
+    model, options = config.model, recipe.student
+    if model.family == "continuous-flow":
+        raise UsageError(
+            f"{checkpoint}: a continuous flow has no flow blocks; `starflow calibrate --plan` makes it faster"
+        )
+    unguided = config.conditioning.kind == "none"
+    student = StudentConfig(
+        model=model,
+        conditioning=config.conditioning,
+        teacher=tensors.sha256(),
+        block=model.num_blocks - 1,
+        layers=options.layers or block_configs(model)[-1].layers,
+        stages=options.stages,
+        guidance=(0.0, 0.0) if unguided else options.guidance,
+    )
+    return config, student
+
+
+def teacher_bundle(checkpoint: Path, teacher: str, folder: Path, progress: Report = no_report) -> Bundle:
+    """The teacher as a bundle for the CPU, exported unless it is there."""
+    if folder.is_dir():
+        bundle = Bundle.open(folder)
+        if bundle.manifest.provenance.checkpoint_sha256 == teacher:
+            return bundle
+    options = ExportOptions(lowerings=("cpu",), batch=BATCH, denoisers=())
+    export_checkpoint(checkpoint, folder, options, replace=True, progress=progress)
+    return Bundle.open(folder)
+
+
+def prepare(
+    checkpoint: Path, recipe: StudentRecipe, folder: Path, files: ConditionFiles, progress: Report = no_report
+) -> StudentRun:
+    """Draw what is missing, and prepare the run in a folder: teacher.bundle/, pairs/, and what every run has.
+
+    Raises:
+        CheckpointError, UsageError, RecipeError: what is given cannot be read, or does not fit.
+    """
+    config, student = student_config(checkpoint, recipe)
+    bundle = teacher_bundle(checkpoint, student.teacher, folder / "teacher.bundle", progress)
+    given = read_conditions(bundle, files.condition, files.null_condition, files.captions)
+    pairs = PairSet(
+        teacher=student.teacher,
+        block=student.block,
+        seed=recipe.training.seed,
+        guidance=student.guidance,
+        conditions=None if given is None else _digest(given),
+        count=recipe.student.pairs,
+    )
+    draw_pairs(bundle, pairs, folder / "pairs", given, progress)
+    flow = load_autoregressive(checkpoint)[1]
+    data = _dataset(load_pairs(folder / "pairs"), config, flow, given, pairs)
+    table = None if given is None else torch.from_numpy(given.tokens)
+    return StudentRun(recipe, student, flow, data, table, folder)
+
+
+def _dataset(
+    pairs: Pairs, config: CheckpointConfig, flow: AutoregressiveFlow, given: GivenConditions | None, record: PairSet
+) -> Dataset:
+    """Pairs are drawn independently, so any part of them may be held out: the last ones."""
+    held_out = min(MOST_HELD_OUT, len(pairs) // 8)
+    if held_out < 1:
+        raise UsageError(f"--pairs {len(pairs)}: give at least 8, since some are held out")
+    index = torch.arange(len(pairs)).split([len(pairs) - 2 * held_out, held_out, held_out])
+    train, validation, test = (pairs[part] for part in index)
+    digest = hashlib.sha256(record.model_dump_json().encode()).hexdigest()
+    return Dataset(train, validation, test, config.conditioning, _null(config, flow, given), split=digest)
+
+
+def _null(config: CheckpointConfig, flow: AutoregressiveFlow, given: GivenConditions | None) -> Tensor | None:
+    """The null condition tokens [m, width], of a model that takes tokens."""
+    if given is not None:
+        return None if given.null is None else torch.from_numpy(given.null)
+    if config.conditioning.kind == "class" and config.model.family == "starflow":
+        return flow.encode_labels(torch.tensor([config.conditioning.num_classes]))[0]
+    return None
+
+
+def _digest(given: GivenConditions) -> str:
+    """SHA-256 of the features of captions."""
+    digest = hashlib.sha256(given.tokens.tobytes())
+    if given.null is not None:
+        digest.update(given.null.tobytes())
+    return digest.hexdigest()

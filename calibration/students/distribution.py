@@ -1,0 +1,61 @@
+"""How near the samples of a student are to its teacher's, as a distribution."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starflow.calibration.frechet import frechet_distance
+
+COMPONENTS = 64  # principal components of the teacher's data that distances are measured in
+NEIGHBOURS = 3  # of a sample, as far as its neighbourhood reaches
+
+
+class Judge:
+    """Compares finished data with those of the teacher.
+
+    Args:
+        data: [N, C, H, W] of the teacher.
+        conditions: [N], which of them share a condition.
+    """
+
+    def __init__(self, data: NDArray[np.float32], conditions: NDArray) -> None:
+        flat = data.reshape(len(data), -1).astype(np.float64)
+        self._mean = flat.mean(0)
+        self._axes = np.linalg.svd(flat - self._mean, full_matrices=False)[2][:COMPONENTS]
+        self.conditions = conditions
+        self._features = self.features(data)
+        self._spread = within(self._features, conditions)
+
+    def features(self, data: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Data in the principal components, [N, K]."""
+        features: NDArray[np.float64] = (data.reshape(len(data), -1) - self._mean) @ self._axes.T
+        return features
+
+    def frechet(self, data: NDArray[np.float32]) -> float:
+        """The Frechet distance."""
+        return frechet_distance(self.features(data), self._features)
+
+    def diversity(self, data: NDArray[np.float32]) -> float:
+        """Standard deviation within a condition, over the teacher's; of data of the same conditions."""
+        return within(self.features(data), self.conditions) / self._spread
+
+    def precision_and_recall(self, data: NDArray[np.float32]) -> tuple[float, float]:
+        """Share of data within the teacher's neighbourhoods, and of the teacher's within theirs (Kynkäänniemi et al., 2019)."""
+        features = self.features(data)
+        return coverage(self._features, features), coverage(features, self._features)
+
+
+def within(features: NDArray[np.float64], conditions: NDArray) -> float:
+    """Root of the mean variance of a feature among those of one condition that has several."""
+    groups = [features[conditions == each] for each in np.unique(conditions)]
+    return float(np.sqrt(np.mean([group.var(axis=0, ddof=1).sum() for group in groups if len(group) > 1])))
+
+
+def coverage(centres: NDArray[np.float64], points: NDArray[np.float64]) -> float:
+    """Share of points that lie no farther from some centre than its `NEIGHBOURS`-th nearest other centre."""
+    radius = np.sort(_squared_distances(centres, centres), axis=1)[:, NEIGHBOURS]
+    return float((_squared_distances(points, centres) <= radius).any(axis=1).mean())
+
+
+def _squared_distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    squared: NDArray[np.float64] = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
+    return squared.clip(min=0)
