@@ -1,0 +1,158 @@
+"""A student's transform and its density, against PyTorch's own sampling, a Jacobian, and a divergence known in closed form."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.functional import jacobian
+
+from starflow.runtime.plans.decode_plan import Jacobi
+from starflow.training.autoregressive.model import AutoregressiveFlow
+from starflow.training.config import CheckpointConfig
+from starflow.training.families import build_flow
+from starflow.training.layers.tokens import patchify
+from starflow.training.students.config import StudentConfig
+from starflow.training.students.network import Student
+from starflow.training.students.teacher import TeacherBlock
+from tests.models import (
+    class_config,
+    features_config,
+    patches_config,
+    randomise,
+    tarflow_config,
+    unconditional_config,
+)
+
+CONFIGS: dict[str, Callable[[], CheckpointConfig]] = {
+    "class": class_config,
+    "reversed": lambda: class_config(seq_order="R2L", num_blocks=2),
+    "patches": patches_config,
+    "features": features_config,
+    "tarflow": tarflow_config,
+    "unconditional": unconditional_config,
+}
+BATCH = 3
+
+
+def make(name: str, **changes: int) -> tuple[AutoregressiveFlow, StudentConfig]:
+    config = CONFIGS[name]()
+    flow = build_flow(config.model)
+    assert isinstance(flow, AutoregressiveFlow)
+    randomise(flow)
+    if flow.sqrt_prior is not None:
+        flow.var.copy_(torch.rand(flow.var.shape) + 0.5)
+    options = {"layers": flow.block_configs[-1].layers, "stages": 1} | changes
+    student = StudentConfig(
+        model=flow.config,
+        conditioning=config.conditioning,
+        teacher="0" * 64,
+        block=len(flow.blocks) - 1,
+        guidance=(0, 3),
+        **options,
+    )
+    return flow, student
+
+
+def conditions(flow: AutoregressiveFlow) -> tuple[Tensor | None, Tensor | None]:
+    """Conditions as the model takes them [B, ...], and the null condition tokens [m, width]."""
+    block = flow.block_configs[-1]
+    if block.condition == "none":
+        return None, None
+    if block.condition == "class":
+        return torch.arange(BATCH), None
+    tokens = getattr(flow.config, "txt_size", 0)
+    return torch.randn(BATCH, tokens, block.condition_width), torch.randn(tokens, block.condition_width)
+
+
+def deep_block(
+    flow: AutoregressiveFlow, y: Tensor | None, null: Tensor | None, weight: float, jacobi: Jacobi | None = None
+) -> tuple[Tensor, Tensor]:
+    """Noise of the deep block and the tokens that PyTorch's sampler makes of it, [B, T, D] in block order."""
+    seen: list[Tensor] = []
+
+    def keep(z: Tensor, y: Tensor | None, weights: Tensor) -> Tensor:
+        seen.append(z)
+        return z
+
+    noise = torch.randn(flow.noise_shape(BATCH))
+    given = None if null is None else null[None]
+    flow.reverse(noise, y, given, guidance=weight, students={len(flow.blocks) - 1: keep})
+    block = flow.block_configs[-1]
+    made: list[Tensor] = []
+    flow.reverse(noise, y, given, guidance=weight, jacobi=jacobi, sequence=made)
+    tokens = flow.own_tokens(patchify(made[0], flow.config.patch_size, channel_first=flow.channel_first), block)
+    return seen[0], tokens.flip(1) if block.reversed else tokens
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("weight", [0.0, 1.5])
+def test_the_teacher_normalises_what_the_sampler_draws(name: str, weight: float) -> None:
+    if name == "unconditional" and weight:
+        pytest.skip("an unconditional model takes no guidance")
+    flow, config = make(name)
+    y, null = conditions(flow)
+    z, x = deep_block(flow, y, null, weight)
+    found = TeacherBlock(flow, config.block).normalise(x, y, null, torch.full((BATCH,), weight))
+    assert torch.allclose(found.z, z, atol=2e-4)
+
+
+def test_every_image_has_its_own_guidance() -> None:
+    flow, config = make("class")
+    y, null = conditions(flow)
+    _, x = deep_block(flow, y, null, 1.0)
+    teacher = TeacherBlock(flow, config.block)
+    mixed = teacher.normalise(x, y, null, torch.tensor([0.0, 1.0, 2.0]))
+    for image, weight in enumerate((0.0, 1.0, 2.0)):
+        alone = teacher.normalise(x, y, null, torch.full((BATCH,), weight))
+        assert torch.equal(mixed.z[image], alone.z[image])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_beginner_is_one_pass_of_jacobi_iteration(name: str) -> None:
+    flow, config = make(name)
+    y, null = conditions(flow)
+    student = Student.beginner(config, flow).eval()
+    z, x = deep_block(flow, y, null, 0.0, Jacobi(chunk=1000, threshold=0.0, max_iterations=1))
+    assert torch.allclose(student(z, y, torch.zeros(BATCH)), x, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["class", "tarflow"])
+def test_the_density_is_that_of_the_jacobian(name: str) -> None:
+    flow, config = make(name, stages=2)
+    y, _ = conditions(flow)
+    student = Student.beginner(config, flow).eval()
+    one = None if y is None else y[:1]
+    z = torch.randn(1, *TeacherBlock(flow, config.block).prior().shape)
+    whole = jacobian(lambda z: student(z, one, torch.ones(1)).flatten(), z).flatten(1)
+    log_sigma = student.transform(z, one, torch.ones(1)).log_sigma
+    assert torch.isclose(torch.linalg.slogdet(whole.double())[1], log_sigma.double().sum(), atol=1e-4)
+    width = z.shape[2]
+    blocks = whole.view(-1, width, z.shape[1], width).abs().amax((1, 3))
+    assert torch.equal(blocks, blocks.tril()), "a token depends on the noise of a later one"
+
+
+def test_guidance_changes_what_a_student_makes_once_it_has_learned() -> None:
+    flow, config = make("class")
+    y, _ = conditions(flow)
+    student = Student.beginner(config, flow)
+    z = torch.randn(BATCH, *TeacherBlock(flow, config.block).prior().shape)
+    assert torch.equal(student(z, y, torch.zeros(BATCH)), student(z, y, torch.ones(BATCH)))
+    torch.nn.init.normal_(student.embed_guidance[2].weight)
+    assert not torch.allclose(student(z, y, torch.zeros(BATCH)), student(z, y, torch.ones(BATCH)))
+
+
+def test_a_student_of_another_depth_starts_near_the_identity() -> None:
+    flow, config = make("class", layers=1)
+    y, _ = conditions(flow)
+    z = torch.randn(BATCH, *TeacherBlock(flow, config.block).prior().shape)
+    made = Student.beginner(config, flow)(z, y, torch.zeros(BATCH))
+    assert (made - z).abs().max() < 0.5
+
+
+def test_the_prior_of_a_reversed_coarse_block_is_in_its_order() -> None:
+    flow, config = make("tarflow")
+    block = flow.block_configs[config.block]
+    prior = TeacherBlock(flow, config.block).prior()
+    assert flow.sqrt_prior is not None and block.reversed
+    assert torch.equal(prior, flow.sqrt_prior.flip(0))
