@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from starflow.training.autoregressive.config import AutoregressiveConfig, BlockConfig, block_configs
 from starflow.training.config import Conditioning
@@ -12,6 +12,15 @@ from starflow.training.layers.model_limits import MOST_BLOCKS, MOST_LAYERS
 
 MOST_STAGES = 16
 Weight = Annotated[float, Field(ge=0, le=1000)]
+
+
+def _ordered(weights: tuple[float, float]) -> tuple[float, float]:
+    if weights[0] > weights[1]:
+        raise ValueError(f"found {list(weights)}, expected the smaller weight first")
+    return weights
+
+
+GuidanceRange = Annotated[tuple[Weight, Weight], AfterValidator(_ordered)]  # least and largest weight
 
 
 class StudentConfig(Frozen):
@@ -29,7 +38,7 @@ class StudentConfig(Frozen):
     block: int = Field(ge=0, le=MOST_BLOCKS)  # the flow block that the student stands for
     layers: int = Field(gt=0, le=MOST_LAYERS)  # of each stage
     stages: int = Field(1, gt=0, le=MOST_STAGES)
-    guidance: tuple[Weight, Weight] = (0.0, 0.0)  # least and largest guidance weight it was trained for
+    guidance: GuidanceRange = (0.0, 0.0)  # that it was trained for
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -37,8 +46,6 @@ class StudentConfig(Frozen):
             raise ValueError(f"block: found {self.block}, expected one of {self.model.num_blocks} flow blocks")
         if not block_configs(self.model)[self.block].layers:
             raise ValueError(f"block: flow block {self.block} has no network, so there is nothing to learn")
-        if self.guidance[0] > self.guidance[1]:
-            raise ValueError(f"guidance: found {list(self.guidance)}, expected the smaller weight first")
         return self
 
     @property
@@ -70,5 +77,5 @@ class StudentOptions(Frozen):
 
     layers: int | None = Field(None, gt=0, le=MOST_LAYERS)  # of each stage; None: as many as the teacher's block
     stages: int = Field(1, gt=0, le=MOST_STAGES)
-    guidance: tuple[Weight, Weight] = (0.0, 3.0)  # weights it learns
+    guidance: GuidanceRange = (0.0, 3.0)  # that it learns
     pairs: int = Field(8192, gt=0)  # drawn from the exact sampler

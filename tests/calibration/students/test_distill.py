@@ -1,0 +1,134 @@
+"""Distilling a tiny checkpoint: pairs against PyTorch's own sampler, drawing that goes on, and the command."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from starflow.calibration.students.distillation import ConditionFiles, prepare
+from starflow.runtime.command_line import main
+from starflow.runtime.plain.guidance import Guidance
+from starflow.training.checkpoint import load_autoregressive, open_checkpoint
+from starflow.training.recipe import StudentRecipe
+from starflow.training.students.folder import read_student
+from starflow.training.students.pairs import Pairs, load_pairs, shard_path
+from tests.models import (
+    class_config,
+    features_config,
+    patches_config,
+    tarflow_config,
+    velocity_config,
+    write_checkpoint,
+)
+from tests.models import write_velocity as write_continuous
+
+QUICK = [
+    *("--pairs", "24", "--steps", "4", "--set", "training.batch_size=4", "--set", "training.evaluate_every=2"),
+    *("--set", "training.sample_every=4", "--set", "objective.density_from=2"),
+]
+
+
+def pairs_of(checkpoint: Path, folder: Path, files: ConditionFiles | None = None, **student: object) -> Pairs:
+    recipe = StudentRecipe.model_validate(
+        {"student": {"pairs": 24, "guidance": (0, 2)} | student, "training": {"steps": 1, "batch_size": 4}}
+    )
+    prepare(checkpoint, recipe, folder, files or ConditionFiles())
+    return load_pairs(folder / "pairs")
+
+
+@pytest.mark.parametrize("config", [class_config, patches_config, tarflow_config])
+def test_pairs_are_what_pytorch_samples(tmp_path: Path, config: object) -> None:
+    write_checkpoint(tmp_path / "checkpoint", config())  # type: ignore[operator]
+    pairs = pairs_of(tmp_path / "checkpoint", tmp_path / "run")
+    flow = load_autoregressive(tmp_path / "checkpoint")[1]
+    assert isinstance(pairs.condition, torch.Tensor) and pairs.guidance is not None and pairs.data is not None
+    assert pairs.guidance.unique().numel() == 24 and pairs.guidance.min() >= 0 and pairs.guidance.max() <= 2
+    null = flow.encode_labels(torch.tensor([flow.num_classes]))  # type: ignore[arg-type]
+    for image in range(0, 24, 7):
+        noise, tokens = pairs.tensor[image]
+
+        def given(z: torch.Tensor, y: torch.Tensor | None, weights: torch.Tensor) -> torch.Tensor:
+            return tokens[None]  # noqa: B023 (called at once)
+
+        label = flow.encode_labels(pairs.condition[image : image + 1])
+        weight = float(pairs.guidance[image])
+        deep = flow.block_configs[-1]
+        grid = deep.grid(flow.config.img_size, flow.config.img_size)
+        made = flow._sample_block(
+            flow.blocks[-1],
+            noise[None],
+            grid,
+            label,
+            null,
+            Guidance(weight),
+            1.0,
+            None,
+            None,  # type: ignore[arg-type]
+        )
+        assert torch.allclose(made[0], tokens, atol=1e-4)
+        x = flow.reverse(torch.zeros(flow.noise_shape(1)), label, null, guidance=weight, students={deep.index: given})
+        assert torch.allclose(x[0], pairs.data[image], atol=1e-4)
+
+
+def test_drawing_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "checkpoint", class_config())
+    whole = pairs_of(tmp_path / "checkpoint", tmp_path / "run", pairs=300)
+    kept, lost = (shard_path(tmp_path / "run" / "pairs", number) for number in range(2))
+    before = kept.stat().st_mtime_ns
+    lost.unlink()
+    again = pairs_of(tmp_path / "checkpoint", tmp_path / "run", pairs=300)
+    assert kept.stat().st_mtime_ns == before
+    assert torch.equal(whole.tensor, again.tensor)
+
+
+def test_features_are_drawn_in_turn_and_may_not_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_checkpoint(tmp_path / "checkpoint", features_config())
+    for seed, name in enumerate(("some", "others")):
+        np.save(tmp_path / f"{name}.npy", np.random.default_rng(seed).standard_normal((5, 3, 6)).astype(np.float32))
+    np.save(tmp_path / "null.npy", np.zeros((3, 6), np.float32))
+    command = ["distill", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "run"), *QUICK]
+    assert main(command) == 2
+    assert "--condition FILE.npy" in capsys.readouterr().err
+    given = ["--condition", str(tmp_path / "some.npy"), "--null-condition", str(tmp_path / "null.npy")]
+    assert main([*command, *given]) == 0
+    capsys.readouterr()
+    given[1] = str(tmp_path / "others.npy")
+    assert main([*command, *given]) == 2
+    assert "holds pairs of another conditions" in capsys.readouterr().err
+
+
+def test_the_command_ends_like_one_that_was_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_checkpoint(tmp_path / "checkpoint", class_config())
+    students = []
+    for name, stops in (("whole", ["4"]), ("parts", ["2", "4"])):
+        for stop in stops:
+            command = ["distill", str(tmp_path / "checkpoint"), "-o", str(tmp_path / name), *QUICK, "--json"]
+            assert main([*command, "--max-steps", stop]) == 0
+            outcome = json.loads(capsys.readouterr().out)
+        assert outcome["step"] == 4 and os.path.isdir(outcome["student"])
+        students.append(read_student(tmp_path / name / "checkpoint"))
+    first, second = (student.state_dict() for student in students)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    teacher = open_checkpoint(tmp_path / "checkpoint")[1].sha256()
+    assert students[0].config.teacher == teacher and students[0].config.block == 1
+
+
+def test_wrong_use_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_checkpoint(tmp_path / "checkpoint", class_config())
+    write_continuous(tmp_path / "continuous", velocity_config())
+    folder = ["-o", str(tmp_path / "run")]
+    for arguments, said in (
+        (["nowhere", *folder], "does not exist"),
+        ([str(tmp_path / "continuous"), *folder], "has no flow blocks"),
+        ([str(tmp_path / "checkpoint"), *folder, "--guidance", "3", "1"], "the smaller weight first"),
+        ([str(tmp_path / "checkpoint"), *folder, "--pairs", "0"], "pairs"),
+        ([str(tmp_path / "checkpoint"), *folder, "--set", "training.stepz=3"], "stepz"),
+        ([str(tmp_path / "checkpoint"), *folder, "--max-steps", "0"], "--max-steps"),
+    ):
+        assert main(["distill", *arguments]) in (1, 2)
+        error = capsys.readouterr().err.strip()
+        assert said in error and "\n" not in error and "internal error" not in error
+    assert not (tmp_path / "run").exists()
