@@ -171,7 +171,7 @@ class StudentRecipe(Frozen):
     training: RunSettings
 
 
-AnyRecipe = Recipe | AutoencoderRecipe | DecoderRecipe | StudentRecipe
+AnyRecipe = Recipe | AutoencoderRecipe | DecoderRecipe  # what a file may hold
 KINDS: dict[str, type[AnyRecipe]] = {"autoencoder": AutoencoderRecipe, "decoder": DecoderRecipe}  # by their section
 
 

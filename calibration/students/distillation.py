@@ -12,6 +12,7 @@ from starflow.calibration.students.drawing import draw_pairs
 from starflow.export.export_options import ExportOptions
 from starflow.export.exporter import export_checkpoint
 from starflow.runtime.bundle.bundle import Bundle
+from starflow.runtime.bundle.manifest import Lowering
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.progress import Report, no_report
 from starflow.training.autoregressive.config import block_configs
@@ -24,6 +25,7 @@ from starflow.training.students.config import StudentConfig
 from starflow.training.students.pairs import Pairs, PairSet, load_pairs
 from starflow.training.students.trainer import StudentRun
 
+_LOWERINGS: tuple[Lowering, ...] = ("cpu",)
 BATCH = 16  # images that the exact sampler makes together
 MOST_HELD_OUT = 512  # pairs of the validation part, and of the test part
 
@@ -68,7 +70,7 @@ def teacher_bundle(checkpoint: Path, teacher: str, folder: Path, progress: Repor
         bundle = Bundle.open(folder)
         if bundle.manifest.provenance.checkpoint_sha256 == teacher:
             return bundle
-    options = ExportOptions(lowerings=("cpu",), batch=BATCH, denoisers=())
+    options = ExportOptions(lowerings=_LOWERINGS, batch=BATCH, denoisers=())
     export_checkpoint(checkpoint, folder, options, replace=True, progress=progress)
     return Bundle.open(folder)
 

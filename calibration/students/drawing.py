@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from starflow.calibration.cases import GivenConditions
 from starflow.runtime.autoregressive.loop import AutoregressiveLoop
@@ -59,12 +60,15 @@ def _shard(
     generator = np.random.default_rng([pairs.seed, number])
     low, high = pairs.guidance
     guidance = generator.uniform(low, high, SHARD).astype(np.float32)
-    chosen, given, null = None, None, None
+    chosen: NDArray | None = None
+    given: NDArray | None = None
+    null: NDArray | None = None
     if features is not None:
         chosen = generator.integers(len(features.tokens), size=SHARD)
         given, null = features.tokens[chosen], features.null
     elif manifest.conditioning.kind != "none":
-        chosen = given = np.arange(first, first + SHARD) % manifest.conditioning.num_classes
+        chosen = np.arange(first, first + SHARD) % manifest.conditioning.num_classes
+        given = chosen
     conditions = encode_conditions(manifest.conditioning, SHARD, given, null, guided=high > 0)
     inputs, tokens, data = [], [], []
     for index in np.split(np.arange(SHARD), range(manifest.batch, SHARD, manifest.batch)):

@@ -31,7 +31,7 @@ from starflow.training.data.samples import Batch, Dataset, Samples
 from starflow.training.objective import Share
 from starflow.training.published.torch_file import check_archive
 from starflow.training.random_streams import DROPOUT, STEP, generator_for, seed_for
-from starflow.training.recipe import AnyRecipe, changed_field
+from starflow.training.recipe import AnyRecipe, StudentRecipe, changed_field
 from starflow.training.runs.batches import Batches
 from starflow.training.runs.best import Best
 from starflow.training.runs.engine import Engine
@@ -84,7 +84,12 @@ class TrainingRun(ABC):
     LOWER_IS_BETTER: ClassVar[bool]
 
     def __init__(
-        self, recipe: AnyRecipe, data: Dataset, folder: Path, model: Callable[[], nn.Module], engine: Engine = ALONE
+        self,
+        recipe: AnyRecipe | StudentRecipe,
+        data: Dataset,
+        folder: Path,
+        model: Callable[[], nn.Module],
+        engine: Engine = ALONE,
     ) -> None:
         """Prepare a run; `model` builds the model once torch has the recipe's seed, and `engine` lays it out.
 

@@ -54,10 +54,11 @@ class Pairs(Samples):
     data: Tensor | None = None  # [N, C, H, W] float32, the finished samples
 
     def __getitem__(self, index: Tensor) -> "Pairs":
-        assert isinstance(self.values, Tensor)
-        of = (None if each is None else each[index] for each in (self.condition, self.guidance, self.data))
-        condition, guidance, data = of
-        return Pairs(self.values[index], condition, None, guidance, data)
+        assert isinstance(self.condition, Tensor | None)
+        condition, guidance, data = (
+            None if each is None else each[index] for each in (self.condition, self.guidance, self.data)
+        )
+        return Pairs(self.tensor[index], condition, None, guidance, data)
 
 
 def shard_path(folder: Path, number: int) -> Path:

@@ -101,7 +101,7 @@ class StudentRun(TrainingRun):
             yield loss
 
     def _count(self, name: str, value: Tensor) -> None:
-        self.figures[name] = self.figures.get(name, 0) + value.detach() / self.training.accumulate  # type: ignore[operator]
+        self.figures[name] = self.figures.get(name, 0) + value.detach() / self.training.accumulate
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
         """Noise of the block, [count, T, D] in block order."""
@@ -137,7 +137,7 @@ class StudentRun(TrainingRun):
             error += float((made.tokens - tokens).square().sum())
             energy += float(tokens.square().sum())
         divergence /= len(samples)
-        weights, values = self.recipe.objective, samples.values[:, 0].numel()
+        weights, values = self.recipe.objective, samples.tensor[:, 0].numel()
         return {
             "objective": weights.pairs * error / values + weights.density * divergence,
             "divergence": divergence,

@@ -11,7 +11,9 @@ import torch
 from starflow.calibration.students.distillation import ConditionFiles, prepare
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.guidance import Guidance
+from starflow.training.autoregressive.flow_block import FlowBlock
 from starflow.training.checkpoint import load_autoregressive, open_checkpoint
+from starflow.training.config import CheckpointConfig
 from starflow.training.recipe import StudentRecipe
 from starflow.training.students.folder import read_student
 from starflow.training.students.pairs import Pairs, load_pairs, shard_path
@@ -39,14 +41,16 @@ def pairs_of(checkpoint: Path, folder: Path, files: ConditionFiles | None = None
     return load_pairs(folder / "pairs")
 
 
-@pytest.mark.parametrize("config", [class_config, patches_config, tarflow_config])
-def test_pairs_are_what_pytorch_samples(tmp_path: Path, config: object) -> None:
-    write_checkpoint(tmp_path / "checkpoint", config())  # type: ignore[operator]
+@pytest.mark.parametrize(
+    "config", [class_config(), patches_config(), tarflow_config()], ids=["class", "patches", "tarflow"]
+)
+def test_pairs_are_what_pytorch_samples(tmp_path: Path, config: CheckpointConfig) -> None:
+    write_checkpoint(tmp_path / "checkpoint", config)
     pairs = pairs_of(tmp_path / "checkpoint", tmp_path / "run")
     flow = load_autoregressive(tmp_path / "checkpoint")[1]
     assert isinstance(pairs.condition, torch.Tensor) and pairs.guidance is not None and pairs.data is not None
     assert pairs.guidance.unique().numel() == 24 and pairs.guidance.min() >= 0 and pairs.guidance.max() <= 2
-    null = flow.encode_labels(torch.tensor([flow.num_classes]))  # type: ignore[arg-type]
+    null = flow.encode_labels(torch.tensor([flow.num_classes]))
     for image in range(0, 24, 7):
         noise, tokens = pairs.tensor[image]
 
@@ -57,8 +61,10 @@ def test_pairs_are_what_pytorch_samples(tmp_path: Path, config: object) -> None:
         weight = float(pairs.guidance[image])
         deep = flow.block_configs[-1]
         grid = deep.grid(flow.config.img_size, flow.config.img_size)
+        block = flow.blocks[-1]
+        assert isinstance(block, FlowBlock)
         made = flow._sample_block(
-            flow.blocks[-1],
+            block,
             noise[None],
             grid,
             label,
@@ -66,7 +72,7 @@ def test_pairs_are_what_pytorch_samples(tmp_path: Path, config: object) -> None:
             Guidance(weight),
             1.0,
             None,
-            None,  # type: ignore[arg-type]
+            None,
         )
         assert torch.allclose(made[0], tokens, atol=1e-4)
         x = flow.reverse(torch.zeros(flow.noise_shape(1)), label, null, guidance=weight, students={deep.index: given})

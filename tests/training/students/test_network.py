@@ -41,7 +41,7 @@ def make(name: str, **changes: int) -> tuple[AutoregressiveFlow, StudentConfig]:
     assert isinstance(flow, AutoregressiveFlow)
     randomise(flow)
     if flow.sqrt_prior is not None:
-        flow.var.copy_(torch.rand(flow.var.shape) + 0.5)
+        flow.get_buffer("var").uniform_(0.5, 1.5)
     options = {"layers": flow.block_configs[-1].layers, "stages": 1} | changes
     student = StudentConfig(
         model=flow.config,
@@ -138,7 +138,7 @@ def test_guidance_changes_what_a_student_makes_once_it_has_learned() -> None:
     student = Student.beginner(config, flow)
     z = torch.randn(BATCH, *TeacherBlock(flow, config.block).prior().shape)
     assert torch.equal(student(z, y, torch.zeros(BATCH)), student(z, y, torch.ones(BATCH)))
-    torch.nn.init.normal_(student.embed_guidance[2].weight)
+    torch.nn.init.normal_(student.get_parameter("embed_guidance.2.weight"))
     assert not torch.allclose(student(z, y, torch.zeros(BATCH)), student(z, y, torch.ones(BATCH)))
 
 

@@ -35,7 +35,7 @@ def make(folder: Path, checkpoint: CheckpointConfig, *, untrained: bool = False,
     if untrained:
         contextless(flow)
         for block in flow.blocks:
-            block.proj_out.bias.data.zero_()
+            block.get_parameter("proj_out.bias").data.zero_()
     config = StudentConfig(
         model=flow.config,
         conditioning=checkpoint.conditioning,
@@ -51,12 +51,13 @@ def make(folder: Path, checkpoint: CheckpointConfig, *, untrained: bool = False,
 def dataset(flow: AutoregressiveFlow, checkpoint: CheckpointConfig) -> Dataset:
     generator = torch.Generator().manual_seed(1)
     shape = (flow.side**2, flow.config.token_dim)
-    parts = []
-    for count in (8, 4, 4):
+
+    def part(count: int) -> Pairs:
         values = torch.randn(count, 2, *shape, generator=generator)
         labels = None if checkpoint.conditioning.kind == "none" else torch.arange(count) % 3
-        parts.append(Pairs(values, labels, None, torch.rand(count, generator=generator)))
-    return Dataset(*parts, checkpoint.conditioning, None, split="pairs")
+        return Pairs(values, labels, None, torch.rand(count, generator=generator))
+
+    return Dataset(part(8), part(4), part(4), checkpoint.conditioning, None, split="pairs")
 
 
 def test_the_divergence_of_a_wider_normal_distribution(tmp_path: Path) -> None:
@@ -70,16 +71,15 @@ def test_the_divergence_of_a_wider_normal_distribution(tmp_path: Path) -> None:
 
 def test_the_teacher_has_no_divergence_from_itself(tmp_path: Path) -> None:
     run = make(tmp_path, tarflow_config(), untrained=True)
-    run.flow.var.uniform_(0.5, 2.0)
+    run.flow.get_buffer("var").uniform_(0.5, 2.0)
     run._prior = run.teacher.prior()
     z = run.noise(5, torch.Generator().manual_seed(0))
     made = Made(z, torch.zeros_like(z))
     assert run.divergence(made, z, torch.arange(5) % 3, torch.ones(5)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("checkpoint", [unconditional_config, tarflow_config])
-def test_a_run_that_was_stopped_ends_like_one_that_was_not(tmp_path: Path, checkpoint: object) -> None:
-    config = checkpoint()  # type: ignore[operator]
+@pytest.mark.parametrize("config", [unconditional_config(), tarflow_config()], ids=["unconditional", "tarflow"])
+def test_a_run_that_was_stopped_ends_like_one_that_was_not(tmp_path: Path, config: CheckpointConfig) -> None:
     make(tmp_path / "whole", config).fit()
     make(tmp_path / "parts", config).fit(max_steps=3)
     second = make(tmp_path / "parts", config)
@@ -101,7 +101,7 @@ def test_learning_brings_a_student_nearer(tmp_path: Path) -> None:
 
 def test_a_student_comes_back_from_its_folder(tmp_path: Path) -> None:
     run = make(tmp_path, tarflow_config())
-    torch.nn.init.normal_(run.model.embed_guidance[2].weight)
+    torch.nn.init.normal_(run.model.get_parameter("embed_guidance.2.weight"))
     save_student(tmp_path / "student", run.model, run.config)
     read = read_student(tmp_path / "student")
     z, labels, weights = run.noise(2, torch.Generator().manual_seed(0)), torch.tensor([0, 2]), torch.tensor([0.0, 1.5])
