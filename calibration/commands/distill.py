@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from starflow.training.recipe import StudentRecipe
 
 # What a distillation changes of `RunSettings`.
+LEAST_MEASURED = 16  # samples that a distribution is told by
 TRAINING = {
     "batch_size": 64,
     "learning_rate": 5e-4,
@@ -66,6 +67,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="continue the run in the folder, if there is one (default: yes)",
     )
+    measuring = parser.add_argument_group("measuring")
+    measuring.add_argument(
+        "--images",
+        type=int,
+        default=512,
+        metavar="N",
+        help="samples of each way that are compared (default: 512; 0: none)",
+    )
+    measuring.add_argument(
+        "--passes",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2, 4],
+        metavar="N",
+        help="numbers of exact passes after the student's own to compare (default: 0 1 2 4)",
+    )
     conditions = parser.add_argument_group("conditions, for a model that takes features")
     conditions.add_argument("--captions-file", type=Path, metavar="FILE", help="text file with a caption a line")
     conditions.add_argument("--condition", type=Path, metavar="FILE.npy", help="condition tokens [N, m, width]")
@@ -76,29 +93,39 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Distil. Exit status 0 if the run is complete or reached --max-steps, 130 if it was interrupted."""
     from starflow.calibration.students.distillation import ConditionFiles, prepare
+    from starflow.calibration.students.report import print_ways
     from starflow.runtime.plain.progress import progress_bar
     from starflow.training.runs.run_folder import alone_in
     from starflow.training.runs.stop_signals import stop_signals
 
     if arguments.max_steps is not None and arguments.max_steps < 1:
         raise UsageError(f"--max-steps: found {arguments.max_steps}, expected a number of at least 1")
+    if arguments.images and arguments.images < LEAST_MEASURED:
+        raise UsageError(f"--images: found {arguments.images}, expected 0 or at least {LEAST_MEASURED}")
     recipe = _recipe(arguments)
     files = ConditionFiles(arguments.condition, arguments.null_condition, arguments.captions_file)
     with alone_in(arguments.out):
         with progress_bar("drawing pairs", enabled=not arguments.json) as bar:
             distillation = prepare(arguments.checkpoint, recipe, arguments.out, files, bar)
-        if arguments.resume and distillation.resume():
-            print(f"resuming {arguments.out} at step {distillation.step}", file=sys.stderr)
+        if arguments.resume and distillation.run.resume():
+            print(f"resuming {arguments.out} at step {distillation.run.step}", file=sys.stderr)
         with stop_signals() as stops:
-            outcome = distillation.fit(arguments.max_steps, should_stop=lambda: bool(stops))
-    best = arguments.out / "checkpoint-best"
+            outcome = distillation.run.fit(arguments.max_steps, should_stop=lambda: bool(stops))
+        measured = None
+        if not outcome.interrupted and arguments.images:
+            with progress_bar("measuring", enabled=not arguments.json) as bar:
+                measured = distillation.measure(arguments.images, tuple(arguments.passes), bar)
+    student = arguments.out / "checkpoint-best"
     if arguments.json:
-        print(json.dumps({**dataclasses.asdict(outcome), "student": str(best)}))
+        ways = None if measured is None else [dataclasses.asdict(way) for way in measured.ways]
+        print(json.dumps({**dataclasses.asdict(outcome), "student": str(student), "ways": ways}))
     if outcome.interrupted:
         print(f"stopped at step {outcome.step} and saved; give the same command again to continue", file=sys.stderr)
         return 130
     if not arguments.json:
-        print(f"{best}: step {outcome.best_step} of {outcome.total_steps}")
+        print(f"{student}: step {outcome.best_step} of {outcome.total_steps}")
+        if measured is not None:
+            print_ways(measured)
     return 0
 
 

@@ -1,6 +1,7 @@
 """From a checkpoint to a student: the teacher's bundle, pairs drawn from it, and the run that learns from them."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +10,11 @@ from torch import Tensor
 
 from starflow.calibration.cases import GivenConditions, read_conditions
 from starflow.calibration.students.drawing import draw_pairs
-from starflow.export.export_options import ExportOptions
-from starflow.export.exporter import export_checkpoint
-from starflow.runtime.bundle.bundle import Bundle
-from starflow.runtime.bundle.manifest import Lowering
+from starflow.calibration.students.measurement import Measured, measure
+from starflow.calibration.students.teacher_bundle import teacher_bundle
+from starflow.runtime.plain.atomic_write import write_text
 from starflow.runtime.plain.errors import UsageError
+from starflow.runtime.plain.images import write_png
 from starflow.runtime.plain.progress import Report, no_report
 from starflow.training.autoregressive.config import block_configs
 from starflow.training.autoregressive.model import AutoregressiveFlow
@@ -22,12 +23,55 @@ from starflow.training.config import CheckpointConfig
 from starflow.training.data.samples import Dataset
 from starflow.training.recipe import StudentRecipe
 from starflow.training.students.config import StudentConfig
+from starflow.training.students.folder import REPORT, StudentFigures, read_student
 from starflow.training.students.pairs import Pairs, PairSet, load_pairs
 from starflow.training.students.trainer import StudentRun
 
-_LOWERINGS: tuple[Lowering, ...] = ("cpu",)
-BATCH = 16  # images that the exact sampler makes together
+TEACHER = "teacher.bundle"  # in the folder of a run; with the student in it once that was measured
 MOST_HELD_OUT = 512  # pairs of the validation part, and of the test part
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A student's run, and what it is measured with."""
+
+    checkpoint: Path  # of the teacher
+    given: GivenConditions | None
+    run: StudentRun
+
+    def measure(self, images: int, passes: Sequence[int], progress: Report = no_report) -> Measured:
+        """Compare the best student with its teacher, and put the figures and a picture beside it.
+
+        Args:
+            images: Samples of each way.
+            passes: Numbers of exact passes after the student's own; the student alone is always measured.
+        """
+        folder, low_high = self.run.folder / "checkpoint-best", self.run.config.guidance
+        measured = measure(
+            self.checkpoint,
+            folder,
+            self.run.folder / TEACHER,
+            self.given,
+            images=images,
+            guidance=sum(low_high) / 2,
+            passes=sorted({0, *passes}),
+            progress=progress,
+        )
+        self.run.average = read_student(folder).to(self.run.device)
+        judged, (exact, alone, *_) = self.run.judge(self.run.data.test), measured.ways
+        figures = StudentFigures(
+            images=images,
+            guidance=measured.guidance,
+            divergence=judged["divergence"],
+            pair_error=judged["pair_error"],
+            frechet=alone.frechet,
+            frechet_floor=exact.frechet,
+            diversity=alone.diversity,
+        )
+        write_text(folder / REPORT, figures.model_dump_json(indent=2) + "\n")
+        if measured.picture is not None:
+            write_png(self.run.folder / "student.png", measured.picture)
+        return measured
 
 
 @dataclass(frozen=True)
@@ -64,27 +108,16 @@ def student_config(checkpoint: Path, recipe: StudentRecipe) -> tuple[CheckpointC
     return config, student
 
 
-def teacher_bundle(checkpoint: Path, teacher: str, folder: Path, progress: Report = no_report) -> Bundle:
-    """The teacher as a bundle for the CPU, exported unless it is there."""
-    if folder.is_dir():
-        bundle = Bundle.open(folder)
-        if bundle.manifest.provenance.checkpoint_sha256 == teacher:
-            return bundle
-    options = ExportOptions(lowerings=_LOWERINGS, batch=BATCH, denoisers=())
-    export_checkpoint(checkpoint, folder, options, replace=True, progress=progress)
-    return Bundle.open(folder)
-
-
 def prepare(
     checkpoint: Path, recipe: StudentRecipe, folder: Path, files: ConditionFiles, progress: Report = no_report
-) -> StudentRun:
+) -> Distillation:
     """Draw what is missing, and prepare the run in a folder: teacher.bundle/, pairs/, and what every run has.
 
     Raises:
         CheckpointError, UsageError, RecipeError: what is given cannot be read, or does not fit.
     """
     config, student = student_config(checkpoint, recipe)
-    bundle = teacher_bundle(checkpoint, student.teacher, folder / "teacher.bundle", progress)
+    bundle = teacher_bundle(checkpoint, student.teacher, folder / TEACHER, progress)
     given = read_conditions(bundle, files.condition, files.null_condition, files.captions)
     pairs = PairSet(
         teacher=student.teacher,
@@ -98,7 +131,7 @@ def prepare(
     flow = load_autoregressive(checkpoint)[1]
     data = _dataset(load_pairs(folder / "pairs"), config, flow, given, pairs)
     table = None if given is None else torch.from_numpy(given.tokens)
-    return StudentRun(recipe, student, flow, data, table, folder)
+    return Distillation(checkpoint, given, StudentRun(recipe, student, flow, data, table, folder))
 
 
 def _dataset(

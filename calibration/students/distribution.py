@@ -9,8 +9,8 @@ COMPONENTS = 64  # principal components of the teacher's data that distances are
 NEIGHBOURS = 3  # of a sample, as far as its neighbourhood reaches
 
 
-class Judge:
-    """Compares finished data with those of the teacher.
+class Distribution:
+    """The finished data of the teacher, and how near others come to them as a distribution.
 
     Args:
         data: [N, C, H, W] of the teacher.

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from starflow.calibration.cases import GivenConditions
 from starflow.runtime.autoregressive.loop import AutoregressiveLoop
 from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL
-from starflow.runtime.autoregressive.tokens import unpatchify
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.backends.choice import open_backend
 from starflow.runtime.bundle.bundle import Bundle
@@ -70,17 +69,16 @@ def _shard(
         chosen = np.arange(first, first + SHARD) % manifest.conditioning.num_classes
         given = chosen
     conditions = encode_conditions(manifest.conditioning, SHARD, given, null, guided=high > 0)
-    inputs, tokens, data = [], [], []
+    inputs, tokens = [], []
     for index in np.split(np.arange(SHARD), range(manifest.batch, SHARD, manifest.batch)):
         whole = index[np.arange(manifest.batch) % len(index)]  # the last one is filled up
         request = Request([Guidance(float(weight)) for weight in guidance[whole]])
         loop.check(request)
-        for made in loop.blocks(noise[whole], conditions.part(whole), request):
-            if made.block.index == pairs.block:
-                inputs.append(made.inputs.noise[: len(index)].copy())
-                tokens.append(made.tokens[: len(index)].copy())
-        data.append(unpatchify(np.ascontiguousarray(made.natural[: len(index)]), manifest.model))
-    drawn = {"noise": inputs, "tokens": tokens, "data": data}
+        made = next(loop.blocks(noise[whole], conditions.part(whole), request))
+        assert made.block.index == pairs.block  # the deep block comes first
+        inputs.append(made.inputs.noise[: len(index)].copy())
+        tokens.append(made.tokens[: len(index)].copy())
+    drawn = {"noise": inputs, "tokens": tokens}
     tensors = {name: torch.from_numpy(np.concatenate(parts).astype(np.float32)) for name, parts in drawn.items()}
     tensors["guidance"] = torch.from_numpy(guidance)
     if chosen is not None:

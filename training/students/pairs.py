@@ -2,7 +2,7 @@
 
     pairs.json               a `PairSet`: what the shards are a function of
     conditions.safetensors   features of captions, for a model that takes them
-    shard-00000.safetensors  noise, tokens, data, condition, guidance
+    shard-00000.safetensors  noise, tokens, condition, guidance
 
 A shard is a function of the set and its number, so drawing goes on where it was stopped.
 """
@@ -51,14 +51,11 @@ class Pairs(Samples):
     """
 
     guidance: Tensor | None = None  # [N] float32, the weight each was sampled with
-    data: Tensor | None = None  # [N, C, H, W] float32, the finished samples
 
     def __getitem__(self, index: Tensor) -> "Pairs":
         assert isinstance(self.condition, Tensor | None)
-        condition, guidance, data = (
-            None if each is None else each[index] for each in (self.condition, self.guidance, self.data)
-        )
-        return Pairs(self.tensor[index], condition, None, guidance, data)
+        condition, guidance = (None if each is None else each[index] for each in (self.condition, self.guidance))
+        return Pairs(self.tensor[index], condition, None, guidance)
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -105,4 +102,4 @@ def load_pairs(folder: Path) -> Pairs:
             raise CheckpointError(f"{path}: missing or damaged ({error}); remove it, and it is drawn again") from None
     whole = {name: torch.cat([shard[name] for shard in shards])[: pairs.count] for name in shards[0]}
     values = torch.stack([whole["noise"], whole["tokens"]], dim=1)
-    return Pairs(values, whole.get("condition"), None, whole["guidance"], whole["data"])
+    return Pairs(values, whole.get("condition"), None, whole["guidance"])

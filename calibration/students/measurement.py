@@ -1,0 +1,129 @@
+"""Measuring a student as it will be sampled: exported, run by the runtime, beside the exact sampler and from the same noise."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starflow.calibration.cases import GivenConditions
+from starflow.calibration.students.distribution import Distribution
+from starflow.calibration.students.teacher_bundle import BATCH, LOWERINGS
+from starflow.export.export_options import ExportOptions
+from starflow.export.exporter import export_checkpoint
+from starflow.runtime.diagnostics.benchmark import relative_error
+from starflow.runtime.diagnostics.take_turns import take_turns
+from starflow.runtime.plain.images import grid
+from starflow.runtime.plain.progress import Report, no_report
+from starflow.runtime.sampler import Sampler
+
+SEEDS = (2**64 - 2, 2**64 - 1)  # of two sets of noise; pairs have the seed of their run
+ROUNDS = 5  # of the batches that are timed
+SHOWN = 10  # images in a row of the picture
+
+
+@dataclass(frozen=True)
+class Way:
+    """The samples of one way to decode, against those of the exact sampler from the same noise."""
+
+    plan: str  # `sequential`, `student` or `student+N`
+    error: float  # relative error of finished data
+    frechet: float  # Frechet distance; of `sequential`, between two sets of it
+    diversity: float  # standard deviation within a condition, over the exact sampler's
+    precision: float  # share of samples that lie among the exact sampler's
+    recall: float  # share of the exact sampler's that lie among them
+    milliseconds: float  # one batch of `BATCH` images
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All ways, the exact sampler first."""
+
+    images: int
+    guidance: float
+    ways: tuple[Way, ...]
+    picture: NDArray[np.uint8] | None  # [H, W, C]: a row for each way, from the same noise; None of bare latents
+
+
+def measure(
+    checkpoint: Path,
+    student: Path,
+    bundle: Path,
+    given: GivenConditions | None,
+    *,
+    images: int,
+    guidance: float,
+    passes: Sequence[int],
+    progress: Report = no_report,
+) -> Measured:
+    """Sample with the exact sampler and by the student, and compare.
+
+    Args:
+        checkpoint: The teacher's folder.
+        student: The student's folder.
+        bundle: Folder to export both into.
+        given: Conditions of a model that takes features.
+        images: Number of samples of each way.
+        guidance: Weight of all of them.
+        passes: Numbers of exact passes after the student's own, 0 among them.
+    """
+    options = ExportOptions(lowerings=LOWERINGS, batch=BATCH, denoisers=(), students=(str(student),))
+    manifest = export_checkpoint(checkpoint, bundle, options, replace=True, progress=progress)
+    condition, null = _conditions(manifest.conditioning.num_classes, given, images)
+    plans = ["sequential", *("student" if not count else f"student+{count}" for count in passes)]
+    with ExitStack() as stack:
+        samplers = [stack.enter_context(Sampler.open(bundle, variant="cpu-fp32", plan=plan)) for plan in plans]
+
+        def sample(sampler: Sampler, seed: int) -> NDArray[np.float32]:
+            done = _part(len(made), len(plans) + 1, progress)
+            return sampler.generate(sampler.noise(images, seed), condition, null, guidance=guidance, progress=done)
+
+        made: list[NDArray[np.float32]] = []
+        for sampler in samplers:
+            made.append(sample(sampler, SEEDS[0]))
+        other = sample(samplers[0], SEEDS[1])
+        first = None if condition is None else condition[:BATCH]
+        batches = [partial(_batch, sampler, sampler.noise(BATCH, 0), first, null, guidance) for sampler in samplers]
+        times = take_turns(batches, ROUNDS)
+        picture = None
+        if samplers[0].manifest.image.mode != "latent":
+            shown = [sampler.to_images(x[:SHOWN]) for sampler, x in zip(samplers, made, strict=True)]
+            picture = grid(np.concatenate(shown), min(SHOWN, images))
+    groups = np.zeros(images, np.int64) if condition is None else np.unique(condition, axis=0, return_inverse=True)[1]
+    exact = Distribution(made[0], groups.reshape(-1))
+    ways = []
+    for plan, x, taken in zip(plans, made, times, strict=True):
+        compared = other if plan == "sequential" else x
+        precision, recall = exact.precision_and_recall(compared)
+        ways.append(
+            Way(
+                plan,
+                relative_error(x, made[0]),
+                exact.frechet(compared),
+                exact.diversity(compared),
+                precision,
+                recall,
+                taken.milliseconds,
+            )
+        )
+    return Measured(images, guidance, tuple(ways), picture)
+
+
+def _part(done: int, of: int, progress: Report) -> Callable[[int, int], None]:
+    """Progress within part `done` of so many."""
+    return lambda work, total: progress(done * total + work, of * total, "measuring")
+
+
+def _batch(
+    sampler: Sampler, noise: NDArray, condition: NDArray | None, null: NDArray | None, guidance: float, lap: object
+) -> None:
+    sampler.generate(noise, condition, null, guidance=guidance)
+
+
+def _conditions(classes: int, given: GivenConditions | None, count: int) -> tuple[NDArray | None, NDArray | None]:
+    if given is not None:
+        return given.in_turn(0, count)
+    return (np.arange(count) % classes if classes else None), None

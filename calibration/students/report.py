@@ -1,0 +1,30 @@
+"""What was measured of a student, as text."""
+
+from starflow.calibration.students.measurement import BATCH, Measured
+from starflow.runtime.plain.terminal import Terminal
+from starflow.runtime.reports.tables import plain_table
+
+
+def print_ways(measured: Measured) -> None:
+    """Print a row for each way to decode."""
+    heads = ("error", "Fréchet", "diversity", "precision", "recall", f"ms, batch {BATCH}", "times faster")
+    table = plain_table("plan", *heads)
+    exact = measured.ways[0]
+    for way in measured.ways:
+        table.add_row(
+            way.plan,
+            f"{way.error:.3f}",
+            f"{way.frechet:.3g}",
+            f"{way.diversity:.3f}",
+            f"{way.precision:.3f}",
+            f"{way.recall:.3f}",
+            f"{way.milliseconds:.1f}",
+            f"{exact.milliseconds / way.milliseconds:.2f}",
+        )
+    console = Terminal()
+    console.print(table)
+    console.print(
+        f"{measured.images} samples each, guidance {measured.guidance:g}, against the exact sampler from the same noise; "
+        "its own row compares two sets of it",
+        soft_wrap=True,
+    )
