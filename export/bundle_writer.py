@@ -15,6 +15,7 @@ from starflow.export.export_options import ExportOptions
 from starflow.export.flow_family import FlowFamily
 from starflow.export.graph_size import GraphSize, size_suffix
 from starflow.export.networks.autoencoder import find_autoencoder
+from starflow.export.networks.student import find_students
 from starflow.export.networks.text_encoder import find_text_encoder, for_shape
 from starflow.export.onnx_graph.builder import GraphBuilder
 from starflow.export.onnx_graph.traced_graph import TracedGraph, traced_weights
@@ -66,6 +67,8 @@ class BundleWriter:
             checkpoint, config, family.conditioning, options.text_encoder, options.text_precision
         )
         self._autoencoder = find_autoencoder(checkpoint, config, family.sizes[0].data_shape, options.autoencoder)
+        self._checkpoint_sha256 = tensors.sha256()
+        self._students = find_students(options.students, self._checkpoint_sha256, family.sizes, family.conditioning)
 
     def run(self) -> Manifest:
         """Write everything; ExportError if weights or activations do not fit a precision."""
@@ -77,6 +80,8 @@ class BundleWriter:
         for precision in self._options.precisions:
             self._write_precision(precision)
         autoencoders = self._write_autoencoders()
+        sized = dict(zip(self._suffixes, self._family.sizes, strict=True))
+        students = [each.write(self._folder, sized, self._family.conditioning) for each in self._students]
         text = self._text.write(self._folder) if self._text else None
         at_sizes = [
             {
@@ -84,6 +89,8 @@ class BundleWriter:
                 "text": for_shape(text, *size.data_shape[1:]) if text else None,
                 "autoencoder": autoencoders[place],
                 "denoisers": tuple(self._denoisers[place]),
+                # Only autoregressive flows have them.
+                **({"students": tuple(each[place] for each in students)} if students else {}),
             }
             for place, size in enumerate(self._family.sizes)
         ]
@@ -102,7 +109,8 @@ class BundleWriter:
         graphs = sizes * len(self._family.blocks) * sum(len(self._lowerings(precision)) for precision in precisions)
         denoisers = sizes * len(self._family.denoisers) * (1 + len(precisions))
         autoencoders = sizes * self._autoencoder.steps if self._autoencoder else 0
-        return 2 * graphs + ("fp16" in precisions) + denoisers + autoencoders + 2 * bool(self._text)
+        beside = denoisers + autoencoders + 2 * sizes * len(self._students) + 2 * bool(self._text)
+        return 2 * graphs + ("fp16" in precisions) + beside
 
     def _common(self) -> Mapping[str, Any]:
         """The fields that every manifest has once."""
@@ -113,13 +121,16 @@ class BundleWriter:
             mode = "latent"
         return {
             "schema_version": schema_version(
-                len(self._options.batches) > 1, self._family.own_patches, self._options.lowerings
+                len(self._options.batches) > 1,
+                self._family.own_patches,
+                self._options.lowerings,
+                students=bool(self._students),
             ),
             "image": ImageSpec(mode=mode, scale=latent.scale, shift=latent.shift),
             "conditioning": self._family.conditioning,
             "batch": self._options.batches[0],
             "provenance": Provenance(
-                checkpoint_sha256=self._tensors.sha256(),
+                checkpoint_sha256=self._checkpoint_sha256,
                 created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 tools={tool: _version(tool) for tool in TOOLS},
             ),

@@ -40,6 +40,8 @@ class ExportOptions:
     text_precision: TextPrecision | None = None
     # Folder of an autoencoder, or `none`; None takes the one in the checkpoint, if its data are latents.
     autoencoder: str | None = None
+    # Folders of students, each for a flow block, distilled from the same checkpoint.
+    students: Sequence[str] = ()
     # Data whose activations must fit into fp16; None draws samples from the model.
     activations: ActivationData | None = None
 

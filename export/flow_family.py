@@ -48,7 +48,8 @@ class FlowFamily(ABC):
         Args:
             folder: For files that only this family has.
             common: Fields that every manifest has once.
-            at_sizes: Fields that every manifest has for each size: `variants`, `text`, `autoencoder`, `denoisers`.
+            at_sizes: Fields that every manifest has for each size: `variants`, `text`, `autoencoder`, `denoisers`; and
+                `students` if there are any.
         """
 
     def by_shape(self, at_sizes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 `runtime/families.py` lists the families.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starflow.runtime.bundle.manifest import FlowManifest
+from starflow.runtime.bundle.network_spec import NetworkSpec
 from starflow.runtime.conditions import Conditions
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.guidance import Guidance
 
 OnBlock = Callable[[int, NDArray], None]
 OnPasses = Callable[[int, int], None]
+RunNetwork = Callable[[NetworkSpec, Mapping[str, NDArray]], NDArray]  # as `NetworkSessions.run`
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Request:
     attention_temperature: float = 1.0
     on_block: OnBlock | None = None
     on_passes: OnPasses | None = None
+    run_network: RunNetwork | None = None  # runs the networks beside the flow that a plan asks for
 
 
 @dataclass(frozen=True)

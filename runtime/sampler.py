@@ -27,11 +27,11 @@ from starflow.runtime.plain.finite_array import finite_array
 from starflow.runtime.plain.guidance import GuidanceOfImages, each_guidance
 from starflow.runtime.plain.images import to_uint8
 from starflow.runtime.plain.shared import Shared
-from starflow.runtime.plans.decode_plan import DecodePlan, Jacobi
+from starflow.runtime.plans.decode_plan import DecodePlan, Jacobi, Students
 from starflow.runtime.plans.integration_plan import AdaptiveSteps, FixedSteps
 
-# "auto", "sequential", or a plan of the bundle's family; as text anything else is a file
-Plan = DecodePlan | Jacobi | FixedSteps | AdaptiveSteps | str | os.PathLike[str]
+# "auto", "sequential", "student", "student+N", or a plan of the bundle's family; as text anything else is a file
+Plan = DecodePlan | Jacobi | Students | FixedSteps | AdaptiveSteps | str | os.PathLike[str]
 
 PIXEL_ROUNDING = 1e-3  # how far a pixel may lie outside [-1, 1]
 
@@ -98,6 +98,8 @@ class Sampler:
             plan: For an autoregressive flow `sequential`, a `DecodePlan` or its JSON file, or `Jacobi` chunks. For a
                 continuous flow an integration plan or its JSON file. `auto` takes the plan that `starflow calibrate --plan`
                 stored for this backend and variant; without one it decodes sequentially, or takes 16 steps of Heun's method.
+                `student` makes every flow block that has a student in its one pass, which is not exact, and the others as
+                `auto` does; `student+N` goes on from there by N passes of Jacobi iteration.
             provider: ONNX Runtime's execution provider: `cpu`, or on a GPU `cuda` or `tensorrt`.
             threads: Threads within an operator on the CPU. 0 measures for each flow block whether one or all cores are faster.
             shape: Height and width of the data, for a bundle with several shapes; None takes the default shape.
@@ -274,7 +276,7 @@ class Sampler:
             z = finite_array(noise, loop.noise_shape, "noise")
             count = len(z)
             guided = each_guidance(guidance, count)
-            request = Request(guided, attention_temperature, on_block, on_passes)
+            request = Request(guided, attention_temperature, on_block, on_passes, beside.run)
             loop.check(request)
             denoise = choose_denoising(manifest, denoise)
             check_rate(denoising_rate)

@@ -17,7 +17,7 @@ from starflow.runtime.backends.block_runner import BlockInputs, BlockRunner
 from starflow.runtime.bundle.autoregressive_manifest import Block
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
-from starflow.runtime.plans.decode_plan import Guess, Segment, Steps, Window
+from starflow.runtime.plans.decode_plan import Chunk, Guess, Segment, Steps, Window
 from starflow.runtime.traces.autoregressive import RecordedTrace, decode_block, sample_trace
 from starflow.runtime.traces.case import Case
 
@@ -110,7 +110,7 @@ class BlockProbe:
             for segment in segments:
                 if isinstance(segment, Steps):
                     self.runner.advance(segment.tokens)
-                else:
+                elif isinstance(segment, Chunk | Window):  # a search finds no students
                     self.runner.iterate(segment)
             found = self.runner.read()[:, self.block.first_token :]
             error += float(np.square(found - self._right(number), dtype=np.float64).sum())

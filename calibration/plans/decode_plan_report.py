@@ -9,7 +9,7 @@ from starflow.calibration.plans.candidates import BlockCandidates, block_curve
 from starflow.calibration.plans.decode_plan import DecodeCalibration
 from starflow.calibration.plans.next_gain import LEAST
 from starflow.calibration.plans.plan_report import PlanReport, ReportTable, milliseconds
-from starflow.runtime.plans.decode_plan import Segment, Steps, Window
+from starflow.runtime.plans.decode_plan import Segment, Steps, Student, Window
 from starflow.runtime.reports.plot import COLOURS, GREY
 
 if TYPE_CHECKING:
@@ -103,6 +103,8 @@ def describe(segment: Segment) -> str:
     """A segment in words."""
     if isinstance(segment, Steps):
         return f"{segment.tokens} steps" if segment.tokens > 1 else "1 step"
+    if isinstance(segment, Student):
+        return f"student, {segment.passes} passes"
     guess = "" if segment.guess == "noise" else f", from {segment.guess}"
     fixed = len(segment.advances or ()) if isinstance(segment, Window) else segment.passes
     passes = f" in {fixed}" if segment.tolerance is None else f", tolerance {segment.tolerance:.0e}"

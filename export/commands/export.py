@@ -7,6 +7,7 @@ Examples:
   starflow export out/digits/run/checkpoint -o digits.bundle --batch 8
   starflow export examples/emoji/checkpoint -o emoji.bundle --batch 1,8
   starflow export t2i/ -o t2i.bundle --precision fp16 --shape 32x32 --shape 24x40
+  starflow export out/digits/run/checkpoint -o digits.bundle --student digits.student
 """
 
 import argparse
@@ -97,6 +98,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="denoisers to write: the flow's own score, whose graph takes seconds to minutes to trace; or the denoiser trained "
         "beside the flow (default: the learned one, if the model has one)",
     )
+    autoregressive.add_argument(
+        "--student",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="student of a flow block, which does it in one pass, to put into the bundle; `starflow distill` makes one (give it "
+        "several times for several blocks)",
+    )
     networks = parser.add_argument_group("networks beside the flow")
     networks.add_argument(
         "--text-encoder",
@@ -140,6 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
         text_encoder=arguments.text_encoder,
         text_precision=arguments.text_precision,
         autoencoder=arguments.autoencoder,
+        students=arguments.student,
         activations=load_activation_data(arguments.activations) if arguments.activations else None,
     )
     with progress_bar("exporting", enabled=not arguments.json) as bar:

@@ -10,6 +10,7 @@ from safetensors.numpy import load
 
 from starflow.runtime.autoregressive.inversion import invert_batch
 from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL, SampledBlock, sample_blocks
+from starflow.runtime.autoregressive.students import check_students
 from starflow.runtime.autoregressive.tokens import from_block, patchify, unpatchify
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
@@ -19,7 +20,7 @@ from starflow.runtime.conditions import Conditions
 from starflow.runtime.family import Inverted, Request, no_guidance
 from starflow.runtime.plain.errors import BundleError, UsageError
 from starflow.runtime.plain.guidance import WHOLE_WAY
-from starflow.runtime.plans.decode_plan import DecodePlan, Jacobi, read_plan
+from starflow.runtime.plans.decode_plan import DecodePlan, Jacobi, Students, read_plan, read_students
 
 
 class AutoregressiveLoop:
@@ -28,11 +29,14 @@ class AutoregressiveLoop:
     Plan None takes the plan stored for the backend and variant, or decodes sequentially if there is none.
     """
 
-    def __init__(self, bundle: Bundle, variant: Variant, backend: Backend, plan: DecodePlan | None) -> None:
+    def __init__(self, bundle: Bundle, variant: Variant, backend: Backend, plan: DecodePlan | Students | None) -> None:
         self._manifest, self._backend = bundle.autoregressive, backend
         stored = self._manifest.plan_for(backend.name, variant.name)
-        self.plan = plan or (stored.plan if stored else SEQUENTIAL)
-        if self.plan.blocks and not variant.takes_chunks:
+        own = stored.plan if stored else SEQUENTIAL
+        if isinstance(plan, Students):
+            plan = plan.plan(self._manifest.decoded_tokens(), self._manifest.student_blocks, own)
+        self.plan = plan or own
+        if self.plan.takes_chunks and not variant.takes_chunks:
             raise UsageError(
                 f"variant {variant.name} decodes token by token; for a plan take a cpu or portable variant"
             )
@@ -51,11 +55,17 @@ class AutoregressiveLoop:
 
     @property
     def decoding(self) -> str:
-        return "by plan" if self.plan.blocks else "sequential"
+        students = [
+            f"flow block {block} by its student" + (f" and {student.passes} passes" if student.passes else "")
+            for block, student in sorted(self.plan.students.items(), reverse=True)
+        ]
+        return ", ".join(["by plan" if self.plan.blocks else "sequential", *students])
 
     def load(self) -> None:
+        students = self.plan.students
         for block in self._manifest.blocks:
-            if not block.identity:
+            alone = block.index in students and not students[block.index].passes
+            if not block.identity and not alone:
                 self._backend.block_runner(block.index)
 
     def check(self, request: Request) -> None:
@@ -81,6 +91,7 @@ class AutoregressiveLoop:
             raise UsageError("this bundle has no attention temperature; export it with --attention-temperature")
         if not temperature > 0:
             raise UsageError(f"attention temperature {temperature}: give a number > 0")
+        check_students(manifest, self.plan, request)
 
     def run(
         self, noise: NDArray, conditions: Conditions, request: Request, count: int, on_work: Callable[[int], None]
@@ -123,8 +134,15 @@ class AutoregressiveLoop:
         return Inverted(noise, log_normal - log_sigma.sum(axis=1), -log_sigma)
 
 
-def resolve_decode_plan(manifest: AutoregressiveManifest, plan: object) -> DecodePlan | None:
+def resolve_decode_plan(manifest: AutoregressiveManifest, plan: object) -> DecodePlan | Students | None:
     """The decode plan for a value that `Sampler.open` takes, None for `auto`; UsageError if it does not fit."""
+    plan = (read_students(plan) if isinstance(plan, str) else None) or plan
+    if isinstance(plan, Students):
+        if not manifest.students:
+            raise UsageError(f"plan {plan}: this bundle has no students; `starflow export --student` adds them")
+        made = plan.plan(manifest.decoded_tokens(), manifest.student_blocks, SEQUENTIAL)
+        _check_fit(manifest, made, f"plan {plan}")
+        return plan
     if isinstance(plan, str | os.PathLike):
         if plan == "auto":
             return None
@@ -139,10 +157,14 @@ def resolve_decode_plan(manifest: AutoregressiveManifest, plan: object) -> Decod
         raise UsageError(
             f"{plan}: solvers and steps are for continuous flows; this bundle takes a decode plan, see --plan"
         )
-    misfit = plan.misfit(manifest.decoded_tokens(), manifest.max_chunk, manifest.batch)
+    _check_fit(manifest, plan, name)
+    return plan
+
+
+def _check_fit(manifest: AutoregressiveManifest, plan: DecodePlan, name: str) -> None:
+    misfit = plan.misfit(manifest.decoded_tokens(), manifest.max_chunk, manifest.batch, manifest.student_blocks)
     if misfit:
         raise UsageError(f"{name}: {misfit}")
-    return plan
 
 
 def _prior_deviation(bundle: Bundle) -> NDArray | None:

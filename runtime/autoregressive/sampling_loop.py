@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from starflow.runtime.autoregressive.students import student_of, student_tokens
 from starflow.runtime.autoregressive.tokens import from_block, to_block
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.backends.block_runner import BlockInputs, BlockRunner
@@ -19,7 +20,7 @@ from starflow.runtime.conditions import Conditions
 from starflow.runtime.family import Request
 from starflow.runtime.plain.errors import NotFiniteError, StarflowError
 from starflow.runtime.plain.guidance import Guidance
-from starflow.runtime.plans.decode_plan import DecodePlan, Segment, Steps
+from starflow.runtime.plans.decode_plan import Chunk, DecodePlan, Segment, Steps, Student
 
 TOKENS_PER_REPORT = 16  # number of steps between two progress reports
 
@@ -36,7 +37,7 @@ class SampledBlock:
     inputs: BlockInputs  # its inputs; the noise may be a view of the tokens of the block above
     tokens: NDArray  # [B, T, D] float32, its own tokens in block order
     natural: NDArray  # the same as tokens of the model in raster order; a view where that is possible
-    passes: int  # number of runs of its network, prefill not counted
+    passes: int  # number of runs of its network, prefill not counted; a run of its student counts as one
 
 
 def sample_blocks(
@@ -66,16 +67,23 @@ def sample_blocks(
             continue
         z = to_block(x, manifest.model, block)
         inputs = block_inputs(manifest, block, z, conditions, request.guidance, request.attention_temperature)
-        runner = backend.block_runner(block.index)
-        with _cleared_on_error(runner):
-            runner.prefill(inputs)
-            segments = plan.segments(block.index, block.capacity - block.prefix)
-            passes = sum(_decode(runner, segment, on_tokens) for segment in segments)
-        tokens = runner.read()
+        student = plan.students.get(block.index)
+        guess = _by_student(manifest, inputs, block, conditions, request) if student else None
+        if guess is not None and student and not student.passes:
+            runner, tokens, passes = None, guess, 1
+            on_tokens(student.tokens)
+        else:
+            runner = backend.block_runner(block.index)
+            with _cleared_on_error(runner):
+                runner.prefill(inputs)
+                segments = plan.segments(block.index, block.capacity - block.prefix)
+                passes = sum(_decode(runner, segment, on_tokens, guess) for segment in segments)
+            tokens = runner.read()
         made = SampledBlock(block, inputs, tokens, from_block(tokens, manifest.model, block), passes)
         x = made.natural
         if not np.isfinite(x).all():
-            runner.clear()  # or NaN would reach the next sequence through masked positions
+            if runner:
+                runner.clear()  # or NaN would reach the next sequence through masked positions
             if finite:
                 position = int(np.argwhere(~np.isfinite(made.tokens).all(axis=(0, 2)))[0, 0])
                 raise NotFiniteError(f"flow block {block.index} produced NaN or infinity at token {position}")
@@ -94,8 +102,23 @@ def _cleared_on_error(runner: BlockRunner) -> Iterator[None]:
         raise
 
 
-def _decode(runner: BlockRunner, segment: Segment, on_tokens: OnTokens) -> int:
-    """Decode a segment and return the number of passes."""
+def _by_student(
+    manifest: AutoregressiveManifest, inputs: BlockInputs, block: Block, conditions: Conditions, request: Request
+) -> NDArray:
+    """The tokens [B, T, D] that the student of a block makes. A token that passes the block unchanged does so here, too."""
+    assert request.run_network is not None
+    weights, first = inputs.scalars["guidance"], block.first_token
+    made = student_tokens(request.run_network, student_of(manifest, block.index), inputs.noise, conditions, weights)
+    return np.concatenate([inputs.noise[:, :first], made[:, first:]], axis=1)
+
+
+def _decode(runner: BlockRunner, segment: Segment, on_tokens: OnTokens, guess: NDArray | None) -> int:
+    """Decode a segment and return the number of passes; `guess` [B, T, D] is what a student made."""
+    if isinstance(segment, Student):
+        assert guess is not None
+        passes = runner.iterate(Chunk(tokens=segment.tokens, passes=segment.passes), guess[:, -segment.tokens :])
+        on_tokens(segment.tokens)
+        return 1 + passes
     if not isinstance(segment, Steps):
         passes = runner.iterate(segment)
         on_tokens(segment.tokens)

@@ -116,13 +116,17 @@ class BlockRunner(ABC):
         if block.first_token:
             self.store("previous", self._first)
 
-    def iterate(self, segment: Iterated) -> int:
-        """Decode the tokens of a segment together and return the number of passes."""
+    def iterate(self, segment: Iterated, guess: NDArray | None = None) -> int:
+        """Decode the tokens of a segment together and return the number of passes.
+
+        `guess` [B, n, D] is the first guess, if it is not the segment's own.
+        """
         if segment.tokens == 1:  # one pass is exact, and the single-step buffers feed themselves
             self.advance(1)
             return 1
         start = self.tell()
-        first, tokens = self._previous(start), self.guess(start, segment.tokens, segment.guess)
+        first = self._previous(start)
+        tokens = self.guess(start, segment.tokens, segment.guess) if guess is None else guess.copy()
         if isinstance(segment, Window):
             passes = len(self.slide(start, first, tokens, segment))
         elif segment.tolerance is not None:

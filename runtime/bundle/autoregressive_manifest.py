@@ -16,8 +16,9 @@ from starflow.runtime.bundle.manifest import (
     Place,
     Variant,
 )
-from starflow.runtime.bundle.network_spec import AutoencoderSpec, DenoiserSpec, TextSpec
+from starflow.runtime.bundle.network_spec import AutoencoderSpec, DenoiserSpec, NetworkSpec, StudentSpec, TextSpec
 from starflow.runtime.bundle.step_graph_contract import step_graph_misfit
+from starflow.runtime.bundle.tensor_contract import Expected, misfit
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.validation import Part, one_line
 from starflow.runtime.plans.calibrated_decode_plan import CalibratedDecodePlan
@@ -90,6 +91,7 @@ class AutoregressiveBatch(OtherBatch):
 
     blocks: tuple[Block, ...]
     plans: tuple[CalibratedDecodePlan, ...] = ()
+    students: tuple[StudentSpec, ...] = ()
 
 
 # Smaller batch sizes, the largest of them first.
@@ -107,6 +109,7 @@ class OtherShape(Part):
     text: TextSpec | None = None
     autoencoder: AutoencoderSpec | None = None
     denoisers: tuple[DenoiserSpec, ...] = ()
+    students: tuple[StudentSpec, ...] = ()
     batches: Batches = ()
 
 
@@ -125,6 +128,7 @@ class AutoregressiveManifest(FlowManifest):
     prior: FileSpec | None
     blocks: tuple[Block, ...]
     plans: tuple[CalibratedDecodePlan, ...] = ()
+    students: tuple[StudentSpec, ...] = ()
     shapes: tuple[OtherShape, ...] = ()
     batches: Batches = ()
 
@@ -164,15 +168,19 @@ class AutoregressiveManifest(FlowManifest):
                     raise ValueError(f"variant {variant.name}, block {graph.block}: {fault}")
         if self.max_chunk > max((block.capacity for block in self.blocks), default=1):
             raise ValueError(f"max_chunk {self.max_chunk}: exceeds the capacity of every block")
+        self._check_students()
         for spec in self.plans:
-            misfit = spec.plan.misfit(self.decoded_tokens(), self.max_chunk, self.batch)
-            if misfit:
-                raise ValueError(f"plans: {spec.backend}, {spec.variant}: {misfit}")
+            # A stored plan is the default, and stays within its budget: it has no students, not even those there are.
+            fault = spec.plan.misfit(self.decoded_tokens(), self.max_chunk, self.batch)
+            if fault:
+                raise ValueError(f"plans: {spec.backend}, {spec.variant}: {fault}")
         self._check_batches()
         for other in self.shapes:
             height, width = other.model.data_shape[1:]
             if [each.batch for each in other.batches] != [each.batch for each in self.batches]:
                 raise ValueError(f"shapes, {height}x{width}: its batch sizes differ from those of the default shape")
+            if _distilled(other.students) != _distilled(self.students):
+                raise ValueError(f"shapes, {height}x{width}: its students differ from those of the default shape")
             try:
                 self._with(other)
             except ValidationError as error:
@@ -180,6 +188,26 @@ class AutoregressiveManifest(FlowManifest):
         if len(set(self.sizes)) < len(self.sizes):
             raise ValueError("shapes: a shape occurs twice")
         return self
+
+    def _check_students(self) -> None:
+        """See that every student belongs to this model, and takes and makes what its flow block does."""
+        found, given = [student.block for student in self.students], self.conditioning
+        working = self.decoded_tokens()
+        if found != sorted(set(found) & set(working)):
+            raise ValueError(f"students: found flow blocks {found}; expected some of {sorted(working)} in this order")
+        for student in self.students:
+            if student.teacher != self.provenance.checkpoint_sha256:
+                raise ValueError(f"students: that of flow block {student.block} was distilled from another checkpoint")
+            tokens = Expected("float32", (self.batch, *self.blocks[student.block].token_shape(self.model)))
+            inputs = {"noise": tokens, "guidance": Expected("float32", (self.batch,))}
+            if given.kind == "class-label":
+                inputs["label"] = Expected("int64", (self.batch,), optional=True)
+            elif given.tokens:
+                inputs["condition"] = Expected("float32", (self.batch, given.tokens, given.width), optional=True)
+            network = student.network
+            fault = misfit(network.inputs, inputs, "takes") or misfit(network.outputs, {"tokens": tokens}, "makes")
+            if fault:
+                raise ValueError(f"students: {network.file.path} {fault}")
 
     def _graph_misfit(self, graph: GraphSpec) -> str | None:
         block, given = self.blocks[graph.block], self.conditioning
@@ -241,9 +269,12 @@ class AutoregressiveManifest(FlowManifest):
     def _has_own_patches(self) -> bool:
         return any(block.patch for block in self.blocks)
 
+    def _has_students(self) -> bool:
+        return bool(self.students)
+
     def _of_all_batches(self) -> dict[str, object]:
         blocks = [block.model_copy(update={"rows": 0}) for block in self.blocks]
-        return super()._of_all_batches() | {"blocks": blocks}
+        return super()._of_all_batches() | {"blocks": blocks, "students": _distilled(self.students)}
 
     @property
     def guided(self) -> bool:
@@ -260,6 +291,10 @@ class AutoregressiveManifest(FlowManifest):
         for size in self.sizes[1:]:
             yield from self.at_shape(*size).files(variants)
 
+    def networks(self) -> Iterator[NetworkSpec]:
+        yield from super().networks()
+        yield from (student.network for student in self.students)
+
     def decoded_tokens(self) -> dict[int, int]:
         """Number of tokens decoded in each flow block that has a graph."""
         return {block.index: block.capacity - block.prefix for block in self.blocks if not block.identity}
@@ -267,3 +302,13 @@ class AutoregressiveManifest(FlowManifest):
     def plan_for(self, backend: str, variant: str) -> CalibratedDecodePlan | None:
         """The plan calibrated for a backend and a variant."""
         return next((plan for plan in self.plans if (plan.backend, plan.variant) == (backend, variant)), None)
+
+    @property
+    def student_blocks(self) -> tuple[int, ...]:
+        """The flow blocks that have a student."""
+        return tuple(student.block for student in self.students)
+
+
+def _distilled(students: Collection[StudentSpec]) -> list[dict[str, Any]]:
+    """What students are, whatever the shape and the batch size."""
+    return [student.model_dump(exclude={"network"}) for student in students]

@@ -36,6 +36,7 @@ Role = Literal[
     "latent",
     "score",
     "prediction",
+    "tokens",
 ]
 
 

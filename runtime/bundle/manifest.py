@@ -22,7 +22,12 @@ Lowering = Literal["portable", "cpu", "cuda"]
 
 
 def schema_version(
-    batches: bool, own_patches: bool, lowerings: Collection[Lowering], *, newer_quantization: bool = False
+    batches: bool,
+    own_patches: bool,
+    lowerings: Collection[Lowering],
+    *,
+    students: bool = False,
+    newer_quantization: bool = False,
 ) -> Literal[1, 2, 3]:
     """The oldest schema that has what a bundle has.
 
@@ -30,9 +35,10 @@ def schema_version(
         batches: Whether it has several batch sizes.
         own_patches: Whether a flow block has patches of its own.
         lowerings: The lowerings of its variants.
+        students: Whether a flow block has a student.
         newer_quantization: Whether `Quantization.needs_schema_3` of a variant.
     """
-    return 3 if own_patches or newer_quantization or "cuda" in lowerings else 2 if batches else 1
+    return 3 if own_patches or students or newer_quantization or "cuda" in lowerings else 2 if batches else 1
 
 
 class BatchTiming(Part):
@@ -252,6 +258,7 @@ class FlowManifest(Part):
             batches,
             self._has_own_patches(),
             {variant.lowering for variant in self.variants},
+            students=self._has_students(),
             newer_quantization=any(each.quantization and each.quantization.needs_schema_3 for each in self.variants),
         )
 
@@ -259,12 +266,17 @@ class FlowManifest(Part):
         """Whether a flow block has patches of its own."""
         return False
 
+    def _has_students(self) -> bool:
+        """Whether a flow block has a student."""
+        return False
+
     def _check_batches(self) -> None:
         """See that every batch size makes a manifest of the same model."""
         if self.schema_version != self._oldest_schema(batches=bool(self.batches)):
             raise ValueError(
                 f"schema_version {self.schema_version}: a bundle of one batch size has 1, one of several has 2,"
-                " and one with a cuda variant, with times or products by row, or with patches of a flow block's own has 3"
+                " and one with a cuda variant, with times or products by row, with patches of a flow block's own, or with"
+                " students has 3"
             )
         if any(smaller >= larger for larger, smaller in pairwise(self.batch_sizes)):
             found = ", ".join(map(str, self.batch_sizes))

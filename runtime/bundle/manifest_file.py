@@ -24,7 +24,8 @@ def manifest_content(manifest: Manifest) -> bytes:
     """The content of `manifest.json`, without the fields that its schema does not know."""
     newer: dict[str, Any] = {}
     if manifest.schema_version < 3:
-        place = {"blocks": {"__all__": {"patch"}}, "variants": {"__all__": {"quantization": {"timing"}}}}
+        place: dict[str, Any] = {"blocks": {"__all__": {"patch"}}, "students": True}
+        place |= {"variants": {"__all__": {"quantization": {"timing"}}}}
         several = place | {"batches": {"__all__": place}}
         newer = several | {"shapes": {"__all__": several}}
     if manifest.schema_version < 2:

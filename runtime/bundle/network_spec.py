@@ -1,7 +1,10 @@
-"""The networks beside the flow, as a manifest describes them: text encoder, autoencoder, denoisers. None has caches or chunks."""
+"""The networks beside the flow, as a manifest describes them: text encoder, autoencoder, denoisers, students.
+
+None has caches or chunks.
+"""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -9,6 +12,7 @@ from starflow.runtime.bundle.graph_spec import FileSpec, TensorSpec
 from starflow.runtime.plain.validation import Part
 
 DenoiserKind = Literal["score", "learned"]
+Weight = Annotated[float, Field(ge=0)]
 
 
 class NetworkSpec(Part):
@@ -93,3 +97,58 @@ class DenoiserSpec(Part):
     kind: DenoiserKind
     precision: Literal["fp32", "fp16", "bf16"]
     network: NetworkSpec
+
+
+class StudentFigures(Part):
+    """How near a student's samples are to those of its teacher, the exact sampler, measured where it was trained.
+
+    Attributes:
+        images: Number of images that were measured.
+        guidance: Guidance weight they were made with.
+        divergence: KL(student || teacher) of the flow block's tokens, in nats per value.
+        pair_error: ||student - teacher|| / ||teacher|| of tokens from the same noise.
+        frechet: Frechet distance between finished data of the student and of the teacher.
+        frechet_floor: The same between two sets of the teacher's.
+        diversity: Standard deviation within a condition, over that of the teacher.
+    """
+
+    images: int = Field(gt=0)
+    guidance: float = Field(ge=0)
+    divergence: float
+    pair_error: float = Field(ge=0)
+    frechet: float = Field(ge=0)
+    frechet_floor: float = Field(ge=0)
+    diversity: float = Field(gt=0)
+
+    def __str__(self) -> str:
+        return (
+            f"pair error {self.pair_error:.3g}, Frechet distance {self.frechet:.4g} (two sets of the teacher's: "
+            f"{self.frechet_floor:.4g}), diversity {self.diversity:.3g}, divergence {self.divergence:.3g} nats per value; "
+            f"{self.images} images, guidance {self.guidance:g}"
+        )
+
+
+class StudentSpec(Part):
+    """A network that does one flow block in one pass. It was distilled from the exact sampler of the same model.
+
+    Attributes:
+        block: Index of the flow block.
+        teacher: SHA-256 of the weights file of the checkpoint whose sampler it was distilled from.
+        guidance: Lowest and highest guidance weight it was trained for.
+        figures: How near its samples are to its teacher's; null if this was not measured.
+        network: Turns `noise` float32 [B, T, D], the block's input in block order, into `tokens` of the same shape. It also takes
+            `guidance` float32 [B], and the condition if it depends on one: `label` int64 [B] or `condition` float32 [B, m, width].
+    """
+
+    block: int = Field(ge=0)
+    teacher: str = Field(pattern=r"^[0-9a-f]{64}$")
+    guidance: tuple[Weight, Weight]
+    figures: StudentFigures | None
+    network: NetworkSpec
+
+    @model_validator(mode="after")
+    def _range(self) -> "StudentSpec":
+        low, high = self.guidance
+        if low > high:
+            raise ValueError(f"guidance: found {low:g} to {high:g}, expected the lower weight first")
+        return self

@@ -58,9 +58,10 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     decoding.add_argument(
         "--plan",
         default="auto",
-        metavar="auto|sequential|FILE",
+        metavar="auto|sequential|student|FILE",
         help="decode plan: the one that `starflow calibrate --plan` stored in the bundle, if any (auto, the default); token "
-        "by token (sequential); or the one in a JSON file",
+        "by token (sequential); flow blocks that have a student by it, in one pass and not exactly (student), or by it and N exact "
+        "passes (student+N), the others as with auto; or the one in a JSON file",
     )
     integration = parser.add_argument_group(
         "integration of continuous flows", "--plan auto and --plan FILE apply here as well, unless a solver is chosen:"

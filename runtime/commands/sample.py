@@ -17,6 +17,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from starflow.runtime.commands.backend_arguments import (
     add_backend_arguments,
@@ -32,6 +33,10 @@ from starflow.runtime.commands.shape_argument import parse_shape
 from starflow.runtime.commands.shard_arguments import add_shard_arguments, refuse_shard_arguments, run_shards
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.input_files import load_array
+
+if TYPE_CHECKING:
+    from starflow.runtime.bundle.network_spec import StudentSpec
+    from starflow.runtime.sampler import Sampler
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -134,6 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
             for path, image in zip(pictures, sheets, strict=True):
                 write_png(path, image)
         variant, backend, decoding = sampler.variant.name, sampler.backend.name, sampler.decoding
+        students = _students(sampler)
     if arguments.json:
         outcome = {
             "images": count,
@@ -142,6 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
             "variant": variant,
             "backend": backend,
             "decoding": decoding,
+            "students": {spec.block: spec.figures and spec.figures.model_dump() for spec in students},
             "denoise": denoise,
             "files": [str(path) for path in files],
         }
@@ -152,7 +159,17 @@ def run(arguments: argparse.Namespace) -> int:
             f"{where}: {count} {kind if count > 1 else kind[:-1]} in {seconds:.2f} s, {count / seconds:.2f} {kind}/s, "
             f"{variant} on {backend}, {decoding}"
         )
+        if students:
+            gaps = [f"flow block {spec.block}: {spec.figures or 'not measured'}" for spec in students]
+            print(f"distance of the students from the exact sampler, as measured: {'; '.join(gaps)}")
     return 0
+
+
+def _students(sampler: "Sampler") -> "list[StudentSpec]":
+    """The students that made a part of the samples."""
+    from starflow.runtime.autoregressive.students import students_in
+
+    return students_in(sampler.manifest, sampler.plan)
 
 
 def _check_shard_output(arguments: argparse.Namespace) -> None:

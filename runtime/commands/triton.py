@@ -82,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow.runtime.bundle.own_files import refuse_own_files
     from starflow.runtime.families import resolve_plan
     from starflow.runtime.plain.progress import progress_bar
+    from starflow.runtime.plans.decode_plan import Students
     from starflow.runtime.serve.model_name import model_name
     from starflow.runtime.serve.triton.config import Hosting
     from starflow.runtime.serve.triton.repository import write_repository
@@ -99,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     refuse_own_files(bundle, arguments.out)
     chosen = bundle.at_shape(options["shape"]).at_batch(options["batch"])
     resolved = resolve_plan(chosen.manifest, plan)
-    own_plan = None if plan in ("auto", "sequential") else resolved
+    own_plan = None if plan in ("auto", "sequential") or isinstance(resolved, Students) else resolved
     kind, backend, provider = _placed(arguments, has_engines=any(read_builds(chosen)))
     if backend == "onnxruntime":
         variant = variant_for(chosen, arguments.variant, provider)

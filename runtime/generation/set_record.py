@@ -12,6 +12,7 @@ from starflow.runtime.plain.atomic_write import write_new_text
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.json_text import read_json
 from starflow.runtime.plain.validation import Part, one_line
+from starflow.runtime.plans.decode_plan import Students
 
 
 class SetRecord(Part):
@@ -28,7 +29,7 @@ class SetRecord(Part):
         guidance, guidance_interval: See `Guidance`.
         conditions: SHA-256 of labels, captions or condition tokens, and of null condition tokens.
         batch: Images of a batch.
-        plan: The plan that was asked for: `auto`, `sequential`, or the plan itself.
+        plan: The plan that was asked for: `auto`, `sequential`, `student`, `student+N`, or the plan itself.
         variant, backend: What ran.
     """
 
@@ -54,6 +55,8 @@ class SetRecord(Part):
 def asked_for(job: Job, bundle: Bundle) -> dict[str, Any]:
     """The fields of a job's record that are known before the bundle runs."""
     images, plan = job.images, job.options.get("plan", "auto")
+    if isinstance(plan, Students):
+        plan = str(plan)
     variant = job.options.get("variant")
     return {
         "bundle": sha256(bundle.folder / "manifest.json"),

@@ -1,7 +1,7 @@
-"""The networks of a bundle beside the flow: text encoder, autoencoder and denoisers, each opened when it is first needed."""
+"""The networks of a bundle beside the flow: text encoder, autoencoder, denoisers and students, each opened when it is first needed."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, cast
 
 from numpy.typing import ArrayLike, NDArray
@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from starflow.runtime.backends.base import NetworkSessions
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.manifest import Variant
+from starflow.runtime.bundle.network_spec import NetworkSpec
 from starflow.runtime.conditions import Conditions, encode_conditions
 from starflow.runtime.networks.autoencoder import Autoencoder
 from starflow.runtime.networks.caption_encoder import CaptionEncoder, as_captions, check_captions, text_of
@@ -20,7 +21,9 @@ Runner = TypeVar("Runner", bound=NetworkRunner)
 
 
 class SideNetworks:
-    """What samplers run before and after the flow. The variant decides between denoisers of several precisions.
+    """What samplers run before and after the flow, and in place of flow blocks.
+
+    The variant decides between denoisers of several precisions.
 
     It owns `sessions`. Several threads may use it at the same time.
     """
@@ -30,6 +33,10 @@ class SideNetworks:
         self._at_sizes = [bundle.manifest.at_batch(batch) for batch in bundle.manifest.batch_sizes]
         self._opened: dict[str, NetworkRunner] = {}
         self._opening = threading.Lock()
+
+    def run(self, network: NetworkSpec, inputs: Mapping[str, NDArray]) -> NDArray:
+        """The output of a network for one batch of an exported size; see `NetworkSessions.run`."""
+        return self._sessions.run(network, inputs)
 
     def close(self) -> None:
         """Free the networks that were opened."""

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from starflow.runtime.plain.validation import Part
 from starflow.runtime.plans.calibrated_plan import CalibratedPlan
-from starflow.runtime.plans.decode_plan import BlockPlan, Chunk, DecodePlan, Segment, Steps, Window
+from starflow.runtime.plans.decode_plan import BlockPlan, Chunk, DecodePlan, Segment, Steps, Student, Window
 
 
 class RunCost(Part):
@@ -62,9 +62,11 @@ class CalibratedDecodePlan(CalibratedPlan):
 
 
 def segment_passes(segment: Segment) -> float | None:
-    """Number of passes of a segment; None if it depends on the tokens and was not counted."""
+    """Number of passes of a segment, that of a student included; None if it depends on the tokens and was not counted."""
     if isinstance(segment, Steps):
         return segment.tokens
+    if isinstance(segment, Student):
+        return 1 + segment.passes
     if segment.expected is not None:
         return segment.expected
     if isinstance(segment, Window):
@@ -75,9 +77,11 @@ def segment_passes(segment: Segment) -> float | None:
 
 
 def segment_milliseconds(segment: Segment, cost: BlockCost) -> float | None:
-    """Predicted time of a segment; None if its number of passes is not known."""
+    """Predicted time of a segment; None if its number of passes is not known, or that of a student, which is not timed."""
     if isinstance(segment, Steps):
         return segment.tokens * cost.step_milliseconds
+    if isinstance(segment, Student):
+        return None
     if isinstance(segment, Window) and segment.advances is not None:
         return sum(cost.run(count) for _, count in segment.schedule())
     passes = segment_passes(segment)

@@ -3,9 +3,12 @@
 Token t of a flow block depends only on the tokens before it. So one can guess S tokens, run them together with the guess as
 input, and run them again with the output as input. After k passes the first k tokens are exact, whatever the guess was, and S
 passes give the sequential result. Jacobi iteration pays off if far fewer passes come close enough.
+
+A student, a network beside the flow, makes all tokens of a block at once, and Jacobi iteration can go on from them.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -99,8 +102,24 @@ class Window(Part):
         return tuple(passes)
 
 
+class Student(Part):
+    """All tokens of a flow block, made by its student in one pass.
+
+    Samples are then not those of the flow, but of a network that was trained to come close. It is the only segment of its block.
+
+    Attributes:
+        tokens: Number of tokens, all that the block decodes.
+        passes: Number of passes of Jacobi iteration over all tokens that follow, with the student's tokens as the first guess. 0
+            takes them as they are, and the block's step graph is not run.
+    """
+
+    kind: Literal["student"] = "student"
+    tokens: int = Field(ge=1)
+    passes: int = Field(default=0, ge=0, le=MOST_PASSES)
+
+
 Iterated = Chunk | Window
-Segment = Annotated[Steps | Chunk | Window, Field(discriminator="kind")]
+Segment = Annotated[Steps | Chunk | Window | Student, Field(discriminator="kind")]
 
 
 class BlockPlan(Part):
@@ -122,12 +141,25 @@ class DecodePlan(Part):
                 return plan.segments
         return (Steps(tokens=tokens),)
 
-    def misfit(self, tokens: Mapping[int, int], max_chunk: int, batch: int) -> str | None:
+    @property
+    def students(self) -> dict[int, Student]:
+        """The segments of the flow blocks that a student does, by block."""
+        return {plan.block: each for plan in self.blocks for each in plan.segments if isinstance(each, Student)}
+
+    @property
+    def takes_chunks(self) -> bool:
+        """Whether a run of a step graph takes several tokens."""
+        return any(_width(segment) > 1 for plan in self.blocks for segment in plan.segments)
+
+    def misfit(
+        self, tokens: Mapping[int, int], max_chunk: int, batch: int, students: Collection[int] = ()
+    ) -> str | None:
         """Why the plan does not fit a bundle, or None if it does.
 
         Args:
             tokens: Number of tokens decoded in each flow block that has a graph.
             max_chunk: Largest number of tokens in one run.
+            students: Flow blocks that have a student.
         """
         blocks = [plan.block for plan in self.blocks]
         for plan in self.blocks:
@@ -139,6 +171,10 @@ class DecodePlan(Part):
             if covered != tokens[plan.block]:
                 return f"the segments of {where} have {covered} tokens, the block has {tokens[plan.block]}"
             for segment in plan.segments:
+                if isinstance(segment, Student) and plan.block not in students:
+                    return f"{where} has no student in this bundle; `starflow export --student` adds one"
+                if isinstance(segment, Student) and len(plan.segments) > 1:
+                    return f"{where} has a student and further segments; a student makes all tokens of its block"
                 width = _width(segment)
                 if width > max_chunk:
                     return f"{where} has a run of {width} tokens; this bundle was exported for 1 to {max_chunk}"
@@ -147,10 +183,12 @@ class DecodePlan(Part):
         return None
 
 
-def _width(segment: Steps | Chunk | Window) -> int:
-    """Number of tokens in the widest run of a segment."""
+def _width(segment: Segment) -> int:
+    """Number of tokens in the widest run of a step graph."""
     if isinstance(segment, Steps):
         return 1
+    if isinstance(segment, Student):
+        return segment.tokens if segment.passes else 0
     return segment.tokens if isinstance(segment, Chunk) else min(segment.width, segment.tokens)
 
 
@@ -193,9 +231,46 @@ class Jacobi:
         )
 
 
+class Students(Part):
+    """The plan called `student` or `student+N`: every flow block that has a student by it, the others as the bundle's own plan says.
+
+    Attributes:
+        passes: Passes of Jacobi iteration after the student's, N.
+    """
+
+    passes: int = Field(default=0, ge=0, le=MOST_PASSES)
+
+    def __str__(self) -> str:
+        return f"student+{self.passes}" if self.passes else "student"
+
+    def plan(self, tokens: Mapping[int, int], students: Collection[int], own: DecodePlan) -> DecodePlan:
+        """The same as a decode plan.
+
+        Args:
+            tokens: Number of tokens decoded in each flow block that has a graph.
+            students: Flow blocks that have a student.
+            own: The bundle's own plan, for the other blocks.
+        """
+        made = [
+            BlockPlan(block=block, segments=(Student(tokens=tokens[block], passes=self.passes),)) for block in students
+        ]
+        return DecodePlan(blocks=(*made, *(plan for plan in own.blocks if plan.block not in students)))
+
+
+def read_students(text: str) -> Students | None:
+    """The plan that `student` or `student+N` names; None if `text` names something else."""
+    found = re.fullmatch(r"student(?:\+(\d{1,9}))?", text)
+    if found is None:
+        return None
+    passes = int(found[1] or 0)
+    if passes > MOST_PASSES:
+        raise UsageError(f"plan {text}: give at most {MOST_PASSES:,} passes")
+    return Students(passes=passes)
+
+
 def read_plan(path: Path) -> DecodePlan:
     """Read a plan's JSON file; UsageError if it is missing, not JSON, or not a decode plan."""
-    return read_plan_file(path, DecodePlan.model_validate, instead="auto, sequential", known_fields=_FIELDS)
+    return read_plan_file(path, DecodePlan.model_validate, instead="auto, sequential, student", known_fields=_FIELDS)
 
 
-_FIELDS = tuple({name: None for part in (DecodePlan, BlockPlan, Chunk, Window) for name in part.model_fields})
+_FIELDS = tuple({name: None for part in (DecodePlan, BlockPlan, Chunk, Window, Student) for name in part.model_fields})

@@ -11,6 +11,7 @@ from starflow.runtime.backends.choice import BackendName
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.limits import MOST_THREADS
 from starflow.runtime.plain.validation import Part, one_line
+from starflow.runtime.plans.decode_plan import read_students
 from starflow.runtime.sampler import Sampler
 
 BUNDLE = "bundle"  # the folder beside `model.py`
@@ -21,7 +22,7 @@ class Settings(Part):
     """Arguments of `Sampler.open`, all of which are text in `config.pbtxt`.
 
     Attributes:
-        plan: `auto`, `sequential`, or the name of a file beside `model.py`.
+        plan: `auto`, `sequential`, `student`, `student+N`, or the name of a file beside `model.py`.
         threads: 0 lets a single instance measure which number is faster, and divides the cores among several.
         shape: Height and width of the data; in text `8x12`.
     """
@@ -70,5 +71,6 @@ class Settings(Part):
             StarflowError: it cannot be opened here.
         """
         options: dict[str, Any] = dict(self)
-        options["plan"] = self.plan if self.plan in ("auto", "sequential") else folder / self.plan
+        is_name = self.plan in ("auto", "sequential") or read_students(self.plan)
+        options["plan"] = self.plan if is_name else folder / self.plan
         return Sampler.open(folder / BUNDLE, **options | {"threads": self.threads or threads})

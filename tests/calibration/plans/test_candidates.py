@@ -64,7 +64,7 @@ def test_a_window_costs_the_widths_it_runs(edges: dict[object, tuple[int, int, f
 
 def test_fixed_plans_have_no_tolerance() -> None:
     segments = [edge.what[1] for edge in candidate_edges(FOUND, COST, 0, 2, GAINS, fixed=True)]
-    assert all(isinstance(segment, Steps) or segment.tolerance is None for segment in segments)
+    assert all(not isinstance(segment, Chunk | Window) or segment.tolerance is None for segment in segments)
 
 
 def test_a_blocks_curve_sums_its_chunks() -> None:

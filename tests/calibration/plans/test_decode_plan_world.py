@@ -221,7 +221,7 @@ def test_devices_get_fixed_plans(monkeypatch: pytest.MonkeyPatch) -> None:
         wanted = fixed or backend == "tensorrt"
         assert seen[-2:] == [wanted] * 2
         for block in found.plan.blocks:
-            assert not wanted or all(isinstance(s, Steps) or s.tolerance is None for s in block.segments)
+            assert not wanted or all(not isinstance(s, Chunk | Window) or s.tolerance is None for s in block.segments)
 
 
 def test_gains_are_those_of_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
