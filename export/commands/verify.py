@@ -6,6 +6,7 @@ machine is listed and never counts as passed.
 
 Examples:
   starflow verify digits.bundle --checkpoint examples/digits/checkpoint --report report.html
+  starflow verify digits.bundle --checkpoint out/digits/run/checkpoint --student digits.student
   starflow verify digits.bundle --network
   starflow verify digits.bundle --backend tensorrt --variant portable-fp16 --images 16 --json
   starflow verify digits.bundle --backend onnxruntime --provider cpu cuda
@@ -72,11 +73,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="autoencoder that the bundle was exported with (default: the one in the checkpoint)",
     )
     reference.add_argument(
+        "--student",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="student that the bundle was exported with (give it several times for several flow blocks)",
+    )
+    reference.add_argument(
         "--tolerance",
         nargs="+",
         default=[],
         metavar="PRECISION.KIND=VALUE",
-        help="replace a tolerance, such as fp16.sample=0.05; kinds are given, block, sample, denoise, text and pixels",
+        help="replace a tolerance, such as fp16.sample=0.05; kinds are given, block, sample, denoise, text, pixels "
+        "and student",
     )
     sampled = parser.add_argument_group("what is sampled")
     sampled.add_argument(
@@ -96,7 +106,12 @@ def run(arguments: argparse.Namespace) -> int:
     import json
 
     from starflow.export.verification.network_routes import find_network_routes
-    from starflow.export.verification.networks import autoencoder_folder, denoiser_name, text_encoder_folder
+    from starflow.export.verification.networks import (
+        autoencoder_folder,
+        denoiser_name,
+        student_folders,
+        text_encoder_folder,
+    )
     from starflow.export.verification.report import write_report
     from starflow.export.verification.results import as_plain_values, print_table
     from starflow.export.verification.routes import NotRun, Reference, choose_variants, default_reference, find_routes
@@ -131,6 +146,8 @@ def run(arguments: argparse.Namespace) -> int:
     text_encoder = text_encoder_folder(bundle, arguments.checkpoint, arguments.text_encoder)
     autoencoder = autoencoder_folder(bundle, arguments.checkpoint, arguments.autoencoder)
     not_run += [part for part in (text_encoder, autoencoder) if isinstance(part, NotRun)]
+    students, students_not_run = student_folders(bundle, arguments.student)
+    not_run += students_not_run
     checkpoint = arguments.checkpoint
     reference: Reference = TorchReference(checkpoint, bundle) if checkpoint else default_reference(bundle)
     case = draw_case(bundle, arguments.images, arguments.seed, arguments.guidance)
@@ -144,6 +161,7 @@ def run(arguments: argparse.Namespace) -> int:
             network_routes=network_routes,
             text_encoder=text_encoder if isinstance(text_encoder, Path) else None,
             autoencoder=autoencoder if isinstance(autoencoder, Path) else None,
+            students=students,
             not_run=not_run,
             guard=guard_variants(bundle, variants),
             progress=bar,

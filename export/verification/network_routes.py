@@ -33,6 +33,7 @@ KINDS: dict[NetworkName, Kind] = {
     "noisy-decoder": "pixels",
     "score": "denoise",
     "learned": "denoise",
+    "student": "student",
 }
 
 
@@ -61,7 +62,8 @@ class NetworkRoute:
         """
         found, kind = self.run(), KINDS[self.network.name]
         expected, outputs = (_tokens(np.concatenate(values)) for values in (found.expected, found.outputs))
-        part = Part("the features") if kind == "text" else Part("the image", unit="pixel")
+        named = {"text": Part("the features"), "student": Part("the tokens")}
+        part = named.get(kind, Part("the image", unit="pixel"))
         return compare_one(self.name, kind, part, expected, outputs, tolerances[found.precision, kind])
 
 
@@ -73,7 +75,7 @@ def find_network_routes(bundle: Bundle, backends: Sequence[BackendName]) -> tupl
 
 
 def _tokens(values: NDArray) -> NDArray:
-    """Features [N, T, W] as they are, images [N, C, H, W] as [N, H W, C]."""
+    """Features [N, T, W] and tokens [N, T, D] as they are, images [N, C, H, W] as [N, H W, C]."""
     if values.ndim == 3:
         return values
     return np.ascontiguousarray(values.reshape(*values.shape[:2], -1).transpose(0, 2, 1))

@@ -1,22 +1,25 @@
-"""Compares the networks beside the flow with PyTorch's: text encoder, autoencoder, denoisers.
+"""Compares the networks beside the flow with PyTorch's: text encoder, autoencoder, denoisers, students.
 
 Torch is imported only when there is something to compare with: verifying without it does not need it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from starflow.export.tensorrt.network_inputs import student_noise, usual_weights
 from starflow.export.verification.agreement import Measurement, compare_one
 from starflow.export.verification.routes import NotRun
 from starflow.export.verification.subject import Part
 from starflow.export.verification.tolerances import Precision, Tolerances
 from starflow.export.verification.torch_reference import TorchReference
+from starflow.runtime.autoregressive.students import student_of, student_tokens
 from starflow.runtime.autoregressive.tokens import patchify
 from starflow.runtime.backends.base import NetworkSessions
+from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.network_spec import DenoiserSpec, TextSpec
 from starflow.runtime.conditions import encode_conditions
@@ -79,6 +82,56 @@ def autoencoder_folder(bundle: Bundle, checkpoint: Path | None, asked: Path | No
         inside = checkpoint / AUTOENCODER
         asked = inside if inside.is_dir() else None
     return asked or NotRun("autoencoder", "it has no reference here; name --checkpoint or --autoencoder")
+
+
+def student_folders(bundle: Bundle, asked: Sequence[Path]) -> tuple[dict[int, Path], list[NotRun]]:
+    """The folders of a bundle's students by flow block, and those students that are not compared.
+
+    Raises:
+        UsageError: a folder is of a flow block that has no student in the bundle, or of the same one as another folder.
+        CheckpointError: it does not hold a student, or one that was distilled from another checkpoint than the bundle's.
+    """
+    manifest, found = bundle.manifest, dict[int, Path]()
+    specs = {spec.block: spec for spec in manifest.students} if isinstance(manifest, AutoregressiveManifest) else {}
+    for folder in asked:
+        from starflow.training.students.folder import read_student
+
+        config = read_student(folder).config
+        if config.block not in specs or config.block in found:
+            has = "another folder is of this block" if config.block in found else "this bundle has none of this block"
+            raise UsageError(f"--student {folder}: is of flow block {config.block}; {has}")
+        if config.teacher != specs[config.block].teacher:
+            raise CheckpointError(f"{folder}: was distilled from another checkpoint than the student in {bundle.root}")
+        found[config.block] = folder
+    missing = "it has no reference here; name --student"
+    return found, [NotRun(student_name(block), missing) for block in specs if block not in found]
+
+
+def student_name(block: int) -> str:
+    """How reports call it."""
+    return f"student of flow block {block}"
+
+
+def compare_student(
+    bundle: Bundle, sessions: NetworkSessions, block: int, folder: Path, case: Case, tolerances: Tolerances
+) -> Measurement:
+    """Compare the tokens that a student makes of the first batch of a case with those of the one in `folder`."""
+    import torch
+
+    from starflow.training.students.folder import read_student
+
+    manifest, student = bundle.autoregressive, read_student(folder)
+    spec, batch = student_of(manifest, block), manifest.batch
+    first = None if case.condition is None else case.condition[:batch]
+    noise = np.ascontiguousarray(student_noise(bundle, spec, first, case.null_condition, case.seed))
+    conditions, weights = case.conditions(manifest.conditioning).part(np.arange(batch)), usual_weights(spec, batch)
+    found = student_tokens(sessions.run, spec, noise, conditions, weights)
+    given = conditions.tokens if conditions.labels is None else conditions.labels
+    with torch.inference_mode():
+        condition = None if given is None else torch.from_numpy(np.ascontiguousarray(given))
+        expected = student(torch.from_numpy(noise), condition, torch.from_numpy(weights)).numpy()
+    part, tolerance = Part("the tokens"), tolerances["fp32", "student"]
+    return compare_one(student_name(block), "student", part, expected, found, tolerance)
 
 
 def denoiser_name(spec: DenoiserSpec) -> str:

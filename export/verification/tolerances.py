@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from starflow.runtime.plain.errors import UsageError
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8"]
-Kind = Literal["given", "block", "sample", "denoise", "text", "pixels"]
+Kind = Literal["given", "block", "sample", "denoise", "text", "pixels", "student"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Measure = Literal["largest", "relative"]
 
@@ -48,6 +48,9 @@ DEFAULTS: dict[tuple[Precision, Kind], Tolerance] = {
     # Of the features of captions; fp16 where weights are stored so and nothing else is rounded, or TensorRT computes products in it.
     ("fp32", "text"): Tolerance("relative", 1e-4),
     ("fp16", "text"): Tolerance("relative", 5e-3),
+    # Of the tokens that a student makes, whose weights are float32; fp16 where TensorRT computes products in it.
+    ("fp32", "student"): Tolerance("relative", 1e-4),
+    ("fp16", "student"): Tolerance("relative", 5e-3),
     # Quantised weights are an error that was chosen; these find a broken variant, `starflow calibrate` measures a good one.
     ("int8", "given"): Tolerance("relative", 2e-2),
     ("int8", "block"): Tolerance("relative", 5e-2),

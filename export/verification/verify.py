@@ -12,6 +12,7 @@ each step `given`, and over the whole integration.
 
 Networks beside the flow are compared with PyTorch's, and what TensorRT makes of them with ONNX Runtime's. `text`: the features of a
 few captions. `denoise`: what a denoiser adds to samples. `pixels`: the pixels of samples, and the latents of those pixels.
+`student`: the tokens that a student makes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -110,6 +111,7 @@ def verify(
     network_routes: Sequence[NetworkRoute] = (),
     text_encoder: Path | None = None,
     autoencoder: Path | None = None,
+    students: Mapping[int, Path] | None = None,
     not_run: Sequence[NotRun] = (),
     guard: Guarded = NOT_GUARDED,
     progress: Report = no_report,
@@ -122,6 +124,7 @@ def verify(
         network_routes: The same of the networks beside the flow.
         text_encoder: Folder of the text encoder the bundle was exported with, to compare the bundle's with.
         autoencoder: Folder of the autoencoder the bundle was exported with, likewise.
+        students: Folders of the students that the bundle was exported with, by flow block.
         not_run, guard: Handed on to the result.
 
     Raises:
@@ -131,7 +134,7 @@ def verify(
     subject = subject_of(bundle)
     denoisers = bundle.manifest.denoisers if isinstance(reference, TorchReference) else ()
     total = 2 + len(routes) * (1 + len(subject.parts)) + len(denoisers) + bool(text_encoder) + bool(autoencoder)
-    total += len(network_routes)
+    total += len(network_routes) + len(students or {})
     done = count()
 
     def start(what: str) -> None:
@@ -181,6 +184,9 @@ def verify(
         if autoencoder:
             start("autoencoder")
             measurements += networks.compare_autoencoder(bundle, sessions, autoencoder, sample, tolerances)
+        for block, folder in (students or {}).items():
+            start(networks.student_name(block))
+            measurements.append(networks.compare_student(bundle, sessions, block, folder, case, tolerances))
         images = _pictures(bundle, sessions, data) if bundle.manifest.output == "images" else {}
     for each in network_routes:
         start(each.name)

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from starflow.runtime.autoregressive.students import students_in
 from starflow.runtime.bundle.bytes_read import pass_bytes
 from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
 from starflow.runtime.bundle.manifest_file import Manifest
@@ -41,7 +42,8 @@ class BlockTiming:
     milliseconds: float
     spread: float  # interquartile range over the median
     passes: float  # runs of the network in a batch, prefill apart; the mean over the repetitions
-    # Weights and mean valid cache that a unit reads; with a plan, those of a step times passes per token.
+    # Weights and mean valid cache that a unit reads; with a plan, those of a step times passes per token. A student's pass reads
+    # its own weights.
     bytes: int
     floor_milliseconds: float  # bytes / bandwidth
 
@@ -207,8 +209,8 @@ def _timing(contestant: _Contestant, times: Times, exact: _Contestant, bandwidth
         units, decoded = float(manifest.model.tokens), manifest.decoded_tokens()
         for index, count in passes.items():
             share = manifest.blocks[index].token_shape(manifest.model)[0] / units  # 1 unless its patches are its own
-            read = round(each_pass[index] * count / decoded[index] * share)
-            rows.append(_row(index, times.parts[index], units, count, read, bandwidth))
+            read = _bytes_read(sampler, index, count, each_pass[index]) / decoded[index] * share
+            rows.append(_row(index, times.parts[index], units, count, round(read), bandwidth))
         total_passes, total_bytes = sum(passes.values()), sum(row.bytes for row in rows)
         spec = manifest.plan_for(sampler.backend.name, sampler.variant.name)
         if spec and isinstance(sampler.plan, DecodePlan):
@@ -225,6 +227,14 @@ def _timing(contestant: _Contestant, times: Times, exact: _Contestant, bandwidth
         predicted_milliseconds=predicted,
         error=None if contestant is exact else relative_error(contestant.sample, exact.sample),
     )
+
+
+def _bytes_read(sampler: Sampler, block: int, passes: float, each_pass: int) -> float:
+    """Bytes that a batch reads at least in the passes of a flow block, the first of which may be a student's."""
+    for student in students_in(sampler.manifest, sampler.plan):
+        if student.block == block:
+            return student.network.weight_bytes + (passes - 1) * each_pass
+    return passes * each_pass
 
 
 def _row(

@@ -11,14 +11,15 @@ from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
 from starflow.runtime.bundle.manifest import Variant
 from starflow.runtime.bundle.manifest_file import Manifest
 from starflow.runtime.bundle.network_build import NetworkBuildRecord, read_network_builds
-from starflow.runtime.bundle.network_spec import AutoencoderSpec, TextSpec
+from starflow.runtime.bundle.network_spec import AutoencoderSpec, StudentSpec, TextSpec
 from starflow.runtime.diagnostics.memory_use import predict_memory
 from starflow.runtime.plain.caption_template import CAPTION
 from starflow.runtime.plans.calibrated_decode_plan import CalibratedDecodePlan
 from starflow.runtime.plans.calibrated_integration_plan import CalibratedIntegrationPlan
 
 SENTENCES = (
-    "bundle", "model", "data", "condition", "text", "decoder", "guidance", "denoisers", "shapes", "batch", "batches", "checkpoint", "made",
+    "bundle", "model", "data", "condition", "text", "decoder", "guidance", "denoisers", "students", "shapes", "batch", "batches",
+    "checkpoint", "made",
 )  # fmt: skip
 """Keys of a summary that are printed as they are, in this order."""
 
@@ -70,6 +71,7 @@ def _family(manifest: Manifest) -> dict[str, Any]:
         "data": f"{shape} {manifest.image.mode}, {model.tokens} tokens of {model.token_dim} (patch {model.patch_size})",
         "guidance": blocks,
         **({"denoisers": ", ".join(denoisers)} if denoisers else {}),
+        **({"students": "; ".join(map(_student, manifest.students))} if manifest.students else {}),
         **({"shapes": ", ".join(sizes)} if manifest.shapes else {}),
         "sizes": [list(size) for size in manifest.sizes],
         **{name: getattr(model, name) for name in ("noise_std", "tokens", "token_dim", "patch_size")},
@@ -86,6 +88,12 @@ def _side_networks(manifest: Manifest) -> dict[str, Any]:
         weights = autoencoder.decoders[0].network.weights
         facts |= {"decoder": _decoder(autoencoder, weights.bytes), "decoder_bytes": weights.bytes}
     return facts
+
+
+def _student(student: StudentSpec) -> str:
+    low, high = student.guidance
+    size = f"{student.network.weights.bytes / 2**20:.1f} MiB"
+    return f"flow block {student.block}, {size}, guidance {low:g} to {high:g}; {student.figures or 'not measured'}"
 
 
 def _plan(spec: CalibratedDecodePlan | CalibratedIntegrationPlan) -> dict[str, Any]:
