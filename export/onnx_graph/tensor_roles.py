@@ -29,7 +29,7 @@ def _output_role(name: str) -> tuple[str, str | None]:
     if name.endswith("_next"):  # what goes back to the input it is named after
         return name.removesuffix("_next"), None
     kind = name.partition(".")[0]
-    roles = {"key_out": "cache", "value_out": "cache", "samples_out": "samples", "x": "token"}
+    roles = {"key_out": "cache", "value_out": "cache", "samples_out": "samples", "x": "token", "tokens": "token"}
     return roles.get(kind, kind), None
 
 

@@ -205,7 +205,7 @@ class AutoregressiveManifest(FlowManifest):
             elif given.tokens:
                 inputs["condition"] = Expected("float32", (self.batch, given.tokens, given.width), optional=True)
             network = student.network
-            fault = misfit(network.inputs, inputs, "takes") or misfit(network.outputs, {"tokens": tokens}, "makes")
+            fault = misfit(network.inputs, inputs, "takes") or misfit(network.outputs, {"token": tokens}, "makes")
             if fault:
                 raise ValueError(f"students: {network.file.path} {fault}")
 

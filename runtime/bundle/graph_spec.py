@@ -36,7 +36,6 @@ Role = Literal[
     "latent",
     "score",
     "prediction",
-    "tokens",
 ]
 
 

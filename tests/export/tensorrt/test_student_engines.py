@@ -21,7 +21,8 @@ from starflow.runtime.plans.decode_plan import DecodePlan
 from tests.edited_manifest import edit_manifest
 from tests.made_once import MadeOnce
 from tests.models import class_config, write_checkpoint
-from tests.simulated_device.fixtures import EngineLibrary, Simulate
+from tests.simulated_device.engine_library import EngineLibrary
+from tests.simulated_device.fixtures import Simulate
 from tests.simulated_device.sampling import relative_error
 from tests.students import write_student
 
@@ -104,7 +105,7 @@ def test_students_of_other_weights_are_found(made: Path, tmp_path: Path, capsys:
     write_student(tmp_path / "first", made / "checkpoint", 0)
     from starflow.training.students.folder import save_student
 
-    student.embed_guidance[0].weight.data.mul_(1.01)  # type: ignore[union-attr, operator]
+    student.embed_guidance[0].weight.data.mul_(1.01)  # type: ignore[operator]
     save_student(tmp_path / "other", student, student.config)
     given = ["--backend", "onnxruntime", "--student", str(tmp_path / "other")]
     status, found, not_run = verify(capsys, made, *given)

@@ -303,7 +303,7 @@ def test_what_the_manifest_says(taught: Path) -> None:
     for block, student in enumerate(manifest.students):
         assert student.block == block
         assert student.teacher == manifest.provenance.checkpoint_sha256
-        assert student.guidance == (0, 3)
+        assert list(student.guidance) == [0, 3]
         assert student.figures is not None
         assert student.figures.model_dump() == FIGURES.model_dump()
     assert set(StudentFigures.model_fields) == set(Figures.model_fields)  # a bundle has all that is measured
