@@ -15,6 +15,7 @@ Milliseconds are those of one batch, a column for each batch size of a bundle, m
 Examples:
   python -m benchmarks.digits_distribution digits.bundle coarse.bundle --guidance 2
   python -m benchmarks.digits_distribution digits.bundle --variant cpu-fp32 cpu-int8 --json
+  python -m benchmarks.digits_distribution digits.bundle --plan student student+1 student+2
 """
 
 import argparse
@@ -76,7 +77,7 @@ def within_class_std(images: NDArray[np.uint8], labels: NDArray) -> float:
 
 
 class Way:
-    """One way to sample a bundle: a variant, decoded token by token or by its plans."""
+    """One way to sample a bundle: a variant, decoded token by token, by its plan, or by others."""
 
     def __init__(self, sampler: Sampler, bundle: str, first: "Way | None", guidance: float) -> None:
         self.sampler, self.bundle, self.guidance = sampler, bundle, guidance
@@ -108,15 +109,17 @@ class Way:
         return float(bits_per_dim(density, x[0].size, span=256 / 127.5).mean())
 
 
-def ways(path: Path, variants: Sequence[str] | None, guidance: float, stack: ExitStack) -> list[Way]:
+def ways(
+    path: Path, variants: Sequence[str] | None, plans: Sequence[str], guidance: float, stack: ExitStack
+) -> list[Way]:
     """The ways to sample a bundle, the exact one of its first variant first."""
     found: list[Way] = []
     for variant in Bundle.open(path).manifest.variants:
         if variant.lowering != "cpu" or (variants and variant.name not in variants):
             continue
-        for plan in ("sequential", "auto"):
+        for plan in ("sequential", "auto", *plans):
             sampler = stack.enter_context(Sampler.open(path, variant=variant.name, plan=plan))
-            if plan == "sequential" or sampler.decoding != "sequential":
+            if plan != "auto" or sampler.decoding != "sequential":
                 found.append(Way(sampler, path.name, found[0] if found else None, guidance))
     return found
 
@@ -125,6 +128,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", type=Path, nargs="+", metavar="bundle")
     parser.add_argument("--variant", nargs="+", help="these only (default: all made for the CPU)")
+    parser.add_argument(
+        "--plan", nargs="+", default=[], metavar="PLAN", help="further plans, such as student student+2"
+    )
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--count", type=int, default=1000, help="samples of each way (default: 1000)")
     parser.add_argument("--repetitions", type=int, default=9, help="timed batches of each size (default: 9)")
@@ -139,7 +145,11 @@ def main() -> None:
     real = judge.distribution(digits["images"][training], digits["labels"][training])
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        found = [way for path in arguments.bundles for way in ways(path, arguments.variant, arguments.guidance, stack)]
+        found = [
+            way
+            for path in arguments.bundles
+            for way in ways(path, arguments.variant, arguments.plan, arguments.guidance, stack)
+        ]
         noise = found[0].sampler.noise(count, SEED)
         for way in found:
             samples = way.sample(noise.reshape(-1, *way.sampler.noise_shape), asked)
