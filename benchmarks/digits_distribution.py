@@ -79,8 +79,8 @@ def within_class_std(images: NDArray[np.uint8], labels: NDArray) -> float:
 class Way:
     """One way to sample a bundle: a variant, decoded token by token, by its plan, or by others."""
 
-    def __init__(self, sampler: Sampler, bundle: str, first: "Way | None", guidance: float) -> None:
-        self.sampler, self.bundle, self.guidance = sampler, bundle, guidance
+    def __init__(self, sampler: Sampler, bundle: str, plan: str, first: "Way | None", guidance: float) -> None:
+        self.sampler, self.bundle, self.plan, self.guidance = sampler, bundle, plan, guidance
         self._first = first or self  # of its bundle
 
     def sample(self, noise: NDArray, asked: NDArray) -> NDArray[np.uint8]:
@@ -120,7 +120,7 @@ def ways(
         for plan in ("sequential", "auto", *plans):
             sampler = stack.enter_context(Sampler.open(path, variant=variant.name, plan=plan))
             if plan != "auto" or sampler.decoding != "sequential":
-                found.append(Way(sampler, path.name, found[0] if found else None, guidance))
+                found.append(Way(sampler, path.name, plan, found[0] if found else None, guidance))
     return found
 
 
@@ -157,7 +157,7 @@ def main() -> None:
                 {
                     "bundle": way.bundle,
                     "variant": way.sampler.variant.name,
-                    "decoding": way.sampler.decoding,
+                    "plan": way.plan,
                     "bits_per_dim": way.bits(digits["test_images"], digits["test_labels"]),
                     **vars(judge.distribution(samples, asked)),
                     "error": way.error,
@@ -184,7 +184,7 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     width = 2 + max(len(row["bundle"]) for row in rows)
     heads = "".join(f"{f'ms, {size}':>9}" for size in sizes)
     print(
-        f"{'bundle':<{width}}{'variant':<11}{'decoding':<12}{'bits/dim':>9}{'recognised':>11}{'Fréchet':>9}{'std':>7}"
+        f"{'bundle':<{width}}{'variant':<11}{'plan':<12}{'bits/dim':>9}{'recognised':>11}{'Fréchet':>9}{'std':>7}"
         f"{'error':>9}{heads}"
     )
     for row in rows:
@@ -192,7 +192,7 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
         error = "" if row["error"] is None else f"{row['error']:.1e}"
         times = "".join(f"{row['milliseconds'].get(size, float('nan')):>9.1f}" for size in sizes)
         print(
-            f"{row['bundle']:<{width}}{row['variant']:<11}{row['decoding']:<12}{bits:>9}{row['recognised']:>11.1%}"
+            f"{row['bundle']:<{width}}{row['variant']:<11}{row['plan']:<12}{bits:>9}{row['recognised']:>11.1%}"
             f"{row['frechet']:>9.1f}{row['within_class_std']:>7.3f}{error:>9}{times}"
         )
 
