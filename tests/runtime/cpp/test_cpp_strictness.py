@@ -1,6 +1,7 @@
 """C++ refuses the bundles that Python refuses, in one line, and opens those that Python opens."""
 
 import copy
+import hashlib
 import json
 import os
 import random
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.plain.errors import StarflowError
+from starflow.runtime.sampler import Sampler
 from tests.cpp_library import REPOSITORY, CppError, CppSampler
 from tests.edited_manifest import edit_manifest
 
@@ -294,6 +297,35 @@ def test_a_graph_that_is_not_the_manifests(tmp_path: Path) -> None:
         pytest.raises(CppError, match="the manifest says") as refused,
     ):
         sampler.generate(sampler.noise(2, 0), np.zeros(2, np.int64))
+    assert refused.value.status == BUNDLE
+
+
+def test_a_size_without_a_name_is_none_of_the_manifests(tmp_path: Path) -> None:
+    root = linked(SHIPPED, tmp_path / "bundle")
+    variant = Bundle.open(root).manifest.variants[0]
+    path = root / variant.graphs[0].file.path
+    model = onnx.load(path, load_external_data=False)
+    (unnamed,) = [size for size in model.graph.output[0].type.tensor_type.shape.dim if size.HasField("dim_param")]
+    unnamed.ClearField("dim_param")
+    path.unlink()  # a link to the shipped one
+    path.write_bytes(model.SerializeToString())
+
+    def seal(content: Any) -> None:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        content["variants"][0]["graphs"][0]["file"] |= {"bytes": path.stat().st_size, "sha256": digest}
+
+    edit_manifest(root, seal)
+    sequences = np.zeros(8, np.int64)
+    with (
+        Sampler.open(root, variant=variant.name, threads=1) as sampler,
+        pytest.raises(StarflowError, match="the manifest says"),
+    ):
+        sampler.generate(sampler.noise(8, 0), sequences)
+    with (
+        CppSampler(root, (1, 28, 28), threads=1, variant=variant.name) as other,
+        pytest.raises(CppError, match="the manifest says") as refused,
+    ):
+        other.generate(other.noise(8, 0), sequences)
     assert refused.value.status == BUNDLE
 
 

@@ -72,7 +72,10 @@ Session::Session(const OnnxRuntime& library, const Bundle& bundle, const File& g
   bundle.check_unchanged({&graph, &weights});
 }
 
-// Sees that the graph on disk is the one the manifest describes.
+// A size that the graph does not tell.
+constexpr std::int64_t nameless = tokens_of_run - 1;
+
+// Sees that the graph on disk is the one the manifest describes. A dynamic size may have any name.
 void Session::compare(const std::string& what, const std::vector<TensorSpec>& specs, bool is_input) const {
   const OrtApi& api = library_.api();
   OrtAllocator* allocator = nullptr;
@@ -104,6 +107,10 @@ void Session::compare(const std::string& what, const std::vector<TensorSpec>& sp
       library_.check(api.GetDimensionsCount(tensor_info, &sizes));
       shape.resize(sizes);
       library_.check(api.GetDimensions(tensor_info, shape.data(), sizes));  // -1 for a symbol, as `tokens_of_run`
+      std::vector<const char*> symbols(sizes);
+      library_.check(api.GetSymbolicDimensions(tensor_info, symbols.data(), sizes));
+      for (std::size_t axis = 0; axis < sizes; ++axis)
+        if (shape[axis] == tokens_of_run && *symbols[axis] == '\0') shape[axis] = nameless;
     }
     if (found != spec.name || shape != spec.shape || type != element_type(spec.type)) {
       bundle_error(name_ + ": found " + found + " among its " + what +
