@@ -20,6 +20,7 @@ from tests.models import (
     write_checkpoint,
     write_velocity,
 )
+from tests.students import write_taught
 
 # Every trace reads the exporter's operators anew, from the source of some five hundred functions; they are always the same.
 ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
@@ -141,3 +142,15 @@ def patches_bundle(patches_checkpoint: Path, made_once: MadeOnce) -> Path:
         made_once("patches-bundle", lambda folder: export_checkpoint(patches_checkpoint, folder / "bundle", options))
         / "bundle"
     )
+
+
+@pytest.fixture(scope="session")
+def students_folder(made_once: MadeOnce) -> Path:
+    """A random class-conditional STARFlow, students of its two flow blocks, and their bundle for batches of one and three."""
+    return made_once("students-class-token", lambda folder: write_taught(folder, class_config()))
+
+
+@pytest.fixture(scope="session")
+def students_bundle(students_folder: Path) -> Path:
+    """That bundle: the cpu lowering in fp32."""
+    return students_folder / "bundle"

@@ -4,10 +4,14 @@ from pathlib import Path
 
 import torch
 
+from starflow.export.exporter import ExportOptions, export_checkpoint
+from starflow.training.autoregressive.config import StarflowConfig, TarflowConfig
 from starflow.training.checkpoint import open_checkpoint
+from starflow.training.config import CheckpointConfig
 from starflow.training.students.config import StudentConfig
 from starflow.training.students.folder import REPORT, StudentFigures, save_student
 from starflow.training.students.network import Student
+from tests.models import write_checkpoint
 
 FIGURES = StudentFigures(
     images=64, guidance=1.5, divergence=0.25, pair_error=0.31, frechet=2.5, frechet_floor=0.5, diversity=0.9
@@ -42,3 +46,16 @@ def write_student(
     report = {} if figures is None else {REPORT: figures.model_dump_json()}
     save_student(folder, student, made, report)
     return student.eval()
+
+
+def write_taught(folder: Path, config: CheckpointConfig) -> None:
+    """Write a random checkpoint, a student of each of its flow blocks, and their bundle; that of class tokens for two batch sizes."""
+    assert isinstance(config.model, StarflowConfig | TarflowConfig)
+    write_checkpoint(folder / "checkpoint", config)
+    blocks = range(config.model.num_blocks)
+    students = [str(folder / f"student{block}") for block in blocks]
+    for block in blocks:
+        write_student(folder / f"student{block}", folder / "checkpoint", block)
+    batch = (1, 3) if config.conditioning.kind == "class" and config.model.family == "starflow" else 3
+    options = ExportOptions(batch=batch, students=students[::-1], lowerings=["cpu"])
+    export_checkpoint(folder / "checkpoint", folder / "bundle", options)

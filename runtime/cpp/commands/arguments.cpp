@@ -31,7 +31,7 @@ const char* const help_text =
     "\n"
     "How it runs:\n"
     "  --variant NAME        variant of the bundle (default: the first one for this backend)\n"
-    "  --plan PLAN           auto, sequential, or a file (default: auto)\n"
+    "  --plan PLAN           auto, sequential, student, student+N, or a file (default: auto)\n"
     "  --shape HxW           height and width of the data\n"
     "  --batch N             run one batch size only\n"
     "  --threads N           threads within an operator (default: 0, whatever is faster)\n"

@@ -11,7 +11,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from starflow.export.exporter import ExportOptions, export_checkpoint
 from starflow.runtime import Sampler
 from starflow.runtime.autoregressive.tokens import from_block, patchify, to_block, unpatchify
 from starflow.runtime.bundle.bundle import Bundle
@@ -30,9 +29,8 @@ from tests.models import (
     patches_config,
     tarflow_config,
     unconditional_config,
-    write_checkpoint,
 )
-from tests.students import FIGURES, write_student
+from tests.students import FIGURES, write_student, write_taught
 
 GUIDANCE = 1.5
 KINDS: dict[str, Callable[[], CheckpointConfig]] = {
@@ -44,26 +42,14 @@ KINDS: dict[str, Callable[[], CheckpointConfig]] = {
 }
 
 
-def exported(folder: Path, config: CheckpointConfig) -> None:
-    """A random checkpoint, a student of each of its flow blocks, and their bundle; that of class tokens for two batch sizes."""
-    write_checkpoint(folder / "checkpoint", config)
-    blocks = range(config.model.num_blocks)  # type: ignore[union-attr]
-    students = [str(folder / f"student{block}") for block in blocks]
-    for block in blocks:
-        write_student(folder / f"student{block}", folder / "checkpoint", block)
-    batch = (1, 3) if config.conditioning.kind == "class" and config.model.family == "starflow" else 3
-    options = ExportOptions(batch=batch, students=students[::-1], lowerings=["cpu"])
-    export_checkpoint(folder / "checkpoint", folder / "bundle", options)
-
-
 @pytest.fixture(scope="module", params=KINDS)
 def folder(request: pytest.FixtureRequest, made_once: MadeOnce) -> Path:
-    return made_once(f"students-{request.param}", lambda folder: exported(folder, KINDS[request.param]()))
+    return made_once(f"students-{request.param}", lambda folder: write_taught(folder, KINDS[request.param]()))
 
 
-@pytest.fixture(scope="module")
-def taught(made_once: MadeOnce) -> Path:
-    return made_once("students-class-token", lambda folder: exported(folder, class_config()))
+@pytest.fixture
+def taught(students_folder: Path) -> Path:
+    return students_folder
 
 
 def conditions(bundle: Bundle, count: int) -> tuple[NDArray | None, NDArray | None]:
@@ -200,7 +186,7 @@ def test_guidance_that_it_was_not_trained_for(taught: Path, guidance: Any, messa
 
 @pytest.mark.parametrize("guidance", [Guidance(1, annealed=True), Guidance(1, scale=False), Guidance(1, shift=False)])
 def test_rules_that_it_was_not_trained_for(made_once: MadeOnce, guidance: Guidance) -> None:
-    folder = made_once("students-class-label", lambda folder: exported(folder, tarflow_config()))
+    folder = made_once("students-class-label", lambda folder: write_taught(folder, tarflow_config()))
     with Sampler.open(folder / "bundle", plan="student", threads=1) as sampler:
         with pytest.raises(UsageError, match="was trained for one weight in all flow blocks"):
             sampler.generate(sampler.noise(1), [1], guidance=guidance)

@@ -108,7 +108,16 @@ def shapes_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize(
-    "name", ["shipped", "shapes_bundle", "patches_bundle", "continuous_bundle", "denoising_bundle", "emoji_bundle"]
+    "name",
+    [
+        "shipped",
+        "shapes_bundle",
+        "patches_bundle",
+        "continuous_bundle",
+        "denoising_bundle",
+        "emoji_bundle",
+        "students_bundle",
+    ],
 )
 def test_mutated_manifests(request: pytest.FixtureRequest, tmp_path: Path, name: str) -> None:
     bundle = SHIPPED if name == "shipped" else request.getfixturevalue(name)

@@ -51,7 +51,7 @@ typedef struct starflow_options {
   size_t struct_size;      /* sizeof of this structure */
   const char* variant;     /* NULL takes the first one for the backend */
   const char* provider;    /* execution provider of ONNX Runtime: "cpu" (NULL), "cuda" or "tensorrt" */
-  const char* plan;        /* "auto" (NULL), "sequential", or a file */
+  const char* plan;        /* "auto" (NULL), "sequential", "student", "student+N", or a file */
   const char* onnxruntime; /* ONNX Runtime's library; NULL looks for it */
   int64_t height, width;   /* of the data, for bundles of several shapes */
   int64_t batch;           /* the one batch size to run; 0 takes the smallest that holds the images, part by part */

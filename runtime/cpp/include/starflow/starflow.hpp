@@ -57,7 +57,8 @@ struct Options {
   std::string backend = "auto";  ///< `onnxruntime`, `tensorrt`, or `auto`: TensorRT if there are engines for this GPU
   std::string provider = "cpu";  ///< execution provider of ONNX Runtime: `cpu`, `cuda` or `tensorrt`
   std::string plan =
-      "auto";  ///< `auto` takes the plan that the bundle has for this variant, `sequential` none; else a file
+      "auto";  ///< `auto` takes the plan that the bundle has for this variant, `sequential` none; `student` and
+               ///< `student+N` make flow blocks by their students, before N passes, the others as `auto`; else a file
   std::string onnxruntime;  ///< ONNX Runtime's library; empty looks for it, see `docs/cpp.md`
   std::string tensorrt;     ///< TensorRT's library; empty looks for it
   std::int64_t height = 0;  ///< of the data, for bundles of several shapes; 0 takes the default shape

@@ -114,13 +114,13 @@ void BlockRunner::read(std::vector<float>& tokens) const {
   }
 }
 
-int BlockRunner::iterate(const Segment& segment) {
+int BlockRunner::iterate(const Segment& segment, const float* made) {
   if (segment.tokens == 1) {  // one pass is exact, and the single-step buffers feed themselves
     advance(1);
     return 1;
   }
   const std::int64_t start = tell();
-  guess(start, segment);
+  guess(start, segment, made);
   int passes = segment.passes;
   if (segment.kind == Segment::Kind::window) {
     passes = slide(start, segment);
@@ -140,14 +140,17 @@ int BlockRunner::iterate(const Segment& segment) {
   return passes;
 }
 
-void BlockRunner::guess(std::int64_t start, const Segment& segment) {
+void BlockRunner::guess(std::int64_t start, const Segment& segment, const float* made) {
   count_ = segment.tokens;
   // The token before the segment, or zeros if there is none: the graph replaces them by its start token.
   before_.assign(static_cast<std::size_t>(batch_ * width_), 0.0F);
   if (start > block_.prefix || block_.first_token > 0)
     std::copy_n(static_cast<const float*>(fetch("previous", 1)), before_.size(), before_.begin());
   tokens_.assign(static_cast<std::size_t>(batch_ * count_ * width_), 0.0F);
-  if (segment.guess == Segment::Guess::noise) {
+  if (made != nullptr) {
+    copy_tokens(made, {count_ + block_.first_token, block_.first_token}, tokens_.data(), {count_, 0}, count_, batch_,
+                width_);
+  } else if (segment.guess == Segment::Guess::noise) {
     copy_tokens(noise_.data(), {block_.capacity, start}, tokens_.data(), {count_, 0}, count_, batch_, width_);
   } else if (segment.guess == Segment::Guess::previous) {
     for (int token = 0; token < count_; ++token)

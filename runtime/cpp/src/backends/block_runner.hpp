@@ -35,8 +35,10 @@ class BlockRunner {
   void prefill(const BlockInputs& inputs);
   // Decodes the next `steps` tokens one by one.
   virtual void advance(int steps) = 0;
-  // Decodes the tokens of a chunk or a window together, and returns the number of passes.
-  int iterate(const Segment& segment);
+  // Decodes the tokens of a chunk or a window together, or those that a student made, and returns the number of passes.
+  // `made` [B, T, D] are the student's, from which passes go on; null for other segments, which have a guess of their
+  // own.
+  int iterate(const Segment& segment, const float* made = nullptr);
   // The decoded sequence, [B, T, D] in block order.
   void read(std::vector<float>& tokens) const;
   // Zeroes the caches: NaN or infinity would reach later sequences through masked positions.
@@ -69,7 +71,7 @@ class BlockRunner {
   int converge(std::int64_t start, const Segment& chunk);
   int refresh(std::int64_t start, int tokens);
   int slide(std::int64_t start, const Segment& window);
-  void guess(std::int64_t start, const Segment& segment);
+  void guess(std::int64_t start, const Segment& segment, const float* made);
   double change(const float* found, int image, int tokens, const Segment& chunk) const;
 
   const Graph& graph_;

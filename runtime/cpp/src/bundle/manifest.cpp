@@ -72,7 +72,15 @@ std::vector<File> Manifest::files() const {
     for (const Decoder& decoder : autoencoder->decoders) add(decoder.network);
   }
   for (const Denoiser& denoiser : denoisers) add(denoiser.network);
+  for (const Student& student : students) add(student.network);
   return files;
+}
+
+const Student* Manifest::student_of(int block) const {
+  for (const Student& student : students) {
+    if (student.block == block) return &student;
+  }
+  return nullptr;
 }
 
 const StoredPlan* Manifest::plan_for(const std::string& backend, const std::string& variant) const {

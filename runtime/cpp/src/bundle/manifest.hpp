@@ -105,6 +105,14 @@ struct Denoiser {
   Network network;
 };
 
+// A network that does a flow block in one pass.
+struct Student {
+  int block = 0;
+  std::string teacher;  // SHA-256 of the weights of the checkpoint it was distilled from
+  double least_guidance = 0, largest_guidance = 0;
+  Network network;
+};
+
 struct Text {
   File tokenizer;
   Network encoder;
@@ -123,6 +131,7 @@ struct Manifest {
   std::optional<Text> text;
   std::optional<Autoencoder> autoencoder;
   std::vector<Denoiser> denoisers;
+  std::string checkpoint_sha256;
   bool guided = false;  // whether it takes a guidance weight
 
   // Of an autoregressive flow.
@@ -132,6 +141,7 @@ struct Manifest {
   std::int64_t max_chunk = 1;
   std::optional<File> prior;
   std::vector<Block> blocks;
+  std::vector<Student> students;
 
   // Of a continuous flow.
   std::int64_t max_passes = 0;
@@ -141,6 +151,7 @@ struct Manifest {
   std::vector<std::int64_t> noise_shape() const;
   std::vector<std::int64_t> pixel_shape() const;  // of what it makes, if it makes images
   std::vector<File> files() const;
+  const Student* student_of(int block) const;  // null without one
   const StoredPlan* plan_for(const std::string& backend, const std::string& variant) const;
 };
 

@@ -230,6 +230,41 @@ void check_networks(const Manifest& manifest) {
   }
 }
 
+void check_students(const Manifest& manifest) {
+  const Conditioning& given = manifest.conditioning;
+  int before = -1;
+  for (const Student& student : manifest.students) {
+    const std::string where = "students: " + student.network.file.path;
+    const bool known = student.block > before && student.block < static_cast<int>(manifest.blocks.size()) &&
+                       !manifest.blocks[static_cast<std::size_t>(student.block)].identity;
+    if (!known)
+      throw Misfit("students: flow block " + std::to_string(student.block) +
+                   " decodes no tokens, or is not in order");
+    before = student.block;
+    if (student.teacher != manifest.checkpoint_sha256)
+      throw Misfit("students: that of flow block " + std::to_string(student.block) +
+                   " was distilled from another checkpoint");
+    if (student.least_guidance > student.largest_guidance)
+      throw Misfit(where + " has a range of guidance that does not begin with the lower weight");
+    const Patch& patch = manifest.blocks[static_cast<std::size_t>(student.block)].patch;
+    const Expected tokens{Type::float32,
+                          {manifest.batch, manifest.model.tokens_of(patch), manifest.model.values_of(patch)}};
+    std::map<std::string, Expected> inputs{{"noise", tokens}, {"guidance", {Type::float32, {manifest.batch}}}};
+    if (given.kind == "class-label") {
+      inputs["label"] = {Type::int64, {manifest.batch}, true};
+    } else if (given.tokens > 0) {
+      inputs["condition"] = {Type::float32, {manifest.batch, given.tokens, given.width}, true};
+    }
+    for (const auto* specs : {&student.network.inputs, &student.network.outputs}) {
+      for (const TensorSpec& spec : *specs) {
+        if (spec.role == "cache") throw Misfit(where + " has a cache, which does not fit the model");
+      }
+    }
+    check_tensors(where, student.network.inputs, inputs, "takes");
+    check_tensors(where, student.network.outputs, {{"token", tokens}}, "makes");
+  }
+}
+
 void check_conditioning(const Conditioning& given) {
   const bool sized = given.tokens == 1 && given.width == given.num_classes + 1,
              unsized = given.tokens == 0 && given.width == 0;
@@ -248,7 +283,7 @@ void check_conditioning(const Conditioning& given) {
 
 }  // namespace
 
-void check_plan(const DecodePlan& plan, const Manifest& manifest) {
+void check_plan(const DecodePlan& plan, const Manifest& manifest, bool stored) {
   std::map<int, int> times;
   for (const BlockPlan& each : plan.blocks) {
     const std::string where = "flow block " + std::to_string(each.block);
@@ -258,6 +293,11 @@ void check_plan(const DecodePlan& plan, const Manifest& manifest) {
     std::int64_t covered = 0;
     for (const Segment& segment : each.segments) {
       covered += segment.tokens;
+      if (segment.kind == Segment::Kind::student && (stored || manifest.student_of(each.block) == nullptr))
+        throw Misfit(where + (stored ? " has a student, which a plan of the bundle's own may not run"
+                                     : " has no student in this bundle; `starflow export --student` adds one"));
+      if (segment.kind == Segment::Kind::student && each.segments.size() > 1)
+        throw Misfit(where + " has a student and further segments; a student makes all tokens of its block");
       if (segment.widest_run() > manifest.max_chunk)
         throw Misfit(where + " has a run of " + std::to_string(segment.widest_run()) +
                      " tokens; this bundle was exported for 1 to " + std::to_string(manifest.max_chunk));
@@ -276,11 +316,12 @@ void check_manifest(const Manifest& manifest) {
   if (!manifest.is_continuous()) check_blocks(manifest);
   check_variants(manifest);
   check_networks(manifest);
+  check_students(manifest);
   for (const StoredPlan& plan : manifest.plans) {
     const bool known = std::any_of(manifest.variants.begin(), manifest.variants.end(),
                                    [&](const Variant& variant) { return variant.name == plan.variant; });
     if (!known) throw Misfit("plans: found variant " + plan.variant + ", which the bundle does not have");
-    if (!manifest.is_continuous()) check_plan(plan.decode, manifest);
+    if (!manifest.is_continuous()) check_plan(plan.decode, manifest, true);
   }
 }
 

@@ -100,7 +100,10 @@ Model read_model(const Json& fields) {
 
 Segment read_segment(const Json& fields) {
   static const std::map<std::string, Segment::Kind> kinds{
-      {"steps", Segment::Kind::steps}, {"chunk", Segment::Kind::chunk}, {"window", Segment::Kind::window}};
+      {"steps", Segment::Kind::steps},
+      {"chunk", Segment::Kind::chunk},
+      {"window", Segment::Kind::window},
+      {"student", Segment::Kind::student}};
   static const std::map<std::string, Segment::Guess> guesses{
       {"noise", Segment::Guess::noise}, {"previous", Segment::Guess::previous}, {"zeros", Segment::Guess::zeros}};
   if (!fields.contains("kind")) throw Misfit("a segment has no kind");
@@ -109,7 +112,7 @@ Segment read_segment(const Json& fields) {
   segment.tokens = count(fields["tokens"]);
   if (const Json* tolerance = given(fields, "tolerance")) segment.tolerance = tolerance->get<double>();
   segment.guess = guesses.at(fields.value("guess", "noise"));
-  segment.passes = fields.value("passes", 1);
+  segment.passes = fields.value("passes", segment.kind == Segment::Kind::student ? 0 : 1);
   segment.largest_change = fields.value("norm", "mean-square") == "max";
   segment.whole_batch = fields.value("converged", "image") == "batch";
   segment.exact_caches = fields.value("caches", "reference") == "exact";
@@ -167,6 +170,11 @@ Denoiser read_denoiser(const Json& denoiser) {
   return {denoiser["kind"], denoiser["precision"], read_network(denoiser["network"])};
 }
 
+Student read_student(const Json& student) {
+  const Json& guidance = student["guidance"];
+  return {count(student["block"]), student["teacher"], guidance[0], guidance[1], read_network(student["network"])};
+}
+
 void read_autoregressive_fields(const Json& fields, Manifest& manifest) {
   if (const Json* guidance = given(fields, "guidance")) {
     manifest.guidance_rule = (*guidance)["rule"];
@@ -187,6 +195,7 @@ void read_autoregressive_fields(const Json& fields, Manifest& manifest) {
                  count(block["capacity"]),
                  patch ? Patch{count((*patch)[0]), count((*patch)[1])} : manifest.model.patch()};
   });
+  if (const Json* students = given(fields, "students")) manifest.students = each(*students, read_student);
 }
 
 // A manifest of one shape and one batch size, whose fields fit the schema.
@@ -200,6 +209,7 @@ Manifest read_one(const Json& fields) {
   manifest.conditioning = read_conditioning(fields["conditioning"]);
   manifest.batch = count(fields["batch"]);
   manifest.variants = each(fields["variants"], read_variant);
+  manifest.checkpoint_sha256 = fields["provenance"]["checkpoint_sha256"];
   if (const Json* text = given(fields, "text"))
     manifest.text = {read_file((*text)["tokenizer"]), read_network((*text)["encoder"]), count((*text)["tokens"]),
                      (*text)["template"]};
@@ -230,6 +240,7 @@ Json of_all_batches(const Json& manifest) {
   Json kept{{"variants", manifest["variants"]},
             {"autoencoder", manifest.value("autoencoder", Json())},
             {"denoisers", manifest.value("denoisers", Json::array())},
+            {"students", manifest.value("students", Json::array())},
             {"blocks", manifest.value("blocks", Json::array())}};
   for (Json& variant : kept["variants"]) variant.erase("graphs");
   for (Json& block : kept["blocks"]) block.erase("rows");
@@ -241,6 +252,7 @@ Json of_all_batches(const Json& manifest) {
     for (Json& decoder : kept["autoencoder"]["decoders"]) reduce(decoder["network"]);
   }
   for (Json& denoiser : kept["denoisers"]) reduce(denoiser["network"]);
+  for (Json& student : kept["students"]) reduce(student["network"]);
   return kept;
 }
 
@@ -255,6 +267,13 @@ bool has_newer_quantization(const Json& variant) {
   });
 }
 
+// What students are, whatever the shape and the batch size.
+Json distilled(const Json& manifest) {
+  Json students = manifest.value("students", Json::array());
+  for (Json& student : students) student.erase("network");
+  return students;
+}
+
 // The manifest of one shape at each of its batch sizes.
 std::vector<Manifest> read_batches(const Json& content) {
   std::vector<Manifest> sizes{read_one(content)};
@@ -267,14 +286,18 @@ std::vector<Manifest> read_batches(const Json& content) {
   const bool newer = std::any_of(variants.begin(), variants.end(), [](const Json& variant) {
     return variant["lowering"] == "cuda" || has_newer_quantization(variant);
   });
-  if (content["schema_version"] != (patched || newer ? 3 : batches.empty() ? 1 : 2))
+  const bool taught = !content.value("students", Json::array()).empty();
+  if (content["schema_version"] != (patched || taught || newer ? 3 : batches.empty() ? 1 : 2))
     throw Misfit(
         "schema_version: a bundle of one batch size has 1, one of several has 2, and one with a cuda variant, with"
-        " times or products by row, or with patches of a flow block's own has 3");
+        " times or products by row, with patches of a flow block's own, or with students has 3");
   const Json own = of_all_batches(content);
   for (std::size_t index = 0; index < batches.size(); ++index) {
     const std::string path = "batches." + std::to_string(index);
-    const Json defaults{{"autoencoder", nullptr}, {"denoisers", Json::array()}, {"plans", Json::array()}};
+    const Json defaults{{"autoencoder", nullptr},
+                        {"denoisers", Json::array()},
+                        {"students", Json::array()},
+                        {"plans", Json::array()}};
     const Json one = replaced(content, batches[index], defaults);
     try {
       sizes.push_back(read_one(one));
@@ -297,6 +320,7 @@ Manifests read_shapes(const Json& content) {
                         {"text", nullptr},
                         {"autoencoder", nullptr},
                         {"denoisers", Json::array()},
+                        {"students", Json::array()},
                         {"batches", Json::array()}};
     const Json one = replaced(content, shapes[index], defaults);
     try {
@@ -309,6 +333,8 @@ Manifests read_shapes(const Json& content) {
     const auto same_batch = [](const Manifest& a, const Manifest& b) { return a.batch == b.batch; };
     if (!std::equal(own.begin(), own.end(), made.begin(), made.end(), same_batch))
       throw Misfit(path + ": its batch sizes differ from those of the default shape");
+    if (distilled(one) != distilled(content))
+      throw Misfit(path + ": its students differ from those of the default shape");
     for (std::size_t before = 0; before <= index; ++before) {
       const auto& sizes = manifests[before][0].model.data_shape;
       if (std::equal(sizes.begin() + 1, sizes.end(), made[0].model.data_shape.begin() + 1))

@@ -9,9 +9,9 @@
 namespace starflow {
 
 // A part of a flow block's tokens: decoded one by one (`steps`), together (`chunk`), or in a window that slides over
-// them.
+// them; or all of them, made by the block's `student` and then iterated together in `passes` passes, which may be none.
 struct Segment {
-  enum class Kind { steps, chunk, window };
+  enum class Kind { steps, chunk, window, student };
   enum class Guess { noise, previous, zeros };
 
   Kind kind = Kind::steps;
@@ -19,8 +19,8 @@ struct Segment {
   // Of chunks and windows: the change below which a token is final; without one nothing is read on the way.
   std::optional<double> tolerance;
   Guess guess = Guess::noise;
+  int passes = 1;  // of chunks and students
   // Of chunks.
-  int passes = 1;
   bool largest_change = false;  // norm `max`; else `mean-square`
   bool whole_batch = false;     // converged `batch`; else each `image` by itself
   bool exact_caches = false;    // caches `exact`; else `reference`
@@ -28,7 +28,7 @@ struct Segment {
   int width = 1;
   std::vector<int> advances;
 
-  int widest_run() const;
+  int widest_run() const;  // of a step graph
 };
 
 struct BlockPlan {
@@ -40,6 +40,7 @@ struct DecodePlan {
   std::vector<BlockPlan> blocks;  // those that are not named are decoded token by token
 
   std::vector<Segment> segments(int block, int tokens) const;
+  const Segment* student(int block) const;  // the segment of a flow block that its student does; null without one
 };
 
 struct IntegrationPlan {
