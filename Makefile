@@ -9,8 +9,10 @@ BIN := $(VENV)/bin
 CONSTRAINTS := constraints-cpu.txt
 NAMESPACE := build/namespace/starflow
 BUNDLE ?= out/demo/bundle
-# Not compiled: Python compiles the fraction of the packages' 20,000 modules that runs when it first does.
+# Not compiled: Python compiles the fraction of the packages' 20,000 modules that runs when it first does. It has to keep what it
+# compiles, or every process would compile PyTorch anew.
 INSTALL := $(BIN)/pip install --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 # A process for each core, each test file in one of them, in the order they lie in; a process takes about 1.5 GB.
 IN_PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
