@@ -56,7 +56,7 @@ class AutoregressiveLoop:
     @property
     def decoding(self) -> str:
         students = [
-            f"flow block {block} by its student" + (f" and {student.passes} passes" if student.passes else "")
+            f"flow block {block} by its student{_and_passes(student.passes)}"
             for block, student in sorted(self.plan.students.items(), reverse=True)
         ]
         return ", ".join(["by plan" if self.plan.blocks else "sequential", *students])
@@ -132,6 +132,10 @@ class AutoregressiveLoop:
         log_normal = -0.5 * (np.square(tokens, dtype=np.float64) + np.log(2 * np.pi)).sum(axis=(1, 2))
         noise = unpatchify(tokens, model) if model.noise_layout == "image" else np.ascontiguousarray(tokens)
         return Inverted(noise, log_normal - log_sigma.sum(axis=1), -log_sigma)
+
+
+def _and_passes(count: int) -> str:
+    return f" and {count} pass{'es' if count > 1 else ''}" if count else ""
 
 
 def resolve_decode_plan(manifest: AutoregressiveManifest, plan: object) -> DecodePlan | Students | None:

@@ -109,6 +109,14 @@ def test_it_runs_as_the_options_say(tiny_bundle: Path, tmp_path: Path) -> None:
         assert not np.array_equal(expected, sampler.sample([3, 4], seed=7, guidance=1.5)), "the plan was followed"
 
 
+@pytest.mark.parametrize(("plan", "words"), [("student", "student"), ("student+1", "student and 1 pass")])
+def test_students_arrive(students_bundle: Path, tmp_path: Path, plan: str, words: str) -> None:
+    assert written(students_bundle, "-o", tmp_path / "out", "--name", "s", "--plan", plan) == 0
+    settings = Settings.of_parameters(parameters_of(config_of(tmp_path / "out", "s")))
+    with settings.open(tmp_path / "out/s/1", threads=1) as sampler:
+        assert sampler.decoding.endswith(f"flow block 0 by its {words}")
+
+
 def test_solvers_shapes_and_batch_sizes_arrive(continuous_bundle: Path, tmp_path: Path) -> None:
     assert written(continuous_bundle, "-o", tmp_path / "out", "--name", "c", "--solver", "euler", "--steps", "2") == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["c", "starflow.json"], "one block, no preview"

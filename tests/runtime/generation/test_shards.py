@@ -190,6 +190,27 @@ def test_shards_of_two_sets_do_not_mix(
     assert contents(tmp_path) == whole
 
 
+def test_students_make_a_set_of_their_own(students_bundle: Path, tmp_path: Path, capsys: Any) -> None:
+    words = [
+        "generate",
+        str(students_bundle),
+        "--out",
+        str(tmp_path),
+        "--labels",
+        "0-3",
+        "--shards",
+        "2",
+        "--threads",
+        "1",
+    ]
+    assert main([*words, "--shard", "0", "--plan", "student"]) == 0
+    assert json.loads((tmp_path / "_set.json").read_text())["plan"] == "student"
+    assert main([*words, "--shard", "1", "--plan", "student"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--plan", "auto"]) == 2
+    assert f"{tmp_path}/_set.json: the shards here are of plan student" in capsys.readouterr().err
+
+
 def test_guidance_in_an_interval(continuous_bundle: Path, tmp_path: Path, capsys: Any) -> None:
     words = ["--labels", "0-2", "--guidance", "2", "--threads", "1", "--shards", "1", "--out", str(tmp_path)]
     command = ["generate", str(continuous_bundle), *words]
