@@ -97,6 +97,16 @@ def test_through_onnxruntime_as_in_pytorch(folder: Path) -> None:
     assert np.abs(other - expected).max() > 1e-3  # the weight has a say
 
 
+def test_without_a_label_it_gets_the_null_class(made_once: MadeOnce) -> None:
+    folder = made_once("students-class-label", lambda folder: write_taught(folder, tarflow_config()))
+    bundle = Bundle.open(folder / "bundle")
+    with Sampler.open(bundle, plan="student", threads=1) as sampler:
+        noise = sampler.noise(3, seed=4)
+        found = sampler.generate(noise)
+    expected = by_pytorch(folder, bundle, noise, np.full(3, -1), 0.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_as_many_passes_as_tokens_are_exact(folder: Path) -> None:
     """After k passes the first k tokens are exact, whatever the student guessed: here, random tokens."""
     bundle = Bundle.open(folder / "bundle")
@@ -116,9 +126,11 @@ def test_as_many_passes_as_tokens_are_exact(folder: Path) -> None:
     assert np.abs(near - exact).max() > 1e-2
 
 
-def test_the_first_pass_starts_from_the_students_tokens(taught: Path) -> None:
+def test_the_first_pass_starts_from_the_students_tokens(folder: Path) -> None:
     """By an explicit Jacobi pass: each token of the result is the flow's, given the student's tokens before it."""
-    bundle = Bundle.open(taught / "bundle").at_batch(3)
+    bundle = Bundle.open(folder / "bundle").at_batch(3)
+    condition, null = conditions(bundle, 3)
+    weight = GUIDANCE if bundle.manifest.guided else 0.0
     deep = bundle.autoregressive.blocks[-1]
     tokens = bundle.autoregressive.decoded_tokens()[deep.index]
 
@@ -126,17 +138,17 @@ def test_the_first_pass_starts_from_the_students_tokens(taught: Path) -> None:
         plan = BlockPlan(block=deep.index, segments=(Student(tokens=tokens, passes=passes),))
         sampler.plan = DecodePlan(blocks=(plan,))
         made: dict[int, NDArray] = {}
-        sampler.generate(noise, [1, 2, 3], guidance=GUIDANCE, on_block=made.__setitem__)
+        sampler.generate(noise, condition, null, guidance=weight, on_block=made.__setitem__)
         return to_block(patchify(made[deep.index], sampler.manifest.model), sampler.manifest.model, deep)  # type: ignore[arg-type]
 
     with Sampler.open(bundle, threads=1) as sampler:
         noise = sampler.noise(3, seed=6)
         alone, once = block_of(0, sampler), block_of(1, sampler)
         runner = sampler.backend.block_runner(deep.index)
-        start = np.zeros_like(alone[:, :1])
-        runner.seek(deep.prefix)
+        start = np.zeros_like(alone[:, : 1 - deep.first_token])
         expected = runner.run_on(deep.prefix, np.concatenate([start, alone[:, :-1]], axis=1)).copy()
-    np.testing.assert_allclose(once, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(once[:, deep.first_token :], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(once[:, : deep.first_token], alone[:, : deep.first_token])
     assert np.abs(once - alone).max() > 0.1
 
 
