@@ -133,6 +133,8 @@ def _encode(sampler: CppSampler, tokens: int) -> None:
 
 def judge(way: Way, python: Ended, cpp: Ended, honest: str) -> tuple[str, str]:
     """Outcome of a case, and a line about it."""
+    if cpp.how == python.how == "abort":  # in ONNX Runtime, which both call: docs/security.md
+        return "ends both", ""
     if cpp.how not in ("done", "refused"):
         return cpp.how, f"{cpp.told[-600:]} {cpp.printed[-2000:]!r}"
     if cpp.how == "refused" and ("\n" in cpp.told or not cpp.told.isprintable()):
@@ -152,7 +154,7 @@ def judge(way: Way, python: Ended, cpp: Ended, honest: str) -> tuple[str, str]:
     return "differs", ""
 
 
-ALLOWED = ("refused", "same", "another model", "refused by C++ alone", "refused by Python alone")
+ALLOWED = ("refused", "same", "another model", "refused by C++ alone", "refused by Python alone", "ends both")
 
 
 class CppBundles:
