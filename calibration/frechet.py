@@ -8,9 +8,11 @@ def frechet_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
     """|mean_a - mean_b|² + trace(C_a + C_b - 2 (C_a C_b)^½) of features [N, D] and [M, D].
 
     With centred features A and B, whose covariances are AᵀA and BᵀB, the trace of the root is the sum of the singular values of
-    A Bᵀ: [N, M] in place of a root of [D, D], and exact where there are fewer pictures than features.
+    A Bᵀ, exact where there are fewer pictures than features. Those are the singular values of R_A R_Bᵀ, from QR decompositions,
+    which has at most D rows and columns.
     """
     mean_a, mean_b = a.mean(axis=0, dtype=np.float64), b.mean(axis=0, dtype=np.float64)
     centred_a, centred_b = (a - mean_a) / np.sqrt(len(a) - 1), (b - mean_b) / np.sqrt(len(b) - 1)
-    root = np.linalg.svd(centred_a @ centred_b.T, compute_uv=False).sum()
+    root_a, root_b = (np.linalg.qr(centred, mode="r") for centred in (centred_a, centred_b))
+    root = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
     return float(((mean_a - mean_b) ** 2).sum() + (centred_a**2).sum() + (centred_b**2).sum() - 2 * root)

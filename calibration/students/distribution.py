@@ -15,10 +15,12 @@ class Distribution:
     Args:
         data: [N, C, H, W] of the teacher.
         conditions: [N], which of them share a condition.
+        others: As many of the teacher from other noise. Axes are those of both sets, or each would look wider along its own.
     """
 
-    def __init__(self, data: NDArray[np.float32], conditions: NDArray) -> None:
-        flat = data.reshape(len(data), -1).astype(np.float64)
+    def __init__(self, data: NDArray[np.float32], conditions: NDArray, others: NDArray[np.float32]) -> None:
+        both = np.concatenate([data, others])
+        flat = both.reshape(len(both), -1).astype(np.float64)
         self._mean = flat.mean(0)
         self._axes = np.linalg.svd(flat - self._mean, full_matrices=False)[2][:COMPONENTS]
         self.conditions = conditions

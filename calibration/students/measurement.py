@@ -93,7 +93,7 @@ def measure(
             shown = [sampler.to_images(x[:SHOWN]) for sampler, x in zip(samplers, made, strict=True)]
             picture = grid(np.concatenate(shown), min(SHOWN, images))
     groups = np.zeros(images, np.int64) if condition is None else np.unique(condition, axis=0, return_inverse=True)[1]
-    exact = Distribution(made[0], groups.reshape(-1))
+    exact = Distribution(made[0], groups.reshape(-1), other)
     ways = []
     for plan, x, taken in zip(plans, made, times, strict=True):
         compared = other if plan == "sequential" else x

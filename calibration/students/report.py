@@ -7,7 +7,7 @@ from starflow.runtime.reports.tables import plain_table
 
 def print_ways(measured: Measured) -> None:
     """Print a row for each way to decode."""
-    heads = ("error", "Fréchet", "diversity", "precision", "recall", f"ms, batch {BATCH}", "times faster")
+    heads = ("error", "Fréchet", "diversity", "precision", "recall", "ms", "faster")
     table = plain_table("plan", *heads)
     exact = measured.ways[0]
     for way in measured.ways:
@@ -25,6 +25,6 @@ def print_ways(measured: Measured) -> None:
     console.print(table)
     console.print(
         f"{measured.images} samples each, guidance {measured.guidance:g}, against the exact sampler from the same noise; "
-        "its own row compares two sets of it",
+        f"its own row compares two sets of it; times of a batch of {BATCH}",
         soft_wrap=True,
     )
