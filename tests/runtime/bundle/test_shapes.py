@@ -208,7 +208,7 @@ def test_quantised_weights_serve_every_shape(tmp_path: Path) -> None:
     for shape in SHAPES:
         with (
             Sampler.open(tmp_path / "b", shape=shape, variant="cpu-int8", threads=1) as sampler,
-            Sampler.open(tmp_path / "b", shape=shape, threads=1) as exact,
+            Sampler.open(tmp_path / "b", shape=shape, variant="cpu-fp32", threads=1) as exact,
         ):
             noise = exact.noise(2, seed=5)
             expected = exact.generate(noise, TEXT[:2])
