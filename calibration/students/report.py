@@ -1,6 +1,7 @@
 """What was measured of a student, as text."""
 
-from starflow.calibration.students.measurement import BATCH, Measured
+from starflow.calibration.students.measurement import Measured
+from starflow.calibration.students.teacher_bundle import BATCH
 from starflow.runtime.plain.terminal import Terminal
 from starflow.runtime.reports.tables import plain_table
 

@@ -196,6 +196,26 @@ def test_guidance_that_it_was_not_trained_for(taught: Path, guidance: Any, messa
         sampler.generate(sampler.noise(2), [1, 2], guidance=guidance)
 
 
+def test_a_weight_below_its_range(taught: Path) -> None:
+    """Of one image among others, too."""
+    bundle = Bundle.open(taught / "bundle").at_batch(3)
+    students = tuple(each.model_copy(update={"guidance": (1.0, 3.0)}) for each in bundle.autoregressive.students)
+    changed = bundle.with_manifest(bundle.manifest.model_copy(update={"students": students}))
+    with Sampler.open(changed, plan="student", threads=1) as sampler:
+        sampler.generate(sampler.noise(2), [1, 2], guidance=[1.0, 3.0])
+        with pytest.raises(UsageError, match=r"guidance 0\.5: the student of flow block 0 was trained for 1 to 3"):
+            sampler.generate(sampler.noise(2), [1, 2], guidance=[1.0, 0.5])
+
+
+def test_other_guidance_of_the_blocks_above_changes_what_a_student_is_given(taught: Path) -> None:
+    plan = DecodePlan(blocks=(BlockPlan(block=0, segments=(Student(tokens=16),)),))
+    with (
+        Sampler.open(taught / "bundle", plan=plan, threads=1) as sampler,
+        pytest.raises(UsageError, match="the student of flow block 0 was trained for one weight in all flow blocks"),
+    ):
+        sampler.generate(sampler.noise(1), [1], guidance=Guidance(1.5, schedule=(1, 2)))
+
+
 @pytest.mark.parametrize("guidance", [Guidance(1, annealed=True), Guidance(1, scale=False), Guidance(1, shift=False)])
 def test_rules_that_it_was_not_trained_for(made_once: MadeOnce, guidance: Guidance) -> None:
     folder = made_once("students-class-label", lambda folder: write_taught(folder, tarflow_config()))

@@ -235,6 +235,16 @@ Json replaced(Json manifest, const Json& entry, const Json& defaults) {
   return manifest;
 }
 
+// Takes away fields that are null or empty lists, which mean the same where they are left out.
+void drop_defaults(Json& value) {
+  if (!value.is_structured()) return;
+  for (auto field = value.begin(); field != value.end();) {
+    drop_defaults(*field);
+    const bool is_default = value.is_object() && (field->is_null() || (field->is_array() && field->empty()));
+    field = is_default ? value.erase(field) : std::next(field);
+  }
+}
+
 // What has to be the same for every batch size.
 Json of_all_batches(const Json& manifest) {
   Json kept{{"variants", manifest["variants"]},
@@ -253,6 +263,7 @@ Json of_all_batches(const Json& manifest) {
   }
   for (Json& denoiser : kept["denoisers"]) reduce(denoiser["network"]);
   for (Json& student : kept["students"]) reduce(student["network"]);
+  drop_defaults(kept);
   return kept;
 }
 
@@ -271,6 +282,7 @@ bool has_newer_quantization(const Json& variant) {
 Json distilled(const Json& manifest) {
   Json students = manifest.value("students", Json::array());
   for (Json& student : students) student.erase("network");
+  drop_defaults(students);
   return students;
 }
 
