@@ -98,7 +98,7 @@ def test_help_groups_commands_by_what_they_do(install: Install, capsys) -> None:
     parts = [part.splitlines() for part in capsys.readouterr().out.split("\n\n")]
     topics = {lines[0]: [line.split()[0] for line in lines[1:]] for lines in parts if lines[0].endswith(":")}
     assert topics["train a model, or import one:"] == ["import", "init", "train"]
-    assert topics["make a bundle faster:"] == ["calibrate"]
+    assert topics["make a bundle faster:"] == ["calibrate", "distill"]
     assert {"bench", "inspect", "sample", "score"} <= set(topics["use a bundle and measure it:"])
     assert topics["other commands:"] == ["hello"]
 
