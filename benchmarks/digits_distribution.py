@@ -99,9 +99,17 @@ class Way:
         self.sampler.generate(self.sampler.noise(size, SEED), asked, guidance=self.guidance)
 
     def bits(self, images: NDArray[np.uint8], labels: NDArray) -> float | None:
-        """Mean bits/dim of digits [N, 28, 28] with the noise of training; None for latents and if the bundle cannot be inverted."""
+        """Mean bits/dim of digits [N, 28, 28] with the noise of training, which no plan changes.
+
+        None for latents, if the bundle cannot be inverted, and for all plans of a variant but the first.
+        """
         manifest = self.sampler.manifest
-        if not isinstance(manifest, AutoregressiveManifest) or manifest.image.mode == "latent" or manifest.autoencoder:
+        if (
+            self.plan != "sequential"
+            or not isinstance(manifest, AutoregressiveManifest)
+            or manifest.image.mode == "latent"
+            or manifest.autoencoder
+        ):
             return None
         x = images[:, None].astype(np.float32) / 127.5 - 1
         x += manifest.model.noise_std * np.random.default_rng(0).standard_normal(x.shape, np.float32)
