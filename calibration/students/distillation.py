@@ -46,14 +46,14 @@ class Distillation:
             images: Samples of each way.
             passes: Numbers of exact passes after the student's own; the student alone is always measured.
         """
-        folder, low_high = self.run.folder / "checkpoint-best", self.run.config.guidance
+        folder = self.run.folder / "checkpoint-best"
         measured = measure(
             self.checkpoint,
             folder,
             self.run.folder / TEACHER,
             self.given,
             images=images,
-            guidance=sum(low_high) / 2,
+            guidance=self.run.config.middle_guidance,
             passes=sorted({0, *passes}),
             progress=progress,
         )

@@ -77,14 +77,12 @@ def measure(
     with ExitStack() as stack:
         samplers = [stack.enter_context(Sampler.open(bundle, variant="cpu-fp32", plan=plan)) for plan in plans]
 
-        def sample(sampler: Sampler, seed: int) -> NDArray[np.float32]:
-            done = _part(len(made), len(plans) + 1, progress)
+        def sample(number: int, sampler: Sampler, seed: int) -> NDArray[np.float32]:
+            done = _part(number, len(plans) + 1, progress)
             return sampler.generate(sampler.noise(images, seed), condition, null, guidance=guidance, progress=done)
 
-        made: list[NDArray[np.float32]] = []
-        for sampler in samplers:
-            made.append(sample(sampler, SEEDS[0]))
-        other = sample(samplers[0], SEEDS[1])
+        made = [sample(number, sampler, SEEDS[0]) for number, sampler in enumerate(samplers)]
+        other = sample(len(samplers), samplers[0], SEEDS[1])
         first = None if condition is None else condition[:BATCH]
         batches = [partial(_batch, sampler, sampler.noise(BATCH, 0), first, null, guidance) for sampler in samplers]
         times = take_turns(batches, ROUNDS)

@@ -49,6 +49,11 @@ class StudentConfig(Frozen):
         return self
 
     @property
+    def middle_guidance(self) -> float:
+        """The weight that a student is shown and measured at."""
+        return sum(self.guidance) / 2
+
+    @property
     def of_teacher(self) -> BlockConfig:
         """The flow block of the teacher."""
         return block_configs(self.model)[self.block]

@@ -1,7 +1,6 @@
 """What a student learns from: noise of a flow block and the tokens that the exact sampler makes of it, in a folder of shards.
 
     pairs.json               a `PairSet`: what the shards are a function of
-    conditions.safetensors   features of captions, for a model that takes them
     shard-00000.safetensors  noise, tokens, condition, guidance
 
 A shard is a function of the set and its number, so drawing goes on where it was stopped.
@@ -21,7 +20,7 @@ from starflow.runtime.plain.errors import CheckpointError, UsageError
 from starflow.training.data.samples import Samples
 from starflow.training.frozen import Frozen, read_json
 
-RECORD, CONDITIONS = "pairs.json", "conditions.safetensors"
+RECORD = "pairs.json"
 SHARD = 256  # pairs in one file
 
 

@@ -158,7 +158,7 @@ class StudentRun(TrainingRun):
             known = torch.unique(condition)
             chosen = known[torch.arange(count) % len(known)] if self._table is None else condition[every]
             condition = self.conditions(chosen.to(self.device), torch.arange(count, device=self.device))
-        weight = Guidance(sum(self.config.guidance) / 2)
+        weight = Guidance(self.config.middle_guidance)
         null = None if self._null is None else self._null[None]
         made = [
             self.flow.reverse(noise, condition, null, guidance=weight, students=students)
