@@ -102,11 +102,14 @@ class RandomWeights:
         return values.view(shape) * (scale / shape[-1] ** 0.5)
 
 
-def write_flow(folder: Path) -> tuple[Path, Path]:
-    """Write the `.pth` file and its YAML; returns both."""
+def write_flow(folder: Path, deep_patch: int = 1) -> tuple[Path, Path]:
+    """Write the `.pth` file and its YAML, with patches of that side for the deep block; returns both."""
     weights, config = folder / f"{NAME}.pth", folder / f"{NAME}.yaml"
+    options = dict(OPTIONS)
+    if deep_patch > 1:
+        options["block_patch_sizes"] = [OPTIONS["patch_size"]] * (OPTIONS["blocks"] - 1) + [deep_patch]
     config.write_text(
-        yaml.safe_dump({"arguments": [{name: value} for name, value in OPTIONS.items()]}, sort_keys=False)
+        yaml.safe_dump({"arguments": [{name: value} for name, value in options.items()]}, sort_keys=False)
     )
     model = read_config(config).checkpoint.model
     assert isinstance(model, StarflowConfig)

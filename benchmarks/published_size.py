@@ -4,9 +4,13 @@ Writes files as they are published with random weights (`benchmarks.published_la
 Then: import, export in fp16 for engines, int8 weights for the CPU, inspect, bench (time per token and per cent of memory bandwidth) and
 sample: a caption in, a picture of 256x256 out. Prints time and peak memory of each. A stage that went well is not run again
 but read from stages.json in the folder, unless --again. Needs 45 GB of disk. With --target it also builds engines, of the flow
-and then of text encoder and autoencoder, and prints what was built and what a run of each flow block launches.
+and then of text encoder and autoencoder, and prints what was built and what a run of each flow block launches. With --deep-patch the
+deep block decodes larger patches, and bench and sample run each shallow block in one pass over all its tokens: weights are random, so
+that says how fast it is and nothing of how good.
 
-Example: python -m benchmarks.published_size out/3b
+Examples:
+  python -m benchmarks.published_size out/3b
+  python -m benchmarks.published_size out/3b-coarse --deep-patch 2     # four of the published deep block's tokens a step
 """
 
 import argparse
@@ -24,6 +28,7 @@ from starflow.runtime.bundle.bundle import Bundle
 
 GIB = 2**30
 CAPTION = "a film still of a cat playing piano"
+SHALLOW_BLOCKS, TOKENS = 5, 32 * 32  # of the published layout
 SECONDS = 300  # an image may take
 ALLOWED_BYTES = 3 * GIB  # beside 1.25 times the variant's weights
 VARIANT = "cpu-int8"
@@ -77,11 +82,11 @@ def _memory(process: int) -> dict[str, int]:
     return {field[0].rstrip(":"): int(field[1]) * 1024 for field in fields if len(field) == 3 and field[2] == "kB"}
 
 
-def write_published(folder: Path) -> None:
+def write_published(folder: Path, deep_patch: int) -> None:
     """Write what is published, where it is not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / f"{NAME}.pth").exists():
-        write_flow(folder)
+        write_flow(folder, deep_patch)
     if not (folder / "t5-xl" / "tokenizer.json").exists():
         pages = sorted(Path("docs").glob("*.md"))  # any text will do to train a tokenizer on
         write_text_encoder(
@@ -91,8 +96,17 @@ def write_published(folder: Path) -> None:
         write_autoencoder(folder / "sd-vae")
 
 
-def commands(folder: Path, target: str | None) -> dict[str, list[str]]:
+def write_one_pass_plan(folder: Path) -> Path:
+    """Write the plan that decodes each shallow block in one pass, and the deep block token by token."""
+    path, segment = folder / "one-pass.json", {"kind": "chunk", "tokens": TOKENS, "passes": 1}
+    blocks = [{"block": block, "segments": [segment]} for block in range(SHALLOW_BLOCKS)]
+    path.write_text(json.dumps({"blocks": blocks}))
+    return path
+
+
+def commands(folder: Path, target: str | None, deep_patch: int) -> dict[str, list[str]]:
     """The commands by name, in order."""
+    plan = ["--plan", str(write_one_pass_plan(folder))] if deep_patch > 1 else []
     weights, checkpoint, bundle = str(folder / f"{NAME}.pth"), str(folder / "checkpoint"), str(folder / "bundle")
     beside = ["--text-encoder", str(folder / "t5-xl"), "--autoencoder", str(folder / "sd-vae")]
     image = str(folder / "sample.png")
@@ -101,7 +115,7 @@ def commands(folder: Path, target: str | None) -> dict[str, list[str]]:
         "export fp16": ["export", checkpoint, "-o", bundle, "--precision", "fp16", *beside, "--force"],
         "int8 weights": ["calibrate", bundle, "--weights", "int8", "--lowering", "cpu", "--plain"],
         "inspect": ["inspect", bundle, "--hashes", "--json"],
-        "bench": ["bench", bundle, "--variant", VARIANT, "--repetitions", "1", "--json"],
+        "bench": ["bench", bundle, "--variant", VARIANT, "--repetitions", "1", "--json", *plan],
         "sample": [
             "sample",
             bundle,
@@ -114,6 +128,7 @@ def commands(folder: Path, target: str | None) -> dict[str, list[str]]:
             "--out",
             image,
             "--json",
+            *plan,
         ],
     }
     if target:
@@ -123,12 +138,11 @@ def commands(folder: Path, target: str | None) -> dict[str, list[str]]:
     return found
 
 
-def run_stages(folder: Path, target: str | None, *, again: bool) -> dict[str, Stage]:
+def run_stages(folder: Path, wanted: dict[str, list[str]], *, again: bool) -> dict[str, Stage]:
     """Run what has not run yet; `stages.json` remembers."""
     record = folder / "stages.json"
     known = json.loads(record.read_text()) if record.exists() and not again else {}
     stages = {name: Stage(**values) for name, values in known.items()}
-    wanted = commands(folder, target)
     for name, command in wanted.items():
         if name in stages:
             continue
@@ -159,12 +173,16 @@ def figures(folder: Path, stages: dict[str, Stage]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where everything goes; kept, and used again")
+    parser.add_argument(
+        "--deep-patch", type=int, default=1, help="side of the deep block's patches, in latent pixels (default: 1)"
+    )
     parser.add_argument("--target", help="build engines for it as well, such as tensorrt-rtx:8.9")
     parser.add_argument("--again", action="store_true", help="run every stage again")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    write_published(arguments.folder)
-    stages = run_stages(arguments.folder, arguments.target, again=arguments.again)
+    write_published(arguments.folder, arguments.deep_patch)
+    wanted = commands(arguments.folder, arguments.target, arguments.deep_patch)
+    stages = run_stages(arguments.folder, wanted, again=arguments.again)
     found = figures(arguments.folder, stages)
     if arguments.json:
         print(json.dumps({"figures": found, "stages": [asdict(stage) for stage in stages.values()]}))

@@ -10,7 +10,8 @@ from benchmarks import published_layout
 from benchmarks.published_layout import OPTIONS, published_buffers, write_flow, write_text_encoder
 
 from starflow.runtime.command_line import main
-from starflow.training.autoregressive.config import StarflowConfig
+from starflow.training.autoregressive.config import StarflowConfig, block_configs
+from starflow.training.checkpoint import open_checkpoint
 from starflow.training.families import build_flow
 from starflow.training.text.text_encoder import load_encoder, load_tokenizer
 from tests.conformance.cases import Case
@@ -39,6 +40,16 @@ def test_a_small_one_is_imported(
     assert {"var", "feat_rope.freqs_cos", "blocks.0.attn_mask"} <= stored.keys()
     assert main(["import", str(weights), "--config", str(config), "-o", str(tmp_path / "checkpoint"), "--half"]) == 0
     assert "conditioning features, noise_std 0.3" in capsys.readouterr().out
+
+
+def test_larger_patches_of_the_deep_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"channels": 64, "blocks": 2, "layers_per_block": "1 2", "img_size": 64, "txt_size": 4}
+    monkeypatch.setattr(published_layout, "OPTIONS", OPTIONS | small)
+    weights, options = write_flow(tmp_path, deep_patch=2)
+    assert main(["import", str(weights), "--config", str(options), "-o", str(tmp_path / "checkpoint"), "--half"]) == 0
+    config, _ = open_checkpoint(tmp_path / "checkpoint")
+    assert isinstance(config.model, StarflowConfig)
+    assert [block.grid(8, 8) for block in block_configs(config.model)] == [(8, 8), (4, 4)]
 
 
 def test_the_text_encoder_is_read_with_its_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

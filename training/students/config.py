@@ -83,4 +83,4 @@ class StudentOptions(Frozen):
     layers: int | None = Field(None, gt=0, le=MOST_LAYERS)  # of each stage; None: as many as the teacher's block
     stages: int = Field(1, gt=0, le=MOST_STAGES)
     guidance: GuidanceRange = (0.0, 3.0)  # that it learns
-    pairs: int = Field(8192, gt=0)  # drawn from the exact sampler
+    pairs: int = Field(8192, ge=8)  # drawn from the exact sampler; an eighth each is held out for validation and test

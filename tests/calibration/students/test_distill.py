@@ -124,7 +124,7 @@ def test_wrong_use_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["nowhere", *folder], "does not exist"),
         ([str(tmp_path / "continuous"), *folder], "has no flow blocks"),
         ([str(tmp_path / "checkpoint"), *folder, "--guidance", "3", "1"], "the smaller weight first"),
-        ([str(tmp_path / "checkpoint"), *folder, "--pairs", "0"], "pairs"),
+        ([str(tmp_path / "checkpoint"), *folder, "--pairs", "7"], "student.pairs: found 7, expected 8 or more"),
         ([str(tmp_path / "checkpoint"), *folder, "--set", "training.stepz=3"], "stepz"),
         ([str(tmp_path / "checkpoint"), *folder, "--max-steps", "0"], "--max-steps"),
     ):
