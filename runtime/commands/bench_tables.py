@@ -20,7 +20,7 @@ def print_comparison(console: Terminal, benchmark: Benchmark) -> None:
         table.add_row(
             "  by its plan" if by_token and timing.decoding == "plan" else timing.variant,
             f"{timing.image_milliseconds:.{0 if timing.image_milliseconds >= 1000 else 1}f}",
-            f"{timing.images_per_second:.2f}",
+            f"{timing.images_per_second:.{0 if timing.images_per_second >= 1000 else 2}f}",
             *_figures(timing.total),
             "exact" if timing.error is None else f"{timing.error:.1e}",
         )
@@ -89,7 +89,7 @@ def print_profile(console: Terminal, profile: StepProfile) -> None:
 
 
 def _columns(unit: str) -> tuple[str, ...]:
-    return f"ms/\n{unit}", "spread", f"bytes/\n{unit}", "% of\nmemory\nbandwidth", "passes"
+    return f"ms/\n{unit}", "spread", f"bytes/\n{unit}", "% of\nmemory\nband-\nwidth", "passes"
 
 
 def _figures(row: BlockTiming) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Memory: the gauge against allocations of known size, the prediction against shapes and against a process."""
 
 import json
+import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -21,14 +22,21 @@ NEAR = pytest.approx
 pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not tell")
 
 
+def anonymous_memory(size: int) -> mmap.mmap:
+    """Pages of its own that closing gives back. An allocator may keep what it frees, or reuse what was freed before."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for page in range(0, size, mmap.PAGESIZE):
+        memory[page] = 1
+    return memory
+
+
 def test_the_gauge_sees_what_stays_and_what_was_there_meanwhile() -> None:
     gauge = MemoryGauge([])
-    kept = np.ones(48 * MIB, np.uint8)
-    passing = np.ones(96 * MIB, np.uint8)
-    del passing
+    kept = anonymous_memory(48 * MIB)
+    anonymous_memory(96 * MIB).close()
     grown = gauge.grown()
-    assert grown and grown.resident == NEAR(kept.nbytes, abs=4 * MIB) and grown.peak == NEAR(144 * MIB, abs=8 * MIB)
-    del kept
+    assert grown and grown.resident == NEAR(48 * MIB, abs=4 * MIB) and grown.peak == NEAR(144 * MIB, abs=8 * MIB)
+    kept.close()
     again = MemoryGauge([]).grown()  # an earlier peak does not count
     assert again and again.peak < 8 * MIB
 

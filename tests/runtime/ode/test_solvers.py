@@ -103,11 +103,15 @@ def test_a_given_grid_is_walked() -> None:
 
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-6, 1e-9])
 def test_dormand_prince_takes_scipys_very_steps(tolerance: float) -> None:
-    """One image is one system of equations: the same steps, evaluations and end point."""
-    x = START[:1]
+    """One image is one system of equations: the same steps, evaluations and end point.
+
+    A step's size follows from its error over the tolerance, and the error is a difference of numbers near one: rounding, which differs
+    between processors, moves the times by about a unit in the last place over the tolerance.
+    """
+    x, rounding = START[:1], float(np.finfo(np.float64).eps) / tolerance
     found = integrate_adaptively(velocity, x, tolerance)
     expected, evaluations, times = scipy_end(x, tolerance)
-    np.testing.assert_allclose(found.times, times, rtol=1e-10)
+    np.testing.assert_allclose(found.times, times, rtol=4 * rounding)
     np.testing.assert_allclose(found.x, expected, atol=1e-12)
     assert found.passes == evaluations
     assert np.abs(found.x - exact(x, 1.0)).max() < 20 * tolerance
