@@ -49,6 +49,7 @@ OPTIONS = {
     "drop_label": 0.1,
     "soft_clip": 4,
 }
+SHALLOW_BLOCKS, TOKENS = 5, 32 * 32  # what follows from them: an autoencoder makes the sides eight times smaller
 T5_XL: dict[str, Any] = {
     "vocab_size": 32128,
     "d_model": 2048,
@@ -107,7 +108,7 @@ def write_flow(folder: Path, deep_patch: int = 1) -> tuple[Path, Path]:
     weights, config = folder / f"{NAME}.pth", folder / f"{NAME}.yaml"
     options = dict(OPTIONS)
     if deep_patch > 1:
-        options["block_patch_sizes"] = [OPTIONS["patch_size"]] * (OPTIONS["blocks"] - 1) + [deep_patch]
+        options["block_patch_sizes"] = [None] * SHALLOW_BLOCKS + [deep_patch]
     config.write_text(
         yaml.safe_dump({"arguments": [{name: value} for name, value in options.items()]}, sort_keys=False)
     )

@@ -22,13 +22,12 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.published_layout import NAME, write_autoencoder, write_flow, write_text_encoder
+from benchmarks.published_layout import NAME, SHALLOW_BLOCKS, TOKENS, write_autoencoder, write_flow, write_text_encoder
 
 from starflow.runtime.bundle.bundle import Bundle
 
 GIB = 2**30
 CAPTION = "a film still of a cat playing piano"
-SHALLOW_BLOCKS, TOKENS = 5, 32 * 32  # of the published layout
 SECONDS = 300  # an image may take
 ALLOWED_BYTES = 3 * GIB  # beside 1.25 times the variant's weights
 VARIANT = "cpu-int8"
