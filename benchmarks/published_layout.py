@@ -108,7 +108,7 @@ def write_flow(folder: Path, deep_patch: int = 1) -> tuple[Path, Path]:
     weights, config = folder / f"{NAME}.pth", folder / f"{NAME}.yaml"
     options = dict(OPTIONS)
     if deep_patch > 1:
-        options["block_patch_sizes"] = [None] * SHALLOW_BLOCKS + [deep_patch]
+        options["block_patch_sizes"] = [1] * SHALLOW_BLOCKS + [deep_patch]
     config.write_text(
         yaml.safe_dump({"arguments": [{name: value} for name, value in options.items()]}, sort_keys=False)
     )
