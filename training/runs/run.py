@@ -69,9 +69,11 @@ class Outcome:
     validation_objective: float | None = None
     validation_divergence: float | None = None
     validation_pair_error: float | None = None
+    validation_surprise: float | None = None
     test_objective: float | None = None
     test_divergence: float | None = None
     test_pair_error: float | None = None
+    test_surprise: float | None = None
     ema_decay: float | None = None  # of the average that the validation part chose
 
 

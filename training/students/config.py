@@ -73,6 +73,7 @@ class StudentObjective(Frozen):
     """
 
     pairs: float = Field(1.0, ge=0)  # weight of the squared error
+    likelihood: float = Field(0.0, ge=0)  # weight of -log q(x_t | z_<t) of the pairs' tokens, in nats per value
     density: float = Field(1.0, ge=0)  # weight of the divergence, in nats per value
     density_from: int = Field(500, ge=0)  # step
 

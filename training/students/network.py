@@ -17,6 +17,18 @@ class Made(NamedTuple):
     tokens: Tensor  # [B, T, D] in block order
     log_sigma: Tensor  # [B, T, D]; its sum is the log-determinant of the transform
 
+    def first(self, count: int) -> "Made":
+        """What was made of the first images."""
+        return Made(self.tokens[:count], self.log_sigma[:count])
+
+    def surprise(self, noise: Tensor, tokens: Tensor) -> Tensor:
+        """-log q(x_t | z_<t) of other tokens x, [B, T, D] nats, without its constant.
+
+        Of the noise before it, the student makes a normal distribution for token t; these tokens need not be its own.
+        """
+        z = noise + (tokens - self.tokens) * torch.exp(-self.log_sigma)
+        return self.log_sigma + 0.5 * z.square()
+
 
 class Student(nn.Module):
     """A chain of stages, each a flow block that reads its own inputs (see `StudentConfig`).

@@ -91,9 +91,12 @@ class StudentRun(TrainingRun):
                 tokens = tokens[:old]
             condition = self.conditions(batch.condition, part)
             made: Made = self.forward(noise, condition, weights[part])
-            error = (made.tokens[: len(tokens)] - tokens).square().mean()
-            loss = objective.pairs * error
+            known = made.first(len(tokens))
+            error = (known.tokens - tokens).square().mean()
+            surprise = known.surprise(noise[: len(tokens)], tokens).mean()
+            loss = objective.pairs * error + objective.likelihood * surprise
             self._count("pair_error", error)
+            self._count("surprise", surprise)
             if with_density:
                 divergence = self.divergence(made, noise, condition, weights[part]).mean()
                 loss = loss + objective.density * divergence
@@ -125,7 +128,7 @@ class StudentRun(TrainingRun):
     @torch.no_grad()
     def judge(self, samples: Samples) -> dict[str, float]:
         assert isinstance(samples, Pairs) and samples.guidance is not None
-        divergence, error, energy = 0.0, 0.0, 0.0
+        divergence, error, energy, surprise = 0.0, 0.0, 0.0, 0.0
         for part in torch.arange(len(samples)).split(self.part_size):
             noise, tokens = samples[part].to(self.device).values.unbind(1)
             condition = samples.condition
@@ -136,12 +139,14 @@ class StudentRun(TrainingRun):
             divergence += float(self.divergence(made, noise, given, guidance).sum())
             error += float((made.tokens - tokens).square().sum())
             energy += float(tokens.square().sum())
-        divergence /= len(samples)
+            surprise += float(made.surprise(noise, tokens).sum())
         weights, values = self.recipe.objective, samples.tensor[:, 0].numel()
+        divergence, error, surprise = divergence / len(samples), error / values, surprise / values
         return {
-            "objective": weights.pairs * error / values + weights.density * divergence,
+            "objective": weights.pairs * error + weights.likelihood * surprise + weights.density * divergence,
             "divergence": divergence,
-            "pair_error": (error / energy) ** 0.5,
+            "surprise": surprise,
+            "pair_error": (error * values / energy) ** 0.5,
         }
 
     @torch.no_grad()

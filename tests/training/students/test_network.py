@@ -1,5 +1,6 @@
 """A student's transform and its density, against PyTorch's own sampling, a Jacobian, and a divergence known in closed form."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -156,3 +157,25 @@ def test_the_prior_of_a_reversed_coarse_block_is_in_its_order() -> None:
     prior = TeacherBlock(flow, config.block).prior()
     assert flow.sqrt_prior is not None and block.reversed
     assert torch.equal(prior, flow.sqrt_prior.flip(0))
+
+
+@pytest.mark.parametrize(("name", "stages"), [("class", 1), ("patches", 1), ("features", 2)])
+def test_surprise_is_the_density_of_a_token_given_the_noise_before_it(name: str, stages: int) -> None:
+    """Noise of zero and of one in a token's place give the mean and the scale of its normal distribution."""
+    flow, config = make(name, stages=stages)
+    student = Student.beginner(config, flow).eval()
+    y, _ = conditions(flow)
+    noise = torch.randn(BATCH, *TeacherBlock(flow, config.block).prior().shape)
+    tokens, weights = torch.randn_like(noise), torch.tensor([0.0, 1.0, 2.5])
+    with torch.no_grad():
+        made = student.transform(noise, y, weights)
+        surprise = made.surprise(noise, tokens)
+        for token in (0, 1, noise.shape[1] - 1):
+            places = []
+            for value in (0.0, 1.0):
+                changed = noise.clone()
+                changed[:, token] = value
+                places.append(student(changed, y, weights)[:, token])
+            mean, scale = places[0], places[1] - places[0]
+            expected = -torch.distributions.Normal(mean, scale).log_prob(tokens[:, token]) - 0.5 * math.log(2 * math.pi)
+            torch.testing.assert_close(surprise[:, token], expected, rtol=1e-3, atol=1e-4)
