@@ -15,7 +15,6 @@ Examples:
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -38,7 +37,8 @@ class Stage:
     """What a command cost, and what it printed.
 
     Attributes:
-        peak_bytes: Resident memory of its process, mapped files included.
+        peak_bytes: Resident memory of its process, mapped files included (sampled: what the system reports at the end counts the
+            memory of this process, whose copy a child is before it begins).
         anonymous_bytes: Of it not file cache (sampled).
         swapped_bytes: Likewise.
     """
@@ -55,20 +55,18 @@ def run_stage(name: str, command: list[str]) -> Stage:
     """Run a `starflow` command in its own process and watch its memory; ends the program if it fails."""
     start = time.perf_counter()
     child = subprocess.Popen([sys.executable, "-m", "starflow.runtime", *command], stdout=subprocess.PIPE, text=True)
-    anonymous = swapped = 0
-    while True:
-        finished, status, usage = os.wait4(child.pid, os.WNOHANG)
-        if finished:
-            break
+    peak = anonymous = swapped = 0
+    while (code := child.poll()) is None:
         fields = _memory(child.pid)
+        peak = max(peak, fields.get("VmHWM", 0))
         anonymous = max(anonymous, fields.get("RssAnon", 0))
         swapped = max(swapped, fields.get("VmSwap", 0))
         time.sleep(0.05)
     seconds = time.perf_counter() - start
-    if code := os.waitstatus_to_exitcode(status):
+    if code:
         sys.exit(f"starflow {' '.join(command)}: failed with status {code}")
     assert child.stdout
-    return Stage(name, seconds, usage.ru_maxrss * 1024, anonymous, swapped, child.stdout.read())
+    return Stage(name, seconds, peak, anonymous, swapped, child.stdout.read())
 
 
 def _memory(process: int) -> dict[str, int]:
