@@ -54,7 +54,8 @@ class ImageSurvey:
         sides = f"{low}" if low == high else f"{low} to {high}, median {self.side}"
         parts = [f"{self.count:,} {'grey' if self.grey else 'colour'} images", f"shorter side {sides} pixels"]
         if self.classes:
-            parts.append(f"{len(self.classes)} classes of {min(self.classes.values())} to {max(self.classes.values())}")
+            few, many = min(self.classes.values()), max(self.classes.values())
+            parts.append(f"{len(self.classes)} classes of {few}" + (f" to {many}" if many > few else ""))
         if self.captions:
             parts.append(f"captions in {self.captions.name}")
         return ", ".join(parts)

@@ -52,7 +52,7 @@ def pace_of(seconds: float) -> Any:
 def test_a_survey_counts_what_is_there(classes: Path) -> None:
     survey = survey_images(classes)
     sides = sorted(min(Image.open(file).size) for file in classes.rglob("*.*"))
-    assert survey.classes == {"cat": 30, "dog": 25, "owl": 9}
+    assert survey.classes == {"cat": 30, "dog": 25, "owl": 9} and "3 classes of 9 to 30" in survey.described()
     assert sorted(survey.sides) == sides
     assert not survey.grey
     assert survey.captions is None
@@ -71,7 +71,9 @@ def test_time_decides_steps_and_size(classes: Path) -> None:
     survey = survey_images(classes)
     size, sections = propose(survey, Wishes(minutes=10), pace_of(0.1))
     assert size == "S"
-    assert recipe_values(sections)["training"]["steps"] == pytest.approx((0.92 * 600 - 12) / 0.1, abs=10)
+    training = recipe_values(sections)["training"]
+    assert training["steps"] == pytest.approx((0.92 * 600 - 12) / 0.1, abs=10)
+    assert -(-training["steps"] // training["sample_every"]) == 12  # the run's last step among them
     size, _ = propose(survey, Wishes(minutes=1), pace_of(0.1))
     assert size == "XS"
     size, sections = propose(survey, Wishes(minutes=1, size="M"), pace_of(0.1))
