@@ -65,7 +65,7 @@ class Outcome:
     validation_noisy_psnr: float | None = None
     test_psnr: float | None = None
     test_noisy_psnr: float | None = None
-    # Of a student: what it minimises, KL(student || teacher) in nats per value, and the relative error of its tokens.
+    # Of a student: what it minimises, KL(student || teacher) and -log q of known tokens in nats per value, the error of its tokens.
     validation_objective: float | None = None
     validation_divergence: float | None = None
     validation_pair_error: float | None = None

@@ -67,14 +67,15 @@ class StudentConfig(Frozen):
 class StudentObjective(Frozen):
     """What a student minimises.
 
-    First the squared error of its tokens against those of the exact sampler from the same noise. Alone, that rewards the mean of all
-    that could be. So from `density_from` on comes the divergence KL(student || teacher) of the tokens, whose two densities are known:
-    the student's own, and the guided block's (probability density distillation; van den Oord et al., ICML 2018).
+    First the squared error of its tokens against those of the exact sampler from the same noise, and the negative log-likelihood of
+    these tokens given the noise before each. The error alone rewards the mean of all that could be; the likelihood keeps the variance
+    that the student cannot tell from the noise. From `density_from` on comes the divergence KL(student || teacher) of the tokens, whose
+    two densities are known: the student's own, and the guided block's (probability density distillation; van den Oord et al., ICML 2018).
     """
 
     pairs: float = Field(1.0, ge=0)  # weight of the squared error
-    likelihood: float = Field(0.0, ge=0)  # weight of -log q(x_t | z_<t) of the pairs' tokens, in nats per value
-    density: float = Field(1.0, ge=0)  # weight of the divergence, in nats per value
+    likelihood: float = Field(0.3, ge=0)  # weight of -log q(x_t | z_<t) of the pairs' tokens, in nats per value
+    density: float = Field(0.3, ge=0)  # weight of the divergence, in nats per value
     density_from: int = Field(500, ge=0)  # step
 
 
