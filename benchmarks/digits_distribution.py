@@ -122,10 +122,13 @@ def ways(
 ) -> list[Way]:
     """The ways to sample a bundle, the exact one of its first variant first."""
     found: list[Way] = []
-    for variant in Bundle.open(path).manifest.variants:
+    manifest = Bundle.open(path).manifest
+    has_students = bool(getattr(manifest, "students", ()))  # manifests of continuous flows have none
+    plans = ["sequential", "auto", *(plan for plan in plans if has_students or not plan.startswith("student"))]
+    for variant in manifest.variants:
         if variant.lowering != "cpu" or (variants and variant.name not in variants):
             continue
-        for plan in ("sequential", "auto", *plans):
+        for plan in plans:
             sampler = stack.enter_context(Sampler.open(path, variant=variant.name, plan=plan))
             if plan != "auto" or sampler.decoding != "sequential":
                 found.append(Way(sampler, path.name, plan, found[0] if found else None, guidance))
@@ -137,7 +140,11 @@ def main() -> None:
     parser.add_argument("bundles", type=Path, nargs="+", metavar="bundle")
     parser.add_argument("--variant", nargs="+", help="these only (default: all made for the CPU)")
     parser.add_argument(
-        "--plan", nargs="+", default=[], metavar="PLAN", help="further plans, such as student student+2"
+        "--plan",
+        nargs="+",
+        default=[],
+        metavar="PLAN",
+        help="further plans; student and student+N count for bundles that have one",
     )
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--count", type=int, default=1000, help="samples of each way (default: 1000)")

@@ -9,7 +9,7 @@ from starflow.runtime.reports.tables import plain_table
 def print_ways(measured: Measured) -> None:
     """Print a row for each way to decode."""
     heads = ("error", "Fréchet", "diversity", "precision", "recall", "ms", "faster")
-    table = plain_table("plan", *heads)
+    table = plain_table("plan", *heads, dense=True)
     exact = measured.ways[0]
     for way in measured.ways:
         table.add_row(
