@@ -20,7 +20,7 @@ def print_comparison(console: Terminal, benchmark: Benchmark) -> None:
         table.add_row(
             "  by its plan" if by_token and timing.decoding == "plan" else timing.variant,
             f"{timing.image_milliseconds:.{0 if timing.image_milliseconds >= 1000 else 1}f}",
-            f"{timing.images_per_second:.{0 if timing.images_per_second >= 1000 else 2}f}",
+            _four_digits(timing.images_per_second),
             *_figures(timing.total),
             "exact" if timing.error is None else f"{timing.error:.1e}",
         )
@@ -100,6 +100,11 @@ def _figures(row: BlockTiming) -> tuple[str, ...]:
         f"{row.memory_bandwidth_percent:.0f}",
         f"{row.passes:.0f}",
     )
+
+
+def _four_digits(value: float) -> str:
+    """At most four digits, two of them behind the point: the table has to fit 80 columns, however fast the machine is."""
+    return f"{value:.{min(2, max(0, 4 - len(str(int(value)))))}f}"
 
 
 def _prediction(timing: VariantTiming) -> str:

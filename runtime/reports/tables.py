@@ -34,4 +34,4 @@ def plain_table(*columns: str, text: Collection[str] = (), title: str | None = N
 def mebibytes(count: int) -> str:
     """Bytes for people: `12.3 MiB`."""
     unit, size = ("MiB", 2**20) if count >= 2**20 else ("KiB", 2**10)
-    return f"{count / size:.{0 if count >= 1000 * size else 1}f} {unit}"
+    return f"{count / size:.{0 if count >= 100 * size else 1}f} {unit}"
