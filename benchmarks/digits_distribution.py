@@ -123,7 +123,7 @@ def ways(
     """The ways to sample a bundle, the exact one of its first variant first."""
     found: list[Way] = []
     manifest = Bundle.open(path).manifest
-    has_students = bool(getattr(manifest, "students", ()))  # manifests of continuous flows have none
+    has_students = isinstance(manifest, AutoregressiveManifest) and bool(manifest.students)
     plans = ["sequential", "auto", *(plan for plan in plans if has_students or not plan.startswith("student"))]
     for variant in manifest.variants:
         if variant.lowering != "cpu" or (variants and variant.name not in variants):

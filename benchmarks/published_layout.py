@@ -24,7 +24,7 @@ from starflow.training.published.config import read_config
 
 NAME = "starflow_3B_t2i_256x256"
 # As the YAML has them; what is of training or of data is read and ignored.
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "img_size": 256,
     "txt_size": 128,
     "channel_size": 4,
@@ -49,7 +49,6 @@ OPTIONS = {
     "drop_label": 0.1,
     "soft_clip": 4,
 }
-SHALLOW_BLOCKS, TOKENS = 5, 32 * 32  # what follows from them: an autoencoder makes the sides eight times smaller
 T5_XL: dict[str, Any] = {
     "vocab_size": 32128,
     "d_model": 2048,
@@ -106,9 +105,8 @@ class RandomWeights:
 def write_flow(folder: Path, deep_patch: int = 1) -> tuple[Path, Path]:
     """Write the `.pth` file and its YAML, with patches of that side for the deep block; returns both."""
     weights, config = folder / f"{NAME}.pth", folder / f"{NAME}.yaml"
-    options = dict(OPTIONS)
-    if deep_patch > 1:
-        options["block_patch_sizes"] = [1] * SHALLOW_BLOCKS + [deep_patch]
+    patch, shallow = OPTIONS["patch_size"], OPTIONS["blocks"] - 1
+    options = OPTIONS | ({"block_patch_sizes": [patch] * shallow + [deep_patch]} if deep_patch != patch else {})
     config.write_text(
         yaml.safe_dump({"arguments": [{name: value} for name, value in options.items()]}, sort_keys=False)
     )

@@ -21,9 +21,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.published_layout import NAME, SHALLOW_BLOCKS, TOKENS, write_autoencoder, write_flow, write_text_encoder
+from benchmarks.published_layout import NAME, write_autoencoder, write_flow, write_text_encoder
 
 from starflow.runtime.bundle.bundle import Bundle
+from starflow.training.autoregressive.config import StarflowConfig, block_configs
+from starflow.training.published.config import read_config
 
 GIB = 2**30
 CAPTION = "a film still of a cat playing piano"
@@ -84,6 +86,8 @@ def write_published(folder: Path, deep_patch: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / f"{NAME}.pth").exists():
         write_flow(folder, deep_patch)
+    if (found := block_configs(model_of(folder))[-1].patch) != (deep_patch, deep_patch):
+        sys.exit(f"{folder}: holds a model whose deep block has patches of {found[0]}; name another folder")
     if not (folder / "t5-xl" / "tokenizer.json").exists():
         pages = sorted(Path("docs").glob("*.md"))  # any text will do to train a tokenizer on
         write_text_encoder(
@@ -93,10 +97,18 @@ def write_published(folder: Path, deep_patch: int) -> None:
         write_autoencoder(folder / "sd-vae")
 
 
+def model_of(folder: Path) -> StarflowConfig:
+    """The configuration of the model in a folder."""
+    model = read_config(folder / f"{NAME}.yaml").checkpoint.model
+    assert isinstance(model, StarflowConfig)
+    return model
+
+
 def write_one_pass_plan(folder: Path) -> Path:
     """Write the plan that decodes each shallow block in one pass, and the deep block token by token."""
-    path, segment = folder / "one-pass.json", {"kind": "chunk", "tokens": TOKENS, "passes": 1}
-    blocks = [{"block": block, "segments": [segment]} for block in range(SHALLOW_BLOCKS)]
+    path, model = folder / "one-pass.json", model_of(folder)
+    segment = {"kind": "chunk", "tokens": (model.img_size // model.patch_size) ** 2, "passes": 1}
+    blocks = [{"block": block, "segments": [segment]} for block in range(model.num_blocks - 1)]
     path.write_text(json.dumps({"blocks": blocks}))
     return path
 

@@ -45,7 +45,6 @@ def test_a_small_one_is_imported(
 def test_larger_patches_of_the_deep_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"channels": 64, "blocks": 2, "layers_per_block": "1 2", "img_size": 64, "txt_size": 4}
     monkeypatch.setattr(published_layout, "OPTIONS", OPTIONS | small)
-    monkeypatch.setattr(published_layout, "SHALLOW_BLOCKS", 1)
     weights, options = write_flow(tmp_path, deep_patch=2)
     assert main(["import", str(weights), "--config", str(options), "-o", str(tmp_path / "checkpoint"), "--half"]) == 0
     config, _ = open_checkpoint(tmp_path / "checkpoint")

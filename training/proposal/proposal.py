@@ -219,9 +219,7 @@ def _model(survey: ImageSurvey, wishes: Wishes, size: Size, data: Mapping[str, C
 def _add_length(training: dict[str, Choice], survey: ImageSurvey, wishes: Wishes, pace: Pace) -> None:
     """What follows from the speed of this machine."""
     steps, sheets = _steps(wishes.minutes, pace), _sheets(wishes.minutes, pace)
-    every = max(
-        10, math.ceil(steps / sheets)
-    )  # rounded up: a step's sheet and the run's last one would lie side by side
+    every = max(10, math.ceil(steps / sheets))  # rounded down, the last two sheets would be of nearly the same step
     batch = training["batch_size"].value
     epochs = steps * batch / survey.count
     training["steps"] = Choice(

@@ -141,12 +141,13 @@ class StudentRun(TrainingRun):
             energy += float(tokens.square().sum())
             surprise += float(made.surprise(noise, tokens).sum())
         weights, values = self.recipe.objective, samples.tensor[:, 0].numel()
-        divergence, error, surprise = divergence / len(samples), error / values, surprise / values
+        divergence /= len(samples)
+        error, energy, surprise = (total / values for total in (error, energy, surprise))
         return {
             "objective": weights.pairs * error + weights.likelihood * surprise + weights.density * divergence,
             "divergence": divergence,
             "surprise": surprise,
-            "pair_error": (error * values / energy) ** 0.5,
+            "pair_error": (error / energy) ** 0.5,
         }
 
     @torch.no_grad()
