@@ -1,8 +1,9 @@
-"""Fetch 1,911 emoji in three styles (npm packages) and write out/emoji/emoji{64,32,-text,-varied}.npz.
+"""Fetch 1,911 emoji in three styles, six for emoji-varied.npz (npm packages), and write out/emoji/emoji{64,32,-text,-varied}.npz.
 
 Example: python examples/emoji/fetch.py
 """
 
+import io
 import json
 import shutil
 import subprocess
@@ -21,16 +22,24 @@ from PIL import Image, ImageOps
 GOOGLE = "emoji-datasource-google@16.0.0"
 TWITTER = "emoji-datasource-twitter@16.0.0"
 FLUENT = "@lobehub/fluent-emoji-3d@1.1.0"
+BLOB = "emoji-datasource-google@3.0.0"
+FLAT = "@lobehub/fluent-emoji-flat@1.1.0"
+MODERN = "@lobehub/fluent-emoji-modern@1.0.0"
 CAPTIONS = "emojibase-data@17.0.0"
 # What is unpacked of each; the packages are much larger.
 CONTENTS = {
     GOOGLE: ("emoji.json", "img/google/64/"),
     TWITTER: ("img/twitter/64/",),
     FLUENT: ("assets/",),
+    BLOB: ("img/google/64/",),
+    FLAT: ("assets/",),
+    MODERN: ("assets/",),
     CAPTIONS: ("en/data.json",),
 }
 STYLES = {"noto": (GOOGLE, "img/google/64"), "twemoji": (TWITTER, "img/twitter/64"), "fluent": (FLUENT, "assets")}
-OPTIONAL = "fluent"  # lacks about 400 of the emoji; the other two styles have them all
+COMPLETE = ("noto", "twemoji")  # styles that have all emoji; fluent lacks about 400
+# Only to train on, in emoji-varied.npz: the blobs that Noto Emoji was until 2017, and Fluent Emoji drawn flat and with gradients.
+MORE_STYLES = {"blob": (BLOB, "img/google/64"), "flat": (FLAT, "assets"), "modern": (MODERN, "assets")}
 GROUPS = (
     "Smileys & Emotion",
     "People & Body",
@@ -170,9 +179,10 @@ def held_out_families(emoji: list[Emoji]) -> set[str]:
 
 
 def over_white(file: Path, package: str) -> NDArray[np.uint8]:
-    """Read a picture of SIZE or a multiple of it; returns uint8 [SIZE, SIZE, 3], transparency turned white."""
+    """Read a picture of SIZE or a multiple of it, or a drawing; returns uint8 [SIZE, SIZE, 3], transparency turned white."""
+    drawing = file.suffix == ".svg"
     try:
-        with Image.open(file) as opened:
+        with Image.open(io.BytesIO(_rendered(file)) if drawing else file) as opened:
             image = opened.convert("RGBA")
     except (OSError, SyntaxError, ValueError) as error:
         sys.exit(f"{file.name} of {package} cannot be read: {error}")
@@ -182,8 +192,15 @@ def over_white(file: Path, package: str) -> NDArray[np.uint8]:
     return np.asarray(flat.resize((SIZE, SIZE), Image.Resampling.BOX))
 
 
-def convert(packages: dict[str, Path]) -> dict[str, NDArray[np.generic]]:
-    """Read every emoji in every style.
+def _rendered(file: Path) -> bytes:
+    """A drawing in SVG as PNG, twice SIZE wide."""
+    import resvg_py
+
+    return resvg_py.svg_to_bytes(svg_path=str(file), width=2 * SIZE, height=2 * SIZE, skip_system_fonts=True)
+
+
+def convert(packages: dict[str, Path], styles: dict[str, tuple[str, str]]) -> dict[str, NDArray[np.generic]]:
+    """Read every emoji in each of some styles.
 
     Returns:
         Of every image: images uint8 [N, 64, 64, 3]; style, group, subgroup int64 [N], indices into style_names,
@@ -194,8 +211,8 @@ def convert(packages: dict[str, Path]) -> dict[str, NDArray[np.generic]]:
     subgroups = list(dict.fromkeys(one.subgroup for one in sorted(emoji, key=lambda one: GROUPS.index(one.group))))
     images: list[NDArray[np.uint8]] = []
     drawn: list[tuple[int, Emoji]] = []
-    for style, (package, place) in enumerate(STYLES.values()):
-        for one, file in _files(emoji, packages[package] / place, package):
+    for style, (name, (package, place)) in enumerate(styles.items()):
+        for one, file in _files(emoji, packages[package] / place, package, complete=name in COMPLETE):
             images.append(over_white(file, package))
             drawn.append((style, one))
     return {
@@ -207,10 +224,18 @@ def convert(packages: dict[str, Path]) -> dict[str, NDArray[np.generic]]:
         "captions": np.array([one.caption for _, one in drawn]),
         "tags": np.array([one.tags for _, one in drawn]),
         "held_out": np.array([one.family in held_out for _, one in drawn]),
-        "style_names": np.array(list(STYLES)),
+        "style_names": np.array(list(styles)),
         "group_names": np.array(GROUPS),
         "subgroup_names": np.array(subgroups),
     }
+
+
+def of_first_styles(arrays: dict[str, NDArray[np.generic]], count: int) -> dict[str, NDArray[np.generic]]:
+    """The same arrays with the images of the first styles only."""
+    kept = arrays["style"].astype(np.int64) < count
+    few = {name: values[kept] for name, values in arrays.items() if not name.endswith("_names")}
+    names = {name: values for name, values in arrays.items() if name.endswith("_names")}
+    return few | names | {"style_names": arrays["style_names"][:count]}
 
 
 def by_class(arrays: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
@@ -257,7 +282,8 @@ def by_varied_captions(arrays: dict[str, NDArray[np.generic]]) -> dict[str, NDAr
 
     Every subject keeps one skin tone in each style, drawn at random. Every training image has three captions: its name, one to
     three of its keywords, and its name with either its keywords or its subgroup. A sixteenth of the other families of every
-    group is held out for validation, without skin tones and with names alone, and so is the test part.
+    group is held out for validation, without skin tones and with names alone, and so is the test part. Both have the three styles
+    of the other files, while the training part has all six.
 
     Returns:
         images uint8 [3 N, 64, 64, 3], each three times in a row, and captions str [3 N]; validation_images, validation_captions,
@@ -284,7 +310,8 @@ def by_varied_captions(arrays: dict[str, NDArray[np.generic]]) -> dict[str, NDAr
         "images": np.repeat(arrays["images"][training], 3, axis=0),
         "captions": np.array([text for index in training for text in _varied(arrays, int(index), random)]),
     }
-    for name, part in (("validation", of_validation & ~toned), ("test", held_out & ~toned)):
+    judged = ~toned & (arrays["style"].astype(np.int64) < len(STYLES))
+    for name, part in (("validation", of_validation & judged), ("test", held_out & judged)):
         written[f"{name}_images"] = arrays["images"][part]
         written[f"{name}_captions"] = np.array([_in_style(arrays, int(index), "") for index in np.flatnonzero(part)])
     return written
@@ -304,13 +331,13 @@ def _in_style(arrays: dict[str, NDArray[np.generic]], index: int, text: str) -> 
     return f"{text or arrays['captions'][index]}, {arrays['style_names'][arrays['style'][index]]} style"
 
 
-def _files(emoji: list[Emoji], folder: Path, package: str) -> Iterator[tuple[Emoji, Path]]:
-    """Every emoji that is drawn in a folder, and its file; only the optional style may lack some."""
+def _files(emoji: list[Emoji], folder: Path, package: str, *, complete: bool) -> Iterator[tuple[Emoji, Path]]:
+    """Every emoji that is drawn in a folder, and its file; a complete style has them all."""
     drawn = {canonical(file.stem): file for file in sorted(folder.glob("*"))}
     for one in emoji:
         if one.code in drawn:
             yield one, drawn[one.code]
-        elif package != STYLES[OPTIONAL][0]:
+        elif complete:
             sys.exit(f"{package} has no picture {one.image}")
 
 
@@ -327,7 +354,8 @@ def _read_json(file: Path, package: str) -> list[dict[str, Any]]:
 def main() -> None:
     """Fetch, convert, write."""
     with tempfile.TemporaryDirectory() as folder:
-        arrays = convert(fetch(Path(folder)))
+        varied = convert(fetch(Path(folder)), STYLES | MORE_STYLES)
+    arrays = of_first_styles(varied, len(STYLES))
     found = len(arrays["images"]), len(arrays["subgroup_names"])
     if found != (IMAGES, SUBGROUPS):
         sys.exit(f"expected {IMAGES} images in {SUBGROUPS} subgroups, found {found[0]} in {found[1]}")
@@ -336,7 +364,7 @@ def main() -> None:
         "emoji64.npz": arrays,
         "emoji32.npz": by_class(arrays),
         "emoji-text.npz": by_caption(arrays),
-        "emoji-varied.npz": by_varied_captions(arrays),
+        "emoji-varied.npz": by_varied_captions(varied),
     }
     for name, content in files.items():
         np.savez_compressed(DESTINATION / name, allow_pickle=False, **content)
