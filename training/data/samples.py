@@ -1,7 +1,7 @@
 """What a model is trained on: samples in memory or on disk, images as uint8, and their conditions."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -64,11 +64,11 @@ class Samples:
         """Memory of the samples, in bytes."""
         return sum(part.nbytes for part in (self.values, self.condition, self.views) if part is not None)
 
-    def resident(self, device: torch.device) -> "Samples":
+    def resident(self, device: torch.device) -> Self:
         """The same samples in a device's memory."""
         condition = None if self.condition is None else self.condition.to(device)
         views = None if self.views is None else self.views.to(device)
-        return Samples(self.values.to(device), condition, views)
+        return replace(self, values=self.values.to(device), condition=condition, views=views)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@
 A shard is a function of the set and its number, so drawing goes on where it was stopped.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from pydantic import Field
@@ -55,6 +56,9 @@ class Pairs(Samples):
         assert isinstance(self.condition, Tensor | None)
         condition, guidance = (None if each is None else each[index] for each in (self.condition, self.guidance))
         return Pairs(self.tensor[index], condition, None, guidance)
+
+    def resident(self, device: torch.device) -> Self:
+        return replace(super().resident(device), guidance=None if self.guidance is None else self.guidance.to(device))
 
 
 def shard_path(folder: Path, number: int) -> Path:

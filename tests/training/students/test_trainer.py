@@ -91,6 +91,23 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(tmp_path: Path, confi
     assert list((tmp_path / "parts" / "samples").glob("*.png"))
 
 
+def test_pairs_in_a_devices_memory_keep_their_guidance(tmp_path: Path) -> None:
+    pairs = make(tmp_path, tarflow_config()).data.train
+    assert isinstance(pairs, Pairs)
+    resident = pairs.resident(torch.device("meta"))
+    assert resident.guidance is not None and resident.guidance.device.type == "meta"
+    assert pairs.guidance is not None and resident.guidance.shape == pairs.guidance.shape
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", [unconditional_config(), tarflow_config()], ids=["unconditional", "tarflow"])
+def test_a_run_on_a_gpu_stops_and_goes_on(tmp_path: Path, config: CheckpointConfig) -> None:
+    make(tmp_path, config, training=SETTINGS | {"device": "cuda"}).fit(max_steps=3)
+    second = make(tmp_path, config, training=SETTINGS | {"device": "cuda"})
+    assert second.resume()
+    assert second.fit().step == 6
+
+
 def test_learning_brings_a_student_nearer(tmp_path: Path) -> None:
     run = make(tmp_path, unconditional_config(), training=SETTINGS | {"steps": 40, "learning_rate": 3e-3})
     before = run.judge(run.data.train)["objective"]
