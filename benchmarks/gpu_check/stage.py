@@ -41,7 +41,7 @@ class Setting:
 
     @property
     def emoji(self) -> Path:
-        """The bundle of the emoji model, without its text encoder."""
+        """The bundle of the emoji model, with its text encoder and without its autoencoder."""
         return self.folder / "emoji"
 
     @property

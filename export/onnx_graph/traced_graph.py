@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 
 import ml_dtypes
 import numpy as np
@@ -27,6 +29,7 @@ from starflow.export.onnx_graph.network_weights import NetworkWeights, Tensors
 from starflow.export.onnx_graph.shared_weights import SharedWeights
 from starflow.export.onnx_graph.traced_program import Decompositions, TracedProgram
 from starflow.export.onnx_graph.weight_file import external_tensor
+from starflow.runtime.plain.errors import ExportError, first_line
 from starflow.training.tensor_file import CheckpointTensors
 
 
@@ -71,6 +74,9 @@ def trace(
         function: Takes the model and the inputs, in their order; returns the one output.
         inputs: Their names, and a tensor of each one's shape and type.
         output: Name of the output.
+
+    Raises:
+        ExportError: PyTorch cannot trace or translate it.
     """
     owner = _Owner(model, function)
     state_dict = owner.state_dict() | dict(owner.named_buffers())  # those that are not saved as well
@@ -86,20 +92,37 @@ def trace(
     arguments = [*shapes.values(), *inputs.values()]
     with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH), _quiet():
         values = [torch.empty(value.shape, dtype=value.dtype) for value in arguments]
-        program = torch.onnx.export(
-            TracedProgram(call, values, DECOMPOSITIONS),
-            dynamo=True,
-            verbose=False,
-            opset_version=OPSET,
-            input_names=[*(f"{WEIGHT}{key}" for key in names), *inputs],
-            output_names=[output],
-            optimize=False,
-        )
+        try:
+            program = torch.onnx.export(
+                TracedProgram(call, values, DECOMPOSITIONS),
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=[*(f"{WEIGHT}{key}" for key in names), *inputs],
+                output_names=[output],
+                optimize=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise ExportError(_untraceable(name, error)) from error
     assert program is not None
     from starflow.export.onnx_graph.simplification import simplify  # loads ONNX Script, which step graphs do without
 
     simplify(program.model)
     return TracedGraph(name, tuple(inputs), program.model_proto)
+
+
+# With which the networks beside the flow were exported and compared with PyTorch.
+TRIED = "torch 2.11.0 with transformers 5.17.0, and torch 2.13.0 with transformers 5.23.0"
+
+
+def _untraceable(name: str, error: torch.onnx.OnnxExporterError) -> str:
+    """Which network PyTorch could not export, why, and which releases can: what it says itself is advice to its developers."""
+    libraries = ("torch", "transformers", "diffusers", "onnxscript")
+    found = " ".join(f"{library} {version(library)}" for library in libraries if find_spec(library))
+    return (
+        f"{name}: PyTorch cannot turn this network into ONNX: {first_line(error.__cause__ or error)} (found {found}); "
+        f"known to work: {TRIED}"
+    )
 
 
 WEIGHT = "weight/"  # before the names of weights while the exporter makes up names of its own

@@ -7,6 +7,7 @@ traces itself when the exporter names those operators comes to the same graph in
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.export import ExportedProgram, ModuleCallEntry, ModuleCallSignature
@@ -48,6 +49,8 @@ class TracedProgram(ExportedProgram):
         self, decomp_table: dict[Any, Callable[..., Any]] | None = None, decompose_custom_triton_ops: bool = False
     ) -> ExportedProgram:
         table = {**(decomp_table or {}), **self._decompositions}
+        # What `torch.tensor(0.0)` passes through. Decomposed, it hands the real tensor to operators that take fake ones alone.
+        table.pop(torch.ops.aten.lift_fresh.default, None)
         traced = make_fx(self._function, table)(*self._arguments)
         if any(_writes(node.target) for node in traced.graph.nodes):  # ONNX has no operator that does
             traced = make_fx(functionalize(traced), table)(*self._arguments)
@@ -62,12 +65,31 @@ def _writes(target: object) -> bool:
     return isinstance(target, OpOverload) and target._schema.is_mutable
 
 
+def _lift_constants(traced: GraphModule) -> dict[str, Tensor]:
+    """Turn the tensors that a function makes out of numbers from attributes into inputs, and return them by their names."""
+    constants: dict[str, Tensor] = {}
+    graph = traced.graph
+    first = next(iter(graph.nodes))
+    for node in graph.find_nodes(op="get_attr"):
+        with graph.inserting_before(first):
+            lifted = graph.placeholder(node.name)
+        constants[lifted.name] = getattr(traced, node.target)
+        lifted.meta = node.meta
+        node.replace_all_uses_with(lifted)
+        graph.erase_node(node)
+    return constants
+
+
 def _parts(traced: GraphModule) -> dict[str, Any]:
-    """What an exported program is made of, where all inputs are arguments."""
+    """What an exported program is made of, where all inputs are arguments or constants."""
     inputs = [node.name for node in traced.graph.nodes if node.op == "placeholder"]
+    constants = _lift_constants(traced)
     outputs = [node.name for node in traced.graph.output_node().all_input_nodes]
     signature = ExportGraphSignature(
-        [InputSpec(InputKind.USER_INPUT, TensorArgument(name), None) for name in inputs],
+        [
+            *(InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(name), name) for name in constants),
+            *(InputSpec(InputKind.USER_INPUT, TensorArgument(name), None) for name in inputs),
+        ],
         [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(name), None) for name in outputs],
     )
     call = ModuleCallSignature(
@@ -78,6 +100,7 @@ def _parts(traced: GraphModule) -> dict[str, Any]:
         "graph": traced.graph,
         "graph_signature": signature,
         "state_dict": {},
+        "constants": constants,
         "range_constraints": {},
         "module_call_graph": [ModuleCallEntry("", call)],
     }

@@ -1,16 +1,20 @@
 """Traced functions on ONNX Runtime against PyTorch."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from starflow.export.onnx_graph.shared_weights import SharedWeights
 from starflow.export.onnx_graph.traced_graph import trace
 from starflow.export.onnx_graph.weight_file import WeightFile
+from starflow.runtime.plain.errors import ExportError
 
 
 def test_a_function_that_writes_into_its_tensors(tmp_path: Path) -> None:
@@ -24,11 +28,43 @@ def test_a_function_that_writes_into_its_tensors(tmp_path: Path) -> None:
         return hidden + view.sum()
 
     model, x = nn.Linear(4, 3), torch.linspace(-1, 1, 8).view(2, 4)
+    found, expected = _both(tmp_path, model, function, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_tensors_made_of_numbers_are_constants(tmp_path: Path, *, writes: bool) -> None:
+    """Some releases of Transformers make their mask out of `torch.tensor(0.0)`. PyTorch traces it as a real tensor among fake ones."""
+
+    def function(model: nn.Module, x: Tensor) -> Tensor:
+        hidden: Tensor = torch.where(x > 0, torch.tensor(0.5), model(x))
+        if writes:  # is traced twice
+            hidden.mul_(torch.tensor(2.0))
+        return hidden * torch.tensor([1.0, 2.0, 3.0, 4.0]) - torch.tensor([[5.0], [6.0]])
+
+    model, x = nn.Linear(4, 4), torch.linspace(-1, 1, 8).view(2, 4)
+    found, expected = _both(tmp_path, model, function, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_what_cannot_be_traced_is_one_line_that_says_which_releases_can() -> None:
+    def function(model: nn.Module, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(model(x))  # ONNX has no such operator
+
+    with pytest.raises(ExportError, match=r"^odd: .*bessel_j0.* torch \d.*; known to work: torch 2") as raised:
+        trace("odd", nn.Linear(4, 4), function, {"x": torch.zeros(2, 4)}, "y")
+    assert isinstance(raised.value.__cause__, torch.onnx.OnnxExporterError)  # --debug shows it
+
+
+def _both(
+    folder: Path, model: nn.Module, function: Callable[[nn.Module, Tensor], Tensor], x: Tensor
+) -> tuple[NDArray, NDArray]:
+    """What ONNX Runtime makes of the traced function, and what PyTorch does."""
     with torch.no_grad():
-        expected = function(model, x)
+        expected = function(model, x).numpy()
         tensors = {name: value.numpy for name, value in model.state_dict().items()}
-    with WeightFile(tmp_path / "weights.safetensors") as file:
-        graph = trace("writes", model, function, {"x": x}, "y").over(SharedWeights(tensors, file, file.path.name))
-    onnx.save(graph, tmp_path / "writes.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "writes.onnx", providers=["CPUExecutionProvider"])
-    np.testing.assert_allclose(session.run(["y"], {"x": x.numpy()})[0], expected, rtol=1e-5)
+    with WeightFile(folder / "weights.safetensors") as file:
+        graph = trace("traced", model, function, {"x": x}, "y").over(SharedWeights(tensors, file, file.path.name))
+    onnx.save(graph, folder / "traced.onnx")
+    session = onnxruntime.InferenceSession(folder / "traced.onnx", providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(["y"], {"x": x.numpy()})[0]), expected
