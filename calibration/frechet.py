@@ -15,4 +15,5 @@ def frechet_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
     centred_a, centred_b = (a - mean_a) / np.sqrt(len(a) - 1), (b - mean_b) / np.sqrt(len(b) - 1)
     root_a, root_b = np.linalg.qr(centred_a).R, np.linalg.qr(centred_b).R
     root = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
-    return float(((mean_a - mean_b) ** 2).sum() + (centred_a**2).sum() + (centred_b**2).sum() - 2 * root)
+    squared = ((mean_a - mean_b) ** 2).sum() + (centred_a**2).sum() + (centred_b**2).sum() - 2 * root
+    return float(np.maximum(squared, 0))  # of equal sets, rounding may leave less

@@ -73,6 +73,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "calibration": (
         ("calibration.budget", "calibration.cases", "calibration.frechet", "calibration.inverted_data"),
+        ("calibration.distribution",),
         ("calibration.weights", "calibration.plans", "calibration.students"),
         ("calibration.commands",),
         ("calibration",),

@@ -12,6 +12,7 @@ much of the time it takes, with the name of the processor. `--variant auto` goes
 
 --plan chooses how a variant is sampled: for autoregressive flows a decode plan, which decodes several tokens together; for
 continuous flows the solver, its steps and their grid. The bundle stores the plan, and `--plan auto` takes it.
+A decode plan is also judged as a distribution, by other samples: 4 for each of --images, at least 128, as far as 12 seconds allow.
 
 Exit status: 0 done, 1 the budget cannot be kept, 2 wrong use.
 

@@ -12,6 +12,7 @@ from starflow.calibration.plans.convergence import BlockProbe, probes
 from starflow.calibration.plans.costs import measure_costs
 from starflow.calibration.plans.next_gain import NextGain, next_gain
 from starflow.calibration.plans.runs import Measured, PlanOptions, PlanRuns
+from starflow.calibration.plans.sample_distribution import SampleDistribution, compare_samples, samples_to_compare
 from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.bundle.bundle import Bundle
@@ -37,6 +38,7 @@ class DecodeCalibration:
     reason: str | None  # why there is none
     plan: DecodePlan  # the best plan that was found, kept or not
     measured: Measured
+    distribution: SampleDistribution | None  # of a plan that is kept; None if the samples would take too long
     planned: Times  # times of a batch by the plan, its parts by flow block
     sequential: Times  # times of a batch decoded token by token
     candidates: tuple[BlockCandidates, ...]  # what was measured of each flow block, in sampling order
@@ -68,7 +70,7 @@ def calibrate_plan(
         costs: Times of passes, where they are known.
     """
     manifest, fixed = bundle.autoregressive, options.fixed or backend.name != "onnxruntime cpu"
-    total = len(manifest.decoded_tokens()) + 5
+    total = len(manifest.decoded_tokens()) + 6
     progress(0, total, "drawing samples")
     _, blocks = probes(bundle, variant, backend, cases.calibrate)
     progress(1, total, "timing passes")
@@ -78,9 +80,9 @@ def calibrate_plan(
     for number, (probe, cost) in enumerate(zip(blocks.values(), costs, strict=True)):
         progress(2 + number, total, f"flow block {probe.block.index}")
         candidates.append(explore(probe, cost, options.budget, fixed=fixed))
-    progress(total - 3, total, "sensitivity")
+    progress(total - 4, total, "sensitivity")
     gains = _gains(PlanRuns(bundle, variant, backend, cases.calibrate, SEQUENTIAL), blocks, candidates, options.budget)
-    progress(total - 2, total, "searching")
+    progress(total - 3, total, "searching")
     runs = PlanRuns(bundle, variant, backend, cases.check, SEQUENTIAL)
     edges: list[PlanEdge] = []
     first = 0
@@ -88,7 +90,7 @@ def calibrate_plan(
         edges += candidate_edges(found, cost, first, manifest.batch, gains[found.block], fixed=fixed)
         first += found.tokens
     plan = fastest_plan(first, edges, options.budget, lambda plan: runs.measure(plan).error)
-    progress(total - 1, total, "timing plans")
+    progress(total - 2, total, "timing plans")
     plan, sequential, planned = _faster_blocks(runs, plan, 2 * options.repetitions)
     measured = runs.measure(plan)
     reason = refusal(plan, measured.error, options.budget, planned.milliseconds, sequential.milliseconds)
@@ -96,8 +98,12 @@ def calibrate_plan(
     assert predicted is not None
     decoding = predicted - sum(cost.prefill_milliseconds for cost in costs)
     gain = next_gain(first, edges, options.budget, plan, decoding)
-    spec = None
+    progress(total - 1, total, "comparing samples")
+    spec = distribution = None
     if not reason:
+        together = 2 * sequential.milliseconds + planned.milliseconds
+        if count := samples_to_compare(len(cases.check.noise), manifest.batch, together):
+            distribution = compare_samples(runs, plan, count)
         spec = CalibratedDecodePlan(
             backend=backend.name,
             variant=variant.name,
@@ -113,7 +119,9 @@ def calibrate_plan(
             blocks=plan.blocks,
         )
     progress(total, total)
-    return DecodeCalibration(options, spec, reason, plan, measured, planned, sequential, tuple(candidates), costs, gain)
+    return DecodeCalibration(
+        options, spec, reason, plan, measured, distribution, planned, sequential, tuple(candidates), costs, gain
+    )
 
 
 def refusal(plan: DecodePlan, error: float, budget: float, planned: float, sequential: float) -> str | None:

@@ -9,6 +9,8 @@ from starflow.calibration.plans.candidates import BlockCandidates, block_curve
 from starflow.calibration.plans.decode_plan import DecodeCalibration
 from starflow.calibration.plans.next_gain import LEAST
 from starflow.calibration.plans.plan_report import PlanReport, ReportTable, milliseconds
+from starflow.calibration.plans.sample_distribution import LEAST as LEAST_SAMPLES
+from starflow.calibration.plans.sample_distribution import SECONDS
 from starflow.runtime.plans.decode_plan import Segment, Steps, Student, Window
 from starflow.runtime.reports.plot import COLOURS, GREY
 
@@ -28,6 +30,7 @@ def decode_report(result: DecodeCalibration) -> PlanReport:
         "reason": result.reason,
         "budget": budget,
         "error": result.measured.error,
+        "distribution": None if result.distribution is None else asdict(result.distribution),
         "passes": passes,
         "sequential_passes": tokens,
         "milliseconds": planned,
@@ -46,6 +49,7 @@ def decode_report(result: DecodeCalibration) -> PlanReport:
         f"network passes {passes:.1f} of {tokens}: {tokens / passes:.2f} times fewer",
         f"time of a batch {planned:.1f} ms, sequential {sequential:.1f} ms: {sequential / planned:.2f} times faster",
         f"error against sequential decoding {result.measured.error:.1e}, budget {budget:g}",
+        *as_a_distribution(result),
         limit(result),
     )
     return PlanReport(
@@ -85,6 +89,19 @@ def block_rows(result: DecodeCalibration) -> list[dict[str, Any]]:
         }
         for found in result.candidates
     ]
+
+
+def as_a_distribution(result: DecodeCalibration) -> tuple[str, ...]:
+    """How far the samples of a stored plan are from sequential decoding's as a distribution; nothing without a plan."""
+    found = result.distribution
+    if result.spec is None:
+        return ()
+    if found is None:
+        return (f"as a distribution: not measured, since {LEAST_SAMPLES} samples of each take more than {SECONDS} s",)
+    return (
+        f"as a distribution: Fréchet distance {found.frechet:.3g} ({found.frechet_floor:.3g} between two sets of the exact "
+        f"sampler), diversity {found.diversity:.3f}; {found.samples} samples",
+    )
 
 
 def limit(result: DecodeCalibration) -> str:

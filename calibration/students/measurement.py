@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starflow.calibration.cases import GivenConditions
-from starflow.calibration.students.distribution import Distribution
+from starflow.calibration.distribution import SEEDS, Distribution, condition_groups
 from starflow.calibration.students.teacher_bundle import BATCH, LOWERINGS
 from starflow.export.export_options import ExportOptions
 from starflow.export.exporter import export_checkpoint
@@ -20,7 +20,6 @@ from starflow.runtime.plain.images import grid
 from starflow.runtime.plain.progress import Report, no_report
 from starflow.runtime.sampler import Sampler
 
-SEEDS = (2**64 - 2, 2**64 - 1)  # of two sets of noise; pairs have the seed of their run
 ROUNDS = 5  # of the batches that are timed
 SHOWN = 10  # images in a row of the picture
 
@@ -90,8 +89,7 @@ def measure(
         if samplers[0].manifest.image.mode != "latent":
             shown = [sampler.to_images(x[:SHOWN]) for sampler, x in zip(samplers, made, strict=True)]
             picture = grid(np.concatenate(shown), min(SHOWN, images))
-    groups = np.zeros(images, np.int64) if condition is None else np.unique(condition, axis=0, return_inverse=True)[1]
-    exact = Distribution(made[0], groups.reshape(-1), other)
+    exact = Distribution(made[0], condition_groups(condition, images), other)
     ways = []
     for plan, x, taken in zip(plans, made, times, strict=True):
         compared = other if plan == "sequential" else x

@@ -2,7 +2,7 @@
 
 Looks at the images, measures how fast this machine trains, and writes a YAML recipe for `starflow train` that fits the time
 you give it, with a reason beside each choice. Classes are the folder's sub-folders; captions are read from captions.jsonl or
-captions.csv in it.
+captions.csv in it, or from metadata.jsonl or metadata.csv as Hugging Face names them.
 
 Example:
   starflow init photos -o photos.yaml --minutes 10

@@ -64,7 +64,7 @@ class FolderSource(Captioned, Latents):
     size: int | None = Field(
         None, gt=0, le=math.isqrt(MOST_PIXELS)
     )  # scale the short side to this and crop the centre; None: sizes must agree
-    captions: Path | None = None  # .jsonl ({"file", "caption"} a line) or .csv (columns file, caption)
+    captions: Path | None = None  # .jsonl ({"file", "caption"} a line) or .csv (these columns); or "file_name", "text"
     holdout: float = Field(0.05, gt=0, lt=1)  # share kept for the test
     validation: float = Field(0.05, gt=0, lt=1)  # share kept to choose the best checkpoint by
 

@@ -13,7 +13,8 @@ from starflow.runtime.plain.image_file import read_image
 from starflow.training.data.image_folder import class_names, image_files
 from starflow.training.text.captions import read_captions
 
-CAPTION_FILES = ("captions.jsonl", "captions.csv")
+# The last two are of Hugging Face's `imagefolder`.
+CAPTION_FILES = ("captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv")
 LOOKED_AT = 64  # images that are decoded to see whether all of them are grey
 
 
@@ -66,12 +67,12 @@ def survey_images(folder: Path) -> ImageSurvey:
 
     Raises:
         UsageError: there is no such folder.
-        DataError: it holds no images, or one that cannot be read.
+        DataError: it holds no images, or one that cannot be read, or more than one file of captions.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: does not exist; name the folder that holds the images")
     files = image_files(folder)
-    captions = next((folder / name for name in CAPTION_FILES if (folder / name).is_file()), None)
+    captions = _captions(folder)
     classes: list[str] = []
     longest = 0
     if captions is not None:
@@ -90,6 +91,14 @@ def survey_images(folder: Path) -> ImageSurvey:
         captions=captions,
         longest_caption=longest,
     )
+
+
+def _captions(folder: Path) -> Path | None:
+    """The file of captions, if there is one."""
+    found = [name for name in CAPTION_FILES if (folder / name).is_file()]
+    if len(found) > 1:
+        raise DataError(f"{folder}: found {' and '.join(found)}, expected one file of captions; move the others away")
+    return folder / found[0] if found else None
 
 
 def _size(file: Path) -> tuple[int, int]:

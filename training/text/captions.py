@@ -19,7 +19,8 @@ def read_captions(path: Path, root: Path) -> dict[Path, str]:
     """Read captions as {image file: caption}, in the file's order.
 
     Args:
-        path: `.jsonl` with {"file": ..., "caption": ...} on every line, or `.csv` with the columns file and caption.
+        path: `.jsonl` with {"file": ..., "caption": ...} on every line, or `.csv` with the columns file and caption. Hugging
+            Face's names for them, file_name and text, do as well.
         root: Folder that image names are relative to.
 
     Raises:
@@ -38,18 +39,28 @@ def read_captions(path: Path, root: Path) -> dict[Path, str]:
         raise DataError(f"{path}: found neither JSON lines nor CSV: {error}") from None
     captions: dict[Path, str] = {}
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not isinstance(row.get("file"), str) or not isinstance(row.get("caption"), str):
-            raise DataError(f"{path}: entry {number} lacks `file` or `caption`; both are texts")
-        file = root / row["file"]
+        of_file, of_caption = _names(row, path)
+        if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in (of_file, of_caption)):
+            raise DataError(f"{path}: entry {number} lacks `{of_file}` or `{of_caption}`; both are texts")
+        file, caption = root / row[of_file], row[of_caption]
         if not file.is_file():
-            raise DataError(f"{path}: entry {number} names {row['file']}, which is not in {root}")
-        if len(row["caption"]) > MOST_CAPTION:
-            found = len(row["caption"])
-            raise DataError(f"{path}: entry {number} has {found:,} characters, expected at most {MOST_CAPTION:,}")
-        captions[file] = row["caption"]
+            raise DataError(f"{path}: entry {number} names {row[of_file]}, which is not in {root}")
+        if len(caption) > MOST_CAPTION:
+            raise DataError(
+                f"{path}: entry {number} has {len(caption):,} characters, expected at most {MOST_CAPTION:,}"
+            )
+        captions[file] = caption
     if not captions:
         raise DataError(f"{path}: holds no captions")
     return captions
+
+
+def _names(row: Any, path: Path) -> tuple[str, str]:
+    """What an entry calls its image file and its caption."""
+    if isinstance(row, dict) and "file" in row:
+        return "file", "caption"
+    foreign = path.stem == "metadata" or (isinstance(row, dict) and "file_name" in row)
+    return ("file_name", "text") if foreign else ("file", "caption")
 
 
 def caption_template(aspect_ratio: str | None = None, fps: int | None = None, noise_level: int | None = None) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -165,6 +166,7 @@ def test_where_jacobi_does_not_pay_nothing_is_planned(random_bundle: Path) -> No
     result = calibrate(random_bundle, pass_costs(1.0))
     assert (result.spec, result.plan.blocks) == (None, ())
     assert "no plan" in str(result.reason)
+    assert result.distribution is None and not any("distribution" in fact for fact in decode_report(result).facts)
     assert sum(result.measured.passes.values()) == 32 and result.measured.error < 1e-6
 
 
@@ -193,6 +195,9 @@ def test_the_command_stores_a_plan_that_auto_takes(
         more = ("--variant", "cpu-fp32", "--json", "--repetitions", "15", "--plot", str(plot), "--plan-file", str(file))
         assert run(arguments(contextless_bundle, *more)) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    found = printed["distribution"]
+    assert found["samples"] == 128 and 0 <= found["frechet"] < 1e-6 * found["frechet_floor"]
+    assert found["diversity"] == pytest.approx(1, abs=1e-5)
     assert printed["stored"] and printed["passes"] <= 6 < printed["sequential_passes"] == 32
     assert plot.read_bytes().startswith(b"\x89PNG")
     bundle = Bundle.open(contextless_bundle)
@@ -209,6 +214,9 @@ def test_the_table_names_every_block(contextless_bundle: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out
     assert "chunk 16 in 1" in printed and "times fewer" in printed and "stored" in printed
     assert "% of the time; no larger budget saves 10%" in printed
+    assert re.search(
+        r"as a distribution: Fréchet distance \S+ \([0-9.e+]+ between .*\), diversity 1.000; 128 samples", printed
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from starflow.calibration.plans import decode_plan as module
 from starflow.calibration.plans.candidates import BlockCandidates, candidate_edges, explore
 from starflow.calibration.plans.convergence import ChunkCurve, WindowTrial
 from starflow.calibration.plans.decode_plan import DecodeCalibration, calibrate_plan, near_error
+from starflow.calibration.plans.decode_plan_report import as_a_distribution
 from starflow.calibration.plans.runs import PlanOptions, PlanRuns
+from starflow.calibration.plans.sample_distribution import SampleDistribution
 from starflow.runtime.plans.calibrated_decode_plan import BlockCost, RunCost, segment_milliseconds, segment_passes
 from starflow.runtime.plans.decode_plan import BlockPlan, Chunk, DecodePlan, Guess, Segment, Steps, Window
 from starflow.runtime.traces.case import Case
@@ -112,6 +114,7 @@ def calibrate(
     monkeypatch: pytest.MonkeyPatch, world: World, told: list[tuple[Any, ...]] | None = None, **options: Any
 ) -> DecodeCalibration:
     monkeypatch.setattr(PlanRuns, "sample", lambda *args, **more: world.sample(*args, **more))
+    monkeypatch.setattr(module, "compare_samples", lambda _, plan, count: SampleDistribution(count, 0.1, 2.0, 0.9))
     monkeypatch.setattr(module, "probes", lambda *_: (None, {1: Probe(1), 0: Probe(0)}))
     monkeypatch.setattr(time, "perf_counter", lambda: world.now)
     flow: Any = SimpleNamespace(
@@ -170,9 +173,10 @@ def test_the_plan_is_within_the_budget_and_about_as_fast_as_any(monkeypatch: pyt
         own = sum(segment_milliseconds(s, world.costs[block]) or 0.0 for s in found.plan.segments(block, TOKENS))
         assert found.predicted_milliseconds(block) == pytest.approx(0.5 + own)
         assert found.planned.part_milliseconds[block] == pytest.approx(0.5 + own)
-    assert [values[:2] for values in told] == [(number, 7) for number in range(8)]
+    assert [values[:2] for values in told] == [(number, 8) for number in range(9)]
     assert [values[2] for values in told[:-1]] == [
         "drawing samples", "timing passes", "flow block 1", "flow block 0", "sensitivity", "searching", "timing plans",
+        "comparing samples",
     ]  # fmt: skip
 
 
@@ -206,6 +210,26 @@ def test_where_nothing_pays_nothing_is_stored(monkeypatch: pytest.MonkeyPatch) -
     assert found.reason == "no plan within the budget is faster than sequential decoding"
     found = calibrate(monkeypatch, World(cheap(), frozenset({0, 1})), budget=0.3)
     assert found.spec is None and found.plan.blocks == ()
+
+
+def test_samples_are_compared_if_they_take_little_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = calibrate(monkeypatch, World(cheap()), budget=3e-2)
+    assert found.distribution == SampleDistribution(128, 0.1, 2.0, 0.9)
+    assert "as a distribution: Fréchet distance 0.1 (2 between two sets" in as_a_distribution(found)[0]
+    costs = {block: slowed(each, 10.0) for block, each in cheap().items()}
+    slow = calibrate(monkeypatch, World(costs), budget=3e-2)
+    together = 2 * slow.sequential.milliseconds + slow.planned.milliseconds
+    assert slow.distribution is not None and slow.distribution.samples == int(12_000 / together) * BATCH < 128
+    costs = {block: slowed(each, 1000.0) for block, each in cheap().items()}
+    slow = calibrate(monkeypatch, World(costs), budget=3e-2)
+    assert slow.spec is not None and slow.distribution is None
+    assert as_a_distribution(slow) == ("as a distribution: not measured, since 16 samples of each take more than 12 s",)
+
+
+def slowed(cost: BlockCost, factor: float) -> BlockCost:
+    runs = tuple(RunCost(tokens=run.tokens, milliseconds=factor * run.milliseconds) for run in cost.runs)
+    prefill, step = factor * cost.prefill_milliseconds, factor * cost.step_milliseconds
+    return BlockCost(block=cost.block, prefill_milliseconds=prefill, step_milliseconds=step, runs=runs)
 
 
 def test_devices_get_fixed_plans(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,6 +174,45 @@ def test_captions(tmp_path: Path) -> None:
     assert read_captions(tmp_path / "c.jsonl", tmp_path) == expected
 
 
+@pytest.mark.parametrize("name", ["metadata", "mine"])
+def test_captions_by_the_names_of_hugging_face(tmp_path: Path, name: str) -> None:
+    """Its `imagefolder` layout: further columns are left alone, folders may stand before the name."""
+    picture(tmp_path / "train/b.png")
+    picture(tmp_path / "a.png")
+    entries = (("train/b.png", "a blue, b"), ("a.png", "an a"))
+    (tmp_path / f"{name}.csv").write_text('caption,file_name,text\nno,train/b.png,"a blue, b"\nno,a.png,an a\n')
+    lines = [json.dumps({"file_name": file, "text": text, "license": 4}) for file, text in entries]
+    (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    expected = {tmp_path / "train/b.png": "a blue, b", tmp_path / "a.png": "an a"}
+    assert read_captions(tmp_path / f"{name}.csv", tmp_path) == expected
+    assert read_captions(tmp_path / f"{name}.jsonl", tmp_path) == expected
+
+
+def test_our_own_names_come_first(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name,file,text,caption\nb.png,a.png,no,an a\n")
+    assert read_captions(tmp_path / "metadata.csv", tmp_path) == {tmp_path / "a.png": "an a"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.csv", "file_name,label\na.png,cat\n"),
+        ("metadata.csv", "image,text\na.png,cat\n"),
+        ("metadata.csv", "file_name,text\na.png\n"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": null}'),
+        ("mine.jsonl", '{"file_name": "a.png", "caption": "cat"}'),
+        ("metadata.jsonl", "3"),
+    ],
+)
+def test_a_missing_column_of_hugging_face(tmp_path: Path, name: str, content: str) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=f"{name}: entry 1 lacks `file_name` or `text`; both are texts") as caught:
+        read_captions(tmp_path / name, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

@@ -125,6 +125,30 @@ def test_captions_need_an_encoder(tmp_path: Path) -> None:
     assert (values["model"]["txt_size"], values["model"]["txt_dim"]) == (values["data"]["tokens"], 32)
 
 
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_captions_of_a_hugging_face_folder(tmp_path: Path, name: str) -> None:
+    folder = make_images(tmp_path / "images", 24)
+    files = sorted(folder.glob("*.*"))
+    lines = [json.dumps({"file_name": file.name, "text": f"a picture {file.stem}"}) for file in files]
+    if name.endswith(".csv"):
+        lines = ["file_name,text", *(f"{file.name},a picture {file.stem}" for file in files)]
+    (folder / name).write_text("\n".join(lines))
+    survey = survey_images(folder)
+    assert (survey.captions, survey.longest_caption, survey.count) == (folder / name, 3, 24)
+    _, sections = propose(survey, Wishes(minutes=1, encoder=Encoder("encoder", 32)), pace_of(0.03))
+    assert recipe_values(sections)["data"]["captions"] == str(folder / name)
+
+
+@pytest.mark.parametrize("other", ["captions.jsonl", "captions.csv", "metadata.jsonl"])
+def test_two_files_of_captions(tmp_path: Path, other: str) -> None:
+    folder = make_images(tmp_path / "images", 1)
+    for name in ("metadata.csv", other):
+        (folder / name).write_text("")
+    with pytest.raises(DataError, match=f"images: found {other} and metadata.csv, expected one file") as caught:
+        survey_images(folder)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_command_measures_and_writes(
     classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from starflow.calibration.students.distribution import Distribution, coverage, within
+from starflow.calibration.distribution import Distribution, coverage, within
 
 GENERATOR = np.random.default_rng(0)
 COUNT, SIZE = 3000, 6

@@ -1,21 +1,23 @@
-"""How near the samples of a student are to its teacher's, as a distribution."""
+"""How near samples are to those of the exact sampler, as a distribution."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from starflow.calibration.frechet import frechet_distance
 
-COMPONENTS = 64  # principal components of the teacher's data that distances are measured in
+SEEDS = (2**64 - 2, 2**64 - 1)  # of two sets of noise; what was learned or searched has other seeds
+COMPONENTS = 64  # principal components of the exact sampler's data that distances are measured in
 NEIGHBOURS = 3  # of a sample, as far as its neighbourhood reaches
 
 
 class Distribution:
-    """The finished data of the teacher, and how near others come to them as a distribution.
+    """The finished data of the exact sampler, and how near others come to them as a distribution.
 
     Args:
-        data: [N, C, H, W] of the teacher.
+        data: [N, C, H, W] of the exact sampler.
         conditions: [N], which of them share a condition.
-        others: As many of the teacher from other noise. Axes are those of both sets, or each would look wider along its own.
+        others: As many of the exact sampler from other noise. Axes are those of both
+            sets, or each would look wider along its own.
     """
 
     def __init__(self, data: NDArray[np.float32], conditions: NDArray, others: NDArray[np.float32]) -> None:
@@ -37,13 +39,20 @@ class Distribution:
         return frechet_distance(self.features(data), self._features)
 
     def diversity(self, data: NDArray[np.float32]) -> float:
-        """Standard deviation within a condition, over the teacher's; of data of the same conditions."""
+        """Standard deviation within a condition, over the exact sampler's; of data of the same conditions."""
         return within(self.features(data), self.conditions) / self._spread
 
     def precision_and_recall(self, data: NDArray[np.float32]) -> tuple[float, float]:
-        """Share of data within the teacher's neighbourhoods, and of the teacher's within theirs (Kynkäänniemi et al., 2019)."""
+        """Share of data within the exact sampler's neighbourhoods, and of its own within theirs (Kynkäänniemi et al., 2019)."""
         features = self.features(data)
         return coverage(self._features, features), coverage(features, self._features)
+
+
+def condition_groups(condition: NDArray | None, count: int) -> NDArray[np.int64]:
+    """Which of `count` images share a condition, [N]; condition [N, ...], or None where all share one."""
+    if condition is None:
+        return np.zeros(count, np.int64)
+    return np.unique(condition, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def within(features: NDArray[np.float64], conditions: NDArray) -> float:
