@@ -1,5 +1,6 @@
 """What a folder of images holds, as far as a recipe depends on it."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,12 @@ from starflow.runtime.plain.image_file import read_image
 from starflow.training.data.image_folder import class_names, image_files
 from starflow.training.text.captions import read_captions
 
-# The last two are of Hugging Face's `imagefolder`.
-CAPTION_FILES = ("captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv")
+CAPTION_FILES = ("captions.jsonl", "captions.csv")
+METADATA_FILES = (
+    "metadata.jsonl",
+    "metadata.csv",
+)  # of Hugging Face's `imagefolder`: captions, classes, or anything else
+MOST_HEADER = 1 << 16  # characters of a file's first line that are read
 LOOKED_AT = 64  # images that are decoded to see whether all of them are grey
 
 
@@ -96,9 +101,16 @@ def survey_images(folder: Path) -> ImageSurvey:
 def _captions(folder: Path) -> Path | None:
     """The file of captions, if there is one."""
     found = [name for name in CAPTION_FILES if (folder / name).is_file()]
+    found += [name for name in METADATA_FILES if (folder / name).is_file() and _has_texts(folder / name)]
     if len(found) > 1:
         raise DataError(f"{folder}: found {' and '.join(found)}, expected one file of captions; move the others away")
     return folder / found[0] if found else None
+
+
+def _has_texts(file: Path) -> bool:
+    """Whether the first line, a header or an entry, names the field `text`."""
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        return "text" in re.findall(r"\w+", lines.readline(MOST_HEADER))
 
 
 def _size(file: Path) -> tuple[int, int]:

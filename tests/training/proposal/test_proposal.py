@@ -1,6 +1,7 @@
 """A proposed recipe fits its folder: it loads, and trains, whatever sizes and modes the images have."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -139,11 +140,21 @@ def test_captions_of_a_hugging_face_folder(tmp_path: Path, name: str) -> None:
     assert recipe_values(sections)["data"]["captions"] == str(folder / name)
 
 
+def test_metadata_without_texts_are_no_captions(classes: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(classes, folder)
+    (folder / "metadata.csv").write_text("file_name,label\na.png,3\n")
+    survey = survey_images(folder)
+    assert survey.captions is None and len(survey.classes) > 1
+
+
 @pytest.mark.parametrize("other", ["captions.jsonl", "captions.csv", "metadata.jsonl"])
 def test_two_files_of_captions(tmp_path: Path, other: str) -> None:
     folder = make_images(tmp_path / "images", 1)
     for name in ("metadata.csv", other):
-        (folder / name).write_text("")
+        (folder / name).write_text(
+            "file_name,text\n" if name.endswith(".csv") else '{"file_name": "a.png", "text": "a"}\n'
+        )
     with pytest.raises(DataError, match=f"images: found {other} and metadata.csv, expected one file") as caught:
         survey_images(folder)
     assert "\n" not in str(caught.value)
