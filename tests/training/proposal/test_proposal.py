@@ -141,7 +141,7 @@ def test_captions_of_a_hugging_face_folder(tmp_path: Path, name: str) -> None:
 
 
 def test_metadata_without_texts_are_no_captions(classes: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "images"
+    folder = tmp_path / "others"
     shutil.copytree(classes, folder)
     (folder / "metadata.csv").write_text("file_name,label\na.png,3\n")
     survey = survey_images(folder)
