@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from starflow.runtime.autoregressive.students import blocks_without_steps
 from starflow.runtime.backends.base import Backend, Provider
 from starflow.runtime.backends.choice import BackendName, onnxruntime_networks, open_backend
 from starflow.runtime.batch_loops import BatchLoops
@@ -121,7 +122,10 @@ class Sampler:
         if verify:
             bundle.verify_hashes()
         plan = resolve_plan(bundle.manifest, plan) or "auto"  # a wrong one is refused before anything is loaded
-        chosen, opened = open_backend(bundle, backend, variant=variant, provider=provider, threads=threads)
+        unused = blocks_without_steps(bundle.manifest, plan)
+        chosen, opened = open_backend(
+            bundle, backend, variant=variant, provider=provider, threads=threads, unused=unused
+        )
         return cls(bundle, chosen, opened, plan, provider=provider, threads=threads)
 
     def __enter__(self) -> Self:

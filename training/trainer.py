@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from starflow.runtime.plain.bits_per_dim import bits_per_dim
+from starflow.runtime.plain.bits_per_dim import LEVEL, bits_per_dim
 from starflow.runtime.plain.errors import RecipeError
 from starflow.runtime.plain.images import grid, to_uint8
 from starflow.training.adapters import add_adapters, merged_state
@@ -33,8 +33,6 @@ from starflow.training.runs.cuda_graph import RecordedPass
 from starflow.training.runs.engine import Engine, Shards
 from starflow.training.runs.run import ALONE, TrainingRun, device_named
 from starflow.training.start import load_start
-
-LEVEL = 1 / 127.5  # width of one grey level in [-1, 1]
 
 
 class Trainer(TrainingRun):

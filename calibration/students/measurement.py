@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from starflow.calibration.cases import GivenConditions
 from starflow.calibration.distribution import SEEDS, Distribution, condition_groups
+from starflow.calibration.students.likelihood import teacher_bits
 from starflow.calibration.students.teacher_bundle import BATCH, LOWERINGS
 from starflow.export.export_options import ExportOptions
 from starflow.export.exporter import export_checkpoint
@@ -34,6 +35,9 @@ class Way:
     diversity: float  # standard deviation within a condition, over the exact sampler's
     precision: float  # share of samples that lie among the exact sampler's
     recall: float  # share of the exact sampler's that lie among them
+    bits_per_dim: (
+        float | None
+    )  # their mean by the unguided teacher; None if some are beyond float32, see `teacher_bits`
     milliseconds: float  # one batch of `BATCH` images
 
 
@@ -73,15 +77,20 @@ def measure(
     manifest = export_checkpoint(checkpoint, bundle, options, replace=True, progress=progress)
     condition, null = _conditions(manifest.conditioning.num_classes, given, images)
     plans = ["sequential", *("student" if not count else f"student+{count}" for count in passes)]
+    parts = 2 * len(plans) + 1
     with ExitStack() as stack:
         samplers = [stack.enter_context(Sampler.open(bundle, variant="cpu-fp32", plan=plan)) for plan in plans]
 
         def sample(number: int, sampler: Sampler, seed: int) -> NDArray[np.float32]:
-            done = _part(number, len(plans) + 1, progress)
+            done = _part(number, parts, progress)
             return sampler.generate(sampler.noise(images, seed), condition, null, guidance=guidance, progress=done)
 
         made = [sample(number, sampler, SEEDS[0]) for number, sampler in enumerate(samplers)]
-        other = sample(len(samplers), samplers[0], SEEDS[1])
+        other = sample(len(plans), samplers[0], SEEDS[1])
+        bits = [
+            teacher_bits(samplers[0], x, condition, _part(number, parts, progress))
+            for number, x in enumerate(made, len(plans) + 1)
+        ]
         first = None if condition is None else condition[:BATCH]
         batches = [partial(_batch, sampler, sampler.noise(BATCH, 0), first, null, guidance) for sampler in samplers]
         times = take_turns(batches, ROUNDS)
@@ -91,7 +100,7 @@ def measure(
             picture = grid(np.concatenate(shown), min(SHOWN, images))
     exact = Distribution(made[0], condition_groups(condition, images), other)
     ways = []
-    for plan, x, taken in zip(plans, made, times, strict=True):
+    for plan, x, likelihood, taken in zip(plans, made, bits, times, strict=True):
         compared = other if plan == "sequential" else x
         precision, recall = exact.precision_and_recall(compared)
         ways.append(
@@ -102,6 +111,7 @@ def measure(
                 exact.diversity(compared),
                 precision,
                 recall,
+                likelihood,
                 taken.milliseconds,
             )
         )

@@ -10,7 +10,7 @@ from safetensors.numpy import load
 
 from starflow.runtime.autoregressive.inversion import invert_batch
 from starflow.runtime.autoregressive.sampling_loop import SEQUENTIAL, SampledBlock, sample_blocks
-from starflow.runtime.autoregressive.students import check_students
+from starflow.runtime.autoregressive.students import blocks_without_steps, check_students
 from starflow.runtime.autoregressive.tokens import from_block, patchify, unpatchify
 from starflow.runtime.backends.base import Backend
 from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
@@ -62,10 +62,9 @@ class AutoregressiveLoop:
         return ", ".join(["by plan" if self.plan.blocks else "sequential", *students])
 
     def load(self) -> None:
-        students = self.plan.students
+        unused = blocks_without_steps(self._manifest, self.plan)
         for block in self._manifest.blocks:
-            alone = block.index in students and not students[block.index].passes
-            if not block.identity and not alone:
+            if not block.identity and block.index not in unused:
                 self._backend.block_runner(block.index)
 
     def check(self, request: Request) -> None:

@@ -8,7 +8,7 @@ from starflow.runtime.bundle.network_spec import StudentSpec
 from starflow.runtime.conditions import Conditions
 from starflow.runtime.family import Request, RunNetwork
 from starflow.runtime.plain.errors import UsageError
-from starflow.runtime.plans.decode_plan import DecodePlan
+from starflow.runtime.plans.decode_plan import DecodePlan, Students
 
 
 def student_of(manifest: AutoregressiveManifest, block: int) -> StudentSpec:
@@ -21,6 +21,16 @@ def students_in(manifest: object, plan: object) -> list[StudentSpec]:
     if not isinstance(manifest, AutoregressiveManifest) or not isinstance(plan, DecodePlan):
         return []
     return [student_of(manifest, block) for block in sorted(plan.students, reverse=True)]
+
+
+def blocks_without_steps(manifest: object, plan: object) -> frozenset[int]:
+    """The flow blocks whose step graphs a plan does not run, since a student alone makes their tokens."""
+    if not isinstance(manifest, AutoregressiveManifest):
+        return frozenset()
+    if isinstance(plan, Students):
+        return frozenset() if plan.passes else frozenset(manifest.student_blocks)
+    students = plan.students if isinstance(plan, DecodePlan) else {}
+    return frozenset(block for block, student in students.items() if not student.passes)
 
 
 def student_tokens(

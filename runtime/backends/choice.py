@@ -1,6 +1,6 @@
 """The backends there are, and which of them runs a bundle. Adding a backend is a name and a row here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal, get_args
 
 from starflow.runtime.backends.base import Backend, NetworkSessions
@@ -15,9 +15,12 @@ BackendName = Literal["auto", "onnxruntime", "tensorrt"]
 
 
 def open_backend(
-    bundle: Bundle, backend: str, *, variant: str | None, provider: str, threads: int
+    bundle: Bundle, backend: str, *, variant: str | None, provider: str, threads: int, unused: Collection[int] = ()
 ) -> tuple[Variant, Backend]:
-    """Open a backend and choose the variant it runs; see `Sampler.open` for the arguments.
+    """Open a backend and choose the variant it runs; see `Sampler.open` for the other arguments.
+
+    Args:
+        unused: Flow blocks that are not going to run. A backend that loads all blocks at once leaves them until they do.
 
     Raises:
         UsageError: a name is not known, or two arguments exclude each other.
@@ -29,10 +32,10 @@ def open_backend(
         backend = "onnxruntime"
         if _may_take_engines(bundle, provider):
             try:
-                return BACKENDS["tensorrt"](bundle, variant, provider, threads)
+                return BACKENDS["tensorrt"](bundle, variant, provider, threads, unused)
             except BackendError:
                 pass  # no GPU, or no engine for it: auto runs what works here, and every report names the backend
-    return BACKENDS[backend](bundle, variant, provider, threads)
+    return BACKENDS[backend](bundle, variant, provider, threads, unused)
 
 
 def _check(backend: str, threads: int) -> None:
@@ -77,17 +80,22 @@ def open_networks(
     return on_onnxruntime()
 
 
-def _open_tensorrt(bundle: Bundle, variant: str | None, provider: str, threads: int) -> tuple[Variant, Backend]:
+def _open_tensorrt(
+    bundle: Bundle, variant: str | None, provider: str, threads: int, unused: Collection[int]
+) -> tuple[Variant, Backend]:
     from starflow.runtime.backends.tensorrt.backend import open_tensorrt
 
     if provider != "cpu":
         raise UsageError(f"provider {provider} is for ONNX Runtime; leave it out with the tensorrt backend")
-    opened = open_tensorrt(bundle, None if variant == "auto" else variant)
+    opened = open_tensorrt(bundle, None if variant == "auto" else variant, unused=unused)
     bundle.fetch(bundle.manifest.files(variants=()))
     return opened.variant, opened
 
 
-def _open_onnxruntime(bundle: Bundle, variant: str | None, provider: str, threads: int) -> tuple[Variant, Backend]:
+def _open_onnxruntime(
+    bundle: Bundle, variant: str | None, provider: str, threads: int, unused: Collection[int]
+) -> tuple[Variant, Backend]:
+    # Sessions are opened when they are first needed, whatever is unused.
     from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
     from starflow.runtime.backends.onnxruntime.cuda_backend import CudaBackend
     from starflow.runtime.backends.onnxruntime.session import check_provider
@@ -130,8 +138,8 @@ def runs_on(variant: Variant, provider: str) -> bool:
     return variant.lowering == "portable" or provider == "cpu"
 
 
-# By name: takes bundle, variant, provider and threads, and returns the variant that runs and the backend.
-BACKENDS: dict[str, Callable[[Bundle, str | None, str, int], tuple[Variant, Backend]]] = {
+# By name: takes bundle, variant, provider, threads and unused blocks, and returns the variant that runs and the backend.
+BACKENDS: dict[str, Callable[[Bundle, str | None, str, int, Collection[int]], tuple[Variant, Backend]]] = {
     "onnxruntime": _open_onnxruntime,
     "tensorrt": _open_tensorrt,
 }

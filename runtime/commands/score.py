@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from starflow.runtime.commands.backend_arguments import add_backend_arguments, add_variant_argument, backend_options
 from starflow.runtime.commands.bundle_argument import add_bundle_argument
 from starflow.runtime.commands.condition_arguments import add_condition_arguments, given_condition, refuse_labels
+from starflow.runtime.plain.bits_per_dim import LEVEL, bits_per_dim
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.input_files import load_array
 
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from starflow.runtime.sampler import Sampler
-
-LEVEL = 1 / 127.5  # width of one grey level in [-1, 1]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +64,6 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
     from starflow.runtime.bundle.own_files import refuse_own_files
     from starflow.runtime.plain.atomic_write import check_output, write_array
-    from starflow.runtime.plain.bits_per_dim import bits_per_dim
     from starflow.runtime.plain.progress import progress_bar
     from starflow.runtime.sampler import Sampler
 

@@ -5,6 +5,8 @@ from typing import Any, TypeVar
 
 Values = TypeVar("Values", bound=Any)
 
+LEVEL = 1 / 127.5  # width of one grey level in [-1, 1]
+
 
 def bits_per_dim(log_likelihood: Values, dimensions: int, *, levels: int = 256, span: float = 2.0) -> Values:
     """Bits per dimension of 8-bit data under uniform dequantisation (Theis et al., 2016, eq. 1).
