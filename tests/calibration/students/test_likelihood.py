@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from starflow.calibration.distribution import SEEDS
 from starflow.calibration.students.likelihood import teacher_bits
-from starflow.calibration.students.measurement import SEEDS, Measured, Way, measure
+from starflow.calibration.students.measurement import Measured, Way, measure
 from starflow.calibration.students.report import print_ways
 from starflow.runtime.sampler import Sampler
 from starflow.training.checkpoint import load_autoregressive
