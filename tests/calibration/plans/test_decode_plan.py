@@ -70,8 +70,10 @@ def random_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
     return root
 
 
-def test_each_block_of_larger_patches_in_one_wide_pass(tmp_path: Path) -> None:
+def test_each_block_of_larger_patches_in_one_wide_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Flow blocks of 4, 8 and 16 tokens: the search covers each of them whole."""
+    # Times of so small a model depend on the load of the machine, which may take a flow block out of the plan again.
+    monkeypatch.setattr("starflow.calibration.plans.decode_plan.without_slower", lambda plan, *_: plan)
     config = patches_config()
     save_checkpoint(tmp_path / "checkpoint", config, contextless(randomise(build_flow(config.model))).state_dict())
     export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle", ExportOptions(batch=1))
