@@ -48,7 +48,7 @@ def packages(example: ModuleType, tmp_path: Path) -> dict[str, Path]:
         emoji.append(entry)
         captions.append(caption)
     folders = {name: tmp_path / str(index) for index, name in enumerate(example.CONTENTS)}
-    for package, place in example.STYLES.values():
+    for package, place in (*example.STYLES.values(), *example.MORE_STYLES.values()):
         (folders[package] / place).mkdir(parents=True)
     (folders[example.GOOGLE] / "emoji.json").write_text(json.dumps(emoji))
     (folders[example.CAPTIONS] / "en").mkdir(parents=True)
@@ -65,7 +65,7 @@ def packages(example: ModuleType, tmp_path: Path) -> dict[str, Path]:
 
 
 def test_every_picture_gets_its_style_group_and_caption(example: ModuleType, packages: dict[str, Path]) -> None:
-    arrays = example.convert(packages)
+    arrays = example.convert(packages, example.STYLES)
     assert arrays["images"].shape == (11, 64, 64, 3) and arrays["images"].dtype == np.uint8
     assert arrays["style"].tolist() == [0] * 5 + [1] * 5 + [2]
     assert arrays["group_names"][arrays["group"]].tolist() == [*(["People & Body"] * 4 + ["Symbols"]) * 2, "Symbols"]
@@ -76,13 +76,29 @@ def test_every_picture_gets_its_style_group_and_caption(example: ModuleType, pac
 
 
 def test_transparency_turns_white(example: ModuleType, packages: dict[str, Path]) -> None:
-    images = example.convert(packages)["images"]
+    images = example.convert(packages, example.STYLES)["images"]
     assert np.abs(images[0].astype(int) - (252, 127, 127)).max() <= 1
     assert (images[10, :, :32] == (0, 0, 200)).all() and (images[10, :, 32:] == 255).all()
 
 
+def test_further_styles_are_for_the_training_part_alone(example: ModuleType, packages: dict[str, Path]) -> None:
+    drawing = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="16" height="32" fill="#00c800"/></svg>'
+    package, place = example.MORE_STYLES["flat"]
+    for code in (RUNNER, WAVE, KEYCAP):
+        (packages[package] / place / f"{code.lower()}.svg").write_text(drawing)
+    three = example.convert(packages, example.STYLES)
+    six = example.convert(packages, example.STYLES | example.MORE_STYLES)
+    assert len(six["images"]) == 14 and six["style_names"][six["style"][-1]] == "flat"
+    assert (six["images"][-1, :, :31] == (0, 200, 0)).all() and (six["images"][-1, :, 33:] == 255).all()
+    again = example.of_first_styles(six, len(example.STYLES))
+    assert all((again[name] == three[name]).all() for name in three)
+    varied = example.by_varied_captions(six)
+    assert any(text.endswith("flat style") for text in varied["captions"])
+    assert not any("flat style" in text for text in (*varied["validation_captions"], *varied["test_captions"]))
+
+
 def test_the_split_never_cuts_through_an_emoji(example: ModuleType, packages: dict[str, Path]) -> None:
-    arrays = example.convert(packages)
+    arrays = example.convert(packages, example.STYLES)
     sides = {"runner": (0, 1, 5, 6), "wave": (2, 3, 7, 8), "keycap": (4, 9, 10)}
     held_out = {name: set(arrays["held_out"][list(rows)].tolist()) for name, rows in sides.items()}
     assert all(len(side) == 1 for side in held_out.values())
@@ -110,7 +126,7 @@ def test_what_only_looks_like_a_variant_stays_apart(example: ModuleType) -> None
 
 
 def test_classes_are_groups_at_half_the_size(example: ModuleType, packages: dict[str, Path]) -> None:
-    arrays = example.convert(packages)
+    arrays = example.convert(packages, example.STYLES)
     arrays["images"][4, :2, :2] = [[[0] * 3, [4] * 3], [[8] * 3, [12] * 3]]  # the keycap, held out
     classes = example.by_class(arrays)
     assert classes["test_images"].shape[1:] == classes["images"].shape[1:] == (32, 32, 3)
@@ -121,7 +137,7 @@ def test_classes_are_groups_at_half_the_size(example: ModuleType, packages: dict
 
 
 def test_captions_name_the_style(example: ModuleType, packages: dict[str, Path]) -> None:
-    texts = example.by_caption(example.convert(packages))
+    texts = example.by_caption(example.convert(packages, example.STYLES))
     assert len(texts["images"]) + len(texts["test_images"]) == 11
     assert (
         texts["test_captions"][-1] == "keycap: #, fluent style"
@@ -136,17 +152,17 @@ def test_errors_take_one_line(example: ModuleType, packages: dict[str, Path]) ->
     picture = packages[example.TWITTER] / "img" / "twitter" / "64" / "1f44b.png"
     picture.write_bytes(b"no picture")
     with pytest.raises(SystemExit, match=r"^1f44b\.png of emoji-datasource-twitter@16\.0\.0 cannot be read: .*$"):
-        example.convert(packages)
+        example.convert(packages, example.STYLES)
     picture.unlink()
     with pytest.raises(SystemExit, match=r"^emoji-datasource-twitter@16\.0\.0 has no picture 1f44b\.png$"):
-        example.convert(packages)
+        example.convert(packages, example.STYLES)
     (packages[example.CAPTIONS] / "en" / "data.json").write_text("[]")
     with pytest.raises(SystemExit, match=r"has no caption for 1f3c3 of"):
-        example.convert(packages)
+        example.convert(packages, example.STYLES)
 
 
 def test_varied_captions_keep_subjects_apart(example: ModuleType, packages: dict[str, Path]) -> None:
-    arrays = example.convert(packages)
+    arrays = example.convert(packages, example.STYLES)
     # Of the packages' three subjects the keycap and one of the hands and runners are held out; a fourth family joins them.
     more = {name: np.concatenate([values, values[-1:]]) for name, values in arrays.items() if len(values) == 11}
     more["code"][-1], more["captions"][-1], more["group"][-1], more["held_out"][-1] = "1f4a1", "bulb", 1, False

@@ -3,6 +3,7 @@
 Example: python examples/emoji/fetch.py
 """
 
+import importlib.util
 import io
 import json
 import shutil
@@ -114,6 +115,8 @@ def fetch(folder: Path) -> dict[str, Path]:
     """Download the packages and unpack what is needed; returns the folder of each."""
     if shutil.which("npm") is None:
         sys.exit("npm is not installed; install Node.js (apt install npm) and run this again")
+    if importlib.util.find_spec("resvg_py") is None:
+        sys.exit("resvg_py, which renders drawings, is not installed; pip install resvg-py and run this again")
     packages = {}
     for index, (package, contents) in enumerate(CONTENTS.items()):
         place = folder / str(index)
