@@ -38,7 +38,7 @@ def bundle(engine_library: EngineLibrary, made_once: MadeOnce, tmp_path_factory:
             build_bundle(place, parse_target("tensorrt-rtx:8.9"))
 
     root = tmp_path_factory.mktemp("student-engines") / "bundle"
-    shutil.copytree(made_once("student-engines", fill) / "bundle", root)
+    shutil.copytree(made_once("unused-student-engines", fill) / "bundle", root)
     whole = Bundle.open(root)
     for place in whole.places():
         engine_library.add(place, *read_builds(place))
