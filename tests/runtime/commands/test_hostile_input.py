@@ -286,7 +286,8 @@ FULL = {
     "sample": "sample BUNDLE --labels 1 --count 64 --threads 1 --out out/x.png --latents out/x.npy",
     "score": "score BUNDLE image.png --labels 1 --threads 1 --latents out/z.npy",
     "verify": "verify BUNDLE --variant cpu-fp32 --report out/report.html",
-    "calibrate": "calibrate copy --plan --variant cpu-fp32 --threads 1 --repetitions 1 --images 2",
+    # With such a budget each flow block takes one pass, which no load of the machine makes slower than its steps.
+    "calibrate": "calibrate copy --plan --variant cpu-fp32 --threads 1 --repetitions 3 --images 2 --budget 10",
     "calibrate weights": "calibrate wide --weights int8 --lowering cpu --budget 1 --images 2 --threads 1",
     "calibrate plain weights": "calibrate wide --weights int8 --lowering cpu --plain",
     "train": "train recipe.yaml --out out/run",
