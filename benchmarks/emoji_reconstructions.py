@@ -20,9 +20,10 @@ from benchmarks.image_features import image_features
 from numpy.typing import NDArray
 
 from starflow.calibration.frechet import frechet_distance
-from starflow.runtime.plain.images import grid, write_png
+from starflow.runtime.plain.images import grid, to_uint8, write_png
 from starflow.training.autoencoder.folder import open_autoencoder
 from starflow.training.autoencoder.network import Autoencoder
+from starflow.training.autoencoder.trainer import psnr
 from starflow.training.data.samples import to_float
 
 ARCHIVE = Path("out/emoji/emoji-varied.npz")
@@ -39,15 +40,8 @@ def reconstructed(
         pixels = to_float(torch.from_numpy(images[start : start + BATCH].transpose(0, 3, 1, 2).copy()))
         latents = encoder.encode(pixels)
         latents += noise * torch.randn(latents.shape, generator=generator)
-        made.append(decoder.decode(latents).clamp(-1, 1))
-    pictures = torch.cat(made).permute(0, 2, 3, 1)
-    return ((pictures + 1) * 127.5).round().to(torch.uint8).numpy()
-
-
-def psnr(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
-    """Mean over the images, in dB."""
-    errors = ((images.astype(np.float64) - others) ** 2).mean((1, 2, 3))
-    return float((10 * np.log10(255**2 / np.maximum(errors, 1e-9))).mean())
+        made.append(to_uint8(decoder.decode(latents).numpy()))
+    return np.concatenate(made)
 
 
 def gradient(images: NDArray[np.uint8]) -> float:
@@ -69,23 +63,24 @@ def main() -> None:
     arguments = parser.parse_args()
     with np.load(ARCHIVE) as file:
         images = file["test_images"]
-    features, rows = image_features(images), [images[:: len(images) // SHOWN][:SHOWN]]
+    features, sharp, rows = image_features(images), gradient(images), [images[:: len(images) // SHOWN][:SHOWN]]
     print(f"{len(images)} held-out emoji, noise {arguments.noise}")
     print(f"{'decoder':<50}{'PSNR, dB':>10}{'Fréchet':>10}{'sharpness':>10}")
-    first = open_autoencoder(arguments.autoencoders[0])
-    ways = [(f"{first.path}, plain", first, first.autoencoder)]
-    for path in arguments.autoencoders:
-        folder = open_autoencoder(path)
+    folders = [open_autoencoder(path) for path in arguments.autoencoders]
+    ways = [(f"{folders[0].path}, plain", folders[0], folders[0].autoencoder)]
+    for folder in folders:
         if folder.noisy is None:
-            raise SystemExit(f"{path}: has no decoder for noisy latents; train one by examples/emoji/decoder.yaml")
-        ways.append((str(path), folder, folder.noisy))
+            raise SystemExit(
+                f"{folder.path}: has no decoder for noisy latents; train one by examples/emoji/decoder.yaml"
+            )
+        ways.append((str(folder.path), folder, folder.noisy))
     for name, folder, decoder in ways:
         if folder.record is None:
             raise SystemExit(f"{folder.path}: has no starflow.json, which tells the scale of its latents")
         made = reconstructed(folder.autoencoder, decoder, images, arguments.noise / folder.record.latent.scale)
-        distance = frechet_distance(image_features(made), features)
-        sharpness = gradient(made) / gradient(images)
-        print(f"{name[-49:]:<50}{psnr(made, images):>10.2f}{distance:>10.1f}{sharpness:>10.3f}", flush=True)
+        found, wanted = (to_float(torch.from_numpy(each)) for each in (made, images))
+        decibels, distance = float(psnr(found, wanted).mean()), frechet_distance(image_features(made), features)
+        print(f"{name[-49:]:<50}{decibels:>10.2f}{distance:>10.1f}{gradient(made) / sharp:>10.3f}", flush=True)
         rows.append(made[:: len(images) // SHOWN][:SHOWN])
     if arguments.picture:
         write_png(arguments.picture, grid(np.concatenate(rows), SHOWN))

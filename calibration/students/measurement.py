@@ -35,9 +35,7 @@ class Way:
     diversity: float  # standard deviation within a condition, over the exact sampler's
     precision: float  # share of samples that lie among the exact sampler's
     recall: float  # share of the exact sampler's that lie among them
-    bits_per_dim: (
-        float | None
-    )  # their mean by the unguided teacher; None if some are beyond float32, see `teacher_bits`
+    bits_per_dim: float | None  # mean by the unguided teacher; None if some are beyond float32, see `teacher_bits`
     milliseconds: float  # one batch of `BATCH` images
 
 

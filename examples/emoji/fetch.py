@@ -236,9 +236,8 @@ def convert(packages: dict[str, Path], styles: dict[str, tuple[str, str]]) -> di
 def of_first_styles(arrays: dict[str, NDArray[np.generic]], count: int) -> dict[str, NDArray[np.generic]]:
     """The same arrays with the images of the first styles only."""
     kept = arrays["style"].astype(np.int64) < count
-    few = {name: values[kept] for name, values in arrays.items() if not name.endswith("_names")}
-    names = {name: values for name, values in arrays.items() if name.endswith("_names")}
-    return few | names | {"style_names": arrays["style_names"][:count]}
+    few = {name: values if name.endswith("_names") else values[kept] for name, values in arrays.items()}
+    return few | {"style_names": arrays["style_names"][:count]}
 
 
 def by_class(arrays: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:

@@ -15,10 +15,7 @@ from starflow.training.data.image_folder import class_names, image_files
 from starflow.training.text.captions import read_captions
 
 CAPTION_FILES = ("captions.jsonl", "captions.csv")
-METADATA_FILES = (
-    "metadata.jsonl",
-    "metadata.csv",
-)  # of Hugging Face's `imagefolder`: captions, classes, or anything else
+METADATA_FILES = ("metadata.jsonl", "metadata.csv")  # of Hugging Face's `imagefolder`; not all of them hold captions
 MOST_HEADER = 1 << 16  # characters of a file's first line that are read
 LOOKED_AT = 64  # images that are decoded to see whether all of them are grey
 
