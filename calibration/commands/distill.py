@@ -1,4 +1,4 @@
-"""Distil the deep block of an autoregressive flow into a student, which makes all of its tokens in one pass.
+"""Distil a flow block, the deep one by default, into a student, which makes all of its tokens in one pass.
 
 The exact sampler draws pairs of noise and tokens, under guidance weights of a range. A network learns to make the tokens of the
 noise: at first by squared error, then by its divergence from the teacher's exact density, so that samples stay as varied. The
@@ -11,6 +11,7 @@ exact sampler stays the default.
 Examples:
   starflow distill examples/digits/checkpoint -o out/student
   starflow distill examples/digits/checkpoint -o out/student --steps 20000 --layers 4 --stages 2
+  starflow distill examples/digits/checkpoint -o out/student1 --block 1 --beside out/student/checkpoint-best
   starflow distill examples/emoji/checkpoint -o out/student --captions-file captions.txt --set training.batch_size=32
 """
 
@@ -45,7 +46,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="folder of the teacher, an autoregressive flow")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder to write the run to")
     student = parser.add_argument_group("student")
-    student.add_argument("--layers", type=int, metavar="L", help="layers of a stage (default: those of the deep block)")
+    student.add_argument("--block", type=int, metavar="B", help="flow block to learn (default: the deep one)")
+    student.add_argument("--layers", type=int, metavar="L", help="layers of a stage (default: those of the flow block)")
     student.add_argument("--stages", type=int, metavar="K", help="passes in a chain, each its own network (default: 1)")
     student.add_argument(
         "--guidance", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guidance weights to learn (default: 0 3)"
@@ -83,6 +85,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="numbers of exact passes after the student's own to compare (default: 0 1 2 4)",
     )
+    measuring.add_argument(
+        "--beside",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="STUDENT",
+        help="students of other flow blocks to measure together with this one: their checkpoint-best/",
+    )
     conditions = parser.add_argument_group("conditions, for a model that takes features")
     conditions.add_argument("--captions-file", type=Path, metavar="FILE", help="text file with a caption a line")
     conditions.add_argument("--condition", type=Path, metavar="FILE.npy", help="condition tokens [N, m, width]")
@@ -106,7 +116,9 @@ def run(arguments: argparse.Namespace) -> int:
     files = ConditionFiles(arguments.condition, arguments.null_condition, arguments.captions_file)
     with alone_in(arguments.out):
         with progress_bar("drawing pairs", enabled=not arguments.json) as bar:
-            distillation = prepare(arguments.checkpoint, recipe, arguments.out, files, bar)
+            distillation = prepare(
+                arguments.checkpoint, recipe, arguments.out, files, bar, arguments.beside
+            )
         if arguments.resume and distillation.run.resume():
             print(f"resuming {arguments.out} at step {distillation.run.step}", file=sys.stderr)
         with stop_signals() as stops:
@@ -140,7 +152,7 @@ def _recipe(arguments: argparse.Namespace) -> "StudentRecipe":
     from starflow.runtime.plain.validation import one_line
     from starflow.training.recipe import StudentRecipe, overridden
 
-    names = ("layers", "stages", "guidance", "pairs")
+    names = ("block", "layers", "stages", "guidance", "pairs")
     student = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     content = overridden({"student": student, "training": {**TRAINING, "steps": arguments.steps}}, arguments.set)
     try:

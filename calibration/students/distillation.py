@@ -38,6 +38,7 @@ class Distillation:
     checkpoint: Path  # of the teacher
     given: GivenConditions | None
     run: StudentRun
+    beside: Sequence[Path]  # folders of students that are measured together with this one
 
     def measure(self, images: int, passes: Sequence[int], progress: Report = no_report) -> Measured:
         """Compare the best student with its teacher, and put the figures and a picture beside it.
@@ -49,7 +50,7 @@ class Distillation:
         folder = self.run.folder / "checkpoint-best"
         measured = measure(
             self.checkpoint,
-            folder,
+            [folder, *self.beside],
             self.run.folder / TEACHER,
             self.given,
             images=images,
@@ -60,6 +61,7 @@ class Distillation:
         self.run.average = read_student(folder).to(self.run.device)
         judged, (exact, alone, *_) = self.run.judge(self.run.data.test), measured.ways
         figures = StudentFigures(
+            beside=tuple(sorted(read_student(each).config.block for each in self.beside)),
             images=images,
             guidance=measured.guidance,
             divergence=judged["divergence"],
@@ -96,27 +98,62 @@ def student_config(checkpoint: Path, recipe: StudentRecipe) -> tuple[CheckpointC
             f"{checkpoint}: a continuous flow has no flow blocks; `starflow calibrate --plan` makes it faster"
         )
     unguided = config.conditioning.kind == "none"
+    block = model.num_blocks - 1 if options.block is None else options.block
+    blocks = block_configs(model)
+    if block not in [each.index for each in blocks if each.layers]:
+        having = [str(each.index) for each in blocks if each.layers]
+        raise UsageError(f"--block: found {block}, expected a flow block that has a network: {', '.join(having)}")
     student = StudentConfig(
         model=model,
         conditioning=config.conditioning,
         teacher=tensors.sha256(),
-        block=model.num_blocks - 1,
-        layers=options.layers or block_configs(model)[-1].layers,
+        block=block,
+        layers=options.layers or blocks[block].layers,
         stages=options.stages,
         guidance=(0.0, 0.0) if unguided else options.guidance,
     )
     return config, student
 
 
+def check_beside(folders: Sequence[Path], student: StudentConfig) -> None:
+    """See that the students in some folders can run together with another one.
+
+    Raises:
+        UsageError, CheckpointError: one of them cannot be read, has another teacher, or is of a flow block named twice.
+    """
+    taken = {student.block}
+    for folder in folders:
+        found = read_student(folder).config
+        if found.teacher != student.teacher:
+            raise UsageError(f"--beside {folder}: was distilled from another checkpoint, sha256 {found.teacher[:16]}")
+        if found.block in taken:
+            raise UsageError(f"--beside {folder}: is of flow block {found.block}, which already has a student here")
+        taken.add(found.block)
+
+
 def prepare(
-    checkpoint: Path, recipe: StudentRecipe, folder: Path, files: ConditionFiles, progress: Report = no_report
+    checkpoint: Path,
+    recipe: StudentRecipe,
+    folder: Path,
+    files: ConditionFiles,
+    progress: Report = no_report,
+    beside: Sequence[Path] = (),
 ) -> Distillation:
     """Draw what is missing, and prepare the run in a folder: teacher.bundle/, pairs/, and what every run has.
+
+    Args:
+        checkpoint: The teacher's folder.
+        recipe: What is learned, and how.
+        folder: The run's.
+        files: What a model that takes features is sampled with.
+        progress: Told of pairs drawn.
+        beside: Folders of students of other flow blocks, which are measured together with this one.
 
     Raises:
         CheckpointError, UsageError, RecipeError: what is given cannot be read, or does not fit.
     """
     config, student = student_config(checkpoint, recipe)
+    check_beside(beside, student)
     bundle = teacher_bundle(checkpoint, student.teacher, folder / TEACHER, progress)
     given = read_conditions(bundle, files.condition, files.null_condition, files.captions)
     pairs = PairSet(
@@ -131,7 +168,7 @@ def prepare(
     flow = load_autoregressive(checkpoint)[1]
     data = _dataset(load_pairs(folder / "pairs"), config, flow, given, pairs)
     table = None if given is None else torch.from_numpy(given.tokens)
-    return Distillation(checkpoint, given, StudentRun(recipe, student, flow, data, table, folder))
+    return Distillation(checkpoint, given, StudentRun(recipe, student, flow, data, table, folder), beside)
 
 
 def _dataset(

@@ -74,8 +74,8 @@ def _shard(
         whole = index[np.arange(manifest.batch) % len(index)]  # the last one is filled up
         request = Request([Guidance(float(weight)) for weight in guidance[whole]])
         loop.check(request)
-        made = next(loop.blocks(noise[whole], conditions.part(whole), request))
-        assert made.block.index == pairs.block  # the deep block comes first
+        blocks = loop.blocks(noise[whole], conditions.part(whole), request)
+        made = next(made for made in blocks if made.block.index == pairs.block)
         inputs.append(made.inputs.noise[: len(index)].copy())
         tokens.append(made.tokens[: len(index)].copy())
     drawn = {"noise": inputs, "tokens": tokens}

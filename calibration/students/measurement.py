@@ -51,7 +51,7 @@ class Measured:
 
 def measure(
     checkpoint: Path,
-    student: Path,
+    students: Sequence[Path],
     bundle: Path,
     given: GivenConditions | None,
     *,
@@ -64,14 +64,14 @@ def measure(
 
     Args:
         checkpoint: The teacher's folder.
-        student: The student's folder.
+        students: Folders of students, of which every way but the exact sampler runs all.
         bundle: Folder to export both into.
         given: Conditions of a model that takes features.
         images: Number of samples of each way.
         guidance: Weight of all of them.
         passes: Numbers of exact passes after the student's own, 0 among them.
     """
-    options = ExportOptions(lowerings=LOWERINGS, batch=BATCH, denoisers=(), students=(str(student),))
+    options = ExportOptions(lowerings=LOWERINGS, batch=BATCH, denoisers=(), students=[str(student) for student in students])
     manifest = export_checkpoint(checkpoint, bundle, options, replace=True, progress=progress)
     condition, null = _conditions(manifest.conditioning.num_classes, given, images)
     plans = ["sequential", *("student" if not count else f"student+{count}" for count in passes)]

@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper
 from torch import Tensor, nn
-from torch._decomp import get_decompositions
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -143,12 +142,8 @@ def _softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     return torch.softmax(x, dim, dtype)
 
 
-# Two operators have no plain form in ONNX: attention's softmax guards against rows that are masked throughout, of which a
-# causal mask has none; and what a derivative reads of a layer norm, mean and 1 / deviation, TensorRT's operator does not give.
-DECOMPOSITIONS: Decompositions = {
-    torch.ops.aten._safe_softmax.default: _softmax,
-    **get_decompositions([torch.ops.aten.native_layer_norm]),
-}
+# Attention's softmax guards against rows that are masked throughout, for which ONNX has no plain form. A causal mask has none.
+DECOMPOSITIONS: Decompositions = {torch.ops.aten._safe_softmax.default: _softmax}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._decomp import get_decompositions
 from torch._ops import OpOverload
 from torch.export import ExportedProgram, ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
@@ -25,6 +26,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 Decompositions = Mapping[Any, Callable[..., Any]]
+
+LAYER_NORM = torch.ops.aten.native_layer_norm.default
+STATISTICS = (1, 2)  # mean and 1 / deviation, among its outputs
 
 
 class TracedProgram(ExportedProgram):
@@ -52,12 +56,20 @@ class TracedProgram(ExportedProgram):
         # What `torch.tensor(0.0)` passes through. Decomposed, it hands the real tensor to operators that take fake ones alone.
         table.pop(torch.ops.aten.lift_fresh.default, None)
         traced = make_fx(self._function, table)(*self._arguments)
+        if _reads_statistics(traced):
+            traced = make_fx(traced, {**table, **get_decompositions([LAYER_NORM])})(*self._arguments)
         if any(_writes(node.target) for node in traced.graph.nodes):  # ONNX has no operator that does
             traced = make_fx(functionalize(traced), table)(*self._arguments)
         traced.graph.eliminate_dead_code()
         end = traced.graph.output_node()
         end.args = (tuple(end.all_input_nodes),)
         return ExportedProgram(**_parts(traced))
+
+
+def _reads_statistics(traced: GraphModule) -> bool:
+    """Whether a derivative reads of a layer norm what TensorRT's operator does not give."""
+    norms = traced.graph.find_nodes(op="call_function", target=LAYER_NORM)
+    return any(use.args[1] in STATISTICS and use.users for norm in norms for use in norm.users)
 
 
 def _writes(target: object) -> bool:

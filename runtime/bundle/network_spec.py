@@ -103,6 +103,7 @@ class StudentFigures(Part):
     """How near a student's samples are to those of its teacher, the exact sampler, measured where it was trained.
 
     Attributes:
+        beside: Other flow blocks whose tokens their students made as well.
         images: Number of images that were measured.
         guidance: Guidance weight they were made with.
         divergence: KL(student || teacher) of the flow block's tokens, in nats per value.
@@ -112,6 +113,7 @@ class StudentFigures(Part):
         diversity: Standard deviation within a condition, over that of the teacher.
     """
 
+    beside: tuple[int, ...] = ()
     images: int = Field(gt=0)
     guidance: float = Field(ge=0)
     divergence: float
@@ -121,10 +123,11 @@ class StudentFigures(Part):
     diversity: float = Field(gt=0)
 
     def __str__(self) -> str:
+        others = f" with flow blocks {', '.join(map(str, self.beside))} by students, too" if self.beside else ""
         return (
             f"pair error {self.pair_error:.3g}, Frechet distance {self.frechet:.4g} (two sets of the teacher's: "
             f"{self.frechet_floor:.4g}), diversity {self.diversity:.3g}, divergence {self.divergence:.3g} nats per value; "
-            f"{self.images} images, guidance {self.guidance:g}"
+            f"{self.images} images, guidance {self.guidance:g}{others}"
         )
 
 

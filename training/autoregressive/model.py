@@ -287,6 +287,10 @@ class AutoregressiveFlow(Flow):
             return tokens
         return patchify(self._image(tokens, height, width), block.patch, channel_first=self.channel_first)
 
+    def tokens_of(self, own: Tensor, block: BlockConfig) -> Tensor:
+        """The inverse of `own_tokens`."""
+        return self._tokens(own, block, self.config.img_size, self.config.img_size)
+
     def _tokens(self, own: Tensor, block: BlockConfig, height: int, width: int) -> Tensor:
         """The inverse of `_own_tokens`."""
         if block.patch == (self.config.patch_size,) * 2:

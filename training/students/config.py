@@ -82,6 +82,7 @@ class StudentObjective(Frozen):
 class StudentOptions(Frozen):
     """The section `student` of a distillation's recipe."""
 
+    block: int | None = Field(None, ge=0, le=MOST_BLOCKS)  # the flow block to learn; None: the deep one
     layers: int | None = Field(None, gt=0, le=MOST_LAYERS)  # of each stage; None: as many as the teacher's block
     stages: int = Field(1, gt=0, le=MOST_STAGES)
     guidance: GuidanceRange = (0.0, 3.0)  # that it learns

@@ -23,6 +23,7 @@ class StudentFigures(Frozen):
     `divergence` is exact up to the noise it is averaged over: both densities are known.
     """
 
+    beside: tuple[int, ...] = ()  # other flow blocks that their students did as well
     images: int = Field(gt=0)  # that were measured
     guidance: float = Field(ge=0)  # weight they were made with
     divergence: float  # KL(student || teacher) of the block's tokens, nats per value

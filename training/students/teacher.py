@@ -4,37 +4,39 @@ import torch
 from torch import Tensor, nn
 
 from starflow.runtime.plain.guidance import Guidance
+from starflow.training.autoregressive.config import BlockConfig
 from starflow.training.autoregressive.flow_block import FlowBlock, Normalised
 from starflow.training.autoregressive.model import AutoregressiveFlow
 
 UNGUIDED, GUIDED = Guidance(), Guidance(1.0)
 
 
-class TeacherBlock(nn.Module):
-    """One flow block of a flow, normalising tokens under guidance.
+class Teacher(nn.Module):
+    """The flow blocks of a flow from one of them up, normalising tokens under guidance.
 
     Guided sampling draws each token from a normal distribution whose scale and shift come from those with and without the condition
-    (Gu et al., NeurIPS 2025, section 3.5). So what it draws has a density, token by token, and one pass over a sequence gives it.
+    (Gu et al., NeurIPS 2025, section 3.5). So what it draws has a density, token by token, and one pass over a sequence gives it. The
+    noise of a shallow block is what the blocks above make, and has a density in the same way.
     """
 
     def __init__(self, flow: AutoregressiveFlow, index: int) -> None:
         super().__init__()
         self._flow = [flow]  # hidden from `parameters`: nothing of it learns
         self.block = flow.block_configs[index]
-        self.grid = self.block.grid(flow.config.img_size, flow.config.img_size)
-        self.guided = self.block.condition != "none" and flow.guides(self.block, GUIDED)
+        self.deep = index == len(flow.blocks) - 1
 
     def prior(self) -> Tensor:
-        """Standard deviation of the block's noise, [T, D] in block order; the block is the deep one."""
+        """Standard deviation of the deep block's noise, [T, D] in its order."""
         flow = self._flow[0]
-        count = self.grid[0] * self.grid[1]
+        last = flow.block_configs[-1]
+        rows, columns = last.grid(flow.config.img_size, flow.config.img_size)
         if flow.sqrt_prior is None:
-            return torch.ones(count, self.block.token_dim, device=flow.device)
-        own = flow.own_tokens(flow.sqrt_prior[None], self.block)[0]
-        return own.flip(0) if self.block.reversed else own
+            return torch.ones(rows * columns, last.token_dim, device=flow.device)
+        own = flow.own_tokens(flow.sqrt_prior[None], last)[0]
+        return own.flip(0) if last.reversed else own
 
-    def normalise(self, x: Tensor, condition: Tensor | None, null: Tensor | None, guidance: Tensor) -> Normalised:
-        """z = (x - mu) / sigma of tokens, with gradients for them.
+    def log_density(self, x: Tensor, condition: Tensor | None, null: Tensor | None, guidance: Tensor) -> Tensor:
+        """log p of what the block makes, [B] nats, without its constant, with gradients for the tokens.
 
         Args:
             x: [B, T, D] float32 in block order.
@@ -42,24 +44,51 @@ class TeacherBlock(nn.Module):
             null: Null condition tokens [m, width] of a model with condition tokens, else None.
             guidance: [B] float32, the weight of each image.
         """
-        flow, block = self._flow[0], self._flow[0].blocks[self.block.index]
+        normalised = self.normalise(x, condition, null, guidance)
+        return normalised.log_det.sum((1, 2)) + self.noise_log_density(normalised.z, condition, null, guidance)
+
+    def noise_log_density(self, z: Tensor, condition: Tensor | None, null: Tensor | None, guidance: Tensor) -> Tensor:
+        """log p of the block's noise [B, T, D], which the blocks above make; see `log_density`."""
+        flow, block = self._flow[0], self.block
+        log_det = z.new_zeros(len(z))
+        while block.index < len(flow.blocks) - 1:
+            natural = z.flip(1) if block.reversed else z
+            above = flow.block_configs[block.index + 1]
+            own = flow.own_tokens(flow.tokens_of(natural, block), above)
+            if isinstance(flow.blocks[above.index], FlowBlock):
+                normalised = self._normalise(above, own.flip(1) if above.reversed else own, condition, null, guidance)
+                z, log_det = normalised.z, log_det + normalised.log_det.sum((1, 2))
+            else:
+                z = own.flip(1) if above.reversed else own
+            block = above
+        return log_det - 0.5 * (z / self.prior()).square().sum((1, 2))
+
+    def normalise(self, x: Tensor, condition: Tensor | None, null: Tensor | None, guidance: Tensor) -> Normalised:
+        """z = (x - mu) / sigma of the block's tokens; see `log_density`."""
+        return self._normalise(self.block, x, condition, null, guidance)
+
+    def _normalise(
+        self, config: BlockConfig, x: Tensor, condition: Tensor | None, null: Tensor | None, guidance: Tensor
+    ) -> Normalised:
+        flow, block = self._flow[0], self._flow[0].blocks[config.index]
         assert isinstance(block, FlowBlock)
+        guided = config.condition != "none" and flow.guides(config, GUIDED)
         count, tokens, vectors = len(x), None, None
-        if self.block.condition == "prefix":
+        if config.condition == "prefix":
             assert condition is not None
             tokens = condition
-            if self.guided:
+            if guided:
                 assert null is not None
                 tokens = torch.cat([condition, null.expand_as(condition)])
-        elif self.block.condition == "class":
+        elif config.condition == "class":
             vectors = block.class_vectors(condition, count)
-            if self.guided:
+            if guided:
                 vectors = torch.cat([vectors, block.class_vectors(None, count)])
-        context = flow.context(self.block, self.grid, tokens, vectors)
+        context = flow.context(config, config.grid(flow.config.img_size, flow.config.img_size), tokens, vectors)
         inputs = block.opened(x)
-        raw, _ = block.network(torch.cat([inputs, inputs]) if self.guided else inputs, context)
+        raw, _ = block.network(torch.cat([inputs, inputs]) if guided else inputs, context)
         a, mu = block.of_tokens(raw)
-        if self.guided:
+        if guided:
             sigma, mu = flow.guide(block, a, mu, guidance[:, None, None], UNGUIDED)
         else:
             sigma = block.sigma(a)

@@ -21,7 +21,7 @@ from starflow.training.students.config import StudentConfig
 from starflow.training.students.folder import save_student
 from starflow.training.students.network import Made, Student
 from starflow.training.students.pairs import Pairs
-from starflow.training.students.teacher import TeacherBlock
+from starflow.training.students.teacher import Teacher
 
 COLUMNS = 10  # of a sheet
 
@@ -63,8 +63,7 @@ class StudentRun(TrainingRun):
         self.config = config
         super().__init__(recipe, data, folder, lambda: Student.beginner(config, flow))
         self.flow = flow.to(self.device).requires_grad_(False)
-        self.teacher = TeacherBlock(self.flow, config.block)
-        self._prior = self.teacher.prior().to(self.device)
+        self.teacher = Teacher(self.flow, config.block)
         self._table = None if table is None else table.to(self.device)
         self._null = None if data.null is None else data.null.to(self.device)
 
@@ -81,11 +80,12 @@ class StudentRun(TrainingRun):
         assert isinstance(pairs, Pairs) and pairs.guidance is not None
         weights = pairs.guidance[self.batches.indices(self.step)].to(self.device)
         with_density = objective.density > 0 and self.step >= objective.density_from
-        fresh = self.noise(len(weights), generator)
+        # The noise of a shallow block comes out of the blocks above, token by token: there is no other than that of pairs.
+        fresh = self.noise(len(weights), generator) if self.teacher.deep else None
         self.figures.clear()
         for part in torch.arange(len(weights), device=self.device).split(self.part_size):
             noise, tokens = batch.values[part].unbind(1)
-            if with_density:  # half of it on noise that no pair has, of which there is no end
+            if with_density and fresh is not None:  # half of it on noise that no pair has, of which there is no end
                 old = len(part) // 2
                 noise = torch.cat([noise[:old], fresh[part[old:]]])
                 tokens = tokens[:old]
@@ -107,8 +107,9 @@ class StudentRun(TrainingRun):
         self.figures[name] = self.figures.get(name, 0) + value.detach() / self.training.accumulate
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
-        """Noise of the block, [count, T, D] in block order."""
-        return self._prior * torch.randn(count, *self._prior.shape, generator=generator, device=self.device)
+        """Noise of the deep block, [count, T, D] in block order."""
+        prior = self.teacher.prior()
+        return prior * torch.randn(count, *prior.shape, generator=generator, device=self.device)
 
     def conditions(self, chosen: Tensor | None, part: Tensor) -> Tensor | None:
         """The conditions of a part of a batch as the model takes them."""
@@ -118,10 +119,10 @@ class StudentRun(TrainingRun):
 
     def divergence(self, made: Made, noise: Tensor, condition: Tensor | None, weights: Tensor) -> Tensor:
         """log q - log p of what was made, [B] nats per value: its mean is KL(student || teacher)."""
-        normalised = self.teacher.normalise(made.tokens, condition, self._null, weights)
-        log_q = -made.log_sigma - 0.5 * (noise / self._prior).square()
-        log_p = normalised.log_det - 0.5 * (normalised.z / self._prior).square()
-        return (log_q - log_p).mean((1, 2))
+        with torch.no_grad():
+            of_noise = self.teacher.noise_log_density(noise, condition, self._null, weights)
+        log_q = of_noise - made.log_sigma.sum((1, 2))
+        return (log_q - self.teacher.log_density(made.tokens, condition, self._null, weights)) / noise[0].numel()
 
     # The run
 

@@ -11,11 +11,12 @@ import torch
 from starflow.calibration.students.distillation import ConditionFiles, prepare
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.guidance import Guidance
+from starflow.runtime.sampler import Sampler
 from starflow.training.autoregressive.flow_block import FlowBlock
 from starflow.training.checkpoint import load_autoregressive, open_checkpoint
 from starflow.training.config import CheckpointConfig
 from starflow.training.recipe import StudentRecipe
-from starflow.training.students.folder import read_student
+from starflow.training.students.folder import read_figures, read_student
 from starflow.training.students.pairs import Pairs, load_pairs, shard_path
 from tests.models import (
     class_config,
@@ -41,12 +42,13 @@ def pairs_of(checkpoint: Path, folder: Path, files: ConditionFiles | None = None
     return load_pairs(folder / "pairs")
 
 
+@pytest.mark.parametrize("index", [0, -1])
 @pytest.mark.parametrize(
     "config", [class_config(), patches_config(), tarflow_config()], ids=["class", "patches", "tarflow"]
 )
-def test_pairs_are_what_pytorch_samples(tmp_path: Path, config: CheckpointConfig) -> None:
+def test_pairs_are_what_pytorch_samples(tmp_path: Path, config: CheckpointConfig, index: int) -> None:
     write_checkpoint(tmp_path / "checkpoint", config)
-    pairs = pairs_of(tmp_path / "checkpoint", tmp_path / "run")
+    pairs = pairs_of(tmp_path / "checkpoint", tmp_path / "run", block=None if index < 0 else index)
     flow = load_autoregressive(tmp_path / "checkpoint")[1]
     assert isinstance(pairs.condition, torch.Tensor) and pairs.guidance is not None
     assert pairs.guidance.unique().numel() == 24 and pairs.guidance.min() >= 0 and pairs.guidance.max() <= 2
@@ -55,9 +57,8 @@ def test_pairs_are_what_pytorch_samples(tmp_path: Path, config: CheckpointConfig
         noise, tokens = pairs.tensor[image]
         label = flow.encode_labels(pairs.condition[image : image + 1])
         weight = float(pairs.guidance[image])
-        deep = flow.block_configs[-1]
-        grid = deep.grid(flow.config.img_size, flow.config.img_size)
-        block = flow.blocks[-1]
+        grid = flow.block_configs[index].grid(flow.config.img_size, flow.config.img_size)
+        block = flow.blocks[index]
         assert isinstance(block, FlowBlock)
         made = flow._sample_block(
             block,
@@ -114,6 +115,30 @@ def test_the_command_ends_like_one_that_was_stopped(tmp_path: Path, capsys: pyte
     assert all(torch.equal(first[name], second[name]) for name in first)
     teacher = open_checkpoint(tmp_path / "checkpoint")[1].sha256()
     assert students[0].config.teacher == teacher and students[0].config.block == 1
+
+
+def test_a_shallow_block_learns_beside_the_deep_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_checkpoint(tmp_path / "checkpoint", class_config())
+    write_checkpoint(tmp_path / "other", class_config(), seed=1)
+    command = ["distill", str(tmp_path / "checkpoint"), *QUICK, "--images", "16", "--passes", "1", "-o"]
+    deep, shallow = tmp_path / "deep", tmp_path / "shallow"
+    assert main([*command, str(deep)]) == 0
+    beside = ["--beside", str(deep / "checkpoint-best")]
+    assert main([*command, str(shallow), "--block", "0", *beside]) == 0
+    found, figures = (read(shallow / "checkpoint-best") for read in (read_student, read_figures))
+    assert found.config.block == 0 and found.config.layers == 1
+    assert figures is not None and figures.beside == (1,)
+    with Sampler.open(shallow / "teacher.bundle", plan="student") as sampler:
+        assert sorted(sampler.plan.students) == [0, 1]  # what was measured
+    assert all(np.isfinite(value) for value in (figures.divergence, figures.frechet, figures.diversity))
+    capsys.readouterr()
+    for block, said in (("1", "is of flow block 1, which already has a student here"), ("7", "a network: 0, 1")):
+        assert main([*command, str(tmp_path / "wrong"), "--block", block, *beside]) == 2
+        assert said in capsys.readouterr().err
+    command[1] = str(tmp_path / "other")
+    assert main([*command, str(tmp_path / "wrong"), "--block", "0", *beside]) == 2
+    assert "was distilled from another checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "wrong" / "pairs").exists()
 
 
 def test_wrong_use_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,7 +48,7 @@ def test_likelihood_of_each_way_is_that_of_pytorch(
     shown: list[float] = []
     measured = measure(
         tmp_path / "checkpoint",
-        tmp_path / "student",
+        [tmp_path / "student"],
         tmp_path / "bundle",
         None,
         images=images,

@@ -277,7 +277,7 @@ def test_the_gap_is_printed(taught: Path, tmp_path: Path, capsys: pytest.Capture
     assert line.count("pair error 0.31") == 2
     assert "pair error 0.31, Frechet distance 2.5 (two sets of the teacher's: 0.5), diversity 0.9" in line
     assert main([*given, "--plan", "student", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["students"]["1"] == FIGURES.model_dump()
+    assert json.loads(capsys.readouterr().out)["students"]["1"] == FIGURES.model_dump(mode="json")
     assert main(given) == 0
     assert "student" not in capsys.readouterr().out
 
