@@ -116,9 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
     files = ConditionFiles(arguments.condition, arguments.null_condition, arguments.captions_file)
     with alone_in(arguments.out):
         with progress_bar("drawing pairs", enabled=not arguments.json) as bar:
-            distillation = prepare(
-                arguments.checkpoint, recipe, arguments.out, files, bar, arguments.beside
-            )
+            distillation = prepare(arguments.checkpoint, recipe, arguments.out, files, bar, arguments.beside)
         if arguments.resume and distillation.run.resume():
             print(f"resuming {arguments.out} at step {distillation.run.step}", file=sys.stderr)
         with stop_signals() as stops:

@@ -71,7 +71,9 @@ def measure(
         guidance: Weight of all of them.
         passes: Numbers of exact passes after the student's own, 0 among them.
     """
-    options = ExportOptions(lowerings=LOWERINGS, batch=BATCH, denoisers=(), students=[str(student) for student in students])
+    options = ExportOptions(
+        lowerings=LOWERINGS, batch=BATCH, denoisers=(), students=[str(student) for student in students]
+    )
     manifest = export_checkpoint(checkpoint, bundle, options, replace=True, progress=progress)
     condition, null = _conditions(manifest.conditioning.num_classes, given, images)
     plans = ["sequential", *("student" if not count else f"student+{count}" for count in passes)]
