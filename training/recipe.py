@@ -164,7 +164,7 @@ class DecoderRecipe(Frozen):
 
 
 class StudentRecipe(Frozen):
-    """Distilling the deep block, as `starflow distill` does it."""
+    """Distilling a flow block, as `starflow distill` does it."""
 
     student: StudentOptions = StudentOptions()
     objective: StudentObjective = StudentObjective()

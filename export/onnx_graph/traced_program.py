@@ -52,12 +52,13 @@ class TracedProgram(ExportedProgram):
     def run_decompositions(
         self, decomp_table: dict[Any, Callable[..., Any]] | None = None, decompose_custom_triton_ops: bool = False
     ) -> ExportedProgram:
-        table = {**(decomp_table or {}), **self._decompositions}
+        table: dict[Any, Callable[..., Any]] = {**(decomp_table or {}), **self._decompositions}
         # What `torch.tensor(0.0)` passes through. Decomposed, it hands the real tensor to operators that take fake ones alone.
         table.pop(torch.ops.aten.lift_fresh.default, None)
         traced = make_fx(self._function, table)(*self._arguments)
         if _reads_statistics(traced):
-            traced = make_fx(traced, {**table, **get_decompositions([LAYER_NORM])})(*self._arguments)
+            table.update(get_decompositions([LAYER_NORM]))
+            traced = make_fx(traced, table)(*self._arguments)
         if any(_writes(node.target) for node in traced.graph.nodes):  # ONNX has no operator that does
             traced = make_fx(functionalize(traced), table)(*self._arguments)
         traced.graph.eliminate_dead_code()

@@ -11,6 +11,7 @@ import torch
 from starflow.calibration.students.distillation import ConditionFiles, prepare
 from starflow.runtime.command_line import main
 from starflow.runtime.plain.guidance import Guidance
+from starflow.runtime.plans.decode_plan import DecodePlan
 from starflow.runtime.sampler import Sampler
 from starflow.training.autoregressive.flow_block import FlowBlock
 from starflow.training.checkpoint import load_autoregressive, open_checkpoint
@@ -125,11 +126,11 @@ def test_a_shallow_block_learns_beside_the_deep_one(tmp_path: Path, capsys: pyte
     assert main([*command, str(deep)]) == 0
     beside = ["--beside", str(deep / "checkpoint-best")]
     assert main([*command, str(shallow), "--block", "0", *beside]) == 0
-    found, figures = (read(shallow / "checkpoint-best") for read in (read_student, read_figures))
+    found, figures = read_student(shallow / "checkpoint-best"), read_figures(shallow / "checkpoint-best")
     assert found.config.block == 0 and found.config.layers == 1
     assert figures is not None and figures.beside == (1,)
     with Sampler.open(shallow / "teacher.bundle", plan="student") as sampler:
-        assert sorted(sampler.plan.students) == [0, 1]  # what was measured
+        assert isinstance(sampler.plan, DecodePlan) and sorted(sampler.plan.students) == [0, 1]  # what was measured
     assert all(np.isfinite(value) for value in (figures.divergence, figures.frechet, figures.diversity))
     capsys.readouterr()
     for block, said in (("1", "is of flow block 1, which already has a student here"), ("7", "a network: 0, 1")):

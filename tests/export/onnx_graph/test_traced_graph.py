@@ -47,6 +47,24 @@ def test_tensors_made_of_numbers_are_constants(tmp_path: Path, *, writes: bool) 
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("derivative", [False, True])
+def test_a_layer_norm_is_one_operator_unless_a_derivative_reads_its_statistics(
+    tmp_path: Path, *, derivative: bool
+) -> None:
+    """TensorRT's operator has one output, so a norm with statistics is written out."""
+
+    def function(model: nn.Module, x: Tensor) -> Tensor:
+        return torch.func.grad(lambda x: model(x).square().sum())(x) if derivative else model(x)
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 3))
+    model[1].weight.data.uniform_(0.5, 1.5)
+    found, expected = _both(tmp_path, model, function, torch.linspace(-1, 1, 8).view(2, 4))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    nodes = onnx.load(tmp_path / "traced.onnx", load_external_data=False).graph.node
+    norms = [len(node.output) for node in nodes if node.op_type == "LayerNormalization"]
+    assert norms == ([] if derivative else [1])
+
+
 def test_what_cannot_be_traced_is_one_line_that_says_which_releases_can() -> None:
     def function(model: nn.Module, x: Tensor) -> Tensor:
         return torch.special.bessel_j0(model(x))  # ONNX has no such operator
