@@ -123,7 +123,10 @@ class StudentFigures(Part):
     diversity: float = Field(gt=0)
 
     def __str__(self) -> str:
-        others = f" with flow blocks {', '.join(map(str, self.beside))} by students, too" if self.beside else ""
+        blocks = ", ".join(map(str, self.beside))
+        others = f", beside the student of flow block {blocks}" if len(self.beside) == 1 else ""
+        if len(self.beside) > 1:
+            others = f", beside the students of flow blocks {blocks}"
         return (
             f"pair error {self.pair_error:.3g}, Frechet distance {self.frechet:.4g} (two sets of the teacher's: "
             f"{self.frechet_floor:.4g}), diversity {self.diversity:.3g}, divergence {self.divergence:.3g} nats per value; "

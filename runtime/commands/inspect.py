@@ -62,7 +62,8 @@ def _print(summary: dict[str, Any], *, hashes: bool) -> None:
     console = Terminal(soft_wrap=True)
     for key in SENTENCES:
         if key in summary:
-            console.print(Text.assemble((f"{key:<11}", "bold"), str(summary[key])))
+            lines = str(summary[key]).replace("\n", "\n" + " " * 11)
+            console.print(Text.assemble((f"{key:<11}", "bold"), lines))
     console.print(Text.assemble((f"{'bytes':<11}", "bold"), f"{summary['bytes']:,}"))
     for variant in summary["variants"]:
         console.print()

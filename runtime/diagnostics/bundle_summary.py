@@ -21,7 +21,7 @@ SENTENCES = (
     "bundle", "model", "data", "condition", "text", "decoder", "guidance", "denoisers", "students", "shapes", "batch", "batches",
     "checkpoint", "made",
 )  # fmt: skip
-"""Keys of a summary that are printed as they are, in this order."""
+"""Keys of a summary that are printed as they are, in this order; students are a line each."""
 
 
 def summarise(bundle: Bundle, variants: Sequence[Variant]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _family(manifest: Manifest) -> dict[str, Any]:
         "data": f"{shape} {manifest.image.mode}, {model.tokens} tokens of {model.token_dim} (patch {model.patch_size})",
         "guidance": blocks,
         **({"denoisers": ", ".join(denoisers)} if denoisers else {}),
-        **({"students": "; ".join(map(_student, manifest.students))} if manifest.students else {}),
+        **({"students": "\n".join(map(_student, manifest.students))} if manifest.students else {}),
         **({"shapes": ", ".join(sizes)} if manifest.shapes else {}),
         "sizes": [list(size) for size in manifest.sizes],
         **{name: getattr(model, name) for name in ("noise_std", "tokens", "token_dim", "patch_size")},

@@ -151,8 +151,11 @@ def test_a_graph_that_computes_something_else_is_found(
 
 def test_inspect_lists_them(made: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["inspect", str(made / "bundle")]) == 0
-    (line,) = [each for each in capsys.readouterr().out.splitlines() if each.startswith("students")]
-    assert "flow block 1, 0.2 MiB, guidance 0 to 3; pair error 0.31, Frechet distance 2.5" in line
+    lines = capsys.readouterr().out.splitlines()
+    first = next(index for index, line in enumerate(lines) if line.startswith("students   flow block 0, "))
+    assert lines[first + 1].startswith(
+        "           flow block 1, 0.2 MiB, guidance 0 to 3; pair error 0.31, Frechet distance 2.5"
+    )
 
 
 def by_plan(capsys: pytest.CaptureFixture) -> dict:

@@ -273,9 +273,10 @@ def test_a_bundle_without_students_says_so(tiny_bundle: Path, capsys: pytest.Cap
 def test_the_gap_is_printed(taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     given = ["sample", str(taught / "bundle"), "--labels", "1", "--threads", "1", "--out", str(tmp_path / "x.png")]
     assert main([*given, "--plan", "student"]) == 0
-    (line,) = [each for each in capsys.readouterr().out.splitlines() if "distance of the students" in each]
-    assert line.count("pair error 0.31") == 2
-    assert "pair error 0.31, Frechet distance 2.5 (two sets of the teacher's: 0.5), diversity 0.9" in line
+    *_, heading, deep, shallow = capsys.readouterr().out.splitlines()
+    assert heading == "distance of the students from the exact sampler, as measured:"
+    gap = "pair error 0.31, Frechet distance 2.5 (two sets of the teacher's: 0.5), diversity 0.9"
+    assert deep.startswith(f"  flow block 1: {gap}") and shallow.startswith(f"  flow block 0: {gap}")
     assert main([*given, "--plan", "student", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["students"]["1"] == FIGURES.model_dump(mode="json")
     assert main(given) == 0
@@ -347,3 +348,13 @@ def test_manifests_that_do_not_fit(taught: Path, tmp_path: Path, changes: dict[s
     edit_manifest(tmp_path / "b", lambda content: content["students"][1].update(changes))
     with pytest.raises(BundleError, match=message):
         Bundle.open(tmp_path / "b")
+
+
+def test_figures_name_the_students_that_were_measured_together() -> None:
+    figures = Figures(**FIGURES.model_dump())
+    for beside, said in (
+        ((), "guidance 1.5"),
+        ((1,), "guidance 1.5, beside the student of flow block 1"),
+        ((1, 3), "guidance 1.5, beside the students of flow blocks 1, 3"),
+    ):
+        assert str(figures.model_copy(update={"beside": beside})).endswith(said)
