@@ -119,7 +119,8 @@ def check_beside(folders: Sequence[Path], student: StudentConfig) -> None:
     """See that the students in some folders can run together with another one.
 
     Raises:
-        UsageError, CheckpointError: one of them cannot be read, has another teacher, or is of a flow block named twice.
+        UsageError, CheckpointError: one of them cannot be read, has another teacher, is of a flow block named twice, or
+            was not trained for the guidance weight that the other one is measured at.
     """
     taken = {student.block}
     for folder in folders:
@@ -129,6 +130,11 @@ def check_beside(folders: Sequence[Path], student: StudentConfig) -> None:
         if found.block in taken:
             raise UsageError(f"--beside {folder}: is of flow block {found.block}, which already has a student here")
         taken.add(found.block)
+        (low, high), weight = found.guidance, student.middle_guidance
+        if not low <= weight <= high:
+            raise UsageError(
+                f"--beside {folder}: was trained for guidance {low:g} to {high:g}, and this student is measured at {weight:g}"
+            )
 
 
 def prepare(

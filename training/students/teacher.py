@@ -55,12 +55,10 @@ class Teacher(nn.Module):
             natural = z.flip(1) if block.reversed else z
             above = flow.block_configs[block.index + 1]
             own = flow.own_tokens(flow.tokens_of(natural, block), above)
+            z, block = own.flip(1) if above.reversed else own, above
             if isinstance(flow.blocks[above.index], FlowBlock):
-                normalised = self._normalise(above, own.flip(1) if above.reversed else own, condition, null, guidance)
+                normalised = self._normalise(above, z, condition, null, guidance)
                 z, log_det = normalised.z, log_det + normalised.log_det.sum((1, 2))
-            else:
-                z = own.flip(1) if above.reversed else own
-            block = above
         return log_det - 0.5 * (z / self.prior()).square().sum((1, 2))
 
     def normalise(self, x: Tensor, condition: Tensor | None, null: Tensor | None, guidance: Tensor) -> Normalised:

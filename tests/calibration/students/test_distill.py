@@ -136,6 +136,8 @@ def test_a_shallow_block_learns_beside_the_deep_one(tmp_path: Path, capsys: pyte
     for block, said in (("1", "is of flow block 1, which already has a student here"), ("7", "a network: 0, 1")):
         assert main([*command, str(tmp_path / "wrong"), "--block", block, *beside]) == 2
         assert said in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "wrong"), "--block", "0", "--guidance", "4", "6", *beside]) == 2
+    assert "was trained for guidance 0 to 3, and this student is measured at 5" in capsys.readouterr().err
     command[1] = str(tmp_path / "other")
     assert main([*command, str(tmp_path / "wrong"), "--block", "0", *beside]) == 2
     assert "was distilled from another checkpoint" in capsys.readouterr().err
