@@ -130,11 +130,13 @@ class Made:
     bits_per_dim: NDArray[np.float64]
 
 
-def make(bundle: Path, variant: str | None, gallery: Gallery, asked: NDArray[np.int64], guidance: list[float]) -> Made:
+def make(
+    bundle: Path, variant: str | None, plan: str, gallery: Gallery, asked: NDArray[np.int64], guidance: list[float]
+) -> Made:
     """Run a bundle for the emoji at `asked` [n]."""
     captions = gallery.captions[asked].tolist()
     pixels = gallery.images[asked].transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
-    with Sampler.open(bundle, variant=variant) as sampler:
+    with Sampler.open(bundle, variant=variant, plan=plan) as sampler:
         x = sampler.encode_images(pixels)
         noise_std = sampler.bundle.autoregressive.model.noise_std
         x += noise_std * np.random.default_rng(0).standard_normal(x.shape, np.float32)
@@ -152,6 +154,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, nargs="+", default=[0.0, 1.0, 2.0, 4.0])
     parser.add_argument("--count", type=int, default=500, help="captions of each split (default: 500)")
     parser.add_argument("--variant", help="variant that samples (default: the cpu one)")
+    parser.add_argument("--plan", default="auto", help="decode plan, such as student (default: auto)")
     parser.add_argument(
         "--validation",
         type=Path,
@@ -171,7 +174,7 @@ def main() -> None:
             found = judge.pictures(arguments.pictures.name, file["images"], gallery.find(file["captions"]))
     elif arguments.pictures:
         asked = np.concatenate(list(judge.asked.values()))
-        made = make(arguments.pictures, arguments.variant, gallery, asked, arguments.guidance)
+        made = make(arguments.pictures, arguments.variant, arguments.plan, gallery, asked, arguments.guidance)
         rows = {
             weight: judge.pictures(f"guidance {weight:g}", images, asked) for weight, images in made.sampled.items()
         }
