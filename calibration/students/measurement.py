@@ -23,6 +23,7 @@ from starflow.runtime.sampler import Sampler
 
 ROUNDS = 5  # of the batches that are timed
 SHOWN = 10  # images in a row of the picture
+PER_CONDITION = 4  # samples of each condition at least
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,10 @@ def _batch(
 
 
 def _conditions(classes: int, given: GivenConditions | None, count: int) -> tuple[NDArray | None, NDArray | None]:
-    if given is not None:
-        return given.in_turn(0, count)
-    return (np.arange(count) % classes if classes else None), None
+    """Of `count` samples, and the null condition: each several times, since variety within one is measured, and from all over."""
+    known = classes if given is None else len(given.tokens)
+    if not known:
+        return None, None
+    distinct = min(known, count // PER_CONDITION)
+    chosen = np.arange(count) % distinct * known // distinct
+    return (chosen, None) if given is None else (given.tokens[chosen], given.null)

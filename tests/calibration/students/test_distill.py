@@ -89,12 +89,20 @@ def test_drawing_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
 def test_features_are_drawn_in_turn_and_may_not_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_checkpoint(tmp_path / "checkpoint", features_config())
     for seed, name in enumerate(("some", "others")):
-        np.save(tmp_path / f"{name}.npy", np.random.default_rng(seed).standard_normal((5, 3, 6)).astype(np.float32))
+        np.save(tmp_path / f"{name}.npy", np.random.default_rng(seed).standard_normal((40, 3, 6)).astype(np.float32))
     np.save(tmp_path / "null.npy", np.zeros((3, 6), np.float32))
     command = ["distill", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "run"), *QUICK]
     assert main(command) == 2
     assert "--condition FILE.npy" in capsys.readouterr().err
-    given = ["--condition", str(tmp_path / "some.npy"), "--null-condition", str(tmp_path / "null.npy")]
+    # More captions than samples, of which variety within a caption could not be told if all had their turn.
+    given = [
+        "--condition",
+        str(tmp_path / "some.npy"),
+        "--null-condition",
+        str(tmp_path / "null.npy"),
+        "--images",
+        "16",
+    ]
     assert main([*command, *given]) == 0
     capsys.readouterr()
     given[1] = str(tmp_path / "others.npy")

@@ -41,7 +41,7 @@ def halved_config() -> CheckpointConfig:
 def test_likelihood_of_each_way_is_that_of_pytorch(
     tmp_path: Path, config: Callable[[], CheckpointConfig], guidance: float, level: float
 ) -> None:
-    images = 20  # a whole batch and a part of one
+    images = 40  # two batches and a part of one; every class has its four
     write_checkpoint(tmp_path / "checkpoint", config())
     weights = (0.0, 3.0 if guidance else 0.0)
     write_student(tmp_path / "student", tmp_path / "checkpoint", 1, guidance=weights)
