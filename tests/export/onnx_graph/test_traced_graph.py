@@ -56,8 +56,9 @@ def test_a_layer_norm_is_one_operator_unless_a_derivative_reads_its_statistics(
     def function(model: nn.Module, x: Tensor) -> Tensor:
         return torch.func.grad(lambda x: model(x).square().sum())(x) if derivative else model(x)
 
-    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 3))
-    model[1].weight.data.uniform_(0.5, 1.5)
+    norm = nn.LayerNorm(4)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    model = nn.Sequential(nn.Linear(4, 4), norm, nn.Linear(4, 3))
     found, expected = _both(tmp_path, model, function, torch.linspace(-1, 1, 8).view(2, 4))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     nodes = onnx.load(tmp_path / "traced.onnx", load_external_data=False).graph.node
