@@ -1,7 +1,7 @@
 """From a checkpoint to a student: the teacher's bundle, pairs drawn from it, and the run that learns from them."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class Distillation:
     checkpoint: Path  # of the teacher
     given: GivenConditions | None
     run: StudentRun
-    beside: Sequence[Path]  # folders of students that are measured together with this one
+    beside: Mapping[int, Path]  # folders of students that are measured together with this one, by their flow blocks
 
     def measure(self, images: int, passes: Sequence[int], progress: Report = no_report) -> Measured:
         """Compare the best student with its teacher, and put the figures and a picture beside it.
@@ -50,7 +50,7 @@ class Distillation:
         folder = self.run.folder / "checkpoint-best"
         measured = measure(
             self.checkpoint,
-            [folder, *self.beside],
+            [folder, *self.beside.values()],
             self.run.folder / TEACHER,
             self.given,
             images=images,
@@ -61,7 +61,7 @@ class Distillation:
         self.run.average = read_student(folder).to(self.run.device)
         judged, (exact, alone, *_) = self.run.judge(self.run.data.test), measured.ways
         figures = StudentFigures(
-            beside=tuple(sorted(read_student(each).config.block for each in self.beside)),
+            beside=tuple(sorted(self.beside)),
             images=images,
             guidance=measured.guidance,
             divergence=judged["divergence"],
@@ -100,9 +100,11 @@ def student_config(checkpoint: Path, recipe: StudentRecipe) -> tuple[CheckpointC
     unguided = config.conditioning.kind == "none"
     block = model.num_blocks - 1 if options.block is None else options.block
     blocks = block_configs(model)
-    if block not in [each.index for each in blocks if each.layers]:
-        having = [str(each.index) for each in blocks if each.layers]
-        raise UsageError(f"--block: found {block}, expected a flow block that has a network: {', '.join(having)}")
+    having = [each.index for each in blocks if each.layers]
+    if block not in having:
+        raise UsageError(
+            f"--block: found {block}, expected a flow block that has a network: {', '.join(map(str, having))}"
+        )
     student = StudentConfig(
         model=model,
         conditioning=config.conditioning,
@@ -115,26 +117,27 @@ def student_config(checkpoint: Path, recipe: StudentRecipe) -> tuple[CheckpointC
     return config, student
 
 
-def check_beside(folders: Sequence[Path], student: StudentConfig) -> None:
-    """See that the students in some folders can run together with another one.
+def by_block(folders: Sequence[Path], student: StudentConfig) -> dict[int, Path]:
+    """Folders of students that can run together with another one, by their flow blocks.
 
     Raises:
         UsageError, CheckpointError: one of them cannot be read, has another teacher, is of a flow block named twice, or
             was not trained for the guidance weight that the other one is measured at.
     """
-    taken = {student.block}
+    taken: dict[int, Path] = {}
     for folder in folders:
         found = read_student(folder).config
         if found.teacher != student.teacher:
             raise UsageError(f"--beside {folder}: was distilled from another checkpoint, sha256 {found.teacher[:16]}")
-        if found.block in taken:
+        if found.block in taken or found.block == student.block:
             raise UsageError(f"--beside {folder}: is of flow block {found.block}, which already has a student here")
-        taken.add(found.block)
         (low, high), weight = found.guidance, student.middle_guidance
         if not low <= weight <= high:
             raise UsageError(
                 f"--beside {folder}: was trained for guidance {low:g} to {high:g}, and this student is measured at {weight:g}"
             )
+        taken[found.block] = folder
+    return taken
 
 
 def prepare(
@@ -159,7 +162,7 @@ def prepare(
         CheckpointError, UsageError, RecipeError: what is given cannot be read, or does not fit.
     """
     config, student = student_config(checkpoint, recipe)
-    check_beside(beside, student)
+    students = by_block(beside, student)
     bundle = teacher_bundle(checkpoint, student.teacher, folder / TEACHER, progress)
     given = read_conditions(bundle, files.condition, files.null_condition, files.captions)
     pairs = PairSet(
@@ -174,7 +177,7 @@ def prepare(
     flow = load_autoregressive(checkpoint)[1]
     data = _dataset(load_pairs(folder / "pairs"), config, flow, given, pairs)
     table = None if given is None else torch.from_numpy(given.tokens)
-    return Distillation(checkpoint, given, StudentRun(recipe, student, flow, data, table, folder), beside)
+    return Distillation(checkpoint, given, StudentRun(recipe, student, flow, data, table, folder), students)
 
 
 def _dataset(

@@ -123,10 +123,9 @@ class StudentFigures(Part):
     diversity: float = Field(gt=0)
 
     def __str__(self) -> str:
+        plural = "s" if len(self.beside) > 1 else ""
         blocks = ", ".join(map(str, self.beside))
-        others = f", beside the student of flow block {blocks}" if len(self.beside) == 1 else ""
-        if len(self.beside) > 1:
-            others = f", beside the students of flow blocks {blocks}"
+        others = f", beside the student{plural} of flow block{plural} {blocks}" if self.beside else ""
         return (
             f"pair error {self.pair_error:.3g}, Frechet distance {self.frechet:.4g} (two sets of the teacher's: "
             f"{self.frechet_floor:.4g}), diversity {self.diversity:.3g}, divergence {self.divergence:.3g} nats per value; "

@@ -1,5 +1,7 @@
 """The teacher of a student: a flow block whose density, guidance included, is known exactly."""
 
+from functools import cached_property
+
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +27,7 @@ class Teacher(nn.Module):
         self.block = flow.block_configs[index]
         self.deep = index == len(flow.blocks) - 1
 
+    @cached_property
     def prior(self) -> Tensor:
         """Standard deviation of the deep block's noise, [T, D] in its order."""
         flow = self._flow[0]
@@ -59,7 +62,7 @@ class Teacher(nn.Module):
             if isinstance(flow.blocks[above.index], FlowBlock):
                 normalised = self._normalise(above, z, condition, null, guidance)
                 z, log_det = normalised.z, log_det + normalised.log_det.sum((1, 2))
-        return log_det - 0.5 * (z / self.prior()).square().sum((1, 2))
+        return log_det - 0.5 * (z / self.prior).square().sum((1, 2))
 
     def normalise(self, x: Tensor, condition: Tensor | None, null: Tensor | None, guidance: Tensor) -> Normalised:
         """z = (x - mu) / sigma of the block's tokens; see `log_density`."""

@@ -108,7 +108,7 @@ class StudentRun(TrainingRun):
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
         """Noise of the deep block, [count, T, D] in block order."""
-        prior = self.teacher.prior()
+        prior = self.teacher.prior
         return prior * torch.randn(count, *prior.shape, generator=generator, device=self.device)
 
     def conditions(self, chosen: Tensor | None, part: Tensor) -> Tensor | None:
