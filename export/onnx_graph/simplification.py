@@ -27,7 +27,10 @@ from onnxscript.rewriter.rules.common import (
     unsqueeze_unsqueeze_rule,
 )
 
+from starflow.export.onnx_graph.fusions import FUSIONS
+
 RULES = (
+    *FUSIONS,
     *mul_by_1_rule.commute(),
     *add_0_rule.commute(),
     sub_0_rule,
