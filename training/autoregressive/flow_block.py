@@ -125,8 +125,13 @@ class FlowBlock(nn.Module):
             return a, mu
         return functional.pad(a[:, :-1], (0, 0, 1, 0)), functional.pad(mu[:, :-1], (0, 0, 1, 0))
 
-    def network(self, inputs: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+    def network(
+        self, inputs: Tensor, context: Context, states: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Run the transformer over a whole sequence [B, T, D], the start token included, without a cache.
+
+        Args:
+            states: Gets the hidden states of the tokens after each layer, [B, T, channels].
 
         Returns:
             [B, T, output_dim] `raw`, and the final-normed condition tokens [B, m, channels] or None.
@@ -137,6 +142,8 @@ class FlowBlock(nn.Module):
         h = self.embedding_dropout(h)
         for layer in self.attn_blocks:
             h = layer(h, context.rotation)
+            if states is not None:
+                states.append(h[:, prefix:])
         return self.raw(h[:, prefix:]), None if context.condition is None else self.final_norm(h[:, :prefix])
 
     def caches(self, rows: int, length: int, context: Context) -> list[KVCache]:

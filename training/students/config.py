@@ -69,14 +69,18 @@ class StudentObjective(Frozen):
 
     First the squared error of its tokens against those of the exact sampler from the same noise, and the negative log-likelihood of
     these tokens given the noise before each. The error alone rewards the mean of all that could be; the likelihood keeps the variance
-    that the student cannot tell from the noise. From `density_from` on comes the divergence KL(student || teacher) of the tokens, whose
-    two densities are known: the student's own, and the guided block's (probability density distillation; van den Oord et al., ICML 2018).
+    that the student cannot tell from the noise. Beside them its hidden states are drawn to the teacher's (see `Made.misalignment`).
+    From `density_from` on comes the divergence KL(student || teacher) of the tokens, whose two densities are known: the student's
+    own, and the guided block's (probability density distillation; van den Oord et al., ICML 2018).
     """
 
     pairs: float = Field(1.0, ge=0)  # weight of the squared error
     likelihood: float = Field(0.3, ge=0)  # weight of -log q(x_t | z_<t) of the pairs' tokens, in nats per value
+    hidden: float = Field(
+        1.0, ge=0
+    )  # weight of the relative squared distance of hidden states; not a part of what is judged
     density: float = Field(0.3, ge=0)  # weight of the divergence, in nats per value
-    density_from: int = Field(500, ge=0)  # step
+    density_from: int = Field(100, ge=0)  # step
 
 
 class StudentOptions(Frozen):

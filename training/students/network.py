@@ -1,5 +1,6 @@
 """A student: one pass from the noise of a flow block to its tokens."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,10 +17,11 @@ class Made(NamedTuple):
 
     tokens: Tensor  # [B, T, D] in block order
     log_sigma: Tensor  # [B, T, D]; its sum is the log-determinant of the transform
+    states: tuple[Tensor, ...] = ()  # [B, T, channels] hidden states after each layer of the last stage
 
     def first(self, count: int) -> "Made":
         """What was made of the first images."""
-        return Made(self.tokens[:count], self.log_sigma[:count])
+        return Made(self.tokens[:count], self.log_sigma[:count], tuple(state[:count] for state in self.states))
 
     def surprise(self, noise: Tensor, tokens: Tensor) -> Tensor:
         """-log q(x_t | z_<t) of other tokens x, [B, T, D] nats, without its constant.
@@ -28,6 +30,22 @@ class Made(NamedTuple):
         """
         z = noise + (tokens - self.tokens) * torch.exp(-self.log_sigma)
         return self.log_sigma + 0.5 * z.square()
+
+    def misalignment(self, teacher: Sequence[Tensor]) -> Tensor:
+        """How far its hidden states are from those of its teacher's layers at the same depth: |found - wanted|^2 / |wanted|^2.
+
+        The mean over all layers but the last, whose states become tokens: the teacher reads those before a token, the student
+        the noise before it, so both can hold the same of it, but a guided token is not what the teacher makes of its states.
+        Hidden alignment (BiFlow, arXiv 2512.10953) does the same for a network that reads all noise.
+        """
+        depth, layers = len(teacher), len(self.states)
+        if layers < 2:
+            return self.tokens.new_zeros(())
+        distances = []
+        for layer, found in enumerate(self.states[:-1], 1):
+            wanted = teacher[max(layer * depth // layers, 1) - 1]
+            distances.append((found.float() - wanted).square().mean() / wanted.square().mean())
+        return torch.stack(distances).mean()
 
 
 class Student(nn.Module):
@@ -87,19 +105,21 @@ class Student(nn.Module):
         return self.transform(noise, condition, guidance).tokens
 
     def transform(self, noise: Tensor, condition: Tensor | None, guidance: Tensor) -> Made:
-        """See `forward`; the logarithm of every token's scale as well."""
+        """See `forward`; the logarithm of every token's scale and the hidden states as well."""
         x, log_sigma = noise, torch.zeros_like(noise)
         strength: Tensor = self.embed_guidance(guidance[:, None].to(noise.dtype))[:, None]
         rotation = None if self.angles is None else (self.angles.cos(), self.angles.sin())
+        states: list[Tensor] = []
         for stage in self.stages:
             assert isinstance(stage, FlowBlock)
+            states.clear()
             vector, tokens = strength, None
             if stage.block.condition == "class":
                 vector = vector + stage.class_vectors(condition, len(noise))
             elif stage.block.condition == "prefix":
                 tokens = condition
-            raw, _ = stage.network(stage.opened(x), Context(tokens, vector, rotation))
+            raw, _ = stage.network(stage.opened(x), Context(tokens, vector, rotation), states)
             a, mu = stage.of_tokens(raw)
             x = x * stage.sigma(a) + mu
             log_sigma = log_sigma + stage.log_sigma(a)
-        return Made(x, log_sigma)
+        return Made(x, log_sigma, tuple(states))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from starflow.runtime.plain.guidance import Guidance
 from starflow.training.autoregressive.config import BlockConfig
-from starflow.training.autoregressive.flow_block import FlowBlock, Normalised
+from starflow.training.autoregressive.flow_block import Context, FlowBlock, Normalised
 from starflow.training.autoregressive.model import AutoregressiveFlow
 
 UNGUIDED, GUIDED = Guidance(), Guidance(1.0)
@@ -74,7 +74,29 @@ class Teacher(nn.Module):
         flow, block = self._flow[0], self._flow[0].blocks[config.index]
         assert isinstance(block, FlowBlock)
         guided = config.condition != "none" and flow.guides(config, GUIDED)
-        count, tokens, vectors = len(x), None, None
+        inputs, context = block.opened(x), self._context(config, condition, null, len(x), guided=guided)
+        raw, _ = block.network(torch.cat([inputs, inputs]) if guided else inputs, context)
+        a, mu = block.of_tokens(raw)
+        if guided:
+            sigma, mu = flow.guide(block, a, mu, guidance[:, None, None], UNGUIDED)
+        else:
+            sigma = block.sigma(a)
+        return Normalised((x - mu) / sigma, -sigma.log(), raw, None)
+
+    @torch.no_grad()
+    def states(self, x: Tensor, condition: Tensor | None) -> list[Tensor]:
+        """Hidden states after each layer of the block as it reads tokens x under their condition, [B, T, channels] each."""
+        block, states = self._flow[0].blocks[self.block.index], list[Tensor]()
+        assert isinstance(block, FlowBlock)
+        block.network(block.opened(x), self._context(self.block, condition, None, len(x), guided=False), states)
+        return states
+
+    def _context(
+        self, config: BlockConfig, condition: Tensor | None, null: Tensor | None, count: int, *, guided: bool
+    ) -> Context:
+        """What a flow block reads besides tokens; `guided`, for twice as many rows, the second half without the condition."""
+        flow, block, tokens, vectors = self._flow[0], self._flow[0].blocks[config.index], None, None
+        assert isinstance(block, FlowBlock)
         if config.condition == "prefix":
             assert condition is not None
             tokens = condition
@@ -85,12 +107,4 @@ class Teacher(nn.Module):
             vectors = block.class_vectors(condition, count)
             if guided:
                 vectors = torch.cat([vectors, block.class_vectors(None, count)])
-        context = flow.context(config, config.grid(flow.config.img_size, flow.config.img_size), tokens, vectors)
-        inputs = block.opened(x)
-        raw, _ = block.network(torch.cat([inputs, inputs]) if guided else inputs, context)
-        a, mu = block.of_tokens(raw)
-        if guided:
-            sigma, mu = flow.guide(block, a, mu, guidance[:, None, None], UNGUIDED)
-        else:
-            sigma = block.sigma(a)
-        return Normalised((x - mu) / sigma, -sigma.log(), raw, None)
+        return flow.context(config, config.grid(flow.config.img_size, flow.config.img_size), tokens, vectors)

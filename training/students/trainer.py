@@ -1,5 +1,6 @@
 """Training a student: first towards the tokens of the exact sampler, then towards their distribution."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -66,6 +67,9 @@ class StudentRun(TrainingRun):
         self.teacher = Teacher(self.flow, config.block)
         self._table = None if table is None else table.to(self.device)
         self._null = None if data.null is None else data.null.to(self.device)
+        self._of_noise = torch.full(
+            (len(data.train),), math.nan, device=self.device
+        )  # log p of the pairs' noise, once known
 
     def trained_call(self) -> Callable[..., Any]:
         return self.model.transform
@@ -78,7 +82,8 @@ class StudentRun(TrainingRun):
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
         objective, pairs = self.recipe.objective, self.samples
         assert isinstance(pairs, Pairs) and pairs.guidance is not None
-        weights = pairs.guidance[self.batches.indices(self.step)].to(self.device)
+        index = self.batches.indices(self.step)
+        weights = pairs.guidance[index].to(self.device)
         with_density = objective.density > 0 and self.step >= objective.density_from
         # The noise of a shallow block comes out of the blocks above, token by token: there is no other than that of pairs.
         fresh = self.noise(len(weights), generator) if self.teacher.deep else None
@@ -97,8 +102,13 @@ class StudentRun(TrainingRun):
             loss = objective.pairs * error + objective.likelihood * surprise
             self._count("pair_error", error)
             self._count("surprise", surprise)
+            if objective.hidden:
+                hidden = known.misalignment(self.teacher.states(tokens, _first(condition, len(tokens))))
+                loss = loss + objective.hidden * hidden
+                self._count("hidden", hidden)
             if with_density:
-                divergence = self.divergence(made, noise, condition, weights[part]).mean()
+                of_noise = None if self.teacher.deep else self._of_pairs(index[part], noise, condition, weights[part])
+                divergence = self.divergence(made, noise, condition, weights[part], of_noise).mean()
                 loss = loss + objective.density * divergence
                 self._count("divergence", divergence)
             yield loss
@@ -117,10 +127,31 @@ class StudentRun(TrainingRun):
             return None
         return self.flow.encode_labels(chosen[part]) if self._table is None else self._table[chosen[part]]
 
-    def divergence(self, made: Made, noise: Tensor, condition: Tensor | None, weights: Tensor) -> Tensor:
-        """log q - log p of what was made, [B] nats per value: its mean is KL(student || teacher)."""
-        with torch.no_grad():
-            of_noise = self.teacher.noise_log_density(noise, condition, self._null, weights)
+    def _of_pairs(self, index: Tensor, noise: Tensor, condition: Tensor | None, weights: Tensor) -> Tensor:
+        """log p of the noise of training pairs, [B]: computed once for each, since it takes a pass through every block above."""
+        index = index.to(self.device)
+        if self._of_noise[index].isnan().any():
+            self._of_noise[index] = self._noise_log_density(noise, condition, weights)
+        return self._of_noise[index]
+
+    @torch.no_grad()
+    def _noise_log_density(self, noise: Tensor, condition: Tensor | None, weights: Tensor) -> Tensor:
+        return self.teacher.noise_log_density(noise, condition, self._null, weights)
+
+    def divergence(
+        self,
+        made: Made,
+        noise: Tensor,
+        condition: Tensor | None,
+        weights: Tensor,
+        of_noise: Tensor | None = None,
+    ) -> Tensor:
+        """log q - log p of what was made, [B] nats per value: its mean is KL(student || teacher).
+
+        `of_noise` [B] is log p of the noise, if it is known.
+        """
+        if of_noise is None:
+            of_noise = self._noise_log_density(noise, condition, weights)
         log_q = of_noise - made.log_sigma.sum((1, 2))
         return (log_q - self.teacher.log_density(made.tokens, condition, self._null, weights)) / noise[0].numel()
 
@@ -176,3 +207,7 @@ class StudentRun(TrainingRun):
 
     def write_checkpoint(self, folder: Path, extra_files: Mapping[str, str]) -> None:
         save_student(folder, self.average, self.config, extra_files)
+
+
+def _first(condition: Tensor | None, count: int) -> Tensor | None:
+    return None if condition is None else condition[:count]

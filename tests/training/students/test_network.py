@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.autograd.functional import jacobian
 
 from starflow.runtime.plans.decode_plan import Jacobi
+from starflow.training.autoregressive.flow_block import FlowBlock
 from starflow.training.autoregressive.model import AutoregressiveFlow
 from starflow.training.config import CheckpointConfig
 from starflow.training.families import build_flow
 from starflow.training.flow import gaussian_log_density
 from starflow.training.layers.tokens import patchify
 from starflow.training.students.config import StudentConfig
-from starflow.training.students.network import Student
+from starflow.training.students.network import Made, Student
 from starflow.training.students.teacher import Teacher
 from tests.models import (
     class_config,
@@ -203,3 +204,42 @@ def test_surprise_is_the_density_of_a_token_given_the_noise_before_it(name: str,
             mean, scale = places[0], places[1] - places[0]
             expected = -torch.distributions.Normal(mean, scale).log_prob(tokens[:, token]) - 0.5 * math.log(2 * math.pi)
             torch.testing.assert_close(surprise[:, token], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_copy_that_reads_tokens_is_aligned_with_its_teacher(name: str) -> None:
+    flow, config = make(name)
+    y, _ = conditions(flow)
+    student, teacher = Student.beginner(config, flow), Teacher(flow, config.block)
+    tokens, noise = torch.randn(2, BATCH, *teacher.prior.shape).unbind()
+    states = teacher.states(tokens, y)
+    assert len(states) == config.layers and states[0].shape[:2] == tokens.shape[:2]
+    weights = torch.zeros(BATCH)
+    assert student.transform(tokens, y, weights).misalignment(states) < 1e-9
+    if config.layers > 1:
+        assert student.transform(noise, y, weights).misalignment(states) > 0.01
+
+
+def test_misalignment_is_relative_and_leaves_the_last_layer_out() -> None:
+    teacher = [torch.full((2, 3, 4), value) for value in (1.0, 2.0, 3.0, 4.0)]
+    tokens = torch.zeros(2, 3, 1)
+
+    def distance(*states: float) -> float:
+        made = Made(tokens, tokens, tuple(torch.full((2, 3, 4), value) for value in states))
+        return made.misalignment(teacher).item()
+
+    assert distance(1.0, 2.0, 3.0, 100.0) == 0
+    assert distance(2.0, 2.0, 3.0, 4.0) == pytest.approx(1 / 3)
+    assert distance(2.0, 0.0) == 0  # half as deep: its first layer is as far as the teacher's second
+    assert distance(1.0, 0.0) == pytest.approx((1 / 2) ** 2)
+    assert distance(5.0) == 0
+
+
+def test_a_teachers_states_are_those_its_tokens_come_from() -> None:
+    flow, config = make("features")
+    y, null = conditions(flow)
+    teacher, block = Teacher(flow, config.block), flow.blocks[config.block]
+    assert isinstance(block, FlowBlock)
+    tokens = torch.randn(BATCH, *teacher.prior.shape)
+    raw = block.raw(teacher.states(tokens, y)[-1])
+    assert torch.equal(raw, teacher.normalise(tokens, y, null, torch.zeros(BATCH)).raw[:BATCH])

@@ -1,7 +1,9 @@
 """A distillation: the divergence against a closed form, exact resume, and what it keeps."""
 
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,6 +120,34 @@ def test_learning_brings_a_student_nearer(tmp_path: Path) -> None:
     run.fit()
     run.average = run.model
     assert run.judge(run.data.train)["objective"] < 0.8 * before
+
+
+def test_alignment_brings_hidden_states_nearer(tmp_path: Path) -> None:
+    """As an objective of its own; what the run is judged by does not know it."""
+    alone = {"pairs": 0, "likelihood": 0, "density": 0, "hidden": 1}
+    settings = SETTINGS | {"steps": 40, "learning_rate": 3e-3, "log_every": 1}
+    run = make(tmp_path, unconditional_config(), training=settings, objective=alone)
+    run.fit()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    hidden = [line["hidden"] for line in lines if "hidden" in line]
+    assert len(hidden) == 40 and hidden[-1] < 0.8 * hidden[0]
+    assert all(line["validation_objective"] == 0 for line in lines if "validation_objective" in line)
+
+
+def test_the_density_of_a_pairs_noise_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(tmp_path, unconditional_config(), block=0)
+    known, calls = run.teacher.noise_log_density, list[int]()
+
+    def counted(z: torch.Tensor, *given: Any) -> torch.Tensor:
+        calls.append(len(z))
+        return known(z, *given)
+
+    monkeypatch.setattr(run.teacher, "noise_log_density", counted)
+    index, weights = torch.arange(4), torch.ones(4)
+    noise = run.data.train.tensor[:4, 0]
+    found = [run._of_pairs(index, noise, None, weights) for _ in range(2)]
+    assert torch.equal(*found) and calls == [4]
+    torch.testing.assert_close(found[0], known(noise, None, None, weights))
 
 
 def test_a_student_comes_back_from_its_folder(tmp_path: Path) -> None:
