@@ -20,7 +20,7 @@ from tests.models import (
     write_checkpoint,
     write_velocity,
 )
-from tests.students import write_taught
+from tests.students import write_quantised, write_taught
 
 # Every trace reads the exporter's operators anew, from the source of some five hundred functions; they are always the same.
 ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
@@ -154,3 +154,9 @@ def students_folder(made_once: MadeOnce) -> Path:
 def students_bundle(students_folder: Path) -> Path:
     """That bundle: the cpu lowering in fp32."""
     return students_folder / "bundle"
+
+
+@pytest.fixture(scope="session")
+def quantised_students_bundle(made_once: MadeOnce) -> Path:
+    """A class-conditional STARFlow of width 128 for batches of one and three, with students of both blocks in float32 and 8 bits."""
+    return made_once("students-quantised", write_quantised) / "bundle"

@@ -1,17 +1,24 @@
 """Students with random weights, whose every part has a say, written as folders."""
 
+import math
 from pathlib import Path
 
+import pytest
 import torch
 
+from starflow.calibration.cases import draw_cases
+from starflow.calibration.weights import student_weights
+from starflow.calibration.weights.calibration import calibrate_weights
+from starflow.calibration.weights.results import WeightRequest
 from starflow.export.exporter import ExportOptions, export_checkpoint
+from starflow.runtime.bundle.bundle import Bundle
 from starflow.training.autoregressive.config import StarflowConfig, TarflowConfig
 from starflow.training.checkpoint import open_checkpoint
 from starflow.training.config import CheckpointConfig
 from starflow.training.students.config import StudentConfig
 from starflow.training.students.folder import REPORT, StudentFigures, save_student
 from starflow.training.students.network import Student
-from tests.models import write_checkpoint
+from tests.models import class_config, write_checkpoint
 
 FIGURES = StudentFigures(
     images=64, guidance=1.5, divergence=0.25, pair_error=0.31, frechet=2.5, frechet_floor=0.5, diversity=0.9
@@ -46,6 +53,16 @@ def write_student(
     report = {} if figures is None else {REPORT: figures.model_dump_json()}
     save_student(folder, student, made, report)
     return student.eval()
+
+
+def write_quantised(folder: Path) -> None:
+    """Write what `write_taught` does of a model of width 128, for batches of one and three, with weights of 8 bits."""
+    write_taught(folder, class_config(channels=128, layers_per_block=(1, 1)))
+    bundle = Bundle.open(folder / "bundle")
+    request = WeightRequest("int8", budget=0.05, threads=1, product="row")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(student_weights, "PAYS", math.inf)  # whatever the machine says
+        calibrate_weights(bundle, request, draw_cases(bundle, 6, 3))
 
 
 def write_taught(folder: Path, config: CheckpointConfig) -> None:

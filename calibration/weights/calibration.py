@@ -7,6 +7,7 @@
     errors     each matrix in each treatment alone, on given tokens; each block as a whole, on whole samples
     choice     one treatment a matrix, the least bytes within the budget; sampled, corrected, sampled again
     caches     of 8 bits for the flow blocks where the budget bears that, too (cpu only)
+    students   of the bundle, likewise (cpu in 8 bits only; see `student_weights`)
     variant    written beside the others, timed against its source (cpu only), then named in the manifest
 
 Everything is measured on the cpu lowering in float32, which every calibration needs to be in the bundle. Integer products are
@@ -25,8 +26,8 @@ from starflow.calibration.budget import check_budget
 from starflow.calibration.cases import Cases, check_finite
 from starflow.calibration.weights.budget_choice import ROUNDS, choose_within
 from starflow.calibration.weights.candidates import BlockCandidates
-from starflow.calibration.weights.ladders import Ladders, fixed_ladders, measure_ladders
-from starflow.calibration.weights.layer_inputs import InputRecorder
+from starflow.calibration.weights.ladders import CHUNK, Ladders, fixed_ladders, measure_ladders
+from starflow.calibration.weights.layer_inputs import StepInputs
 from starflow.calibration.weights.precision_choice import Choice, Option, choose, predicted_error
 from starflow.calibration.weights.product_times import Shape
 from starflow.calibration.weights.quantised_model import QuantisedModel, treatments_of
@@ -37,12 +38,15 @@ from starflow.calibration.weights.results import (
     SOURCE,
     MatrixResult,
     Measured,
+    StudentResult,
     WeightCalibration,
     WeightRequest,
 )
 from starflow.calibration.weights.sample_error import SampleError, remove_abandoned, sample, sample_error
 from starflow.calibration.weights.sources import EXACT, find_sources, lacking
 from starflow.calibration.weights.step_graph_weights import StepGraphWeights
+from starflow.calibration.weights.student_weights import STEPS as STUDENT_STEPS
+from starflow.calibration.weights.student_weights import quantise_students
 from starflow.calibration.weights.treatment import SMALLEST
 from starflow.calibration.weights.variant_times import time_variant
 from starflow.calibration.weights.variant_writer import VariantWriter
@@ -90,7 +94,8 @@ def calibrate_weights(
     with bundle_lock(bundle.folder, "work", waiting):
         remove_abandoned(bundle)
         measured = bundle.variant(MEASURED, "cpu")
-        steps = _Steps(report, bundle, len(sources))
+        students = len(bundle.autoregressive.students) if request.weights == "int8" and "cpu" in sources else 0
+        steps = _Steps(report, bundle, len(sources), students)
         ladders = {lowering: fixed_ladders(lowering, request.weights, request.product) for lowering in sources}
         if "cpu" in sources and request.weights == "int8" and request.product is None:
             steps("timing products")
@@ -125,7 +130,8 @@ def measured_ladders(bundle: Bundle, variant: Variant, threads: int) -> Ladders:
     shapes = Counter[Shape]()
     for graph in variant.graphs:
         shapes |= Counter((e.outputs, e.inputs) for e in StepGraphWeights(bundle.path(graph.file)).linears.values())
-    rows = {place.autoregressive.blocks[graph.block].rows for place in bundle.places() for graph in variant.graphs}
+    blocks = (place.autoregressive.blocks[graph.block] for place in bundle.places() for graph in variant.graphs)
+    rows = {block.rows * tokens for block in blocks for tokens in (1, CHUNK)}  # of single steps and of chunks
     largest = max(graph.weight_bytes for graph in variant.graphs)
     return measure_ladders(shapes, sorted(rows), thread_counts(threads, largest)[0])
 
@@ -133,10 +139,11 @@ def measured_ladders(bundle: Bundle, variant: Variant, threads: int) -> Ladders:
 class _Steps:
     """Reports the steps of all variants as one."""
 
-    def __init__(self, report: Report, bundle: Bundle, variants: int) -> None:
+    def __init__(self, report: Report, bundle: Bundle, variants: int, students: int) -> None:
         self._report, self._done = report, 0
         blocks = sum(not block.identity for block in bundle.autoregressive.blocks)
         self._total = 2 + variants * (4 * blocks + 2 + ROUNDS + 1) + blocks * len(bundle.manifest.batch_sizes)
+        self._total += STUDENT_STEPS * students
 
     def __call__(self, doing: str) -> None:
         self._report(min(self._done, self._total), self._total, doing)
@@ -205,8 +212,9 @@ class _Calibration:
             caches, taken = self._choose_caches(treatments_of(choice), taken)
         found = [plain, calibrated, *(found for made, found in sampled if made != choice), taken]
         exact = Measured(SOURCE, model.bytes({}), SampleError(0.0, 0.0, 0.0))
+        variant, students = self._write(choice, caches, plain.error, taken.error)
         return WeightCalibration(
-            variant=self._write(choice, caches, plain.error, taken.error),
+            variant=variant,
             request=self.request,
             images=len(self.model.case.noise),
             guidance=self.model.case.guidance,
@@ -218,6 +226,7 @@ class _Calibration:
             measured=(exact, *(each.measured for each in found)),
             frontier=self._frontier(options),
             samples={SOURCE: self.exact, PLAIN: plain.samples, self.name: taken.samples},
+            students=students,
         )
 
     def _round(self, block: int) -> BlockCandidates:
@@ -225,7 +234,7 @@ class _Calibration:
         spec = self.model.bundle.graph(self.model.measured, block)
         weights = StepGraphWeights(self.model.bundle.path(spec.file))
         described = self.model.bundle.autoregressive.blocks[block]
-        recorder = InputRecorder(weights, spec, described, self.trace, threads=self.request.threads)
+        recorder = StepInputs(weights, spec, described, self.trace, threads=self.request.threads)
         return BlockCandidates(weights, recorder, self.ladders, self.model.lowering)
 
     def _options(self, block: int) -> dict[str, list[Option]]:
@@ -304,7 +313,9 @@ class _Calibration:
             source_bytes=source,
         )
 
-    def _write(self, choice: Choice, caches: Collection[int], plain_error: float, error: float) -> Variant:
+    def _write(
+        self, choice: Choice, caches: Collection[int], plain_error: float, error: float
+    ) -> tuple[Variant, tuple[StudentResult, ...]]:
         self.steps(f"{self.name}: writing")
         record = Quantization(
             source=self.model.source.name,
@@ -324,10 +335,27 @@ class _Calibration:
             self.request.weights,
             record,
         )
+        students: tuple[StudentResult, ...] = ()
         if self.model.lowering == "cpu":
             variants = self._timed(variants)
+            if self.request.weights == "int8":
+                variants, students = self._with_students(variants, writer)
         writer.publish(variants)
-        return variants[0]
+        return variants[0], students
+
+    def _with_students(
+        self, variants: Sequence[Variant], writer: VariantWriter
+    ) -> tuple[list[Variant], tuple[StudentResult, ...]]:
+        """The variants with the students in 8 bits that they run."""
+        bundle = self.model.bundle
+        made = quantise_students(
+            bundle, self.request, self.trace, writer, lambda doing: self.steps(f"{self.name}: {doing}")
+        )
+        whole = [
+            variant.model_copy(update={"students": made.at[place.place]})
+            for place, variant in zip(bundle.places(), variants, strict=True)
+        ]
+        return whole, made.results
 
     def _timed(self, variants: Sequence[Variant]) -> list[Variant]:
         """The variants with their times on this machine against their source."""

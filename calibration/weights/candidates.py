@@ -9,7 +9,7 @@ from starflow.calibration.weights.gptq import gptq
 from starflow.calibration.weights.graph_edit import Replacement
 from starflow.calibration.weights.input_scaling import choose_scales, output_error
 from starflow.calibration.weights.ladders import Ladders
-from starflow.calibration.weights.layer_inputs import InputRecorder, LayerInputs
+from starflow.calibration.weights.layer_inputs import LayerInputs, ProductInputs
 from starflow.calibration.weights.number_format import (
     QuantizedMatrix,
     WeightFormat,
@@ -34,17 +34,17 @@ def round_to_nearest(
 
 
 class BlockCandidates:
-    """What may take the place of a flow block's weights: every matrix, rounded in every treatment.
+    """What may take the place of the weights of a flow block, or of its student: every matrix, rounded in every treatment.
 
     Args:
-        weights: The block's graph in float32.
+        weights: The graph in float32.
         recorder: Shows what its products are given.
         ladders: The treatments of each shape.
         lowering: What the matrices are for: on `cpu` activations are rounded as well.
     """
 
     def __init__(
-        self, weights: StepGraphWeights, recorder: InputRecorder, ladders: Ladders, lowering: Lowering
+        self, weights: StepGraphWeights, recorder: ProductInputs, ladders: Ladders, lowering: Lowering
     ) -> None:
         self.weights, self._ladders, self._lowering = weights, ladders, lowering
         # By name of a cache input, the largest magnitude in each channel, [kv_heads, head_size]; of the cpu lowering,

@@ -14,7 +14,7 @@ from starflow.runtime.backends.fastest_variant import PAYS
 from starflow.runtime.plain.errors import UsageError
 
 if TYPE_CHECKING:
-    from starflow.calibration.weights.results import WeightCalibration
+    from starflow.calibration.weights.results import StudentResult, WeightCalibration
     from starflow.runtime.bundle.bundle import Bundle
     from starflow.runtime.bundle.manifest import Timing
     from starflow.runtime.diagnostics.benchmark import Benchmark
@@ -146,6 +146,7 @@ def as_plain_values(calibration: "WeightCalibration") -> Any:
         "guidance": calibration.guidance,
         "measured": [dataclasses.asdict(each) for each in calibration.measured],
         "matrices": [dataclasses.asdict(each) for each in calibration.matrices],
+        "students": [dataclasses.asdict(each) for each in calibration.students],
     }
     return _finite(values)
 
@@ -185,6 +186,21 @@ def _print(calibration: "WeightCalibration") -> None:
     if quantization and quantization.timing:
         for line in times_in_words(calibration.variant.name, quantization.source, quantization.timing):
             console.print(line)
+    for student in calibration.students:
+        console.print(student_in_words(student))
+
+
+def student_in_words(student: "StudentResult") -> str:
+    """What became of a student, for who runs it."""
+    name = f"student of flow block {student.block}"
+    if student.error is None:
+        return f"{name}: stays in float32; no product of 8 bits is faster within the budget"
+    counts = Counter(student.matrices.values())
+    became = ", ".join(f"{count} {treatment}" for treatment, count in sorted(counts.items()))
+    times = ", ".join(f"{time:.2f} at batch {batch}" for batch, time in student.times.items())
+    kept = [str(batch) for batch, time in student.times.items() if time >= PAYS]
+    stays = f"; stays in float32 at batch {' and '.join(kept)}, where 8 bits do not pay" if kept else ""
+    return f"{name}: {became}; error of its tokens {100 * student.error:.3g} %; time over float32's {times}{stays}"
 
 
 def times_in_words(name: str, source: str, timing: "Timing") -> list[str]:

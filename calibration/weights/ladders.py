@@ -61,14 +61,13 @@ def measure_ladders(shapes: Mapping[Shape, int], rows: Sequence[int], threads: i
 
     Args:
         shapes: How many matrices of each shape the flow block has that has most of them.
-        rows: Rows of single steps: one number for each batch size.
+        rows: Numbers of rows that products will have, all of which count alike.
         threads: Threads within an operator.
     """
     # From the least exact on: a row's scale serves more activations than a block's.
     ordered = tuple(product[rung] for rung in (0, 1) for product in (CPU_PRODUCTS["row"], CPU_PRODUCTS["block"]))
-    counts = sorted({each * tokens for each in rows for tokens in (1, CHUNK)})
     times = {
-        shape: relative_times(measure_products(shape, count, counts, ordered, threads))
+        shape: relative_times(measure_products(shape, count, rows, ordered, threads))
         for shape, count in shapes.items()
         if ordered[0].takes(*shape)
     }

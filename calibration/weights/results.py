@@ -55,6 +55,18 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class StudentResult:
+    """What became of a student."""
+
+    block: int  # its flow block
+    matrices: dict[
+        str, str
+    ]  # the treatment of each matrix that a faster product takes; empty if none stays within the budget
+    error: float | None  # of its tokens, relative to the student in float32; None if it stays as it is
+    times: dict[int, float]  # by batch size, at the default shape: of a pass, over that in float32
+
+
+@dataclass(frozen=True)
 class WeightCalibration:
     """What came out for one variant."""
 
@@ -69,6 +81,7 @@ class WeightCalibration:
     # Least bytes for an error, as predicted from matrices measured one by one: pairs of error and bytes.
     frontier: tuple[tuple[float, int], ...]
     samples: dict[str, NDArray[np.float32]]  # of the source, of plain rounding and of the result: [N, C, H, W]
+    students: tuple[StudentResult, ...] = ()  # of the bundle, for the cpu lowering in 8 bits
 
     @property
     def chosen(self) -> Measured:

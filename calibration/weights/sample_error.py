@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -87,31 +88,44 @@ def candidate(bundle: Bundle, variant: Variant, graphs: Mapping[int, EditedGraph
     Raises:
         StarflowError: a graph cannot be written: the disk is full.
     """
-    paths = {block: f"graphs/.candidate-{os.getpid()}.block{block}.onnx" for block in graphs}
-    try:
-        for block, graph in graphs.items():
-            path = bundle.folder / paths[block]
-            try:
-                onnx.save(
-                    graph.embedded(),
-                    path,
-                    save_as_external_data=True,
-                    location=f"{path.name}.weights",
-                    size_threshold=4096,
-                )
-            except OSError as error:
-                raise StarflowError(
-                    f"{bundle.root / paths[block]}: cannot be written ({error.strerror or error})"
-                ) from None
+    with ExitStack() as stack:
+        paths = {
+            block: stack.enter_context(candidate_file(bundle, f"block{block}", graph))
+            for block, graph in graphs.items()
+        }
         specs = tuple(
-            _respecified(graph, graphs[graph.block].model, paths[graph.block]) if graph.block in paths else graph
+            _respecified(graph, graphs[graph.block].model, paths[graph.block].relative_to(bundle.folder).as_posix())
+            if graph.block in paths
+            else graph
             for graph in variant.graphs
         )
         yield variant.model_copy(update={"graphs": specs})
+
+
+@contextmanager
+def candidate_file(bundle: Bundle, name: str, graph: EditedGraph) -> Iterator[Path]:
+    """A graph on disk beside those of a bundle, whose weights it may share, for as long as the context lasts.
+
+    Raises:
+        StarflowError: it cannot be written: the disk is full.
+    """
+    path = f"graphs/.candidate-{os.getpid()}.{name}.onnx"
+    written = bundle.folder / path
+    try:
+        try:
+            onnx.save(
+                graph.embedded(),
+                written,
+                save_as_external_data=True,
+                location=f"{written.name}.weights",
+                size_threshold=4096,
+            )
+        except OSError as error:
+            raise StarflowError(f"{bundle.root / path}: cannot be written ({error.strerror or error})") from None
+        yield written
     finally:
-        for name in paths.values():
-            (bundle.folder / name).unlink(missing_ok=True)
-            (bundle.folder / f"{name}.weights").unlink(missing_ok=True)
+        written.unlink(missing_ok=True)
+        Path(f"{written}.weights").unlink(missing_ok=True)
 
 
 def _respecified(graph: GraphSpec, model: onnx.ModelProto, path: str) -> GraphSpec:

@@ -75,7 +75,8 @@ class StepGraphWeights:
             parameters = [node.input[i] for i in NORM_PARAMETERS[node.op_type] if i < len(node.input) and node.input[i]]
             value = node.output[0]
             users = readers.get(value, [])
-            if [user.op_type for user in users] == ["Cast"]:  # to the type products are computed in
+            # To the type products are computed in, or, in a traced graph, to their shape.
+            while [user.op_type for user in users] in (["Cast"], ["Reshape"]):
                 value = users[0].output[0]
                 users = readers.get(value, [])
             own = all(name in self.initializers and len(readers[name]) == 1 for name in parameters)

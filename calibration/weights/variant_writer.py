@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,10 +14,12 @@ from starflow.calibration.weights.step_graph_weights import StepGraphWeights
 from starflow.export.bundle_folder import file_spec, write_graph
 from starflow.export.graph_size import size_suffix
 from starflow.export.onnx_graph.weight_file import WeightFile, refer
+from starflow.runtime.autoregressive.students import student_of
 from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest, Block
 from starflow.runtime.bundle.bundle import Bundle, changing_manifest, replace_manifest
-from starflow.runtime.bundle.graph_spec import GraphSpec
+from starflow.runtime.bundle.graph_spec import FileSpec, GraphSpec
 from starflow.runtime.bundle.manifest import Quantization, Variant
+from starflow.runtime.bundle.network_spec import NetworkSpec
 from starflow.runtime.plain.atomic_write import atomic_file
 
 Edit = Callable[[StepGraphWeights, Block], EditedGraph]
@@ -47,8 +50,6 @@ class VariantWriter:
             quantization: What was done, for the manifest.
         """
         self._source = source
-        location = f"weights/{self._stem}.safetensors"
-        path = self._folder / location
         places = self._bundle.places()
         sources = [bundle.variant(source, "") for bundle in places]
         graphs = [
@@ -56,14 +57,9 @@ class VariantWriter:
             for bundle, variant in zip(places, sources, strict=True)
             for spec in variant.graphs
         ]
-        own = sum(len(weights.initializers) for bundle, weights, _ in graphs if bundle is places[0])
-        written: list[tuple[Bundle, int, onnx.ModelProto, int]] = []
-        with atomic_file(path) as temporary, WeightFile(temporary, HEADER_ROOM * (own + 64 * len(places))) as file:
-            for bundle, weights, block in graphs:
-                edited = edit(weights, bundle.autoregressive.blocks[block])
-                read = _point_into(edited, file, location, self._folder)
-                written.append((bundle, block, edited.model, read))
-        described = file_spec(path, self._bundle.folder)
+        edits = [(graph, partial(edit, graph, bundle.autoregressive.blocks[block])) for bundle, graph, block in graphs]
+        described, edited = self._weights(self._stem, edits)
+        written = [(*graph, *made) for graph, made in zip(graphs, edited, strict=True)]
         return [
             Variant.model_validate(
                 {
@@ -73,11 +69,53 @@ class VariantWriter:
                     "weights": described,
                     "activation_peaks": variant.activation_peaks,
                     "quantization": quantization,
-                    "graphs": tuple(self._write_graph(*graph) for graph in written if graph[0] is bundle),
+                    "graphs": tuple(
+                        GraphSpec(block=block, **self._graph(f"block{block}", bundle, model), weight_bytes=read)
+                        for place, _, block, model, read in written
+                        if place is bundle
+                    ),
                 }
             )
             for bundle, variant in zip(places, sources, strict=True)
         ]
+
+    def write_student(self, block: int, edit: Callable[[StepGraphWeights], EditedGraph]) -> list[NetworkSpec]:
+        """Write the weights and graphs of a student of every shape and batch size, in the order of `Bundle.places`.
+
+        Args:
+            block: Its flow block.
+            edit: Turns its graph in float32 into the new one, see `write`.
+        """
+        name, places = f"student{block}", self._bundle.places()
+        graphs = [
+            StepGraphWeights(place.path(student_of(place.autoregressive, block).network.file)) for place in places
+        ]
+        described, edited = self._weights(f"{self._stem}.{name}", [(graph, partial(edit, graph)) for graph in graphs])
+        return [
+            NetworkSpec(**self._graph(name, place, model), weights=described, weight_bytes=read)
+            for place, (model, read) in zip(places, edited, strict=True)
+        ]
+
+    def _weights(
+        self, stem: str, edits: Sequence[tuple[StepGraphWeights, Callable[[], EditedGraph]]]
+    ) -> tuple[FileSpec, list[tuple[onnx.ModelProto, int]]]:
+        """Write a weight file for edited graphs; the file, and each graph over it with the bytes that it reads.
+
+        Graphs are edited one by one, since each holds its new weights until they are written.
+        """
+        location = f"weights/{stem}.safetensors"
+        path = self._folder / location
+        known = {name for graph, _ in edits for name in graph.initializers}
+        made: list[tuple[onnx.ModelProto, int]] = []
+        with (
+            atomic_file(path) as temporary,
+            WeightFile(temporary, HEADER_ROOM * (len(known) + 64 * len(self._bundle.places()))) as file,
+        ):
+            for _, edit in edits:
+                edited = edit()
+                read = _point_into(edited, file, location, self._folder)
+                made.append((edited.model, read))
+        return file_spec(path, self._bundle.folder), made
 
     def publish(self, variants: Sequence[Variant]) -> AutoregressiveManifest:
         """Put the variant into the manifest, last in each list of variants; plans made for one of that name go with it."""
@@ -93,10 +131,10 @@ class VariantWriter:
             self._remove_unnamed(changed)
         return changed
 
-    def _write_graph(self, bundle: Bundle, block: int, model: onnx.ModelProto, read: int) -> GraphSpec:
-        name = f"block{block}.{self._stem}{size_suffix(*bundle.place)}.onnx"
-        written = write_graph(model, self._folder / name, self._bundle.folder)
-        return GraphSpec(block=block, **written, weight_bytes=read)
+    def _graph(self, network: str, bundle: Bundle, model: onnx.ModelProto) -> dict[str, Any]:
+        """Write a graph at one shape and batch size; see `write_graph`."""
+        name = f"{network}.{self._stem}{size_suffix(*bundle.place)}.onnx"
+        return write_graph(model, self._folder / name, self._bundle.folder)
 
     def _free_stem(self) -> str:
         """The variant's name, with a number where the bundle's present variant of that name has it."""
@@ -108,7 +146,8 @@ class VariantWriter:
     def _remove_unnamed(self, manifest: AutoregressiveManifest) -> None:
         named = {file.path for file in self._bundle.with_manifest(manifest).files()}
         stems = (self._name, f"{self._name}.[0-9]*", f"{self._name}.batch[0-9]*")
-        for pattern in (*(f"block*.{stem}.onnx" for stem in stems), *(f"weights/{stem}.safetensors" for stem in stems)):
+        names = ("block*.{}.onnx", "student*.{}.onnx", "weights/{}.safetensors", "weights/{}.student*.safetensors")
+        for pattern in (name.format(stem) for name in names for stem in stems):
             for path in self._folder.glob(pattern):
                 if path.relative_to(self._bundle.folder).as_posix() not in named:
                     path.unlink()

@@ -30,7 +30,7 @@ class AutoregressiveLoop:
     """
 
     def __init__(self, bundle: Bundle, variant: Variant, backend: Backend, plan: DecodePlan | Students | None) -> None:
-        self._manifest, self._backend = bundle.autoregressive, backend
+        self._manifest, self._backend = bundle.autoregressive.run_by(variant.name), backend
         stored = self._manifest.plan_for(backend.name, variant.name)
         own = stored.plan if stored else SEQUENTIAL
         if isinstance(plan, Students):

@@ -191,23 +191,34 @@ class AutoregressiveManifest(FlowManifest):
 
     def _check_students(self) -> None:
         """See that every student belongs to this model, and takes and makes what its flow block does."""
-        found, given = [student.block for student in self.students], self.conditioning
+        found = [student.block for student in self.students]
         working = self.decoded_tokens()
         if found != sorted(set(found) & set(working)):
             raise ValueError(f"students: found flow blocks {found}; expected some of {sorted(working)} in this order")
         for student in self.students:
             if student.teacher != self.provenance.checkpoint_sha256:
                 raise ValueError(f"students: that of flow block {student.block} was distilled from another checkpoint")
-            tokens = Expected("float32", (self.batch, *self.blocks[student.block].token_shape(self.model)))
-            inputs = {"noise": tokens, "guidance": Expected("float32", (self.batch,))}
-            if given.kind == "class-label":
-                inputs["label"] = Expected("int64", (self.batch,), optional=True)
-            elif given.tokens:
-                inputs["condition"] = Expected("float32", (self.batch, given.tokens, given.width), optional=True)
-            network = student.network
-            fault = misfit(network.inputs, inputs, "takes") or misfit(network.outputs, {"token": tokens}, "makes")
-            if fault:
-                raise ValueError(f"students: {network.file.path} {fault}")
+            self._check_student_network(student.block, student.network, "students")
+        for variant in self.variants:
+            quantised = [student.block for student in variant.students]
+            if quantised != [block for block in found if block in quantised]:
+                raise ValueError(
+                    f"variant {variant.name}: has students of {quantised}; expected some of {found} in this order"
+                )
+            for each in variant.students:
+                self._check_student_network(each.block, each.network, f"variant {variant.name}")
+
+    def _check_student_network(self, block: int, network: NetworkSpec, where: str) -> None:
+        given = self.conditioning
+        tokens = Expected("float32", (self.batch, *self.blocks[block].token_shape(self.model)))
+        inputs = {"noise": tokens, "guidance": Expected("float32", (self.batch,))}
+        if given.kind == "class-label":
+            inputs["label"] = Expected("int64", (self.batch,), optional=True)
+        elif given.tokens:
+            inputs["condition"] = Expected("float32", (self.batch, given.tokens, given.width), optional=True)
+        fault = misfit(network.inputs, inputs, "takes") or misfit(network.outputs, {"token": tokens}, "makes")
+        if fault:
+            raise ValueError(f"{where}: {network.file.path} {fault}")
 
     def _graph_misfit(self, graph: GraphSpec) -> str | None:
         block, given = self.blocks[graph.block], self.conditioning
@@ -302,6 +313,13 @@ class AutoregressiveManifest(FlowManifest):
     def plan_for(self, backend: str, variant: str) -> CalibratedDecodePlan | None:
         """The plan calibrated for a backend and a variant."""
         return next((plan for plan in self.plans if (plan.backend, plan.variant) == (backend, variant)), None)
+
+    def run_by(self, variant: str) -> "AutoregressiveManifest":
+        """The manifest with the students that a variant of this name runs: its own where it has one, else those in float32."""
+        mine = (each.students for each in self.variants if each.name == variant)
+        own = {student.block: student.network for student in next(mine, ())}
+        students = (each.model_copy(update={"network": own.get(each.block, each.network)}) for each in self.students)
+        return self.model_copy(update={"students": tuple(students)})
 
     @property
     def student_blocks(self) -> tuple[int, ...]:

@@ -58,6 +58,8 @@ class ContinuousManifest(FlowManifest):
         for variant in self.variants:
             if [graph.block for graph in variant.graphs] != [0]:
                 raise ValueError(f"variant {variant.name}: must have one graph, of block 0")
+            if variant.students:
+                raise ValueError(f"variant {variant.name}: has students, which are for flow blocks")
             (graph,) = variant.graphs
             fault = misfit(graph.inputs, inputs, "takes") or misfit(graph.outputs, {**kept, "velocity": state}, "makes")
             if fault:

@@ -41,6 +41,9 @@ def schema_version(
     return 3 if own_patches or students or newer_quantization or "cuda" in lowerings else 2 if batches else 1
 
 
+MatrixKind = Literal["int4", "int8", "int8-wide", "int8-row", "int8-row-wide", "fp8", "kept"]
+
+
 class BatchTiming(Part):
     """Times of a variant at one batch size, over those of the variant it was made from: below 1 it is faster.
 
@@ -92,7 +95,7 @@ class Quantization(Part):
     plain_error: float | None
     images: int
     guidance: float
-    matrices: dict[str, Literal["int4", "int8", "int8-wide", "int8-row", "int8-row-wide", "fp8", "kept"]]
+    matrices: dict[str, MatrixKind]
     caches: tuple[int, ...] = ()
     timing: Timing | None = None
 
@@ -102,6 +105,26 @@ class Quantization(Part):
         return self.timing is not None or any(kind.startswith("int8-row") for kind in self.matrices.values())
 
 
+class QuantizedStudent(Part):
+    """A student with weights of 8 bits, which a variant runs in place of the one in float32.
+
+    It was faster than that one where it was made, at this batch size.
+
+    Attributes:
+        block: Index of its flow block, which has a student in float32.
+        network: Takes and makes what the student in float32 does.
+        matrices: Type of each weight matrix that can be quantised; `kept` is float32.
+        error: ||x - exact|| / ||exact|| of its tokens x, where the student in float32 makes `exact` of the same inputs.
+        time: Time of a pass over that of the student in float32, on the processor that the variant was timed on.
+    """
+
+    block: int = Field(ge=0)
+    network: NetworkSpec
+    matrices: dict[str, MatrixKind]
+    error: float = Field(ge=0)
+    time: float = Field(gt=0)
+
+
 class Variant(Part):
     """One set of step graphs: a lowering at a precision.
 
@@ -109,6 +132,7 @@ class Variant(Part):
         activation_peaks: Largest magnitudes seen at export, by transformer layer and projection; for fp16 variants, since
             float16 ends at 65504.
         quantization: For variants that `starflow calibrate --weights` made.
+        students: Students that it runs in place of those of the same flow blocks, in order of their blocks.
     """
 
     name: str
@@ -118,6 +142,7 @@ class Variant(Part):
     activation_peaks: dict[str, float] | None
     quantization: Quantization | None = None
     graphs: tuple[GraphSpec, ...]
+    students: tuple[QuantizedStudent, ...] = ()
 
     @property
     def takes_chunks(self) -> bool:
@@ -295,7 +320,7 @@ class FlowManifest(Part):
         """By field, what has to be the same for every batch size."""
         autoencoder = self.autoencoder
         return {
-            "variants": [variant.model_copy(update={"graphs": ()}) for variant in self.variants],
+            "variants": [variant.model_copy(update={"graphs": (), "students": ()}) for variant in self.variants],
             "networks": [network.weights for network in self.networks()],
             "decoders": autoencoder and (autoencoder.pixel_shape, [each.noise_std for each in autoencoder.decoders]),
             "denoisers": [(denoiser.kind, denoiser.precision) for denoiser in self.denoisers],
@@ -385,6 +410,7 @@ class FlowManifest(Part):
             if variants is None or variant.name in variants:
                 yield variant.weights
                 yield from (graph.file for graph in variant.graphs)
+                yield from (file for each in variant.students for file in (each.network.weights, each.network.file))
         for network in self.networks():
             yield from (network.weights, network.file)
         if self.text:

@@ -25,7 +25,7 @@ def manifest_content(manifest: Manifest) -> bytes:
     newer: dict[str, Any] = {}
     if manifest.schema_version < 3:
         place: dict[str, Any] = {"blocks": {"__all__": {"patch"}}, "students": True}
-        place |= {"variants": {"__all__": {"quantization": {"timing"}}}}
+        place |= {"variants": {"__all__": {"quantization": {"timing"}, "students": True}}}
         several = place | {"batches": {"__all__": place}}
         newer = several | {"shapes": {"__all__": several}}
     if manifest.schema_version < 2:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starflow.runtime.autoregressive.students import students_in
+from starflow.runtime.bundle.autoregressive_manifest import AutoregressiveManifest
 from starflow.runtime.bundle.bytes_read import pass_bytes
 from starflow.runtime.bundle.continuous_manifest import ContinuousManifest
 from starflow.runtime.bundle.manifest_file import Manifest
@@ -231,7 +232,10 @@ def _timing(contestant: _Contestant, times: Times, exact: _Contestant, bandwidth
 
 def _bytes_read(sampler: Sampler, block: int, passes: float, each_pass: int) -> float:
     """Bytes that a batch reads at least in the passes of a flow block, the first of which may be a student's."""
-    for student in students_in(sampler.manifest, sampler.plan):
+    manifest = sampler.manifest
+    if isinstance(manifest, AutoregressiveManifest):
+        manifest = manifest.run_by(sampler.variant.name)
+    for student in students_in(manifest, sampler.plan):
         if student.block == block:
             return student.network.weight_bytes + (passes - 1) * each_pass
     return passes * each_pass

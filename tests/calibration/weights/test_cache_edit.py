@@ -7,7 +7,7 @@ import pytest
 
 from starflow.calibration.weights.cache_edit import LARGEST_CODE, quantize_caches
 from starflow.calibration.weights.graph_edit import edit_graph
-from starflow.calibration.weights.layer_inputs import InputRecorder
+from starflow.calibration.weights.layer_inputs import StepInputs
 from starflow.calibration.weights.sample_error import candidate
 from starflow.calibration.weights.step_graph_weights import StepGraphWeights
 from starflow.export.exporter import ExportOptions, export_checkpoint
@@ -30,7 +30,7 @@ def test_codes_are_the_floats_to_half_a_step(tmp_path: Path, config: CheckpointC
         for block in bundle.autoregressive.blocks:
             spec = bundle.graph(variant, block.index)
             weights = StepGraphWeights(bundle.root / spec.file.path)
-            peaks = InputRecorder(weights, spec, block, trace, threads=1).cache_peaks()
+            peaks = StepInputs(weights, spec, block, trace, threads=1).cache_peaks()
             edited = edit_graph(weights, "cpu", {}, {})
             quantize_caches(edited, block, peaks)
             given = (block, trace.inputs[block.index][0], trace.tokens[block.index])

@@ -79,6 +79,6 @@ def test_the_relative_time_is_a_geometric_mean() -> None:
 
 def test_large_products_of_few_rows_are_faster_in_8_bits() -> None:
     """A matrix that no cache holds: float32 reads four times the bytes."""
-    ladders = measure_ladders({(2048, 2048): 4}, [1], threads=1)
+    ladders = measure_ladders({(2048, 2048): 4}, [1, 4], threads=1)
     assert ladders.times[2048, 2048]["int8-row"] < 1 and ladders.of(2048, 2048)
     assert measure_ladders({}, [1], threads=1) == fixed_ladders("cpu", "int8")

@@ -9,7 +9,7 @@ import torch
 from starflow.calibration.cases import draw_cases
 from starflow.calibration.inverted_data import invert_data
 from starflow.calibration.weights.input_scaling import choose_scales, rounded_to_8_bits
-from starflow.calibration.weights.layer_inputs import InputRecorder, LayerInputs
+from starflow.calibration.weights.layer_inputs import LayerInputs, StepInputs
 from starflow.calibration.weights.number_format import INT8
 from starflow.calibration.weights.step_graph_weights import StepGraphWeights
 from starflow.export.exporter import ExportOptions, export_checkpoint
@@ -24,7 +24,7 @@ from tests.models import class_config, tarflow_config, unconditional_config, wri
 def recorded(bundle: Bundle, trace: RecordedTrace, block: int) -> dict[str, LayerInputs]:
     spec = bundle.graph(bundle.variant("cpu-fp32", "cpu"), block)
     weights = StepGraphWeights(bundle.root / spec.file.path)
-    recorder = InputRecorder(weights, spec, bundle.autoregressive.blocks[block], trace, threads=1)
+    recorder = StepInputs(weights, spec, bundle.autoregressive.blocks[block], trace, threads=1)
     return recorder.record(list(weights.linears.values()))
 
 
@@ -69,7 +69,7 @@ def test_recording_in_parts_changes_nothing(wide_bundle: Path) -> None:
     trace = drawn(bundle, 8)
     spec = bundle.graph(bundle.variant("cpu-fp32", "cpu"), 1)
     weights = StepGraphWeights(bundle.root / spec.file.path)
-    recorder = InputRecorder(weights, spec, bundle.autoregressive.blocks[1], trace, threads=1)
+    recorder = StepInputs(weights, spec, bundle.autoregressive.blocks[1], trace, threads=1)
     together = recorder.record(list(weights.linears.values()))
     for linear in weights.linears.values():
         alone = recorder.record([linear])[linear.weight]

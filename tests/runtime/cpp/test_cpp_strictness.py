@@ -117,6 +117,7 @@ def shapes_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
         "denoising_bundle",
         "emoji_bundle",
         "students_bundle",
+        "quantised_students_bundle",
     ],
 )
 def test_mutated_manifests(request: pytest.FixtureRequest, tmp_path: Path, name: str) -> None:

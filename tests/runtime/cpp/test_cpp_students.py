@@ -45,6 +45,12 @@ def test_a_first_token_that_passes_unchanged_and_labels(made_once: MadeOnce, tmp
     compare(bundle, 3, None, plan="student")
 
 
+def test_students_of_8_bits_run_with_the_variant_that_has_them(quantised_students_bundle: Path) -> None:
+    found = compare(quantised_students_bundle, 4, LABELS[:4], plan="student", variant="cpu-int8", guidance=1.0)
+    exact = compare(quantised_students_bundle, 4, LABELS[:4], plan="student", variant="cpu-fp32", guidance=1.0)
+    assert 1e-4 < np.abs(found - exact).max() / np.abs(exact).max() < 0.1
+
+
 @pytest.mark.parametrize(
     ("guidance", "message"),
     [

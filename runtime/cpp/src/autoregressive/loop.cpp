@@ -171,19 +171,28 @@ class AutoregressiveLoop : public FamilyLoop {
     return guidance.weight * (guidance.schedule.empty() ? 1 : guidance.schedule[block]);
   }
 
+  // The network of a student that the variant runs: its own in 8 bits if it has one, else that in float32.
+  const Network& network_of(const Student& student) const {
+    for (const QuantizedStudent& own : variant_.students) {
+      if (own.block == student.block) return own.network;
+    }
+    return student.network;
+  }
+
   // What the student of a flow block makes of its inputs, [B, T, D]. A token that passes the block unchanged does so
   // here, too.
   std::vector<float> by_student(const Student& student, const Block& block, const BlockInputs& inputs,
                                 const BatchConditions& given) {
+    const Network& network = network_of(student);
     NetworkInputs named;
-    for (const TensorSpec& spec : student.network.inputs) {
+    for (const TensorSpec& spec : network.inputs) {
       const void* values = inputs.noise.data();
       if (spec.role == "guidance") values = inputs.scalars.at("guidance").data();
       if (spec.role == "condition") values = given.tokens.data();
       if (spec.role == "label") values = given.labels.data();
       named[spec.name] = values;
     }
-    std::vector<float> made = backend_.run_network(student.network, named);
+    std::vector<float> made = backend_.run_network(network, named);
     if (block.first_token > 0) {
       const std::size_t width = static_cast<std::size_t>(manifest_.model.values_of(block.patch)),
                         sequence = made.size() / static_cast<std::size_t>(manifest_.batch);

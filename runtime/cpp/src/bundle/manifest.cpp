@@ -62,6 +62,7 @@ std::vector<File> Manifest::files() const {
   for (const Variant& variant : variants) {
     files.push_back(variant.weights);
     for (const Graph& graph : variant.graphs) files.push_back(graph.file);
+    for (const QuantizedStudent& student : variant.students) add(student.network);
   }
   if (text) {
     add(text->encoder);

@@ -46,10 +46,17 @@ struct Network {
   std::vector<TensorSpec> inputs, outputs;
 };
 
+// A student with weights of 8 bits, which a variant runs in place of the one in float32.
+struct QuantizedStudent {
+  int block = 0;
+  Network network;
+};
+
 struct Variant {
   std::string name, lowering, precision;
   File weights;
   std::vector<Graph> graphs;
+  std::vector<QuantizedStudent> students;
 };
 
 struct Conditioning {

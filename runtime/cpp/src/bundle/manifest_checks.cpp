@@ -230,11 +230,31 @@ void check_networks(const Manifest& manifest) {
   }
 }
 
-void check_students(const Manifest& manifest) {
+// Sees that the network of a student takes and makes what its flow block does.
+void check_student_network(const Manifest& manifest, int block, const Network& network, const std::string& of) {
   const Conditioning& given = manifest.conditioning;
+  const std::string where = of + ": " + network.file.path;
+  const Patch& patch = manifest.blocks[static_cast<std::size_t>(block)].patch;
+  const Expected tokens{Type::float32,
+                        {manifest.batch, manifest.model.tokens_of(patch), manifest.model.values_of(patch)}};
+  std::map<std::string, Expected> inputs{{"noise", tokens}, {"guidance", {Type::float32, {manifest.batch}}}};
+  if (given.kind == "class-label") {
+    inputs["label"] = {Type::int64, {manifest.batch}, true};
+  } else if (given.tokens > 0) {
+    inputs["condition"] = {Type::float32, {manifest.batch, given.tokens, given.width}, true};
+  }
+  for (const auto* specs : {&network.inputs, &network.outputs}) {
+    for (const TensorSpec& spec : *specs) {
+      if (spec.role == "cache") throw Misfit(where + " has a cache, which does not fit the model");
+    }
+  }
+  check_tensors(where, network.inputs, inputs, "takes");
+  check_tensors(where, network.outputs, {{"token", tokens}}, "makes");
+}
+
+void check_students(const Manifest& manifest) {
   int before = -1;
   for (const Student& student : manifest.students) {
-    const std::string where = "students: " + student.network.file.path;
     const bool known = student.block > before && student.block < static_cast<int>(manifest.blocks.size()) &&
                        !manifest.blocks[static_cast<std::size_t>(student.block)].identity;
     if (!known)
@@ -245,23 +265,19 @@ void check_students(const Manifest& manifest) {
       throw Misfit("students: that of flow block " + std::to_string(student.block) +
                    " was distilled from another checkpoint");
     if (student.least_guidance > student.largest_guidance)
-      throw Misfit(where + " has a range of guidance that does not begin with the lower weight");
-    const Patch& patch = manifest.blocks[static_cast<std::size_t>(student.block)].patch;
-    const Expected tokens{Type::float32,
-                          {manifest.batch, manifest.model.tokens_of(patch), manifest.model.values_of(patch)}};
-    std::map<std::string, Expected> inputs{{"noise", tokens}, {"guidance", {Type::float32, {manifest.batch}}}};
-    if (given.kind == "class-label") {
-      inputs["label"] = {Type::int64, {manifest.batch}, true};
-    } else if (given.tokens > 0) {
-      inputs["condition"] = {Type::float32, {manifest.batch, given.tokens, given.width}, true};
+      throw Misfit("students: " + student.network.file.path +
+                   " has a range of guidance that does not begin with the lower weight");
+    check_student_network(manifest, student.block, student.network, "students");
+  }
+  for (const Variant& variant : manifest.variants) {
+    int last = -1;
+    for (const QuantizedStudent& student : variant.students) {
+      if (student.block <= last || manifest.student_of(student.block) == nullptr)
+        throw Misfit("variant " + variant.name + ": flow block " + std::to_string(student.block) +
+                     " has no student, or is not in order");
+      last = student.block;
+      check_student_network(manifest, student.block, student.network, "variant " + variant.name);
     }
-    for (const auto* specs : {&student.network.inputs, &student.network.outputs}) {
-      for (const TensorSpec& spec : *specs) {
-        if (spec.role == "cache") throw Misfit(where + " has a cache, which does not fit the model");
-      }
-    }
-    check_tensors(where, student.network.inputs, inputs, "takes");
-    check_tensors(where, student.network.outputs, {{"token", tokens}}, "makes");
   }
 }
 

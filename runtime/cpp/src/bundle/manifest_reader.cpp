@@ -69,8 +69,13 @@ Network read_network(const Json& network) {
 }
 
 Variant read_variant(const Json& variant) {
-  return {variant["name"], variant["lowering"], variant["precision"], read_file(variant["weights"]),
-          each(variant["graphs"], read_graph)};
+  Variant made{variant["name"], variant["lowering"], variant["precision"], read_file(variant["weights"]),
+               each(variant["graphs"], read_graph), {}};
+  if (const Json* students = given(variant, "students"))
+    made.students = each(*students, [](const Json& student) {
+      return QuantizedStudent{count(student["block"]), read_network(student["network"])};
+    });
+  return made;
 }
 
 Conditioning read_conditioning(const Json& fields) {
@@ -252,7 +257,10 @@ Json of_all_batches(const Json& manifest) {
             {"denoisers", manifest.value("denoisers", Json::array())},
             {"students", manifest.value("students", Json::array())},
             {"blocks", manifest.value("blocks", Json::array())}};
-  for (Json& variant : kept["variants"]) variant.erase("graphs");
+  for (Json& variant : kept["variants"]) {
+    variant.erase("graphs");
+    variant.erase("students");  // which run where they pay
+  }
   for (Json& block : kept["blocks"]) block.erase("rows");
   const auto reduce = [](Json& network) {
     if (network.is_object()) network = network["weights"];
