@@ -25,7 +25,16 @@ from starflow.runtime.plans.calibrated_decode_plan import (
     predicted_milliseconds,
     segment_milliseconds,
 )
-from starflow.runtime.plans.decode_plan import BlockPlan, Chunk, DecodePlan
+from starflow.runtime.plans.decode_plan import BlockPlan, Chunk, DecodePlan, Students
+
+
+@dataclass(frozen=True)
+class StudentTimes:
+    """Times of a batch, by the students of a bundle and by the plan in turn: what giving up exactness would save."""
+
+    blocks: tuple[int, ...]  # the flow blocks that a student does; the others are decoded by the plan
+    milliseconds: float
+    plan_milliseconds: float
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class DecodeCalibration:
     candidates: tuple[BlockCandidates, ...]  # what was measured of each flow block, in sampling order
     costs: tuple[BlockCost, ...]  # times of each flow block
     next_gain: NextGain | None  # what a larger budget would bring; None if no plan is much faster at any budget
+    students: StudentTimes | None = None  # None if there are none, or none that were trained for the guidance
 
     def predicted_milliseconds(self, block: int) -> float | None:
         """Predicted time of one flow block."""
@@ -92,6 +102,7 @@ def calibrate_plan(
     plan = fastest_plan(first, edges, options.budget, lambda plan: runs.measure(plan).error)
     progress(total - 2, total, "timing plans")
     plan, sequential, planned = _faster_blocks(runs, plan, 2 * options.repetitions)
+    students = _student_times(runs, plan, 2 * options.repetitions)
     measured = runs.measure(plan)
     reason = refusal(plan, measured.error, options.budget, planned.milliseconds, sequential.milliseconds)
     predicted = predicted_milliseconds(plan, costs, manifest.decoded_tokens())
@@ -120,7 +131,18 @@ def calibrate_plan(
         )
     progress(total, total)
     return DecodeCalibration(
-        options, spec, reason, plan, measured, distribution, planned, sequential, tuple(candidates), costs, gain
+        options,
+        spec,
+        reason,
+        plan,
+        measured,
+        distribution,
+        planned,
+        sequential,
+        tuple(candidates),
+        costs,
+        gain,
+        students,
     )
 
 
@@ -187,6 +209,16 @@ def _faster_blocks(runs: PlanRuns, plan: DecodePlan, repetitions: int) -> tuple[
     if kept != plan:
         sequential, planned = runs.time((SEQUENTIAL, kept), repetitions)
     return kept, sequential, planned
+
+
+def _student_times(runs: PlanRuns, plan: DecodePlan, repetitions: int) -> StudentTimes | None:
+    manifest, weight = runs.bundle.autoregressive, runs.case.guidance
+    ranges = [student.guidance for student in manifest.students]
+    if not ranges or not all(low <= weight <= high for low, high in ranges):
+        return None
+    by_students = Students(passes=0).plan(manifest.decoded_tokens(), manifest.student_blocks, plan)
+    planned, taken = runs.time((plan, by_students), repetitions)
+    return StudentTimes(manifest.student_blocks[::-1], taken.milliseconds, planned.milliseconds)
 
 
 def without_slower(plan: DecodePlan, planned: Mapping, sequential: Mapping) -> DecodePlan:

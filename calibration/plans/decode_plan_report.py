@@ -40,6 +40,7 @@ def decode_report(result: DecodeCalibration) -> PlanReport:
         "costs": [cost.model_dump(mode="json") for cost in result.costs],
         "blocks": rows,
         "next_gain": None if result.next_gain is None else asdict(result.next_gain),
+        "students": None if result.students is None else asdict(result.students),
         "timing": {
             name: {"milliseconds": times.milliseconds, "blocks": times.part_milliseconds}
             for name, times in (("sequential", result.sequential), ("planned", result.planned))
@@ -51,6 +52,7 @@ def decode_report(result: DecodeCalibration) -> PlanReport:
         f"error against sequential decoding {result.measured.error:.1e}, budget {budget:g}",
         *as_a_distribution(result),
         limit(result),
+        *by_students(result),
     )
     return PlanReport(
         stored=result.spec is not None,
@@ -114,6 +116,19 @@ def limit(result: DecodeCalibration) -> str:
         return f"{share}; no larger budget saves {LEAST:.0%}"
     blocks = f"flow block{'s' * (len(gain.blocks) > 1)} {', '.join(map(str, gain.blocks))}"
     return f"{share}; next gain: {gain.saved:.0%} less time at a budget of about {gain.budget:.2g}, by {blocks}"
+
+
+def by_students(result: DecodeCalibration) -> tuple[str, ...]:
+    """How fast the students of the bundle are beside the plan; nothing where they do not run."""
+    found = result.students
+    if found is None:
+        return ()
+    blocks = f"flow block{'s' * (len(found.blocks) > 1)} {', '.join(map(str, found.blocks))}"
+    return (
+        f"{blocks} by students, which are not exact and never stored: {found.milliseconds:.1f} ms against "
+        f"{found.plan_milliseconds:.1f} ms in turn, {found.plan_milliseconds / found.milliseconds:.2f} times faster "
+        "(`--plan student`)",
+    )
 
 
 def describe(segment: Segment) -> str:

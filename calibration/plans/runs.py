@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -49,6 +49,9 @@ class PlanRuns:
     backend: Backend
     case: Case
     reference: Plan | None = None
+    _samplers: dict[Plan, Sampler] = field(
+        default_factory=dict, init=False, repr=False
+    )  # which load students only once
 
     def __post_init__(self) -> None:
         if self.reference is not None:
@@ -69,7 +72,9 @@ class PlanRuns:
             Samples [count, *data_shape], and by flow block the passes of a batch, on average.
         """
         case, passes = self.case, dict[int, list[int]]()
-        x = Sampler(self.bundle, self.variant, self.backend, plan).generate(
+        if plan not in self._samplers:
+            self._samplers[plan] = Sampler(self.bundle, self.variant, self.backend, plan)
+        x = self._samplers[plan].generate(
             case.noise[:count],
             None if case.condition is None else case.condition[:count],
             case.null_condition,

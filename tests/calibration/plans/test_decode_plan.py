@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -248,6 +249,21 @@ def test_feature_models_need_conditions_like_those_to_come(tmp_path: Path) -> No
     np.save(tmp_path / "null.npy", np.zeros((3, 6), np.float32))
     given = ("--condition", str(tmp_path / "given.npy"), "--null-condition", str(tmp_path / "null.npy"))
     assert run(arguments(tmp_path / "bundle", *given, "--widths", "8")) == 0
+
+
+@pytest.mark.parametrize(("weight", "run_by"), [("1.5", [1, 0]), ("4", None)], ids=["trained for", "too large"])
+def test_students_are_timed_beside_the_plan_but_not_stored(
+    students_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], weight: str, run_by: list[int] | None
+) -> None:
+    root = tmp_path / "bundle"
+    shutil.copytree(students_bundle, root)
+    assert run(arguments(root, "--guidance", weight, "--widths", "8", "--json")) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["students"]
+    assert (found and found["blocks"]) == run_by
+    assert found is None or min(found["milliseconds"], found["plan_milliseconds"]) > 0
+    assert not any(plan.plan.students for plan in Bundle.open(root).autoregressive.plans)
+    assert run(arguments(root, "--guidance", weight, "--widths", "8")) == 0
+    assert ("flow blocks 1, 0 by students" in capsys.readouterr().out.replace("\n", " ")) == (run_by is not None)
 
 
 def test_every_form_of_the_report(random_bundle: Path, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def calibrate(
     monkeypatch.setattr(module, "probes", lambda *_: (None, {1: Probe(1), 0: Probe(0)}))
     monkeypatch.setattr(time, "perf_counter", lambda: world.now)
     flow: Any = SimpleNamespace(
-        decoded_tokens=lambda: {1: TOKENS, 0: TOKENS}, max_chunk=8, batch=BATCH, blocks=(), guided=False
+        decoded_tokens=lambda: {1: TOKENS, 0: TOKENS}, max_chunk=8, batch=BATCH, blocks=(), guided=False, students=()
     )
     bundle: Any = SimpleNamespace(autoregressive=flow, manifest=flow)
     noise = [np.zeros((4 + 2 * seed, 2), np.float32) for seed in (0, 1)]
