@@ -15,6 +15,7 @@ from starflow.calibration.students.teacher_bundle import teacher_bundle
 from starflow.runtime.plain.atomic_write import write_text
 from starflow.runtime.plain.errors import UsageError
 from starflow.runtime.plain.images import write_png
+from starflow.runtime.plain.input_files import load_captions
 from starflow.runtime.plain.progress import Report, no_report
 from starflow.training.autoregressive.config import block_configs
 from starflow.training.autoregressive.model import AutoregressiveFlow
@@ -163,6 +164,8 @@ def prepare(
     """
     config, student = student_config(checkpoint, recipe)
     students = by_block(beside, student)
+    if files.captions:
+        load_captions(files.captions)  # so that a fault in it does not wait for the export
     bundle = teacher_bundle(checkpoint, student.teacher, folder / TEACHER, progress)
     given = read_conditions(bundle, files.condition, files.null_condition, files.captions)
     pairs = PairSet(

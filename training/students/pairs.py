@@ -23,6 +23,13 @@ from starflow.training.frozen import Frozen, read_json
 
 RECORD = "pairs.json"
 SHARD = 256  # pairs in one file
+OTHER = {  # fields that pairs are a function of, and what a message calls another value
+    "teacher": "another teacher",
+    "block": "another flow block",
+    "seed": "another seed",
+    "guidance": "another range of guidance",
+    "conditions": "other conditions",
+}
 
 
 class PairSet(Frozen):
@@ -74,10 +81,10 @@ def begin_pairs(folder: Path, pairs: PairSet) -> None:
     """
     if (folder / RECORD).is_file():
         found = read_json(folder / RECORD, PairSet)
-        for field in ("teacher", "block", "seed", "guidance", "conditions"):
+        for field, other in OTHER.items():
             was, now = getattr(found, field), getattr(pairs, field)
             if was != now:
-                raise UsageError(f"{folder}: holds pairs of another {field} ({was}, not {now}); name another folder")
+                raise UsageError(f"{folder}: holds pairs of {other} ({was}, not {now}); name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(folder / RECORD) as temporary:
         temporary.write_text(pairs.model_dump_json(indent=2) + "\n")

@@ -107,7 +107,15 @@ def test_features_are_drawn_in_turn_and_may_not_change(tmp_path: Path, capsys: p
     capsys.readouterr()
     given[1] = str(tmp_path / "others.npy")
     assert main([*command, *given]) == 2
-    assert "holds pairs of another conditions" in capsys.readouterr().err
+    assert "holds pairs of other conditions" in capsys.readouterr().err
+
+
+def test_captions_are_read_before_anything_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_checkpoint(tmp_path / "checkpoint", features_config())
+    command = ["distill", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "run"), *QUICK]
+    assert main([*command, "--captions-file", str(tmp_path / "none.txt")]) == 2
+    assert "none.txt" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "teacher.bundle").exists()
 
 
 def test_the_command_ends_like_one_that_was_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
