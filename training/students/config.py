@@ -70,8 +70,9 @@ class StudentObjective(Frozen):
     First the squared error of its tokens against those of the exact sampler from the same noise, and the negative log-likelihood of
     these tokens given the noise before each. The error alone rewards the mean of all that could be; the likelihood keeps the variance
     that the student cannot tell from the noise. Beside them its hidden states are drawn to the teacher's (see `Made.misalignment`).
-    From `density_from` on comes the divergence KL(student || teacher) of the tokens, whose two densities are known: the student's
-    own, and the guided block's (probability density distillation; van den Oord et al., ICML 2018).
+    For a shallow block, from `density_from` on, comes the divergence KL(student || teacher) of the tokens, whose two densities are
+    known: the student's own, and the guided block's (probability density distillation; van den Oord et al., ICML 2018). It tells the
+    student where the data hardly vary. For the deep block it would double the time of a step and change little.
     """
 
     pairs: float = Field(1.0, ge=0)  # weight of the squared error
@@ -79,8 +80,15 @@ class StudentObjective(Frozen):
     hidden: float = Field(
         1.0, ge=0
     )  # weight of the relative squared distance of hidden states; not a part of what is judged
-    density: float = Field(0.3, ge=0)  # weight of the divergence, in nats per value
+    # Weight of the divergence, in nats per value. None: 0.3 for a shallow block, 0 for the deep one.
+    density: float | None = Field(None, ge=0)
     density_from: int = Field(100, ge=0)  # step
+
+    def density_of(self, *, deep: bool) -> float:
+        """Weight of the divergence for the deep block, or for a shallow one."""
+        if self.density is not None:
+            return self.density
+        return 0.0 if deep else 0.3
 
 
 class StudentOptions(Frozen):

@@ -19,10 +19,6 @@ class Made(NamedTuple):
     log_sigma: Tensor  # [B, T, D]; its sum is the log-determinant of the transform
     states: tuple[Tensor, ...] = ()  # [B, T, channels] hidden states after each layer of the last stage
 
-    def first(self, count: int) -> "Made":
-        """What was made of the first images."""
-        return Made(self.tokens[:count], self.log_sigma[:count], tuple(state[:count] for state in self.states))
-
     def surprise(self, noise: Tensor, tokens: Tensor) -> Tensor:
         """-log q(x_t | z_<t) of other tokens x, [B, T, D] nats, without its constant.
 

@@ -65,6 +65,7 @@ class StudentRun(TrainingRun):
         super().__init__(recipe, data, folder, lambda: Student.beginner(config, flow))
         self.flow = flow.to(self.device).requires_grad_(False)
         self.teacher = Teacher(self.flow, config.block)
+        self.density = recipe.objective.density_of(deep=self.teacher.deep)  # weight of the divergence
         self._table = None if table is None else table.to(self.device)
         self._null = None if data.null is None else data.null.to(self.device)
         self._of_noise = torch.full(
@@ -84,42 +85,30 @@ class StudentRun(TrainingRun):
         assert isinstance(pairs, Pairs) and pairs.guidance is not None
         index = self.batches.indices(self.step)
         weights = pairs.guidance[index].to(self.device)
-        with_density = objective.density > 0 and self.step >= objective.density_from
-        # The noise of a shallow block comes out of the blocks above, token by token: there is no other than that of pairs.
-        fresh = self.noise(len(weights), generator) if self.teacher.deep else None
+        with_density = self.density > 0 and self.step >= objective.density_from
         self.figures.clear()
         for part in torch.arange(len(weights), device=self.device).split(self.part_size):
             noise, tokens = batch.values[part].unbind(1)
-            if with_density and fresh is not None:  # half of it on noise that no pair has, of which there is no end
-                old = len(part) // 2
-                noise = torch.cat([noise[:old], fresh[part[old:]]])
-                tokens = tokens[:old]
             condition = self.conditions(batch.condition, part)
             made: Made = self.forward(noise, condition, weights[part])
-            known = made.first(len(tokens))
-            error = (known.tokens - tokens).square().mean()
-            surprise = known.surprise(noise[: len(tokens)], tokens).mean()
+            error = (made.tokens - tokens).square().mean()
+            surprise = made.surprise(noise, tokens).mean()
             loss = objective.pairs * error + objective.likelihood * surprise
             self._count("pair_error", error)
             self._count("surprise", surprise)
             if objective.hidden:
-                hidden = known.misalignment(self.teacher.states(tokens, _first(condition, len(tokens))))
+                hidden = made.misalignment(self.teacher.states(tokens, condition))
                 loss = loss + objective.hidden * hidden
                 self._count("hidden", hidden)
             if with_density:
-                of_noise = None if self.teacher.deep else self._of_pairs(index[part], noise, condition, weights[part])
+                of_noise = self._of_pairs(index[part], noise, condition, weights[part])
                 divergence = self.divergence(made, noise, condition, weights[part], of_noise).mean()
-                loss = loss + objective.density * divergence
+                loss = loss + self.density * divergence
                 self._count("divergence", divergence)
             yield loss
 
     def _count(self, name: str, value: Tensor) -> None:
         self.figures[name] = self.figures.get(name, 0) + value.detach() / self.training.accumulate
-
-    def noise(self, count: int, generator: torch.Generator) -> Tensor:
-        """Noise of the deep block, [count, T, D] in block order."""
-        prior = self.teacher.prior
-        return prior * torch.randn(count, *prior.shape, generator=generator, device=self.device)
 
     def conditions(self, chosen: Tensor | None, part: Tensor) -> Tensor | None:
         """The conditions of a part of a batch as the model takes them."""
@@ -176,7 +165,7 @@ class StudentRun(TrainingRun):
         divergence /= len(samples)
         error, energy, surprise = (total / values for total in (error, energy, surprise))
         return {
-            "objective": weights.pairs * error + weights.likelihood * surprise + weights.density * divergence,
+            "objective": weights.pairs * error + weights.likelihood * surprise + self.density * divergence,
             "divergence": divergence,
             "surprise": surprise,
             "pair_error": (error / energy) ** 0.5,
@@ -207,7 +196,3 @@ class StudentRun(TrainingRun):
 
     def write_checkpoint(self, folder: Path, extra_files: Mapping[str, str]) -> None:
         save_student(folder, self.average, self.config, extra_files)
-
-
-def _first(condition: Tensor | None, count: int) -> Tensor | None:
-    return None if condition is None else condition[:count]

@@ -64,10 +64,16 @@ def dataset(flow: AutoregressiveFlow, checkpoint: CheckpointConfig) -> Dataset:
     return Dataset(part(8), part(4), part(4), checkpoint.conditioning, None, split="pairs")
 
 
+def noise_of(run: StudentRun, count: int) -> torch.Tensor:
+    """Noise of the deep block, [count, T, D] in block order."""
+    prior = run.teacher.prior
+    return prior * torch.randn(count, *prior.shape, generator=torch.Generator().manual_seed(0))
+
+
 def test_the_divergence_of_a_wider_normal_distribution(tmp_path: Path) -> None:
     run = make(tmp_path, unconditional_config(), untrained=True)
-    generator, scale, shift = torch.Generator().manual_seed(0), 1.5, 0.25
-    z = run.noise(4096, generator)
+    scale, shift = 1.5, 0.25
+    z = noise_of(run, 4096)
     made = Made(scale * z + shift, torch.full_like(z, math.log(scale)))
     expected = 0.5 * (scale**2 + shift**2 - 1) - math.log(scale)
     assert run.divergence(made, z, None, torch.zeros(len(z))).mean().item() == pytest.approx(expected, abs=0.01)
@@ -76,7 +82,7 @@ def test_the_divergence_of_a_wider_normal_distribution(tmp_path: Path) -> None:
 def test_the_teacher_has_no_divergence_from_itself(tmp_path: Path) -> None:
     run = make(tmp_path, tarflow_config(), untrained=True)
     run.flow.get_buffer("var").uniform_(0.5, 2.0)
-    z = run.noise(5, torch.Generator().manual_seed(0))
+    z = noise_of(run, 5)
     made = Made(z, torch.zeros_like(z))
     assert run.divergence(made, z, torch.arange(5) % 3, torch.ones(5)).abs().max() < 1e-5
 
@@ -150,12 +156,25 @@ def test_the_density_of_a_pairs_noise_is_computed_once(tmp_path: Path, monkeypat
     torch.testing.assert_close(found[0], known(noise, None, None, weights))
 
 
+@pytest.mark.parametrize(
+    ("block", "given", "weight"), [(1, {}, 0.0), (0, {}, 0.3), (1, {"density": 0.2}, 0.2), (0, {"density": 0}, 0.0)]
+)
+def test_the_divergence_counts_for_shallow_blocks_unless_told_otherwise(
+    tmp_path: Path, block: int, given: dict[str, float], weight: float
+) -> None:
+    run = make(tmp_path, unconditional_config(), block=block, objective={"density_from": 2} | given)
+    run.fit()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    counted = [line["step"] for line in lines if "divergence" in line]
+    assert run.density == weight and counted == ([4, 6] if weight else [])
+
+
 def test_a_student_comes_back_from_its_folder(tmp_path: Path) -> None:
     run = make(tmp_path, tarflow_config())
     torch.nn.init.normal_(run.model.get_parameter("embed_guidance.2.weight"))
     save_student(tmp_path / "student", run.model, run.config)
     read = read_student(tmp_path / "student")
-    z, labels, weights = run.noise(2, torch.Generator().manual_seed(0)), torch.tensor([0, 2]), torch.tensor([0.0, 1.5])
+    z, labels, weights = noise_of(run, 2), torch.tensor([0, 2]), torch.tensor([0.0, 1.5])
     assert torch.equal(read(z, labels, weights), run.model.eval()(z, labels, weights))
     assert read.config == run.config
 
