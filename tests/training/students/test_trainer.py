@@ -166,7 +166,7 @@ def test_the_divergence_counts_for_shallow_blocks_unless_told_otherwise(
     run.fit()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     counted = [line["step"] for line in lines if "divergence" in line]
-    assert run.density == weight and counted == ([4, 6] if weight else [])
+    assert run.density == weight and counted == ([3, 4, 5, 6] if weight else [])
 
 
 def test_a_student_comes_back_from_its_folder(tmp_path: Path) -> None:
