@@ -114,8 +114,11 @@ def student_name(block: int) -> str:
 
 def compare_student(
     bundle: Bundle, sessions: NetworkSessions, block: int, folder: Path, case: Case, tolerances: Tolerances
-) -> Measurement:
-    """Compare the tokens that a student makes of the first batch of a case with those of the one in `folder`."""
+) -> Iterator[Measurement]:
+    """Compare the tokens that a student makes of the first batch of a case with those of the one in `folder`.
+
+    First the student in float32, then those in 8 bits, each of a variant.
+    """
     import torch
 
     from starflow.training.students.folder import read_student
@@ -125,13 +128,20 @@ def compare_student(
     first = None if case.condition is None else case.condition[:batch]
     noise = np.ascontiguousarray(student_noise(bundle, spec, first, case.null_condition, case.seed))
     conditions, weights = case.conditions(manifest.conditioning).part(np.arange(batch)), usual_weights(spec, batch)
-    found = student_tokens(sessions.run, spec, noise, conditions, weights)
     given = conditions.tokens if conditions.labels is None else conditions.labels
     with torch.inference_mode():
         condition = None if given is None else torch.from_numpy(np.ascontiguousarray(given))
         expected = student(torch.from_numpy(noise), condition, torch.from_numpy(weights)).numpy()
-    part, tolerance = Part("the tokens"), tolerances["fp32", "student"]
-    return compare_one(student_name(block), "student", part, expected, found, tolerance)
+    name, part = student_name(block), Part("the tokens")
+    found = student_tokens(sessions.run, spec, noise, conditions, weights)
+    yield compare_one(name, "student", part, expected, found, tolerances["fp32", "student"])
+    for variant in manifest.variants:
+        if any(own.block == block for own in variant.students):
+            quantised = student_of(manifest.run_by(variant.name), block)
+            found = student_tokens(sessions.run, quantised, noise, conditions, weights)
+            yield compare_one(
+                f"{name}, {variant.name}", "student", part, expected, found, tolerances["int8", "student"]
+            )
 
 
 def denoiser_name(spec: DenoiserSpec) -> str:

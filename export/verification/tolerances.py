@@ -61,6 +61,7 @@ DEFAULTS: dict[tuple[Precision, Kind], Tolerance] = {
     ("fp8", "given"): Tolerance("relative", 1e-1),
     ("fp8", "block"): Tolerance("relative", 2e-1),
     ("fp8", "sample"): Tolerance("relative", 2e-1),
+    ("int8", "student"): Tolerance("relative", 5e-2),
 }
 
 Tolerances = dict[tuple[Precision, Kind], Tolerance]

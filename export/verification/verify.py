@@ -186,7 +186,7 @@ def verify(
             measurements += networks.compare_autoencoder(bundle, sessions, autoencoder, sample, tolerances)
         for block, folder in (students or {}).items():
             start(networks.student_name(block))
-            measurements.append(networks.compare_student(bundle, sessions, block, folder, case, tolerances))
+            measurements += networks.compare_student(bundle, sessions, block, folder, case, tolerances)
         images = _pictures(bundle, sessions, data) if bundle.manifest.output == "images" else {}
     for each in network_routes:
         start(each.name)

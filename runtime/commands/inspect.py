@@ -126,6 +126,11 @@ def _print_variant(console: "Terminal", variant: dict[str, Any]) -> None:
         console.print(f"quantised from {quantization['source']}: matrices {became}; {measured}")
         if timing := quantization["timing"]:
             console.print(times_in_words(timing, quantization["source"]))
+    for student in variant["students"]:
+        console.print(
+            f"student of flow block {student['block']} at batch {student['batch']}: 8 bits, {mebibytes(student['bytes'])}; "
+            f"error of its tokens {student['error']:.1e}, {student['time']:.2f} of the time in float32"
+        )
 
 
 def times_in_words(timing: dict[str, Any], source: str) -> str:

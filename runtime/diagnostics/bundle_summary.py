@@ -116,6 +116,7 @@ def _variant(bundle: Bundle, variant: Variant) -> dict[str, Any]:
         "memory_bytes": predict_memory(bundle, variant).total,
         "largest_activation": max(peaks.values()) if peaks else None,
         "quantization": None,
+        "students": _students_of(bundle, variant),
     }
     if quantization:
         facts["quantization"] = quantization.model_dump(mode="json") | {
@@ -145,6 +146,24 @@ def _variant(bundle: Bundle, variant: Variant) -> dict[str, Any]:
             }
         )
     return facts
+
+
+def _students_of(bundle: Bundle, variant: Variant) -> list[dict[str, Any]]:
+    """The students in 8 bits that a variant runs, at each batch size."""
+    sizes = (bundle.manifest.at_batch(batch) for batch in bundle.manifest.batch_sizes)
+    return [
+        {
+            "block": each.block,
+            "batch": size.batch,
+            "bytes": each.network.weights.bytes,
+            "error": each.error,
+            "time": each.time,
+        }
+        for size in sizes
+        for own in size.variants
+        if own.name == variant.name
+        for each in own.students
+    ]
 
 
 def _build(record: BuildRecord) -> dict[str, Any]:

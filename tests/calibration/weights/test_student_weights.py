@@ -14,10 +14,12 @@ from starflow.calibration.weights import student_weights
 from starflow.calibration.weights.calibration import calibrate_weights
 from starflow.calibration.weights.command import student_in_words
 from starflow.calibration.weights.results import StudentResult, WeightCalibration, WeightRequest
+from starflow.export.bundle_folder import file_spec
 from starflow.runtime import Sampler
 from starflow.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.network_spec import NetworkSpec
+from starflow.runtime.command_line import main
 from starflow.runtime.plain.errors import BundleError
 from starflow.runtime.traces.autoregressive import RecordedTrace, sample_trace
 from tests.edited_manifest import edit_manifest
@@ -124,6 +126,39 @@ def test_a_budget_that_no_matrix_keeps(
     assert [each.error for each in found.students] == [None, None]
     assert "stays in float32" in student_in_words(found.students[0])
     assert not Bundle.open(root).variant("cpu-int8", "cpu").students
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_verify_compares_them_with_pytorch(
+    quantised_students_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], *, damaged: bool
+) -> None:
+    """Codes that count from another zero are found."""
+    root, made = tmp_path / "bundle", quantised_students_bundle.parent
+    shutil.copytree(quantised_students_bundle, root)
+    if damaged:
+        network = Bundle.open(root).variant("cpu-int8", "cpu").students[1].network
+        path = root / network.file.path
+        model = onnx.load(path, load_external_data=False)
+        for tensor in model.graph.initializer:
+            if tensor.name == "const.zero_point":
+                tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(120, np.uint8), tensor.name))
+        onnx.save(model, path)
+        new = file_spec(path, root).model_dump()
+        edit_manifest(root, lambda content: content["variants"][1]["students"][1]["network"].update(file=new))
+    command = ["verify", str(root), "--checkpoint", str(made / "checkpoint"), "--images", "3"]
+    for block in (0, 1):
+        command += ["--student", str(made / f"student{block}")]
+    assert main(command) == int(damaged)
+    printed = capsys.readouterr().out
+    assert "student of flow block 0, cpu-int8" in printed and "student of flow block 1, cpu-int8" in printed
+
+
+def test_inspect_tells_where_they_run(quantised_students_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(quantised_students_bundle)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for block in (0, 1):
+        for batch in (1, 3):
+            assert f"student of flow block {block} at batch {batch}: 8 bits" in printed
 
 
 def test_in_words() -> None:
