@@ -12,6 +12,7 @@ import statistics
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,20 +30,20 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=20)
     arguments = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
-    usual = onnxruntime_session.SPIN_MICROSECONDS
+    usual = onnxruntime_session.spin_microseconds
     ways = {
         "1 thread": (1, usual),
         f"{cores} threads": (cores, usual),
         "measured choice": (0, usual),
-        f"{cores} threads, awake for 40 ms": (cores, OWN_SPIN),
+        f"{cores} threads, awake for 40 ms": (cores, lambda _: OWN_SPIN),
     }
     with ExitStack() as stack:
         samplers = {}
         for name, (threads, spin) in ways.items():
-            onnxruntime_session.SPIN_MICROSECONDS = spin
-            sampler = Sampler.open(arguments.bundle, variant=arguments.variant, threads=threads, plan="sequential")
-            samplers[name] = stack.enter_context(sampler)
-            _sample(sampler)  # opens the sessions
+            with patch.object(onnxruntime_session, "spin_microseconds", spin):
+                sampler = Sampler.open(arguments.bundle, variant=arguments.variant, threads=threads, plan="sequential")
+                samplers[name] = stack.enter_context(sampler)
+                _sample(sampler)  # opens the sessions
         seconds: dict[str, list[float]] = {name: [] for name in samplers}
         for _ in range(arguments.repetitions):
             for name, sampler in samplers.items():

@@ -22,7 +22,7 @@ from starflow.calibration.weights.graph_edit import Replacement, edit_graph
 from starflow.calibration.weights.number_format import QuantizedMatrix
 from starflow.calibration.weights.step_graph_weights import StepGraphWeights
 from starflow.calibration.weights.treatment import Treatment
-from starflow.runtime.backends.onnxruntime.session import SPIN_MICROSECONDS
+from starflow.runtime.backends.onnxruntime.session import spin_microseconds
 from starflow.runtime.diagnostics.take_turns import take_turns_for
 from starflow.runtime.plain.errors import StarflowError
 
@@ -53,7 +53,7 @@ def measure_products(
             block = treatment.block(inputs)
             if block is not None:
                 models[treatment.name] = _quantised(source, treatment, block)
-    sessions = {name: _open(model, threads) for name, model in models.items()}
+    sessions = {name: _open(model, threads, 4 * outputs * inputs * copies) for name, model in models.items()}
     found: dict[str, dict[Rows, float]] = {name: {} for name in sessions}
     for each in rows:
         x = np.random.default_rng(0).standard_normal((each, inputs)).astype(np.float32)
@@ -123,9 +123,9 @@ def _quantised(source: StepGraphWeights, treatment: Treatment, block: int) -> on
     return edit_graph(source, "cpu", dict.fromkeys(source.linears, replacement), {}).embedded()
 
 
-def _open(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
+def _open(model: onnx.ModelProto, threads: int, read: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_microseconds(read)))
     options.log_severity_level = 4  # what it reports as an error it also raises
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

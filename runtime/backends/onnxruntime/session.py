@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from starflow.runtime.backends.base import Provider
 from starflow.runtime.backends.onnxruntime.provider_problem import CUDA, TENSORRT, load_libraries, provider_problem
+from starflow.runtime.backends.onnxruntime.thread_choice import LARGE_WEIGHTS
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.bundle.graph_spec import GraphSpec, TensorSpec, fixed_shape
 from starflow.runtime.bundle.network_spec import NetworkSpec
@@ -32,10 +33,16 @@ EXECUTION_PROVIDERS: dict[Provider, tuple[str, ...]] = {
 }
 OPTIONS = {CUDA: {"use_tf32": "0"}}  # TF32 would compute float32 products with ten bits, an error of 1e-3
 
-# How long a worker thread spins while it waits for the next operator or step. ONNX Runtime's default of 40 ms lasts into the
-# steps of the next flow block and takes cores from the workers of its session: measured in docs/performance.md.
-SPIN_MICROSECONDS = 1000
+# How long a worker thread spins while it waits for the next operator or step, of a small graph and of a large one. ONNX Runtime's
+# default of 40 ms lasts into the steps of the next flow block and takes cores from the workers of its session. Operators of a
+# large graph that no worker helps with take longer than the short time: measured in docs/performance.md.
+SPIN_MICROSECONDS, LARGE_SPIN_MICROSECONDS = 100, 1000
 MOST_REASON = 200  # characters of what ONNX Runtime says is wrong
+
+
+def spin_microseconds(weight_bytes: int) -> int:
+    """How long workers of a graph that reads so many bytes of weights spin."""
+    return LARGE_SPIN_MICROSECONDS if weight_bytes > LARGE_WEIGHTS else SPIN_MICROSECONDS
 
 
 def check_provider(name: str) -> Provider:
@@ -118,7 +125,7 @@ def open_session(
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_microseconds(graph.weight_bytes)))
     options.log_severity_level = 4  # what it reports as an error it also raises
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)

@@ -16,7 +16,6 @@ namespace {
 constexpr int oldest = 25;              // the first release with every operator of the graphs (opset 24)
 constexpr int oldest_byte_caches = 27;  // before it, GroupQueryAttention takes no caches of 8 bits
 constexpr int most_threads = 1024;
-constexpr std::int64_t large_weights = 64 << 20;  // above it one thread was never faster
 constexpr int rounds = 5;                         // of the measurement of threads
 
 class OnnxRuntimeBackend : public Backend {
@@ -55,11 +54,11 @@ class OnnxRuntimeBackend : public Backend {
     const int cores = available_cores();
     const auto open = [&](int threads) {
       return std::make_unique<OnnxRuntimeBlockRunner>(
-          session(graph.file, weights_of(graph, manifest), graph.inputs, graph.outputs, threads), graph, block,
-          manifest);
+          session(graph.file, weights_of(graph, manifest), graph.inputs, graph.outputs, threads, graph.weight_bytes),
+          graph, block, manifest);
     };
     if (threads_ > 0 || device_) return open(threads_);
-    if (graph.weight_bytes > large_weights || cores == 1) return open(cores);
+    if (graph.weight_bytes > large_weights || cores == 1) return open(cores);  // one thread was never faster above it
     // The two take turns, so that a disturbance affects both, and the best round of each counts.
     auto single = open(1), all = open(cores);
     double best_single = std::numeric_limits<double>::infinity(), best_all = best_single;
@@ -72,12 +71,14 @@ class OnnxRuntimeBackend : public Backend {
 
   std::unique_ptr<ContinuousRunner> open_continuous(const Graph& graph, const Manifest& manifest) override {
     return std::make_unique<OnnxRuntimeContinuousRunner>(
-        session(graph.file, weights_of(graph, manifest), graph.inputs, graph.outputs, threads_), graph);
+        session(graph.file, weights_of(graph, manifest), graph.inputs, graph.outputs, threads_, graph.weight_bytes),
+        graph);
   }
 
   std::vector<float> run_network(const Network& network, const NetworkInputs& inputs) override {
     std::unique_ptr<Session>& opened = networks_[network.file.path];
-    if (!opened) opened = session(network.file, network.weights, network.inputs, network.outputs, threads_);
+    if (!opened)
+      opened = session(network.file, network.weights, network.inputs, network.outputs, threads_, network.weights.bytes);
     const TensorSpec& made = network.outputs.at(0);
     std::vector<float> output(static_cast<std::size_t>(made.values(1)));
     std::map<std::string, Memory> memory;  // on the host: a binding moves what a device needs
@@ -108,9 +109,9 @@ class OnnxRuntimeBackend : public Backend {
   }
 
   std::unique_ptr<Session> session(const File& graph, const File& weights, const std::vector<TensorSpec>& inputs,
-                                   const std::vector<TensorSpec>& outputs, int threads) {
+                                   const std::vector<TensorSpec>& outputs, int threads, std::int64_t weight_bytes) {
     return std::make_unique<Session>(library_, bundle_, graph, weights, inputs, outputs, provider_, threads,
-                                     device_.get());
+                                     weight_bytes, device_.get());
   }
 
   const Bundle& bundle_;

@@ -8,8 +8,9 @@ namespace starflow {
 namespace {
 
 // How long a worker thread spins while it waits for the next operator or step. ONNX Runtime's default of 40 ms lasts
-// into the steps of the next flow block and takes cores from the workers of its session.
-const char* const spin_microseconds = "1000";
+// into the steps of the next flow block and takes cores from the workers of its session. Operators of a large graph
+// that no worker helps with take longer than the short time.
+const char* spin_microseconds(std::int64_t weight_bytes) { return weight_bytes > large_weights ? "1000" : "100"; }
 
 ONNXTensorElementDataType element_type(Type type) {
   switch (type) {
@@ -31,7 +32,7 @@ ONNXTensorElementDataType element_type(Type type) {
 
 Session::Session(const OnnxRuntime& library, const Bundle& bundle, const File& graph, const File& weights,
                  const std::vector<TensorSpec>& inputs, const std::vector<TensorSpec>& outputs,
-                 const Provider& provider, int threads, const DeviceMemory* device)
+                 const Provider& provider, int threads, std::int64_t weight_bytes, const DeviceMemory* device)
     : library_(library),
       name_(graph.path.substr(graph.path.rfind('/') + 1)),
       inputs_(inputs),
@@ -53,7 +54,8 @@ Session::Session(const OnnxRuntime& library, const Bundle& bundle, const File& g
     library.check(api.CreateSessionOptions(&made));
     const Handle<OrtSessionOptions> options(made, api.ReleaseSessionOptions);
     library.check(api.SetIntraOpNumThreads(made, threads));
-    library.check(api.AddSessionConfigEntry(made, "session.intra_op.spin_duration_us", spin_microseconds));
+    library.check(api.AddSessionConfigEntry(made, "session.intra_op.spin_duration_us",
+                                            spin_microseconds(weight_bytes)));
     library.check(api.SetSessionLogSeverityLevel(made, ORT_LOGGING_LEVEL_FATAL));
     append_provider(library, made, provider);
     OrtSession* session = nullptr;

@@ -10,6 +10,8 @@
 
 namespace starflow {
 
+constexpr std::int64_t large_weights = 64 << 20;  // bytes; what a run of a large graph reads is more
+
 // Where a run reads an input or writes an output; null leaves an output out.
 using Place = std::function<const Memory*(const TensorSpec& spec)>;
 
@@ -23,11 +25,11 @@ struct Binding {
 
 class Session {
  public:
-  // Loads a graph of a bundle. `threads` 0 lets ONNX Runtime choose, one for each core. `device` is the memory of a
+  // Loads a graph of a bundle, of which a run reads `weight_bytes`. `threads` 0 lets ONNX Runtime choose, one for each core. `device` is the memory of a
   // provider that has its own, else null.
   Session(const OnnxRuntime& library, const Bundle& bundle, const File& graph, const File& weights,
           const std::vector<TensorSpec>& inputs, const std::vector<TensorSpec>& outputs, const Provider& provider,
-          int threads, const DeviceMemory* device);
+          int threads, std::int64_t weight_bytes, const DeviceMemory* device);
 
   // The inputs and outputs bound once for runs of `count` tokens. The position output is not: callers count.
   Binding bind(int count, const Place& input, const Place& output) const;
