@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from starflow.runtime.backends.block_runner import BlockRunner
 from starflow.runtime.backends.onnxruntime.block_runner import HostBlockRunner
+from starflow.runtime.backends.onnxruntime.session import open_session
 from starflow.runtime.backends.onnxruntime.thread_choice import LARGE_WEIGHTS, fastest_runner, thread_counts
 from starflow.runtime.bundle.bundle import Bundle
 from starflow.runtime.sampler import Sampler
@@ -116,3 +117,11 @@ def test_samples_do_not_depend_on_it(tiny_bundle: Path, variant: str) -> None:
             used = runner.session.get_session_options().intra_op_num_threads
             assert used == threads or (threads == 0 and used in (1, CORES))
     assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+
+
+@pytest.mark.parametrize(("weight_bytes", "spin"), [(1, "100"), (LARGE_WEIGHTS, "100"), (LARGE_WEIGHTS + 1, "1000")])
+def test_workers_of_small_graphs_sleep_sooner(tiny_bundle: Path, weight_bytes: int, spin: str) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    graph = bundle.variant("cpu-fp32", "cpu").graphs[0].model_copy(update={"weight_bytes": weight_bytes})
+    options = open_session(bundle, graph, "cpu", 2).get_session_options()
+    assert options.get_session_config_entry("session.intra_op.spin_duration_us") == spin
