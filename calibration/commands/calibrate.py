@@ -8,7 +8,9 @@ variants that are there stay as they are, and stay the default.
 
 On the CPU, --weights int8 times two 8-bit products and float32 on this machine for each shape of matrix, at the bundle's batch
 sizes, and a matrix that no product makes faster keeps its type. Then it times the new variant against its source and records how
-much of the time it takes, with the name of the processor. `--variant auto` goes by that, and never takes a slower one.
+much of the time it takes, with the name of the processor. `--variant auto` goes by that, and never takes a slower one. The
+variant also gets the students of the bundle in 8 bits, at the batch sizes where that makes a pass faster; their tokens keep the
+budget, too.
 
 --plan chooses how a variant is sampled: for autoregressive flows a decode plan, which decodes several tokens together; for
 continuous flows the solver, its steps and their grid. The bundle stores the plan, and `--plan auto` takes it.

@@ -25,6 +25,7 @@ from starflow.calibration.weights.ladders import Ladders, fixed_ladders, measure
 from starflow.calibration.weights.layer_inputs import Feed, ProductInputs
 from starflow.calibration.weights.precision_choice import Choice, Option
 from starflow.calibration.weights.product_times import Shape
+from starflow.calibration.weights.quantised_model import Treatments, treatments_of
 from starflow.calibration.weights.results import KEPT, StudentResult, WeightRequest
 from starflow.calibration.weights.sample_error import candidate_file, sample_error
 from starflow.calibration.weights.step_graph_weights import StepGraphWeights, float_bytes
@@ -111,18 +112,17 @@ class _Student:
         self._report(f"{self._name}, measuring every matrix")
         exact = self._run(None)
         options = self._options(candidates, ladders, exact)
-        errors: list[float] = []
 
         def measure(choice: Choice) -> float:
-            errors.append(sample_error(self._run(self._edited(candidates, choice)), exact).total)
-            return errors[-1]
+            return sample_error(self._run(self._edited(candidates, treatments_of(choice))), exact).total
 
         tried = choose_within(options, self._request.budget, measure) if options else []
         if not tried:
             return _Found(StudentResult(self._student.block, {}, None, {}), {})
         choice, error = tried[-1]
+        chosen = treatments_of(choice)
         self._report(f"{self._name}, timing a pass")
-        networks = writer.write_student(self._student.block, lambda graph: self._edited(candidates, choice, graph))
+        networks = writer.write_student(self._student.block, lambda graph: self._edited(candidates, chosen, graph))
         at, times = {}, {}
         matrices = {name: option.name for name, option in choice.items()}
         for place, network in zip(self._bundle.places(), networks, strict=True):
@@ -166,11 +166,10 @@ class _Student:
         return options
 
     def _edited(
-        self, candidates: BlockCandidates, chosen: Mapping[str, Option | str], graph: StepGraphWeights | None = None
+        self, candidates: BlockCandidates, chosen: Treatments, graph: StepGraphWeights | None = None
     ) -> EditedGraph:
         """The graph with some matrices in 8 bits; `graph` is the student's at another batch size."""
-        kinds = {name: each.name if isinstance(each, Option) else each for name, each in chosen.items()}
-        taken = {name: candidates.calibrated[name][kind] for name, kind in kinds.items() if kind != KEPT}
+        taken = {name: candidates.calibrated[name][kind] for name, kind in chosen.items()}
         return edit_graph(graph or self._weights, "cpu", taken, candidates.scales)
 
     def _run(self, graph: EditedGraph | None) -> NDArray:

@@ -1,4 +1,4 @@
-"""Training a student: first towards the tokens of the exact sampler, then towards their distribution."""
+"""Training a student: towards the tokens of the exact sampler, their distribution, and what its teacher knows of them."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
