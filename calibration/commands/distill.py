@@ -2,8 +2,8 @@
 
 The exact sampler draws pairs of noise and tokens, under guidance weights of a range. A network learns to make the tokens of the
 noise, by their squared error, by their likelihood, so that samples stay as varied, and by the teacher's hidden states; that of a
-shallow block also by its divergence from the teacher's exact density. The folder keeps pairs/, checkpoint/ and checkpoint-best/ (the student), state.pt, log.jsonl and samples/. To continue a run that was
-stopped or killed, give the same command again.
+shallow block also by its divergence from the teacher's exact density. The folder keeps pairs/, checkpoint/ and checkpoint-best/
+(the student), state.pt, log.jsonl and samples/. To continue a run that was stopped or killed, give the same command again.
 
 `starflow export CHECKPOINT -o BUNDLE --student FOLDER` puts the student into a bundle, and `--plan student` samples with it. The
 exact sampler stays the default.
