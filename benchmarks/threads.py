@@ -1,9 +1,9 @@
-"""Threads of ONNX Runtime: one, all, the measured choice; and all with workers that stay awake for 40 ms, its own default.
+"""Threads of ONNX Runtime: one, all, the measured choice; and workers that stay awake for 1 ms, and for 40, its own default.
 
-Whole batches, token by token, interleaved in one process, medians. Every flow block has a session and workers of its own: those of
+Whole batches, interleaved in one process, medians. Every flow block has a session and workers of its own: those of
 the block before disturb the next one for as long as they stay awake.
 
-Example: python -m benchmarks.threads digits.bundle --repetitions 20
+Example: python -m benchmarks.threads digits.bundle --batch 8 --repetitions 20
 """
 
 import argparse
@@ -27,6 +27,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--variant", default="cpu-fp32")
+    parser.add_argument("--plan", default="sequential")
+    parser.add_argument("--batch", type=int)
     parser.add_argument("--repetitions", type=int, default=20)
     arguments = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
@@ -35,13 +37,20 @@ def main() -> None:
         "1 thread": (1, usual),
         f"{cores} threads": (cores, usual),
         "measured choice": (0, usual),
+        "measured choice, awake for 1 ms": (0, lambda _: 1000),
         f"{cores} threads, awake for 40 ms": (cores, lambda _: OWN_SPIN),
     }
     with ExitStack() as stack:
         samplers = {}
         for name, (threads, spin) in ways.items():
             with patch.object(onnxruntime_session, "spin_microseconds", spin):
-                sampler = Sampler.open(arguments.bundle, variant=arguments.variant, threads=threads, plan="sequential")
+                sampler = Sampler.open(
+                    arguments.bundle,
+                    variant=arguments.variant,
+                    threads=threads,
+                    plan=arguments.plan,
+                    batch=arguments.batch,
+                )
                 samplers[name] = stack.enter_context(sampler)
                 _sample(sampler)  # opens the sessions
         seconds: dict[str, list[float]] = {name: [] for name in samplers}
