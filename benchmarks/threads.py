@@ -21,6 +21,7 @@ from starflow.runtime import Sampler
 from starflow.runtime.backends.onnxruntime import session as onnxruntime_session
 
 OWN_SPIN = 40_000  # microseconds
+LONG_PAUSE = 0.1  # seconds, after which all workers sleep
 
 
 def main() -> None:
@@ -30,6 +31,9 @@ def main() -> None:
     parser.add_argument("--plan", default="sequential")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--repetitions", type=int, default=20)
+    parser.add_argument(
+        "--pause", type=float, default=LONG_PAUSE, help="seconds before a batch, in which workers and cores sleep"
+    )
     arguments = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     usual = onnxruntime_session.spin_microseconds
@@ -40,6 +44,8 @@ def main() -> None:
         "measured choice, awake for 1 ms": (0, lambda _: 1000),
         f"{cores} threads, awake for 40 ms": (cores, lambda _: OWN_SPIN),
     }
+    if arguments.pause < LONG_PAUSE:  # its workers would take cores from the next batch
+        ways.popitem()
     with ExitStack() as stack:
         samplers = {}
         for name, (threads, spin) in ways.items():
@@ -56,7 +62,7 @@ def main() -> None:
         seconds: dict[str, list[float]] = {name: [] for name in samplers}
         for _ in range(arguments.repetitions):
             for name, sampler in samplers.items():
-                time.sleep(0.1)  # until all workers sleep
+                time.sleep(arguments.pause)
                 seconds[name].append(_sample(sampler))
     for name, times in seconds.items():
         quartiles = statistics.quantiles(times, n=4)

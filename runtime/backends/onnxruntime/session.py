@@ -36,7 +36,7 @@ OPTIONS = {CUDA: {"use_tf32": "0"}}  # TF32 would compute float32 products with 
 # How long a worker thread spins while it waits for the next operator or step, of a small graph and of a large one. ONNX Runtime's
 # default of 40 ms lasts into the steps of the next flow block and takes cores from the workers of its session. Operators of a
 # large graph that no worker helps with take longer than the short time: measured in docs/performance.md.
-SPIN_MICROSECONDS, LARGE_SPIN_MICROSECONDS = 100, 1000
+SPIN_MICROSECONDS, LARGE_SPIN_MICROSECONDS = 300, 1000
 MOST_REASON = 200  # characters of what ONNX Runtime says is wrong
 
 

@@ -119,7 +119,7 @@ def test_samples_do_not_depend_on_it(tiny_bundle: Path, variant: str) -> None:
     assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
 
 
-@pytest.mark.parametrize(("weight_bytes", "spin"), [(1, "100"), (LARGE_WEIGHTS, "100"), (LARGE_WEIGHTS + 1, "1000")])
+@pytest.mark.parametrize(("weight_bytes", "spin"), [(1, "300"), (LARGE_WEIGHTS, "300"), (LARGE_WEIGHTS + 1, "1000")])
 def test_workers_of_small_graphs_sleep_sooner(tiny_bundle: Path, weight_bytes: int, spin: str) -> None:
     bundle = Bundle.open(tiny_bundle)
     graph = bundle.variant("cpu-fp32", "cpu").graphs[0].model_copy(update={"weight_bytes": weight_bytes})

@@ -10,7 +10,7 @@ namespace {
 // How long a worker thread spins while it waits for the next operator or step. ONNX Runtime's default of 40 ms lasts
 // into the steps of the next flow block and takes cores from the workers of its session. Operators of a large graph
 // that no worker helps with take longer than the short time.
-const char* spin_microseconds(std::int64_t weight_bytes) { return weight_bytes > large_weights ? "1000" : "100"; }
+const char* spin_microseconds(std::int64_t weight_bytes) { return weight_bytes > large_weights ? "1000" : "300"; }
 
 ONNXTensorElementDataType element_type(Type type) {
   switch (type) {
