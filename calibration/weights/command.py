@@ -187,7 +187,7 @@ def _print(calibration: "WeightCalibration") -> None:
         for line in times_in_words(calibration.variant.name, quantization.source, quantization.timing):
             console.print(line)
     for student in calibration.students:
-        console.print(student_in_words(student))
+        console.print(student_in_words(student), soft_wrap=True)
 
 
 def student_in_words(student: "StudentResult") -> str:
