@@ -242,4 +242,5 @@ def test_a_teachers_states_are_those_its_tokens_come_from() -> None:
     assert isinstance(block, FlowBlock)
     tokens = torch.randn(BATCH, *teacher.prior.shape)
     raw = block.raw(teacher.states(tokens, y)[-1])
-    assert torch.equal(raw, teacher.normalise(tokens, y, null, torch.zeros(BATCH)).raw[:BATCH])
+    expected = teacher.normalise(tokens, y, null, torch.zeros(BATCH)).raw[:BATCH]  # of twice as many rows
+    torch.testing.assert_close(raw, expected, rtol=1e-4, atol=1e-5)
