@@ -49,9 +49,8 @@ class PlanRuns:
     backend: Backend
     case: Case
     reference: Plan | None = None
-    _samplers: dict[Plan, Sampler] = field(
-        default_factory=dict, init=False, repr=False
-    )  # which load students only once
+    # One for each plan, so that its students are loaded once.
+    _samplers: dict[Plan, Sampler] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.reference is not None:

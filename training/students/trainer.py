@@ -68,9 +68,8 @@ class StudentRun(TrainingRun):
         self.density = recipe.objective.density_of(deep=self.teacher.deep)  # weight of the divergence
         self._table = None if table is None else table.to(self.device)
         self._null = None if data.null is None else data.null.to(self.device)
-        self._of_noise = torch.full(
-            (len(data.train),), math.nan, device=self.device
-        )  # log p of the pairs' noise, once known
+        # log p of the training pairs' noise, [N]; NaN until it is known
+        self._of_noise = torch.full((len(data.train),), math.nan, device=self.device)
 
     def trained_call(self) -> Callable[..., Any]:
         return self.model.transform
@@ -84,7 +83,7 @@ class StudentRun(TrainingRun):
         objective, pairs = self.recipe.objective, self.samples
         assert isinstance(pairs, Pairs) and pairs.guidance is not None
         index = self.batches.indices(self.step)
-        weights = pairs.guidance[index].to(self.device)
+        weights, index = pairs.guidance[index].to(self.device), index.to(self.device)
         with_density = self.density > 0 and self.step >= objective.density_from
         self.figures.clear()
         for part in torch.arange(len(weights), device=self.device).split(self.part_size):
@@ -118,7 +117,6 @@ class StudentRun(TrainingRun):
 
     def _of_pairs(self, index: Tensor, noise: Tensor, condition: Tensor | None, weights: Tensor) -> Tensor:
         """log p of the noise of training pairs, [B]: computed once for each, since it takes a pass through every block above."""
-        index = index.to(self.device)
         if self._of_noise[index].isnan().any():
             self._of_noise[index] = self._noise_log_density(noise, condition, weights)
         return self._of_noise[index]

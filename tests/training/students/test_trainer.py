@@ -112,10 +112,11 @@ def test_pairs_in_a_devices_memory_keep_their_guidance(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("block", [0, 1])
 @pytest.mark.parametrize("config", [unconditional_config(), tarflow_config()], ids=["unconditional", "tarflow"])
-def test_a_run_on_a_gpu_stops_and_goes_on(tmp_path: Path, config: CheckpointConfig) -> None:
-    make(tmp_path, config, training=SETTINGS | {"device": "cuda"}).fit(max_steps=3)
-    second = make(tmp_path, config, training=SETTINGS | {"device": "cuda"})
+def test_a_run_on_a_gpu_stops_and_goes_on(tmp_path: Path, config: CheckpointConfig, block: int) -> None:
+    make(tmp_path, config, block=block, training=SETTINGS | {"device": "cuda"}).fit(max_steps=3)
+    second = make(tmp_path, config, block=block, training=SETTINGS | {"device": "cuda"})
     assert second.resume()
     assert second.fit().step == 6
 
