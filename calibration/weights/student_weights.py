@@ -11,7 +11,6 @@ A budget holds for the tokens of each student; those of a shallow block's are th
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,7 +109,7 @@ class _Student:
         inputs = ProductInputs(self._weights, lambda: self._feeds, len(self._feeds), self._request.threads)
         candidates = BlockCandidates(self._weights, inputs, ladders, "cpu")
         self._report(f"{self._name}, measuring every matrix")
-        exact = self._run(None)
+        exact = self._run(self._edited(candidates, {}))
         options = self._options(candidates, ladders, exact)
 
         def measure(choice: Choice) -> float:
@@ -172,22 +171,14 @@ class _Student:
         taken = {name: candidates.calibrated[name][kind] for name, kind in chosen.items()}
         return edit_graph(graph or self._weights, "cpu", taken, candidates.scales)
 
-    def _run(self, graph: EditedGraph | None) -> NDArray:
-        """The tokens of all batches, [N, T, D]: by the student in float32 if no graph is given."""
-        with self._session(graph) as session:
-            return np.concatenate([session.run(None, feed)[0] for feed in self._feeds])
-
-    @contextmanager
-    def _session(self, graph: EditedGraph | None) -> Iterator[onnxruntime.InferenceSession]:
+    def _run(self, graph: EditedGraph) -> NDArray:
+        """The tokens of all batches, [N, T, D]."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._request.threads
         options.log_severity_level = 4  # what it reports as an error it also raises
-        if graph is None:
-            path = self._bundle.path(self._student.network.file)
-            yield onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            return
         with candidate_file(self._bundle, f"student{self._student.block}", graph) as path:
-            yield onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            return np.concatenate([session.run(None, feed)[0] for feed in self._feeds])
 
     def _time(self, place: Bundle, network: NetworkSpec) -> float:
         """Time of a pass over that of the student in float32, at one batch size."""
